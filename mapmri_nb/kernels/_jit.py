@@ -1,0 +1,111 @@
+"""The only place that names Numba's decorator: options, the disk cache, and the serial-or-parallel decision."""
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., object])
+
+# Lanes are independent sums, so reassociation inside one lane never mixes voxels; NaN and inf keep their meaning.
+BLOCK_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
+CONTRACT = frozenset({"contract"})  # exp and log: reassociation would break their rounding trick
+STALE_AFTER_DAYS = 30
+_launch_pid: int | None = None
+
+
+def _source_digest() -> str:
+    """Digest of every kernel source: nothing above them is compiled, and Numba itself only looks at one file."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    if numba.config.BOUNDSCHECK:  # checked and unchecked objects must never be taken for one another
+        digest.update(b"boundscheck")
+    return digest.hexdigest()[:12]
+
+
+def _cache_base() -> Path:
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "mapmri_nb"
+
+
+def _open_cache() -> Path | None:
+    """Make this version's cache folder and drop those unused for a month; None where nothing can be written."""
+    if os.environ.get("MAPMRI_NB_CACHE", "1") == "0" or numba.config.DISABLE_JIT:
+        return None
+    base = _cache_base()
+    folder = base / f"mapmri_nb-{_source_digest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = folder / "used"
+        if not stamp.exists() or time.time() - stamp.stat().st_mtime > 86400:
+            stamp.touch()
+            for old in base.glob("mapmri_nb-????????????"):
+                used = old / "used"
+                if used.exists() and time.time() - used.stat().st_mtime > STALE_AFTER_DAYS * 86400:
+                    shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+CACHE_DIR = _open_cache()
+
+
+def kernel(fastmath: frozenset[str] = frozenset(), parallel: bool = False) -> Callable[[F], F]:
+    """
+    Compile a function with the house's options: lazily, without the GIL, NumPy's division, cached on disk.
+
+    Parameters
+    ----------
+    fastmath : LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN.
+    parallel : only ``batch`` passes True; twins have distinct names, since the cache key ignores options.
+    """
+
+    def decorate(function: F) -> F:
+        dispatcher = numba.njit(
+            fastmath=set(fastmath) if fastmath else False, parallel=parallel, error_model="numpy", nogil=True
+        )(function)
+        if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
+            previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
+            try:
+                dispatcher.enable_caching()
+            except RuntimeError:  # no writable locator: compile in memory, as with the switch off
+                pass
+            finally:
+                numba.config.CACHE_DIR = previous
+        return dispatcher
+
+    return decorate
+
+
+def n_threads(requested: int | None) -> int:
+    """
+    Threads to use now: 1 means the serial twin.
+
+    The parallel twin is unsafe in a forked child (OpenMP kills it) and, with the workqueue layer, under a caller's
+    thread pool (Numba aborts the process). Both are decided here, at call time.
+    """
+    global _launch_pid
+    limit = int(numba.config.NUMBA_NUM_THREADS)
+    wanted = numba.get_num_threads() if requested is None else min(int(requested), limit)
+    if wanted <= 1 or numba.config.DISABLE_JIT:
+        return 1
+    if threading.current_thread() is not threading.main_thread():
+        return 1
+    if _launch_pid is not None and _launch_pid != os.getpid():
+        return 1
+    import multiprocessing
+
+    if multiprocessing.parent_process() is not None:  # a worker of someone's pool: one level of threads at a time
+        return 1
+    _launch_pid = os.getpid()
+    return wanted

@@ -1,0 +1,75 @@
+"""One-dimensional Hermite functions by their stable recurrence, and rows of the anisotropic basis at points."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import kernel
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@kernel()
+def hermite_functions(t: float, out: Array) -> None:
+    """
+    Orthonormal Hermite functions h_0(t) .. h_N(t) into `out` (N+1,).
+
+    h_{n+1} = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_{n-1}, h_0 = pi^(-1/4) exp(-t^2/2); 1e-15 up to n = 30.
+    """
+    out[0] = math.pi**-0.25 * math.exp(-0.5 * t * t)
+    if out.size > 1:
+        out[1] = math.sqrt(2.0) * t * out[0]
+    for n in range(1, out.size - 1):
+        out[n + 1] = math.sqrt(2.0 / (n + 1)) * t * out[n] - math.sqrt(n / (n + 1.0)) * out[n - 1]
+
+
+@kernel()
+def _rows(points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array) -> None:
+    """Products of Hermite functions of scale * points, one row a point; sign (-1)^(N/2) where `alternate`."""
+    degree = 0
+    for a in range(index.shape[0]):
+        degree = max(degree, max(index[a, 0], max(index[a, 1], index[a, 2])))
+    h = np.empty((3, degree + 1))
+    for k in range(points.shape[0]):
+        for axis in range(3):
+            hermite_functions(scale[axis] * points[k, axis], h[axis])
+        for a in range(index.shape[0]):
+            value = factor * h[0, index[a, 0]] * h[1, index[a, 1]] * h[2, index[a, 2]]
+            if alternate and (index[a, 0] + index[a, 1] + index[a, 2]) % 4 == 2:
+                value = -value
+            out[k, a] = value
+
+
+@kernel()
+def signal_rows(q: Array, mu: Array, index: IntArray, out: Array) -> None:
+    """
+    Rows of the signal basis Phi_n(q) [Ozarslan 2013, Eq. 22].
+
+    Parameters
+    ----------
+    q : (K, 3) in the voxel's frame, 1/mm. mu : (3,) mm. index : (n, 3). out : (K, n), written.
+
+    Notes
+    -----
+    Phi_n(q) = (-1)^(N/2) pi^(3/4) prod h_ni(2 pi mu_i q_i), real for even N.
+    """
+    _rows(q, 2.0 * math.pi * mu, math.pi**0.75, True, index, out)
+
+
+@kernel()
+def propagator_rows(r: Array, mu: Array, index: IntArray, out: Array) -> None:
+    """
+    Rows of the propagator basis Psi_n(r), 1/mm^3 [Ozarslan 2013, Eq. 23].
+
+    Parameters
+    ----------
+    r : (K, 3) in the voxel's frame, mm. mu : (3,) mm. index : (n, 3). out : (K, n), written.
+
+    Notes
+    -----
+    Psi_n(r) = pi^(3/4) prod h_ni(r_i/mu_i) / ((2 pi)^(3/2) mu1 mu2 mu3).
+    """
+    factor = math.pi**0.75 / ((2.0 * math.pi) ** 1.5 * mu[0] * mu[1] * mu[2])
+    _rows(r, 1.0 / mu, factor, False, index, out)
