@@ -1,6 +1,7 @@
 """Linear algebra of the kernels: exp and log that vectorise, small dense factorisations of one voxel, and of blocks."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,18 +151,22 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
     Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
 
     An extra row n below the matrix holds a right-hand side, whose forward solution is then free.
-    `pivot` (V,) receives the smallest pivot relative to its own diagonal entry: <= n eps means not positive definite
-    (the factor then holds NaN or rounding noise and must not be used).
+    `pivot` (2, V): row 0 receives the smallest pivot relative to its own diagonal entry; not above n eps means not
+    positive definite, and the factor must not be used. Row 1 is scratch.
     """
     lanes = A.shape[1]
+    smallest, diagonal = pivot[0], pivot[1]
     for l in range(lanes):
-        pivot[l] = 1.0
+        smallest[l] = 1.0
     for i in range(n + 1):
         ri = i * (i + 1) // 2
+        if i < n:
+            s = A[ri + i]
+            for l in range(lanes):
+                diagonal[l] = s[l]
         for j in range(min(i + 1, n)):
             rj = j * (j + 1) // 2
             s = A[ri + j]
-            first = A[rj]  # j == i: row i's own start, L_i0, still needed; its sum is taken below
             for k in range(0, j - 3, 4):
                 x0, x1, x2, x3 = A[ri + k], A[ri + k + 1], A[ri + k + 2], A[ri + k + 3]
                 y0, y1, y2, y3 = A[rj + k], A[rj + k + 1], A[rj + k + 2], A[rj + k + 3]
@@ -176,19 +181,9 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
                 for l in range(lanes):
                     s[l] *= d[l]
             else:
-                _pivot(A, ri, i, pivot)
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _pivot(A: Array, ri: int, i: int, pivot: Array) -> None:
-    """Turn the pivot of row i into 1/L_ii; the row's original diagonal is pivot + sum of squares before it."""
-    s = A[ri + i]
-    for l in range(s.size):
-        total = s[l]
-        for k in range(i):
-            total += A[ri + k, l] * A[ri + k, l]
-        pivot[l] = min(pivot[l], s[l] / total)
-        s[l] = 1.0 / math.sqrt(s[l])
+                for l in range(lanes):
+                    smallest[l] = min(smallest[l], s[l] / diagonal[l])
+                    s[l] = 1.0 / math.sqrt(s[l])
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -227,3 +222,48 @@ def block_copy(source: Array, out: Array, rows: int) -> None:
         a, b = source[r], out[r]
         for l in range(a.size):
             b[l] = a[l]
+
+
+class SparseMap(NamedTuple):
+    """Sparse linear map between rows: out[dst] = sum coef x[src]; rows padded to whole pairs of terms, uint64 tables."""
+
+    dst: NDArray[np.uint64]
+    ptr: NDArray[np.uint64]
+    src: NDArray[np.uint64]
+    coef: Array
+
+
+def sparse_map(rows: NDArray[np.int64], cols: NDArray[np.int64], coef: Array, n_rows: int) -> SparseMap:
+    """
+    Build a SparseMap from triplets; every row 0 .. n_rows-1 is written, empty ones with zero.
+
+    Tables are uint64: signed indices would cost a wrap-around test at every access.
+    """
+    keep = coef != 0.0
+    rows, cols, coef = rows[keep], cols[keep], coef[keep]
+    count = np.bincount(rows, minlength=n_rows)
+    short = np.concatenate([np.repeat(np.arange(n_rows), (count % 2) + 2 * (count == 0))])
+    rows = np.concatenate([rows, short])
+    cols = np.concatenate([cols, np.zeros(len(short), np.int64)])
+    coef = np.concatenate([coef, np.zeros(len(short))])
+    order = np.argsort(rows, kind="stable")
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    unsigned = [np.ascontiguousarray(x, dtype=np.uint64) for x in (np.arange(n_rows), ptr, cols[order])]
+    return SparseMap(*unsigned, np.ascontiguousarray(coef[order], dtype=np.float64))
+
+
+@kernel(fastmath=BLOCK_MATH)
+def block_map(m: SparseMap, x: Array, out: Array) -> None:
+    """Apply a SparseMap to V lanes, two terms at a time."""
+    lanes = x.shape[1]
+    one, two = np.uint64(1), np.uint64(2)
+    for o in range(m.dst.size):
+        y = out[m.dst[o]]
+        t = m.ptr[o]
+        a, b, ca, cb = x[m.src[t]], x[m.src[t + one]], m.coef[t], m.coef[t + one]
+        for l in range(lanes):
+            y[l] = ca * a[l] + cb * b[l]
+        for t in range(m.ptr[o] + two, m.ptr[o + 1], two):
+            a, b, ca, cb = x[m.src[t]], x[m.src[t + one]], m.coef[t], m.coef[t + one]
+            for l in range(lanes):
+                y[l] += ca * a[l] + cb * b[l]

@@ -1,0 +1,408 @@
+"""
+From a block of signals to the normal equations M'M and M'y, through moments, and back from coefficients to signals.
+
+Every row of the design is g = exp(-b u'Du) times a polynomial in q, so M'M is a fixed sparse linear map of the even
+moments sum_k g_k^2 q_k^alpha of degree <= 2N, and M'y of those of g y of degree <= N: M is never formed. Moments are
+taken in the fixed frame of the b-vectors by a constant matrix product, rotated to the voxel's frame by shears, scaled
+by (2 pi mu_i q_ref)^alpha_i, and mapped: monomials -> Hermite moments -> products H_n H_m = sum_t 2^t t! C(n,t) C(m,t)
+H_(n+m-2t). The layout is [row][V], voxels last.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ordering
+from ._jit import BLOCK_MATH, kernel
+from .linalg import SparseMap, block_map, block_product, exp, sparse_map
+from .tensor import UNIT, design_matrix, pad4
+
+Array = NDArray[np.float64]
+Pairs = NDArray[np.uint64]
+
+
+class OrderTables(NamedTuple):
+    """Constants of one radial order; coefficients in block order (`ordering.block_index_table`)."""
+
+    exponents: NDArray[np.uint64]  # (n2, 3) monomials of degree <= 2N
+    exponents_low: NDArray[np.uint64]  # (n, 3) monomials of degree <= N
+    shears: Pairs  # (4, p2, 2) for x += t y, y += t x, y += t z, z += t y on moments of degree <= 2N
+    shears_low: Pairs  # (4, p, 2) the same for degree <= N
+    hermite: SparseMap  # (n2 -> n2) monomial to Hermite moments
+    gram: SparseMap  # (n2 -> n(n+1)/2) Hermite moments to packed M'M
+    right: SparseMap  # (n -> n) monomial moments of g y to M'y
+    synthesis: SparseMap  # (n -> n) its transpose: coefficients to the monomials of the fitted polynomial
+    permutation: NDArray[np.uint64]  # (n,) position in DIPY's order of each coefficient
+    index: NDArray[np.int64]  # (n, 3)
+    origin: Array  # (n,) B_n
+
+
+class Scheme(NamedTuple):
+    """Constants of one gradient table at one order."""
+
+    design: Array  # (n, 6): log g = design @ (D / UNIT); b at the mean tau, so that g is the basis' own Gaussian
+    high: Array  # (n2 4, n 4) q^alpha, degree <= 2N, q in units of q_ref, padded
+    low: Array  # (n 4, n 4) degree <= N
+    low_t: Array  # its transpose, padded
+    wave: float  # 2 pi q_ref, 1/mm
+
+
+def _linearisation(order: int) -> Array:
+    """Coefficients c[n, m, t] of h_n h_m = sum_t c h_(n+m-2t), h_n = H_n / sqrt(2^n n!)."""
+    out = np.zeros((order + 1, order + 1, order + 1))
+    f = math.factorial
+    for n in range(order + 1):
+        for m in range(order + 1):
+            for t in range(min(n, m) + 1):
+                p = n + m - 2 * t
+                ratio = 2.0**p * f(p) / (2.0**n * f(n) * 2.0**m * f(m))
+                out[n, m, t] = 2.0**t * f(t) * math.comb(n, t) * math.comb(m, t) * math.sqrt(ratio)
+    return out
+
+
+def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
+    """Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree)."""
+    one = [ordering.hermite_coefficients(k) for k in range(int(exponents.max()) + 1)]
+    where = ordering.positions(ordering.monomials(int(exponents.sum(1).max())))
+    rows, cols, coef = [], [], []
+    for r, (n1, n2, n3) in enumerate(exponents):
+        for a in range(n1 % 2, n1 + 1, 2):
+            for b in range(n2 % 2, n2 + 1, 2):
+                for c in range(n3 % 2, n3 + 1, 2):
+                    rows.append(r)
+                    cols.append(where[a, b, c])
+                    coef.append(sign[r] * one[n1][a] * one[n2][b] * one[n3][c])
+    return sparse_map(np.array(rows), np.array(cols), np.array(coef), len(exponents))
+
+
+def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
+    """Packed lower M'M from Hermite moments; vectorised over pairs (plain Python took two seconds)."""
+    lookup = np.zeros((2 * order + 1,) * 3, np.int64)
+    exponents = ordering.monomials(2 * order)
+    lookup[tuple(exponents.T)] = np.arange(len(exponents))
+    i, j = np.tril_indices(len(index))
+    n, m = index[i], index[j]
+    sign = (-1.0) ** ((n.sum(1) + m.sum(1)) // 2)
+    most = np.minimum(n, m)
+    table = _linearisation(order)
+    rows, cols, coef = [], [], []
+    for t in np.ndindex((order + 1,) * 3):
+        on = np.flatnonzero((most >= t).all(1))
+        if len(on) == 0:
+            continue
+        p = n[on] + m[on] - 2 * np.array(t)
+        rows.append(on)
+        cols.append(lookup[tuple(p.T)])
+        coef.append(sign[on] * np.prod([table[n[on, a], m[on, a], t[a]] for a in range(3)], axis=0))
+    return sparse_map(np.concatenate(rows), np.concatenate(cols), np.concatenate(coef), len(i))
+
+
+def _shear_pairs(degree: int) -> Pairs:
+    """
+    Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y, in place.
+
+    With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x), (y,z), (z,y).
+    """
+    where = ordering.positions(ordering.monomials(degree))
+    out = []
+    for a, b in ((0, 1), (1, 0), (1, 2), (2, 1)):
+        pairs = []
+        for total in range(0, degree + 1, 2):
+            for rest in range(total + 1):
+                m = total - rest
+                e = np.zeros((m + 1, 3), np.int64)
+                e[:, a], e[:, b], e[:, 3 - a - b] = np.arange(m + 1), m - np.arange(m + 1), rest
+                at = [where[int(x), int(y), int(z)] for x, y, z in e]
+                pairs += [(at[i], at[i - 1]) for r in range(1, m + 1) for i in range(m, r - 1, -1)]
+        out.append(pairs)
+    return np.array(out, np.uint64).reshape(4, -1, 2)
+
+
+def _transposed(m: SparseMap) -> SparseMap:
+    count = np.diff(m.ptr.astype(np.int64))
+    return sparse_map(m.src.astype(np.int64), np.repeat(m.dst.astype(np.int64), count), m.coef, len(count))
+
+
+@lru_cache
+def order_tables(order: int) -> OrderTables:
+    """Build, once per process, the constants of a radial order."""
+    index = ordering.block_index_table(order)
+    high, low = ordering.monomials(2 * order), ordering.monomials(order)
+    right = _hermite_map(index, (-1.0) ** (index.sum(1) // 2))
+    return OrderTables(
+        high.astype(np.uint64),
+        low.astype(np.uint64),
+        _shear_pairs(2 * order),
+        _shear_pairs(order),
+        _hermite_map(high, np.ones(len(high))),
+        _gram_map(index, order),
+        right,
+        _transposed(right),
+        ordering.class_permutation(order).astype(np.uint64),
+        index.copy(),
+        ordering.origin_values(index),
+    )
+
+
+def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
+    """Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis' Gaussian, 4 pi^2 q^2 tau."""
+    length = np.linalg.norm(qvecs, axis=1)
+    reference = float(length.max()) or 1.0
+    unit = qvecs / np.where(length > 0, length, 1.0)[:, None]
+    s = qvecs / reference
+    high, low = (
+        np.prod(s[None] ** ordering.monomials(degree)[:, None, :], axis=2) for degree in (2 * order, order)
+    )
+    design = design_matrix(4 * math.pi**2 * length**2 * tau, unit) * UNIT
+    return Scheme(np.ascontiguousarray(design), pad4(high), pad4(low), pad4(low.T), 2 * math.pi * reference)
+
+
+class MomentWork(NamedTuple):
+    """Scratch of one block."""
+
+    g: Array  # (n 4, V) the Gaussian
+    gg: Array  # (n 4, V) g^2 times the weights
+    gy: Array  # (n 4, V) g y times the weights; later the fitted signal
+    high: Array  # (n2 4, V)
+    hermite: Array  # (n2, V)
+    low: Array  # (n 4, V)
+    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref
+    angles: Array  # (6, V) tan(half) and sin of the three rotations
+
+
+@kernel()
+def workspace(n_rows: int, n_high: int, n_high4: int, n_low4: int, order: int, lanes: int) -> MomentWork:
+    """Scratch for the kernels below; n_rows is the padded number of volumes."""
+    return MomentWork(
+        np.zeros((n_rows, lanes)),
+        np.zeros((n_rows, lanes)),
+        np.zeros((n_rows, lanes)),
+        np.zeros((n_high4, lanes)),
+        np.zeros((n_high, lanes)),
+        np.zeros((n_low4, lanes)),
+        np.zeros((3 * (2 * order + 1), lanes)),
+        np.zeros((6, lanes)),
+    )
+
+
+@kernel()
+def frame_angles(R: Array, angles: Array, lane: int) -> None:
+    """
+    Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles within 90 degrees.
+
+    Writes tan(half angle) and sin of a, b, c at one lane of `angles` (6, V): |tan| <= 1 keeps the shears stable.
+    """
+    if R[2, 2] < 0.0:
+        for i in range(3):
+            R[i, 1] = -R[i, 1]
+            R[i, 2] = -R[i, 2]
+    sb = math.sqrt(R[0, 2] * R[0, 2] + R[1, 2] * R[1, 2])
+    sa, ca = 0.0, 1.0
+    if sb > 1e-300:
+        sa = R[0, 2] / sb
+        ca = -R[1, 2] / sb
+    if ca < 0.0:
+        sa, ca, sb = -sa, -ca, -sb
+    cb = R[2, 2]
+    cc = R[0, 0] * ca + R[1, 0] * sa
+    if cc < 0.0:
+        for i in range(3):
+            R[i, 0] = -R[i, 0]
+            R[i, 1] = -R[i, 1]
+        cc = -cc
+    sc = cb * (ca * R[1, 0] - sa * R[0, 0]) + sb * R[2, 0]
+    angles[0, lane] = sa / (1.0 + ca)
+    angles[1, lane] = sa
+    angles[2, lane] = sb / (1.0 + cb)
+    angles[3, lane] = sb
+    angles[4, lane] = sc / (1.0 + cc)
+    angles[5, lane] = sc
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _shear(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
+    """Moments of x + sign t y from those of x, in place."""
+    for k in range(pairs.shape[0]):
+        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
+        for l in range(t.size):
+            a[l] += sign * t[l] * b[l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _shear_adjoint(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
+    """The transpose of `_shear`."""
+    for r in range(pairs.shape[0]):
+        k = pairs.shape[0] - 1 - r
+        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
+        for l in range(t.size):
+            b[l] += sign * t[l] * a[l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _shear_adjoint_inverse(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
+    """The inverse of `_shear_adjoint`."""
+    for k in range(pairs.shape[0]):
+        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
+        for l in range(t.size):
+            b[l] -= sign * t[l] * a[l]
+
+
+@kernel()
+def rotate(shears: Pairs, angles: Array, M: Array) -> None:
+    """Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
+    for k in range(3):
+        first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
+        _shear(first, angles[2 * k], 1.0, M)
+        _shear(second, angles[2 * k + 1], -1.0, M)
+        _shear(first, angles[2 * k], 1.0, M)
+
+
+@kernel()
+def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
+    """The transpose of `rotate`: a polynomial in the voxel's frame to the same polynomial in the fixed frame."""
+    for r in range(3):
+        k = 2 - r
+        first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
+        _shear_adjoint(first, angles[2 * k], 1.0, M)
+        _shear_adjoint(second, angles[2 * k + 1], -1.0, M)
+        _shear_adjoint(first, angles[2 * k], 1.0, M)
+
+
+@kernel()
+def rotate_polynomial(shears: Pairs, angles: Array, M: Array) -> None:
+    """The inverse of `rotate_back`: a polynomial in the fixed frame to the voxel's frame."""
+    for k in range(3):
+        first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
+        _shear_adjoint_inverse(first, angles[2 * k], 1.0, M)
+        _shear_adjoint_inverse(second, angles[2 * k + 1], -1.0, M)
+        _shear_adjoint_inverse(first, angles[2 * k], 1.0, M)
+
+
+@kernel(fastmath=BLOCK_MATH)
+def gaussian(design: Array, D: Array, g: Array) -> None:
+    """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
+    b0, b1, b2, b3, b4, b5 = D[0], D[1], D[2], D[3], D[4], D[5]
+    f = 1.0 / UNIT
+    for k in range(design.shape[0]):
+        x = design[k]
+        x0, x1, x2, x3, x4, x5 = f * x[0], f * x[1], f * x[2], f * x[3], f * x[4], f * x[5]
+        out = g[k]
+        for l in range(out.size):
+            out[l] = exp(x0 * b0[l] + x1 * b1[l] + x2 * b2[l] + x3 * b3[l] + x4 * b4[l] + x5 * b5[l])
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _weigh(g: Array, y: Array, w: Array, plain: bool, n: int, gg: Array, gy: Array) -> None:
+    """gg = w g^2, gy = w g y."""
+    for k in range(n):
+        a, b, c, d = g[k], y[k], gg[k], gy[k]
+        for l in range(a.size):
+            c[l] = a[l] * a[l]
+            d[l] = a[l] * b[l]
+        if not plain:
+            weight = w[k]
+            for l in range(a.size):
+                c[l] *= weight[l]
+                d[l] *= weight[l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
+    """Row axis (degree + 1) + k: (wave mu_axis)^k."""
+    for axis in range(3):
+        m = mu[axis]
+        for k in range(degree + 1):
+            row = power[axis * (degree + 1) + k]
+            if k == 0:
+                for l in range(m.size):
+                    row[l] = 1.0
+            else:
+                before = power[axis * (degree + 1) + k - 1]
+                for l in range(m.size):
+                    row[l] = before[l] * (wave * m[l])
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -> None:
+    """Multiply each monomial by its powers of the scales."""
+    stride = np.uint64(degree + 1)
+    for r in range(exponents.shape[0]):
+        a = power[exponents[r, 0]]
+        b = power[stride + exponents[r, 1]]
+        c = power[stride + stride + exponents[r, 2]]
+        row = M[r]
+        for l in range(row.size):
+            row[l] *= a[l] * b[l] * c[l]
+
+
+@kernel()
+def normal_equations(
+    t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: bool,
+    work: MomentWork, G: Array, rhs: Array,
+) -> None:  # fmt: skip
+    """
+    Packed M'M (n(n+1)/2, V) and M'y (n, V), in block order, of the basis at mu (3, V) in the frame of work.angles.
+
+    Parameters
+    ----------
+    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : False leaves the fixed frame.
+    """
+    gaussian(s.design, D, work.g)
+    _weigh(work.g, y, w, plain, s.design.shape[0], work.gg, work.gy)
+    block_product(s.high, work.gg, work.high)
+    block_product(s.low, work.gy, work.low)
+    if turn:
+        rotate(t.shears, work.angles, work.high)
+        rotate(t.shears_low, work.angles, work.low)
+    _powers(mu, s.wave, 2 * order, work.power)
+    _scale(t.exponents, 2 * order, work.power, work.high)
+    _scale(t.exponents_low, 2 * order, work.power, work.low)
+    block_map(t.hermite, work.high, work.hermite)
+    block_map(t.gram, work.hermite, G)
+    block_map(t.right, work.low, rhs)
+
+
+@kernel()
+def fitted_signal(
+    t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, turn: bool, work: MomentWork, out: Array
+) -> None:
+    """
+    Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), by the transpose of the way to M'y.
+
+    `work.g` and `work.angles` belong to these voxels; coef (n, V) in block order.
+    """
+    block_map(t.synthesis, coef, work.low)
+    _powers(mu, s.wave, 2 * order, work.power)
+    _scale(t.exponents_low, 2 * order, work.power, work.low)
+    if turn:
+        rotate_back(t.shears_low, work.angles, work.low)
+    block_product(s.low_t, work.low, out)
+    for k in range(s.design.shape[0]):
+        a, b = out[k], work.g[k]
+        for l in range(a.size):
+            a[l] *= b[l]
+
+
+@kernel()
+def turn_coefficients(t: OrderTables, angles: Array, root: Array, inverse: bool, M: Array) -> None:
+    """
+    Rotate Hermite coefficients at equal scales, in place: fixed frame to voxel frame, or back where `inverse`.
+
+    M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a
+    polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
+    """
+    for r in range(root.size):
+        row = M[r]
+        for l in range(row.size):
+            row[l] /= root[r]
+    if inverse:
+        rotate_back(t.shears_low, angles, M)
+    else:
+        rotate_polynomial(t.shears_low, angles, M)
+    for r in range(root.size):
+        row = M[r]
+        for l in range(row.size):
+            row[l] *= root[r]

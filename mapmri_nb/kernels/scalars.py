@@ -1,0 +1,188 @@
+"""
+Index formulas, one voxel at a time: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and mu (3,) in mm.
+
+Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against three-dimensional quadrature.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import laplacian, ordering
+from ._jit import kernel
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class IndexTables(NamedTuple):
+    """Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's group first."""
+
+    even: IntArray  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
+    origin: Array  # (k,) B_n
+    to_origin: Array  # (k,) B_n (-1)^(N/2)
+    to_axis: Array  # (k,) B_n (-1)^((n2+n3)/2)
+    to_plane: Array  # (k,) B_n (-1)^(n1/2)
+    twice: Array  # (k, 3) 1 + 2 n_i
+    par_ptr: IntArray  # groups of equal n1 (n2, n3 even)
+    par_src: IntArray
+    par_weight: Array
+    perp_ptr: IntArray  # groups of equal (n2, n3) (n1 even), odd-odd pairs included
+    perp_src: IntArray
+    perp_weight: Array
+    lap_ptr: IntArray  # (7,) terms of a'La by factor of mu
+    lap_row: IntArray
+    lap_col: IntArray
+    lap_coef: Array
+
+
+def _groups(keys: IntArray, weight: Array) -> tuple[IntArray, IntArray, Array]:
+    """Rows of nonzero weight sorted by key: pointers, positions, weights."""
+    on = np.flatnonzero(weight)
+    order = on[np.argsort(keys[on], kind="stable")]
+    bounds = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
+    return np.append(bounds, len(order)).astype(np.int64), order, weight[order]
+
+
+def _laplacian_terms(order: int) -> tuple[IntArray, IntArray, IntArray, Array]:
+    """Terms of a'La sorted by factor, in DIPY's order, both triangles in one."""
+    t, place = laplacian.tables(order), ordering.class_permutation(order)
+    by = np.argsort(t.factor, kind="stable")
+    row, col = place[t.row[by].astype(np.int64)], place[t.column[by].astype(np.int64)]
+    ptr = np.searchsorted(t.factor[by], np.arange(7)).astype(np.int64)
+    return ptr, row, col, t.coefficient[by] * np.where(row == col, 1.0, 2.0)
+
+
+@lru_cache
+def tables(order: int) -> IndexTables:
+    """Constants of the index formulas at a radial order."""
+    n = ordering.index_table(order)
+    axis = np.array([ordering.axis_origin_value(k) for k in range(order + 1)])
+    origin = ordering.origin_values(n)
+    even = np.flatnonzero(origin)
+    m, b = n[even], origin[even]
+    signed = axis * np.where(np.arange(order + 1) % 4 == 2, -1.0, 1.0)  # (-1)^(n/2) sqrt(n!)/n!!
+    return IndexTables(
+        even,
+        b,
+        b * (-1.0) ** (m.sum(1) // 2),
+        b * (-1.0) ** (m[:, 1:].sum(1) // 2),
+        b * (-1.0) ** (m[:, 0] // 2),
+        1.0 + 2.0 * m,
+        *_groups(n[:, 0], signed[n[:, 1]] * signed[n[:, 2]]),
+        *_groups(n[:, 1] * (order + 1) + n[:, 2], signed[n[:, 0]]),
+        *_laplacian_terms(order),
+    )
+
+
+@kernel()
+def _dot(t: IndexTables, weight: Array, coef: Array) -> float:
+    total = 0.0
+    for k in range(t.even.size):
+        total += weight[k] * coef[t.even[k]]
+    return total
+
+
+@kernel()
+def rtop(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Return-to-origin probability P(0), 1/mm^3 [Ozarslan 2013, Eq. 36]."""
+    return _dot(t, t.to_origin, coef) / (math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2])
+
+
+@kernel()
+def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Return-to-axis probability, the integral of P along e1, 1/mm^2 [Ozarslan 2013, Eq. 40]."""
+    return _dot(t, t.to_axis, coef) / (2.0 * math.pi * mu[1] * mu[2])
+
+
+@kernel()
+def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm [ibid., Eq. 42]."""
+    return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
+
+
+@kernel()
+def msd(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Mean squared displacement sum a_n B_n sum_i (1 + 2 n_i) mu_i^2, mm^2 [Fick 2016, Eq. D1]."""
+    total = 0.0
+    for k in range(t.even.size):
+        scale = t.twice[k, 0] * mu[0] ** 2 + t.twice[k, 1] * mu[1] ** 2 + t.twice[k, 2] * mu[2] ** 2
+        total += t.origin[k] * scale * coef[t.even[k]]
+    return total
+
+
+@kernel()
+def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
+    total = 0.0
+    for k in range(t.even.size):
+        scale = t.twice[k, 0] / mu[0] ** 2 + t.twice[k, 1] / mu[1] ** 2 + t.twice[k, 2] / mu[2] ** 2
+        total += t.to_origin[k] * scale * coef[t.even[k]]
+    total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
+    return 1.0 / total if total != 0.0 else math.nan
+
+
+@kernel()
+def ng(coef: Array) -> float:
+    """Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's 1e-8 floor."""
+    rest = 0.0
+    for k in range(1, coef.size):
+        rest += coef[k] * coef[k]
+    total = rest + coef[0] * coef[0]
+    return math.sqrt(rest / total) if total > 0.0 else math.nan
+
+
+@kernel()
+def _section_ng(coef: Array, ptr: IntArray, src: IntArray, weight: Array) -> float:
+    first, rest = 0.0, 0.0
+    for group in range(ptr.size - 1):
+        total = 0.0
+        for k in range(ptr[group], ptr[group + 1]):
+            total += weight[k] * coef[src[k]]
+        if group == 0:
+            first = total * total
+        else:
+            rest += total * total
+    return math.sqrt(rest / (first + rest)) if first + rest > 0.0 else math.nan
+
+
+@kernel()
+def ng_parallel(coef: Array, t: IndexTables) -> float:
+    """NG of the section P(x, 0, 0): coefficients of equal n1 are summed before squaring."""
+    return _section_ng(coef, t.par_ptr, t.par_src, t.par_weight)
+
+
+@kernel()
+def ng_perpendicular(coef: Array, t: IndexTables) -> float:
+    """NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under rotation about e1."""
+    return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
+
+
+@kernel()
+def laplacian_norm(coef: Array, mu: Array, t: IndexTables) -> float:
+    """Norm of the Laplacian of the signal, int (lap E)^2 dq = a'La, mm [Fick 2016, Eq. 10]."""
+    total = 0.0
+    for f in range(6):
+        part = 0.0
+        for k in range(t.lap_ptr[f], t.lap_ptr[f + 1]):
+            part += t.lap_coef[k] * coef[t.lap_row[k]] * coef[t.lap_col[k]]
+        i, j = (f, f) if f < 3 else ((0, 1) if f == 3 else ((0, 2) if f == 4 else (1, 2)))
+        total += part * (mu[i] * mu[j]) ** 2 / (mu[0] * mu[1] * mu[2])
+    return total
+
+
+@kernel()
+def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
+    """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian of one voxel into out (9,)."""
+    out[0] = rtop(coef, mu, t)
+    out[1] = rtap(coef, mu, t)
+    out[2] = rtpp(coef, mu, t)
+    out[3] = msd(coef, mu, t)
+    out[4] = qiv(coef, mu, t)
+    out[5] = ng(coef)
+    out[6] = ng_parallel(coef, t)
+    out[7] = ng_perpendicular(coef, t)
+    out[8] = laplacian_norm(coef, mu, t)
