@@ -186,3 +186,10 @@ def iso_to_aniso(order: int) -> Array:
 def aniso_to_iso(order: int) -> Array:
     """Inverse of `iso_to_aniso`, (T'T)^-1 T'."""
     return frozen(np.ascontiguousarray(iso_to_aniso(order).T / iso_norms(order)[:, None]))
+
+
+@lru_cache
+def factorial_roots(order: int) -> Array:
+    """sqrt(n1! n2! n3!) of every function, (n_coef,), in DIPY's order."""
+    f = np.array([sqrt(factorial(k)) for k in range(order + 1)])
+    return frozen(f[index_table(order)].prod(1))

@@ -1,0 +1,215 @@
+"""MapmriFit: rows of coefficients over a mask, and everything that follows from them."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .gradients import GradientTable
+from .indices import INDICES
+from .kernels import batch, moments, ordering, scalars
+from .kernels._jit import n_threads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Array = NDArray[np.float64]
+
+
+class Status(enum.IntFlag):
+    """What happened in a voxel; any of NO_FIT means that every map is NaN there."""
+
+    OK = 0
+    FLOOR = batch.FLOOR  # an eigenvalue of the scale tensor was raised to the floor
+    DROPPED = batch.DROPPED  # samples were missing, had weight other than 1, or were <= 0 (left out of the logarithm)
+    RTOP_NOT_POSITIVE = batch.RTOP_NOT_POSITIVE
+    WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND  # GCV chose an end of its range
+    BY_OSQP = batch.BY_OSQP  # answered by OSQP, the compiled solver's fallback
+    SHIFTED = batch.SHIFTED  # certified after a shift within rounding
+    OUTSIDE = 128  # outside the mask (volumes only)
+    NO_SIGNAL = batch.NO_SIGNAL
+    TOO_FEW = batch.TOO_FEW  # valid samples
+    NOT_DEFINITE = batch.NOT_DEFINITE  # normal matrix not positive definite at this voxel
+    NO_ORIGIN = batch.NO_ORIGIN  # E(0) <= 0 before normalisation
+    NOT_CONVERGED = batch.NOT_CONVERGED
+    NO_FIT = batch.NO_FIT
+
+
+ROWS: dict[str, tuple[int, ...]] = {  # attribute -> trailing shape, -1 for the coefficients
+    "coef": (-1,),
+    "mu": (3,),
+    "mu_tensor": (3,),
+    "R": (3, 3),
+    "S0": (),
+    "laplacian_weight": (),
+    "rmse_rows": (),
+    "r2_rows": (),
+    "kkt": (),
+    "iterations": (),
+    "margin": (),
+    "status": (),
+}
+
+
+class MapmriFit:
+    """
+    A fit of V voxels: plain rows over the mask, in C order of the mask.
+
+    Attributes
+    ----------
+    coef : (V, n) in DIPY's order: anisotropic, in the frame R at scales mu; isotropic, in the b-vectors' frame.
+    mu : (V, 3) mm, scales of the basis ((u0, u0, u0) when isotropic). mu_tensor : (V, 3) mm, the tensor's.
+    R : (V, 3, 3), columns e1 e2 e3. S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
+    mask : bool volume. gtab : the gradient table. options : what the model was told.
+
+    Methods return volumes of the mask's shape, NaN outside it and where the status says there is no fit.
+    """
+
+    coef: Array
+    mu: Array
+    mu_tensor: Array
+    R: Array
+    S0: Array
+    laplacian_weight: Array
+    status: NDArray[np.int64]
+
+    def __init__(
+        self, rows: dict[str, NDArray[Any]], mask: NDArray[np.bool_], options: dict[str, Any], gtab: GradientTable
+    ) -> None:
+        self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        for name in ROWS:
+            setattr(self, name, rows[name])
+        self.order = int(options["radial_order"])
+        self.isotropic = options["basis"] == "isotropic"
+        self._nine: Array | None = None
+        self._hermite: Array | None = None
+
+    @classmethod
+    def from_rows(
+        cls, rows: dict[str, NDArray[Any]], mask: NDArray[np.bool_], options: dict[str, Any], gtab: GradientTable
+    ) -> MapmriFit:
+        """A fit from its stored rows."""
+        return cls(rows, mask, options, gtab)
+
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """The stored rows over the mask."""
+        return self._rows
+
+    def volume(self, rows: NDArray[Any], fill: float = np.nan) -> NDArray[Any]:
+        """Rows (V, ...) over the mask as a volume (*mask.shape, ...), `fill` outside."""
+        out = np.full(self.mask.shape + rows.shape[1:], fill, dtype=rows.dtype)
+        out[self.mask] = rows
+        return out
+
+    def hermite_coef(self) -> Array:
+        """Hermite coefficients (V, n) in the tensor's frame R at scales `mu`, for both bases."""
+        if not self.isotropic:
+            return self.coef
+        if self._hermite is None:
+            self._hermite = self._turn(self.coef @ ordering.iso_to_aniso(self.order).T, inverse=False)
+        return self._hermite
+
+    def _turn(self, coef: Array, inverse: bool) -> Array:
+        """Rotate Hermite coefficients at equal scales between the b-vectors' frame and the tensor's."""
+        out = np.array(coef, order="C")
+        batch.turn(out, self.R, moments.order_tables(self.order), ordering.factorial_roots(self.order), inverse)
+        return out
+
+    def index_rows(self, name: str) -> Array:
+        """One of the nine closed-form indices as rows (V,)."""
+        if self._nine is None:
+            self._nine = np.empty((len(self.coef), 9))
+            threads = n_threads(None)
+            run = batch.indices_serial if threads == 1 else batch.indices_parallel
+            coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
+            run(coef, mu, scalars.tables(self.order), 8 * threads, self._nine)
+        rows: Array = self._nine[:, INDICES[name].column]
+        return rows
+
+    def _index(self, name: str) -> Array:
+        return self.volume(self.index_rows(name))
+
+    def rtop(self) -> Array:
+        """Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36]."""
+        return self._index("rtop")
+
+    def rtap(self) -> Array:
+        """Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40]."""
+        return self._index("rtap")
+
+    def rtpp(self) -> Array:
+        """Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42]."""
+        return self._index("rtpp")
+
+    def msd(self) -> Array:
+        """Mean squared displacement, mm^2 [Fick 2016, Eq. D1]."""
+        return self._index("msd")
+
+    def qiv(self) -> Array:
+        """Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
+        return self._index("qiv")
+
+    def lapnorm(self) -> Array:
+        """Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10]."""
+        return self._index("lapnorm")
+
+    def rmse(self) -> Array:
+        """Root mean squared residual in the data's units, over the valid samples, b0 included."""
+        return self.volume(self._rows["rmse_rows"])
+
+    def r2(self) -> Array:
+        """Coefficient of determination over the valid samples, b0 included."""
+        return self.volume(self._rows["r2_rows"])
+
+    def ng(self) -> Array:
+        """Non-Gaussianity, 0 to 1: the sine of the angle between P and the tensor's Gaussian [Ozarslan 2013, Eq. 58]."""
+        return self._index("ng")
+
+    def ng_par(self) -> Array:
+        """Non-Gaussianity of the section along e1; anisotropic basis only."""
+        self._need_anisotropic("ng_par")
+        return self._index("ng_par")
+
+    def ng_perp(self) -> Array:
+        """Non-Gaussianity of the section normal to e1; anisotropic basis only."""
+        self._need_anisotropic("ng_perp")
+        return self._index("ng_perp")
+
+    def _need_anisotropic(self, name: str) -> None:
+        if self.isotropic:
+            raise ValueError(f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'")
+
+    def index(self, name: str) -> Array:
+        """The map of an index by its name in `INDICES`."""
+        return getattr(self, INDICES[name].name)()  # type: ignore[no-any-return]
+
+    def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
+        """
+        Signals S0 E at a gradient table, (*mask.shape, n).
+
+        Parameters
+        ----------
+        gtab : the table (its own deltas are used); default: the fitted one.
+        S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
+        """
+        table = self.gtab if gtab is None else GradientTable.of(gtab)
+        coef = self.hermite_coef()
+        scheme = moments.scheme(table.qvecs, self.gtab.tau, self.order)
+        out = np.empty((len(coef), len(table)))
+        batch.predict(
+            np.ascontiguousarray(coef), np.ascontiguousarray(self.mu), np.ascontiguousarray(self.R), self.gtab.tau,
+            moments.order_tables(self.order), scheme, self.order, out,
+        )  # fmt: skip
+        scale = self.S0 if S0 is None else np.asarray(S0, float)
+        if scale.ndim and scale.shape == self.mask.shape:
+            scale = scale[self.mask]
+        return self.volume(out * (scale[:, None] if scale.ndim else scale))
+
+    def save(self, folder: str | Path, **kwargs: Any) -> None:
+        """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
+        from . import io
+
+        io.save_fit(self, folder, **kwargs)

@@ -1,0 +1,57 @@
+"""The one table of scalar maps: what each is called in code, in files and in pictures, and its unit as a power of length."""
+
+from typing import NamedTuple
+
+
+class Index(NamedTuple):
+    """One scalar map: accessor of the fit, BIDS label, power of length (mm inside), and what a caption says."""
+
+    name: str
+    label: str
+    power: int
+    long_name: str
+    column: int = -1  # in the kernel `scalars.nine_indices`; -1: computed by its own accessor
+
+    def unit(self, units: str = "mm") -> str:
+        """Unit of the map, "1" for a number."""
+        return "1" if self.power == 0 else (units if self.power == 1 else f"{units}^{self.power}")
+
+
+INDICES: dict[str, Index] = {
+    i.name: i
+    for i in (
+        Index("rtop", "rtop", -3, "return-to-origin probability", 0),
+        Index("rtap", "rtap", -2, "return-to-axis probability", 1),
+        Index("rtpp", "rtpp", -1, "return-to-plane probability", 2),
+        Index("msd", "msd", 2, "mean squared displacement", 3),
+        Index("qiv", "qiv", 5, "q-space inverse variance", 4),
+        Index("ng", "ng", 0, "non-Gaussianity", 5),
+        Index("ng_par", "ngpar", 0, "parallel non-Gaussianity", 6),
+        Index("ng_perp", "ngperp", 0, "perpendicular non-Gaussianity", 7),
+        Index("lapnorm", "lapnorm", 1, "norm of the Laplacian of the signal", 8),
+        Index("pa", "pa", 0, "propagator anisotropy"),
+        Index("pa_dti", "padti", 0, "propagator anisotropy of the tensor"),
+    )
+}
+ANISOTROPIC_ONLY = ("ng_par", "ng_perp")
+
+
+def unit_factor(power: int, units: str) -> float:
+    """Factor from the inner millimetres to `units` ("mm" or "um") for a quantity of length^power."""
+    if units not in ("mm", "um"):
+        raise ValueError(f"units must be 'mm' or 'um', not {units!r}")
+    return 1.0 if units == "mm" else 1000.0**power
+
+
+def select(names: str | list[str] | None, basis: str) -> list[str]:
+    """Names of the indices to compute: None or "all" for every one the basis has, else a list or "a,b,c"."""
+    available = [n for n in INDICES if basis == "anisotropic" or n not in ANISOTROPIC_ONLY]
+    if names is None or names == "all":
+        return available
+    wanted = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in INDICES:
+            raise ValueError(f"indices: {name!r} is not one of {', '.join(INDICES)}")
+        if name not in available:
+            raise ValueError(f"indices: {name!r} has no meaning for the {basis} basis")
+    return wanted
