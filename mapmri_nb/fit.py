@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .gradients import GradientTable
 from .indices import INDICES
 from .kernels import batch, moments, ordering, scalars
-from .kernels._jit import n_threads
+from .kernels._jit import n_threads, spread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,10 +123,9 @@ class MapmriFit:
         """One of the nine closed-form indices as rows (V,)."""
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
-            threads = n_threads(None)
-            run = batch.indices_serial if threads == 1 else batch.indices_parallel
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
-            run(coef, mu, scalars.tables(self.order), 8 * threads, self._nine)
+            call = partial(batch.indices, coef, mu, scalars.tables(self.order), self._nine)
+            spread(call, len(coef), batch.LANES, n_threads(None))
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 

@@ -1,11 +1,14 @@
-"""The only place that names Numba's decorator: options, the disk cache, and the serial-or-parallel decision."""
+"""The only place that names Numba's decorator: options, the disk cache, and threads."""
 
 import hashlib
+import itertools
+import multiprocessing
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., object])
 BLOCK_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 CONTRACT = frozenset({"contract"})  # exp and log: reassociation would break their rounding trick
 STALE_AFTER_DAYS = 30
-_launch_pid: int | None = None
+_PID = os.getpid()
 
 
 def _source_digest() -> str:
@@ -60,20 +63,17 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(fastmath: frozenset[str] = frozenset(), parallel: bool = False) -> Callable[[F], F]:
+def kernel(fastmath: frozenset[str] = frozenset()) -> Callable[[F], F]:
     """
-    Compile a function with the house's options: lazily, without the GIL, NumPy's division, cached on disk.
+    Compile a function with the house's options: lazily, without the GIL, with NumPy's division, cached on disk.
 
-    Parameters
-    ----------
-    fastmath : LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN.
-    parallel : only ``batch`` passes True; twins have distinct names, since the cache key ignores options.
+    `fastmath` names LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN. No option
+    comes from the environment, since the cache key ignores options.
     """
 
     def decorate(function: F) -> F:
-        dispatcher = numba.njit(
-            fastmath=set(fastmath) if fastmath else False, parallel=parallel, error_model="numpy", nogil=True
-        )(function)
+        flags = set(fastmath) if fastmath else False
+        dispatcher = numba.njit(fastmath=flags, error_model="numpy", nogil=True)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
             try:
@@ -82,30 +82,34 @@ def kernel(fastmath: frozenset[str] = frozenset(), parallel: bool = False) -> Ca
                 pass
             finally:
                 numba.config.CACHE_DIR = previous
-        return dispatcher
+        return dispatcher  # type: ignore[no-any-return]
 
     return decorate
 
 
 def n_threads(requested: int | None) -> int:
-    """
-    Threads to use now: 1 means the serial twin.
+    """Threads to use: by default Numba's current number, but 1 in a pool's thread, a worker or a forked child."""
+    if numba.config.DISABLE_JIT:
+        return 1
+    if requested is not None:
+        return int(requested)
+    inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
+    return 1 if inside or multiprocessing.parent_process() is not None else int(numba.get_num_threads())
 
-    The parallel twin is unsafe in a forked child (OpenMP kills it) and, with the workqueue layer, under a caller's
-    thread pool (Numba aborts the process). Both are decided here, at call time.
-    """
-    global _launch_pid
-    limit = int(numba.config.NUMBA_NUM_THREADS)
-    wanted = numba.get_num_threads() if requested is None else min(int(requested), limit)
-    if wanted <= 1 or numba.config.DISABLE_JIT:
-        return 1
-    if threading.current_thread() is not threading.main_thread():
-        return 1
-    if _launch_pid is not None and _launch_pid != os.getpid():
-        return 1
-    import multiprocessing
 
-    if multiprocessing.parent_process() is not None:  # a worker of someone's pool: one level of threads at a time
-        return 1
-    _launch_pid = os.getpid()
-    return wanted
+def spread(call: Callable[[int, int], object], count: int, grain: int, threads: int) -> None:
+    """
+    Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
+
+    Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they are safe under a
+    caller's thread pool (workqueue aborts the process) and in a forked child (OpenMP kills it).
+    """
+    blocks = -(-count // grain)
+    pieces = min(blocks, 4 * threads)
+    if threads <= 1 or pieces <= 1:
+        call(0, count)
+        return
+    cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(call, a, b) for a, b in itertools.pairwise(cuts)]:
+            done.result()

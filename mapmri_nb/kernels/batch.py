@@ -1,18 +1,17 @@
 """
-Loops over voxels: blocks of V lanes through tensor, moments, weight, solver and output; serial and parallel twins.
+Loops over voxels: blocks of V lanes through tensor, moments, weight, solver and output.
 
-The only file that passes `parallel=True`. A span is a run of blocks with one set of scratch; results do not depend on
-where the cuts lie, since every lane is computed alone.
+Every loop takes rows start to stop, one set of scratch a call, and releases the GIL: `_jit.spread` runs several of them
+in threads. Results do not depend on where the cuts lie, since every lane is computed alone.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from . import gcv, laplacian, moments, qp, scalars, sdp, tensor
+from . import gcv, laplacian, moments, scalars, tensor
 from ._jit import kernel
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
@@ -78,7 +77,7 @@ class Out(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Scratch of a span."""
+    """Scratch of one call."""
 
     y: Array  # (n 4, V) samples, missing ones 0
     w: Array  # (n 4, V) weights, missing ones 0
@@ -96,7 +95,8 @@ class Work(NamedTuple):
     x: Array  # (n, V)
     public: Array  # (n, V)
     f: Array  # (6, V) Laplacian factors
-    lane: Array  # (8, V): S0, weight, bound, yy, valid samples, kkt, iterations, margin
+    lane: Array  # (8, V): S0, weight, -, y'y, valid samples, kkt, iterations, margin
+    bound: IntArray  # (V,)
     pivot: Array  # (2, V)
     status: IntArray  # (V,)
     values: Array  # (3,)
@@ -105,7 +105,7 @@ class Work(NamedTuple):
 
 @kernel()
 def workspace(plan: Plan, lanes: int) -> Work:
-    """Scratch for one span."""
+    """Scratch for one call."""
     s, t = plan.scheme, plan.moments
     n, rows = t.origin.size, s.high.shape[1]
     return Work(
@@ -126,6 +126,7 @@ def workspace(plan: Plan, lanes: int) -> Work:
         np.zeros((n, lanes)),
         np.zeros((6, lanes)),
         np.zeros((8, lanes)),
+        np.zeros(lanes, np.int64),
         np.zeros((2, lanes)),
         np.zeros(lanes, np.int64),
         np.zeros(3),
@@ -254,9 +255,9 @@ def _prepare(plan: Plan, data: Data, i0: int, work: Work) -> None:
             y, w = work.y[k], work.w[k]
             for l in range(weight.size):
                 yy[l] += w[l] * y[l] * y[l]
-        gcv.choose(work.G, work.rhs, work.mu, yy, work.lane[4], plan.gcv, plan.weights, work.gcv, weight, work.lane[2])
+        gcv.choose(work.G, work.rhs, work.mu, yy, work.lane[4], plan.gcv, plan.weights, work.gcv, weight, work.bound)
         for l in range(weight.size):
-            if work.lane[2, l] != 0.0:
+            if work.bound[l] != 0:
                 work.status[l] |= WEIGHT_AT_BOUND
     laplacian.factors(work.mu, work.f)
     lap = plan.lap
@@ -309,7 +310,7 @@ def _unpack(plan: Plan, work: Work, lane: int, H: Array, g: Array) -> None:
 
 
 @kernel()
-def _finish(plan: Plan, data: Data, i0: int, work: Work, out: Out) -> None:
+def _finish(plan: Plan, data: Data, i0: int, stop: int, work: Work, out: Out) -> None:
     """Residuals, public coefficients and all maps of one block; NaN where the status means no fit."""
     n, o = plan.moments.origin.size, plan.options
     moments.fitted_signal(
@@ -318,7 +319,7 @@ def _finish(plan: Plan, data: Data, i0: int, work: Work, out: Out) -> None:
     block_map(plan.public, work.x, work.public)
     given = data.mu.shape[0] > 0 and not o.isotropic
     index = plan.moments.index
-    for l in range(min(work.status.size, data.y.shape[0] - i0)):
+    for l in range(min(work.status.size, stop - i0)):
         v = i0 + l
         at_origin = 0.0
         for i in range(n):
@@ -371,46 +372,20 @@ def _residuals(n: int, work: Work, l: int, v: int, fitted: bool, out: Out) -> No
 
 
 @kernel()
-def _linear_span(plan: Plan, data: Data, start: int, stop: int, lanes: int, out: Out) -> None:
+def linear(plan: Plan, data: Data, lanes: int, out: Out, start: int, stop: int) -> None:
+    """Fit MAP or MAPL to rows start to stop."""
     work = workspace(plan, lanes)
     for i0 in range(start, stop, lanes):
         _prepare(plan, data, i0, work)
         _solve_linear(plan, work)
-        _finish(plan, data, i0, work, out)
+        _finish(plan, data, i0, stop, work, out)
 
 
 @kernel()
-def linear_serial(plan: Plan, data: Data, lanes: int, spans: int, out: Out) -> None:
-    """Fit MAP or MAPL to all rows."""
-    _linear_span(plan, data, 0, data.y.shape[0], lanes, out)
-
-
-@kernel(parallel=True)
-def linear_parallel(plan: Plan, data: Data, lanes: int, spans: int, out: Out) -> None:
-    """The same, spans of blocks spread over threads."""
-    blocks = (data.y.shape[0] + lanes - 1) // lanes
-    for s in prange(spans):
-        start, stop = blocks * s // spans * lanes, min(blocks * (s + 1) // spans * lanes, data.y.shape[0])
-        _linear_span(plan, data, start, stop, lanes, out)
-
-
-@kernel()
-def _indices_span(coef: Array, mu: Array, t: scalars.IndexTables, start: int, stop: int, out: Array) -> None:
+def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: int, stop: int) -> None:
+    """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
     for v in range(start, stop):
         scalars.nine_indices(coef[v], mu[v], t, out[v])
-
-
-@kernel()
-def indices_serial(coef: Array, mu: Array, t: scalars.IndexTables, spans: int, out: Array) -> None:
-    """The nine indices of every row into out (V, 9)."""
-    _indices_span(coef, mu, t, 0, coef.shape[0], out)
-
-
-@kernel(parallel=True)
-def indices_parallel(coef: Array, mu: Array, t: scalars.IndexTables, spans: int, out: Array) -> None:
-    """The same over threads."""
-    for s in prange(spans):
-        _indices_span(coef, mu, t, coef.shape[0] * s // spans, coef.shape[0] * (s + 1) // spans, out)
 
 
 @kernel()

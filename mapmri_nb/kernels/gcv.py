@@ -86,7 +86,7 @@ def workspace(n: int, V: int) -> Work:
         np.empty((GRID + 1, V)),
         np.empty((6, V)),
         np.empty((21, V)),
-        np.empty(V),
+        np.empty((2, V)),
     )
 
 

@@ -1,0 +1,334 @@
+"""MapmriModel: options checked once, then blocks of voxels through the kernels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .fit import ROWS, MapmriFit
+from .gradients import GradientTable
+from .kernels import batch, gcv, hermite, laplacian, moments, ordering, tensor
+from .kernels._jit import n_threads, spread
+from .kernels.linalg import SparseMap, sparse_map
+
+log = logging.getLogger(__name__)
+Array = NDArray[np.float64]
+
+MAX_CONDITION = 5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
+TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
+CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
+
+
+class MapmriModel:
+    """
+    MAP-MRI of a gradient table [Ozarslan 2013; Fick 2016; Dela Haije 2020].
+
+    Parameters
+    ----------
+    gtab : GradientTable, or anything with bvals, bvecs, big_delta, small_delta.
+    radial_order : even, 0 to 10.
+    basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
+    laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by GCV is taken.
+    positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+, MAPL+).
+    solver : "auto" (compiled, failures go to OSQP) or "osqp".
+    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all.
+    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
+    static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all voxels.
+
+    Examples
+    --------
+    >>> import mapmri_nb as mapmri
+    >>> gtab = mapmri.GradientTable([0, 1000, 1000, 1000, 2000, 2000, 2000],
+    ...     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], 0.04, 0.01)
+    >>> mapmri.MapmriModel(gtab, radial_order=2).n_coef
+    7
+    """
+
+    def __init__(
+        self,
+        gtab: Any,
+        radial_order: int = 6,
+        *,
+        basis: str = "anisotropic",
+        laplacian: float | str | Sequence[float] | None = 0.2,
+        positivity: str | None = None,
+        solver: str = "auto",
+        bval_threshold: float | None = 2100,
+        eigenvalue_threshold: float = 1e-4,
+        static_diffusivity: float | None = None,
+    ) -> None:
+        self.gtab = GradientTable.of(gtab)
+        self.order = _order(radial_order)
+        self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
+        self.positivity = None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
+        self.solver = _choice("solver", solver, ("auto", "osqp"))
+        self.weights = _weights(laplacian)
+        if not (np.isfinite(eigenvalue_threshold) and eigenvalue_threshold > 0):
+            raise ValueError(f"eigenvalue_threshold must be positive, in mm2/s, not {eigenvalue_threshold!r}")
+        if static_diffusivity is not None and self.basis != "isotropic":
+            raise ValueError("static_diffusivity is for basis='isotropic' alone")
+        if static_diffusivity is not None and not (np.isfinite(static_diffusivity) and static_diffusivity > 0):
+            raise ValueError(f"static_diffusivity must be positive, in mm2/s, not {static_diffusivity!r}")
+        self.options: dict[str, Any] = {
+            "radial_order": self.order,
+            "basis": self.basis,
+            "laplacian": laplacian if laplacian is None or isinstance(laplacian, str) else _plain(laplacian),
+            "positivity": self.positivity,
+            "solver": self.solver,
+            "bval_threshold": bval_threshold,
+            "eigenvalue_threshold": float(eigenvalue_threshold),
+            "static_diffusivity": static_diffusivity,
+        }
+        self.n_coef = ordering.n_coef(self.order)
+        use = self._tensor_volumes(bval_threshold)
+        if not self.unregularised:
+            needed = 7
+        else:
+            needed = self.n_coef
+            self._check_identifiable()
+        self.plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
+
+    @property
+    def unregularised(self) -> bool:
+        """True for plain MAP: neither a Laplacian nor positivity."""
+        return self.weights.size == 1 and self.weights[0] == 0.0 and self.positivity is None
+
+    def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
+        b, b0 = self.gtab.bvals, self.gtab.b0s_mask
+        if not b0.any():
+            raise ValueError(
+                f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
+                f"the smallest b is {b.min():g} s/mm2"
+            )
+        if bval_threshold is not None and not bval_threshold > 0:
+            raise ValueError(f"bval_threshold must be positive or None, not {bval_threshold!r}")
+        use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
+        design = np.column_stack([tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0), np.ones(use.sum())])
+        if np.linalg.matrix_rank(design) < 7:
+            raise ValueError(
+                f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor; "
+                "pass bval_threshold=None or a larger one"
+            )
+        log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
+        return use
+
+    def condition(self, order: int) -> float:
+        """Condition number of the unregularised design of an order, at D = (1.7, 0.3, 0.3)e-3 mm2/s along x."""
+        index = ordering.index_table(order)
+        rows = np.empty((len(self.gtab), len(index)))
+        mu = np.sqrt(2.0 * self.gtab.tau * np.array(TYPICAL_TENSOR))
+        hermite.signal_rows(np.ascontiguousarray(self.gtab.qvecs), mu, index, rows)
+        return float(np.linalg.cond(rows)) if rows.shape[0] >= rows.shape[1] else math.inf
+
+    def _check_identifiable(self) -> None:
+        if not (found := self.condition(self.order)) > MAX_CONDITION:
+            return
+        safe = max((n for n in range(0, self.order, 2) if self.condition(n) <= MAX_CONDITION), default=0)
+        shells = ", ".join(f"{count} at b = {b:.0f}" for b, count in self.gtab.shells())
+        raise ValueError(
+            f"radial_order: {self.order} is not determined by these measurements without a Laplacian or positivity "
+            f"(condition number {found:.2g} > {MAX_CONDITION:g}; shells: {shells}). The largest safe order is {safe}; "
+            "or pass laplacian=0.2 or positivity='global'"
+        )
+
+    def _plan(
+        self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
+    ) -> batch.Plan:
+        gtab, isotropic = self.gtab, self.basis == "isotropic"
+        u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
+        options = batch.Options(self.order, isotropic, float(gtab.tau), floor, u0, needed, 0)
+        return batch.Plan(
+            options,
+            tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
+            moments.order_tables(self.order),
+            moments.scheme(gtab.qvecs, float(gtab.tau), self.order),
+            laplacian.tables(self.order),
+            gcv.tables(self.order),
+            _public_map(self.order, isotropic),
+            self.weights,
+        )
+
+    def fit(
+        self,
+        data: Any,
+        mask: ArrayLike | None = None,
+        *,
+        scale: tuple[ArrayLike, ArrayLike] | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> MapmriFit:
+        """
+        Fit every voxel of a mask.
+
+        Parameters
+        ----------
+        data : (..., n) array, memory map or nibabel proxy; NaN samples are missing samples.
+        mask : bool (...), default all voxels.
+        scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3, 3), columns e1 e2
+            e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or volumes of its shape.
+        threads : default Numba's current number; 1 inside a worker, a pool thread or a forked child.
+        progress : show a bar.
+        """
+        shape = tuple(data.shape) if hasattr(data, "shape") else np.shape(data)
+        if not hasattr(data, "shape"):
+            data = np.asarray(data, dtype=np.float64)
+        if len(shape) == 0 or shape[-1] != len(self.gtab):
+            raise ValueError(f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}")
+        inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
+        if inside.shape != shape[:-1]:
+            raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
+        if threads is not None and (int(threads) != threads or threads < 1):
+            raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+        count = int(inside.sum())
+        mu, R = _given_scale(scale, inside)
+        rows = self._empty_rows(count)
+        for where, y in _progress(_slabs(data, inside), count, progress):
+            given_mu, given_R = (a[where] if len(a) > 1 else a for a in (mu, R))
+            part = self.fit_rows(y, given_mu, given_R, threads)
+            for name, values in part.items():
+                rows[name][where] = values
+        return MapmriFit(rows, inside, self.options, self.gtab)
+
+    def _empty_rows(self, count: int) -> dict[str, NDArray[Any]]:
+        shapes = {name: tuple(self.n_coef if k == -1 else k for k in shape) for name, shape in ROWS.items()}
+        return {
+            name: np.zeros((count, *shape), np.int64 if name == "status" else np.float64)
+            for name, shape in shapes.items()
+        }
+
+    def fit_rows(self, y: Array, mu: Array, R: Array, threads: int | None = None) -> dict[str, NDArray[Any]]:
+        """Fit rows (V, n), float64 and C-contiguous, with given scales (or arrays of length 0): a dict of rows."""
+        rows = self._empty_rows(len(y))
+        if len(y) == 0:
+            return rows
+        data = batch.Data(y, np.ones((1, y.shape[1])), mu, R)
+        out = batch.Out(*(rows[name] for name in OUT))
+        lanes = min(batch.LANES, len(y))
+        spread(partial(batch.linear, self.plan, data, lanes, out), len(y), lanes, n_threads(threads))
+        return rows
+
+
+# the rows in the order of batch.Out
+OUT = (
+    "coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "rmse_rows", "r2_rows", "kkt", "iterations", "margin",
+    "status",
+)  # fmt: skip
+
+
+def _public_map(order: int, isotropic: bool) -> SparseMap:
+    """From the block kernels' order to the coefficients the user sees."""
+    n, place = ordering.n_coef(order), ordering.class_permutation(order)
+    if not isotropic:
+        return sparse_map(place, np.arange(n), np.ones(n), n)
+    matrix = ordering.aniso_to_iso(order)[:, place]
+    matrix = np.where(np.abs(matrix) > 1e-13, matrix, 0.0)
+    rows, cols = np.nonzero(matrix)
+    return sparse_map(rows, cols, matrix[rows, cols], n)
+
+
+def _order(order: Any) -> int:
+    if isinstance(order, bool) or int(order) != order or order % 2 or not 0 <= order <= ordering.MAX_ORDER:
+        raise ValueError(f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}")
+    return int(order)
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+    return str(value)
+
+
+def _plain(laplacian: Any) -> float | list[float]:
+    array = np.asarray(laplacian, float)
+    return float(array) if array.ndim == 0 else array.tolist()
+
+
+def _weights(laplacian: Any) -> Array:
+    """Laplacian weights for the kernels: none of them asks for GCV."""
+    if laplacian is None:
+        return np.zeros(1)
+    if isinstance(laplacian, str):
+        if laplacian.lower() != "gcv":
+            raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}")
+        return np.zeros(0)
+    try:
+        weights = np.atleast_1d(np.array(laplacian, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence, not {laplacian!r}") from None
+    if isinstance(laplacian, bool) or weights.ndim != 1 or weights.size == 0:
+        raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
+    return weights
+
+
+def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """The caller's (mu, R) as rows, or arrays of length 0."""
+    if scale is None:
+        return np.zeros((0, 3)), np.zeros((0, 3, 3))
+    out = []
+    count = int(inside.sum())
+    for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):
+        array = np.array(value, dtype=np.float64)
+        if array.shape == tail:
+            array = array[None]
+        elif array.shape == inside.shape + tail and inside.ndim:
+            array = array[inside]
+        if array.shape not in ((1, *tail), (count, *tail)):
+            raise ValueError(f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}")
+        out.append(np.ascontiguousarray(array))
+    mu, R = out
+    if not (np.isfinite(mu).all() and (mu > 0).all()):
+        raise ValueError(f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}")
+    if (mu > 1.0).any():
+        raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
+    off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
+    if not off < 1e-6:
+        raise ValueError(f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}")
+    return mu, R
+
+
+def _slabs(data: Any, inside: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """
+    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous).
+
+    Files are read along their slowest spatial axis, so that every piece is one run of each volume.
+    """
+    number = np.full(inside.shape, -1, np.int64)
+    number[inside] = np.arange(int(inside.sum()))
+    axis = 0
+    slowest_last = not isinstance(data, np.ndarray) or (data.flags.f_contiguous and not data.flags.c_contiguous)
+    if inside.ndim > 1 and slowest_last:
+        axis = inside.ndim - 1
+    pieces = inside.shape[axis] if inside.ndim else 1
+    step = max(1, CHUNK * pieces // max(inside.size, 1))
+    for start in range(0, pieces, step):
+        cut = (slice(None),) * axis + (slice(start, start + step),) if inside.ndim else ()
+        where = number[cut]
+        keep = where >= 0
+        if not keep.any():
+            continue
+        block = np.asarray(data[(*cut, ...)])
+        rows, y = where[keep], block[keep]
+        for k in range(0, len(rows), CHUNK):
+            yield rows[k : k + CHUNK], np.ascontiguousarray(y[k : k + CHUNK], dtype=np.float64)
+
+
+def _progress(
+    pieces: Iterator[tuple[NDArray[np.int64], Array]], total: int, show: bool
+) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    if not show:
+        yield from pieces
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="voxel") as bar:
+        for where, y in pieces:
+            yield where, y
+            bar.update(len(where))
