@@ -31,7 +31,7 @@ def iso_table(order):
 
 def order_of(coef):
     """Radial order of a coefficient vector."""
-    return {len(aniso_table(n)): n for n in range(0, 42, 2)}[len(coef)]
+    return {(n + 2) * (n + 4) * (2 * n + 3) // 24: n for n in range(0, 42, 2)}[len(coef)]
 
 
 def origin1d(n):
@@ -162,27 +162,17 @@ def circle_rule(axis, n=120):
 
 
 def laplacian_matrix(order, mu):
-    """L with int (laplacian E)^2 dq = a'La, (n, n) in 1/mm^-1."""
-
-    def x2(n, m):
-        k = min(n, m)
-        return {0: k + 0.5, 2: 0.5 * sqrt((k + 1) * (k + 2))}.get(abs(n - m), 0.0)
-
-    def x4(n, m):
-        k = min(n, m)
-        pair = sqrt((k + 1) * (k + 2))
-        far = sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
-        return {0: 6 * k * k + 6 * k + 3, 2: (4 * k + 6) * pair, 4: far}.get(abs(n - m), 0.0) / 4
-
-    def entry(a, b):
-        same = [a[k] == b[k] for k in range(3)]
-        total = sum(mu[k] ** 4 * x4(a[k], b[k]) * same[(k + 1) % 3] * same[(k + 2) % 3] for k in range(3))
-        for k, i in ((0, 1), (0, 2), (1, 2)):
-            total += 2 * mu[k] ** 2 * mu[i] ** 2 * x2(a[k], b[k]) * x2(a[i], b[i]) * same[3 - k - i]
-        return 2 * pi**2.5 / np.prod(mu) * total
-
-    table = aniso_table(order).tolist()
-    return np.array([[entry(a, b) for b in table] for a in table])
+    """L with int (laplacian E)^2 dq = a'La, (n, n) in mm."""
+    n = aniso_table(order)
+    k, gap = np.minimum(n[:, None], n[None]), np.abs(n[:, None] - n[None])  # (n, n, 3): per axis
+    pair, far = np.sqrt((k + 1) * (k + 2)), np.sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
+    x2 = np.select([gap == 0, gap == 2], [k + 0.5, pair / 2])
+    x4 = np.select([gap == 0, gap == 2, gap == 4], [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far]) / 4
+    total = 0.0
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        total = total + mu[a] ** 4 * x4[..., a] * (gap[..., b] == 0) * (gap[..., c] == 0)
+        total = total + 2 * mu[a] ** 2 * mu[b] ** 2 * x2[..., a] * x2[..., b] * (gap[..., c] == 0)
+    return 2 * pi**2.5 / np.prod(mu) * total
 
 
 def iso_laplacian_matrix(order, u):
@@ -330,20 +320,21 @@ def pa_fit_cos2(a, mu, y, q, k_max):
 
 def odf_matrix(order, mu, v, s=2):
     """ODF_s of the anisotropic functions along unit vectors v (k, 3) in the frame: (k, n)."""
-    mu, v = np.asarray(mu, float), np.atleast_2d(v)
-    out = np.zeros((len(v), len(aniso_table(order))))
-    for row, d in enumerate(v):
-        rho = 1 / np.linalg.norm(d / mu)
-        for col, n in enumerate(aniso_table(order)):
-            p = np.poly1d([1.0])
-            for i in range(3):
-                h = special.hermite(int(n[i])).c  # highest power first; exact zeros between
-                p = p * np.poly1d(h * (rho * d[i] / mu[i]) ** np.arange(n[i], -1, -1))
-            c = p.c[::-1]
-            total = sum(c[k] * 2 ** ((k + s + 1) / 2) * gamma((k + s + 3) / 2) for k in range(len(c)))
-            norm = np.prod(mu) * sqrt(2.0 ** (n.sum() + 3) * pi**3 * np.prod([factorial(int(k)) for k in n]))
-            out[row, col] = rho ** (s + 3) * total / norm
-    return out
+    t = np.atleast_2d(v) / np.asarray(mu, float)
+    rho = 1 / np.linalg.norm(t, axis=1)
+    t = t * rho[:, None]
+    cols = []
+    for n in aniso_table(order).tolist():
+        h = [special.hermite(k).c[::-1] for k in n]  # ascending monomial coefficients of H_n
+        total = 0.0
+        for a, b, c in np.ndindex(n[0] + 1, n[1] + 1, n[2] + 1):  # the term of r^k in prod H_ni(t_i r)
+            k = a + b + c
+            if (k - sum(n)) % 2 == 0:
+                term = h[0][a] * h[1][b] * h[2][c] * t[:, 0] ** a * t[:, 1] ** b * t[:, 2] ** c
+                total = total + term * 2 ** ((k + s + 1) / 2) * gamma((k + s + 3) / 2)
+        norm = np.prod(mu) * sqrt(2.0 ** (sum(n) + 3) * pi**3 * np.prod([factorial(k) for k in n]))
+        cols.append(rho ** (s + 3) * total / norm)
+    return np.array(cols).T
 
 
 def iso_odf_factors(order, u, s=2):

@@ -4,11 +4,19 @@ Known answers: golden vectors, gradient schemes, mixtures of Gaussians, restrict
 Units: mm, s, 1/mm. Index names are those of the oracle.
 """
 
+from decimal import Decimal
 from math import factorial, gamma, pi, sqrt
 
 import numpy as np
 import oracle
 from scipy import optimize, special
+
+
+def assert_digits(value, printed):
+    """Agreement to half a unit of the last printed digit (0.1 % slack for the rounding itself)."""
+    half = 0.5 * 10.0 ** Decimal(str(printed)).as_tuple().exponent
+    assert abs(value - float(printed)) <= 1.001 * half, f"{value!r} is not {printed}"
+
 
 # ---------------------------------------------------------------- gradient schemes
 
@@ -45,7 +53,7 @@ def scheme_hcp(seed=0):
     b, g = scheme([90] * 3, [1000, 2000, 3000], 0)
     mixed = rng.permutation(len(b))
     b, g = np.round((b + rng.uniform(-20, 20, len(b))) / 5)[mixed] * 5, g[mixed]
-    where = np.repeat(np.arange(0, len(b), 15), 1)
+    where = np.arange(0, len(b), 15)
     u = rng.standard_normal((len(where), 3))
     return np.insert(b, where, 5.0), np.insert(g, where, u / np.linalg.norm(u, axis=1, keepdims=True), axis=0)
 
@@ -100,6 +108,11 @@ GOLDEN_C = {
            "ng": 0.186928659, "ng_par": 0.154192804, "ng_perp": 0.177920741, "lapnorm": 1.24517631, "cos": 0.942748659},
     0.2: {"rtop": 377432.456, "rtap": 6896.46198, "rtpp": 44.745974, "msd": 1.32680136e-4, "qiv": 7.50856394e-10,
           "ng": 0.178019899},
+}  # fmt: skip
+
+MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(0) = 1 at any mu
+    (0, 0, 0): 0.25, (2, 0, 0): 0.75 / sqrt(32), (0, 2, 0): 0.75 / sqrt(32), (4, 0, 0): 3 / 8 / sqrt(6),
+    (0, 4, 0): 3 / 8 / sqrt(6), (2, 2, 0): 0.375, (4, 2, 0): 0.75 / sqrt(12), (2, 4, 0): 0.75 / sqrt(12),
 }  # fmt: skip
 
 # ---------------------------------------------------------------- mixtures of Gaussians, reference 9.1
@@ -271,7 +284,7 @@ def restricted_sum(geometry, x, dt, n_max=40, k_max=40):
             zeros = spherical_zeros(n, k_max)
             factor = 6 * (2 * n + 1) * zeros**2 / (zeros**2 - n * (n + 1))
             slope = special.spherical_jn(n, x, derivative=True)
-        for beta, c in zip(zeros, factor, strict=True):
+        for beta, c in np.broadcast(zeros, factor):
             out = out + c * np.exp(-(beta**2) * dt) * (x * slope / (x**2 - beta**2)) ** 2
     return out
 
