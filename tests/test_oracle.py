@@ -94,6 +94,7 @@ def test_map_between_bases():
         np.testing.assert_allclose(radial[n == 2 * k], oracle.aniso_origin(order)[n == 2 * k], atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_bases_of_dipy():
     mapmri = pytest.importorskip("dipy.reconst.mapmri")
     x = np.random.default_rng(0).normal(0, 30, (20, 3))
