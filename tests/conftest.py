@@ -1,0 +1,27 @@
+"""Hypothesis profiles, and the leg without the compiler: NUMBA_DISABLE_JIT=1 runs the tests marked `nojit` alone."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20, suppress_health_check=quiet)
+settings.register_profile("long", deadline=None, max_examples=500, suppress_health_check=quiet)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect, not skip: a skipped test would look like a missing dependency."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+        return
+    keep = [i for i in items if i.get_closest_marker("nojit") and not i.get_closest_marker("jit_only")]
+    config.hook.pytest_deselected(items=[i for i in items if i not in keep])
+    items[:] = keep
+
+
+@pytest.fixture
+def rng():
+    """A generator with a fixed seed."""
+    return np.random.default_rng(0)
