@@ -39,20 +39,24 @@ class Status(enum.IntFlag):
     NO_FIT = batch.NO_FIT
 
 
-ROWS: dict[str, tuple[int, ...]] = {  # attribute -> trailing shape, -1 for the coefficients
-    "coef": (-1,),
-    "mu": (3,),
-    "mu_tensor": (3,),
-    "R": (3, 3),
-    "S0": (),
-    "laplacian_weight": (),
-    "rmse_rows": (),
-    "r2_rows": (),
-    "kkt": (),
-    "iterations": (),
-    "margin": (),
-    "status": (),
+def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
+    """The rows of a fit by their names, from the kernels' output."""
+    rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu, "mu_tensor": out.mu_tensor, "R": out.R}
+    for name, column in LANE_COLUMNS.items():
+        rows[name] = np.ascontiguousarray(out.lane[:, column])
+    return rows | {"status": out.status}
+
+
+LANE_COLUMNS = {
+    "S0": batch.S0,
+    "laplacian_weight": batch.WEIGHT,
+    "rmse": batch.RMSE,
+    "r2": batch.R2,
+    "kkt": batch.KKT,
+    "iterations": batch.ITERATIONS,
+    "margin": batch.MARGIN,
 }
+ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
 
 
 class MapmriFit:
@@ -81,7 +85,7 @@ class MapmriFit:
         self, rows: dict[str, NDArray[Any]], mask: NDArray[np.bool_], options: dict[str, Any], gtab: GradientTable
     ) -> None:
         self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
-        for name in ROWS:
+        for name in ATTRIBUTES:
             setattr(self, name, rows[name])
         self.order = int(options["radial_order"])
         self.isotropic = options["basis"] == "isotropic"
@@ -116,7 +120,8 @@ class MapmriFit:
     def _turn(self, coef: Array, inverse: bool) -> Array:
         """Rotate Hermite coefficients at equal scales between the b-vectors' frame and the tensor's."""
         out = np.array(coef, order="C")
-        batch.turn(out, self.R, moments.order_tables(self.order), ordering.factorial_roots(self.order), inverse)
+        index, root = ordering.index_table(self.order), ordering.factorial_roots(self.order)
+        batch.turn(out, self.R, moments.order_tables(self.order), index, root, inverse)
         return out
 
     def index_rows(self, name: str) -> Array:
@@ -158,11 +163,11 @@ class MapmriFit:
 
     def rmse(self) -> Array:
         """Root mean squared residual in the data's units, over the valid samples, b0 included."""
-        return self.volume(self._rows["rmse_rows"])
+        return self.volume(self._rows["rmse"])
 
     def r2(self) -> Array:
         """Coefficient of determination over the valid samples, b0 included."""
-        return self.volume(self._rows["r2_rows"])
+        return self.volume(self._rows["r2"])
 
     def ng(self) -> Array:
         """Non-Gaussianity, 0 to 1: the sine of the angle between P and the tensor's Gaussian [Ozarslan 2013, Eq. 58]."""

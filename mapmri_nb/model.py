@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fit import ROWS, MapmriFit
+from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import batch, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels._jit import n_threads, spread
@@ -142,9 +142,13 @@ class MapmriModel:
     ) -> batch.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
-        options = batch.Options(self.order, isotropic, float(gtab.tau), floor, u0, needed, 0)
         return batch.Plan(
-            options,
+            self.order,
+            isotropic,
+            float(gtab.tau),
+            floor,
+            u0,
+            needed,
             tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
             moments.order_tables(self.order),
             moments.scheme(gtab.qvecs, float(gtab.tau), self.order),
@@ -191,34 +195,23 @@ class MapmriModel:
         for where, y in _progress(_slabs(data, inside), count, progress):
             given_mu, given_R = (a[where] if len(a) > 1 else a for a in (mu, R))
             part = self.fit_rows(y, given_mu, given_R, threads)
-            for name, values in part.items():
-                rows[name][where] = values
-        return MapmriFit(rows, inside, self.options, self.gtab)
+            for whole, piece in zip(rows, part, strict=True):
+                whole[where] = piece
+        return MapmriFit(fit_rows(rows), inside, self.options, self.gtab)
 
-    def _empty_rows(self, count: int) -> dict[str, NDArray[Any]]:
-        shapes = {name: tuple(self.n_coef if k == -1 else k for k in shape) for name, shape in ROWS.items()}
-        return {
-            name: np.zeros((count, *shape), np.int64 if name == "status" else np.float64)
-            for name, shape in shapes.items()
-        }
+    def _empty_rows(self, count: int) -> batch.Out:
+        return batch.Out(
+            np.zeros((count, self.n_coef)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
+            np.zeros((count, 9)), np.zeros(count, np.int64),
+        )  # fmt: skip
 
-    def fit_rows(self, y: Array, mu: Array, R: Array, threads: int | None = None) -> dict[str, NDArray[Any]]:
-        """Fit rows (V, n), float64 and C-contiguous, with given scales (or arrays of length 0): a dict of rows."""
-        rows = self._empty_rows(len(y))
-        if len(y) == 0:
-            return rows
+    def fit_rows(self, y: Array, mu: Array, R: Array, threads: int | None = None) -> batch.Out:
+        """Fit rows (V, n), float64 and C-contiguous, with given scales (or arrays of length 0)."""
+        out = self._empty_rows(len(y))
         data = batch.Data(y, np.ones((1, y.shape[1])), mu, R)
-        out = batch.Out(*(rows[name] for name in OUT))
         lanes = min(batch.LANES, len(y))
         spread(partial(batch.linear, self.plan, data, lanes, out), len(y), lanes, n_threads(threads))
-        return rows
-
-
-# the rows in the order of batch.Out
-OUT = (
-    "coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "rmse_rows", "r2_rows", "kkt", "iterations", "margin",
-    "status",
-)  # fmt: skip
+        return out
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:

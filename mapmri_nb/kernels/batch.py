@@ -1,8 +1,10 @@
 """
-Loops over voxels: blocks of V lanes through tensor, moments, weight, solver and output.
+Blocks of V voxels through the stages of a fit: load, tensor, scales, normal equations, weight, solver, output.
 
-Every loop takes rows start to stop, one set of scratch a call, and releases the GIL: `_jit.spread` runs several of them
-in threads. Results do not depend on where the cuts lie, since every lane is computed alone.
+Each stage is one compiled kernel; the short Python loop over them costs a few percent of a block, compiles a third of
+what one big kernel did (a caller optimises its callees' code again), and lets every mode compile only what it uses.
+Kernels release the GIL, so `_jit.spread` runs spans of rows in threads. Results do not depend on where cuts lie, since
+every lane is computed alone.
 """
 
 import math
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import gcv, laplacian, moments, scalars, tensor
-from ._jit import kernel
+from ._jit import BLOCK_MATH, kernel
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
 Array = NDArray[np.float64]
@@ -22,11 +24,12 @@ LANES = 48
 FLOOR, DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 1, 2, 4, 8, 16, 32
 NO_SIGNAL, TOO_FEW, NOT_DEFINITE, NO_ORIGIN, NOT_CONVERGED = 256, 512, 1024, 2048, 4096
 NO_FIT = NO_SIGNAL | TOO_FEW | NOT_DEFINITE | NO_ORIGIN | NOT_CONVERGED
-LINEAR, GRID, GLOBAL, EXTERNAL = 0, 1, 2, 3
+# rows of Block.lane
+S0, WEIGHT, YY, VALID, RMSE, R2, KKT, ITERATIONS, MARGIN = range(9)
 
 
-class Options(NamedTuple):
-    """Scalars of a model, always of these types."""
+class Plan(NamedTuple):
+    """Everything constant for a model and a gradient table."""
 
     order: int
     isotropic: bool
@@ -34,13 +37,6 @@ class Options(NamedTuple):
     floor: float  # mm2/s, smallest eigenvalue
     static_scale: float  # mm, u0 given by static_diffusivity; 0: from the tensor
     needed: int  # fewest valid samples
-    max_iter: int  # of the constrained solvers
-
-
-class Plan(NamedTuple):
-    """Everything constant for a model and a gradient table."""
-
-    options: Options
     tensor: tensor.TensorTables
     moments: moments.OrderTables
     scheme: moments.Scheme
@@ -51,10 +47,10 @@ class Plan(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows of voxels; optional arrays have length 0 when absent."""
+    """Rows of voxels; given scales have length 0 when absent, and any array may have length 1 for all voxels."""
 
     y: Array  # (V, n)
-    weight: Array  # (V, n) or (1, n) sample weights
+    weight: Array  # (V, n) sample weights
     mu: Array  # (V, 3) given scales
     R: Array  # (V, 3, 3) given frames
 
@@ -66,319 +62,297 @@ class Out(NamedTuple):
     mu: Array  # (V, 3) scales of the basis
     mu_tensor: Array  # (V, 3)
     R: Array  # (V, 3, 3)
-    S0: Array  # (V,)
-    weight: Array  # (V,) Laplacian weight
-    rmse: Array  # (V,)
-    r2: Array  # (V,)
-    kkt: Array  # (V,) residual of the constrained solvers
-    iterations: Array  # (V,)
-    margin: Array  # (V,) smallest eigenvalue of the corrected Gram matrices
+    lane: Array  # (V, 9): S0, Laplacian weight, y'y, valid samples, RMSE, R2, KKT residual, iterations, Gram margin
     status: IntArray  # (V,)
 
 
-class Work(NamedTuple):
-    """Scratch of one call."""
+class Block:
+    """Scratch and state of one block of voxels, for one thread."""
 
-    y: Array  # (n 4, V) samples, missing ones 0
-    w: Array  # (n 4, V) weights, missing ones 0
-    tensor: tensor.TensorWork
-    moments: moments.MomentWork
-    gcv: gcv.Work
-    D: Array  # (6, V) tensor of the basis' Gaussian
-    D_scale: Array  # (6, V) the scale tensor
-    mu: Array  # (3, V)
-    mu_tensor: Array
-    R: Array  # (V, 3, 3)
-    sign: Array  # (3, V) column signs against a given R
-    G: Array  # packed M'M + weight L, and the right-hand side's row
-    rhs: Array  # (n, V)
-    x: Array  # (n, V)
-    public: Array  # (n, V)
-    f: Array  # (6, V) Laplacian factors
-    lane: Array  # (8, V): S0, weight, -, y'y, valid samples, kkt, iterations, margin
-    bound: IntArray  # (V,)
-    pivot: Array  # (2, V)
-    status: IntArray  # (V,)
-    values: Array  # (3,)
-    a: Array  # (6,)
+    def __init__(self, plan: Plan, lanes: int) -> None:
+        n, rows = plan.moments.origin.size, plan.scheme.high.shape[1]
+
+        def empty(*shape: int) -> Array:
+            return np.zeros((*shape, lanes))
+
+        self.y, self.w = empty(rows), empty(rows)
+        self.tensor = tensor.workspace(plan.tensor.pinv.shape[1], lanes)
+        self.moments = moments.workspace(plan.moments, plan.scheme, plan.order, lanes)
+        self.gcv = gcv.workspace(n, lanes) if plan.weights.size != 1 else None
+        self.D, self.D_scale = empty(6), empty(6)  # of the basis' Gaussian; the scale tensor
+        self.mu, self.mu_tensor, self.sign = empty(3), empty(3), empty(3)
+        self.R = np.zeros((lanes, 3, 3))
+        self.G = empty((n + 1) * (n + 2) // 2)  # packed M'M + weight L, and a right-hand side's row
+        self.rhs, self.x, self.public = empty(n), empty(n), empty(n)
+        self.lane, self.values = empty(9), empty(3)  # values: eigenvalues of the scale tensor
+        self.pivot, self.factors = empty(2), empty(6)
+        self.status, self.bound = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+        self.plain = True
 
 
 @kernel()
-def workspace(plan: Plan, lanes: int) -> Work:
-    """Scratch for one call."""
-    s, t = plan.scheme, plan.moments
-    n, rows = t.origin.size, s.high.shape[1]
-    return Work(
-        np.zeros((rows, lanes)),
-        np.zeros((rows, lanes)),
-        tensor.workspace(plan.tensor.pinv.shape[1], lanes),
-        moments.workspace(rows, t.exponents.shape[0], s.high.shape[0], s.low.shape[0], plan.options.order, lanes),
-        gcv.workspace(n, lanes),
-        np.zeros((6, lanes)),
-        np.zeros((6, lanes)),
-        np.zeros((3, lanes)),
-        np.zeros((3, lanes)),
-        np.zeros((lanes, 3, 3)),
-        np.zeros((3, lanes)),
-        np.zeros(((n + 1) * (n + 2) // 2, lanes)),
-        np.zeros((n, lanes)),
-        np.zeros((n, lanes)),
-        np.zeros((n, lanes)),
-        np.zeros((6, lanes)),
-        np.zeros((8, lanes)),
-        np.zeros(lanes, np.int64),
-        np.zeros((2, lanes)),
-        np.zeros(lanes, np.int64),
-        np.zeros(3),
-        np.zeros(6),
-    )
-
-
-@kernel()
-def _load(plan: Plan, data: Data, i0: int, work: Work) -> bool:
+def load(
+    rows: Array, weights: Array, i0: int, samples: NDArray[np.uint64], needed: int, y: Array, w: Array, lane: Array,
+    status: IntArray,
+) -> bool:  # fmt: skip
     """
-    Transpose a block of samples; a sample that is not finite is missing (value 0, weight 0).
+    Transpose a block of samples into y (n, V); a sample that is not finite is missing (value 0, weight 0).
 
     The last block repeats its last voxel. True where all weights are 1 and all samples positive. Sets the status.
     """
     plain = True
-    n = data.y.shape[1]
-    for l in range(work.status.size):
-        v = min(i0 + l, data.y.shape[0] - 1)
-        weight = data.weight[min(v, data.weight.shape[0] - 1)]
-        valid, logs, total, status = 0, 0, 0.0, 0
-        for k in range(n):
-            y, w = data.y[v, k], weight[k]
-            if not math.isfinite(y):
-                y, w = 0.0, 0.0
-            work.y[k, l] = y
-            work.w[k, l] = w
-            if w > 0.0:
+    for l in range(status.size):
+        v = min(i0 + l, rows.shape[0] - 1)
+        weight = weights[min(v, weights.shape[0] - 1)]
+        valid, logs, total, flags = 0, 0, 0.0, 0
+        for k in range(rows.shape[1]):
+            value, factor = rows[v, k], weight[k]
+            if not math.isfinite(value):
+                value, factor = 0.0, 0.0
+            y[k, l] = value
+            w[k, l] = factor
+            if factor > 0.0:
                 valid += 1
-                total += abs(y)
-            if w != 1.0 or not y > 0.0:
+                total += abs(value)
+            if factor != 1.0 or not value > 0.0:
                 plain = False
-                status |= DROPPED
-        for k in range(plan.tensor.samples.size):
-            j = plan.tensor.samples[k]
-            if work.w[j, l] > 0.0 and work.y[j, l] > 0.0:
+                flags |= DROPPED
+        for k in range(samples.size):
+            if w[samples[k], l] > 0.0 and y[samples[k], l] > 0.0:
                 logs += 1
         if total == 0.0:
-            status |= NO_SIGNAL
-        elif logs < 7 or valid < plan.options.needed:
-            status |= TOO_FEW
-        work.status[l] = status
-        work.lane[4, l] = valid
+            flags |= NO_SIGNAL
+        elif logs < 7 or valid < needed:
+            flags |= TOO_FEW
+        status[l] = flags
+        lane[VALID, l] = valid
     return plain
 
 
 @kernel()
-def _scales(plan: Plan, data: Data, i0: int, work: Work) -> None:
-    """Scale tensor, frame and scales of every lane: fitted, or given by the caller; rotation angles; S0 from the b0s."""
-    o, values, a = plan.options, work.values, work.a
-    given = data.mu.shape[0] > 0
-    for l in range(work.status.size):
-        R = work.R[l]
-        if given:
-            v = min(i0 + l, data.y.shape[0] - 1)
-            vm, vr = min(v, data.mu.shape[0] - 1), min(v, data.R.shape[0] - 1)
-            for i in range(3):
-                values[i] = data.mu[vm, i] ** 2 / (2.0 * o.tau)
-                for j in range(3):
-                    R[i, j] = data.R[vr, i, j]
-            if tensor.determinant(R) < 0.0:
-                for i in range(3):
-                    R[i, 2] = -R[i, 2]
-        else:
-            finite = True
+def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Array) -> None:
+    """Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of `tensor.UNIT`."""
+    a, eigenvalues = np.empty(6), np.empty(3)
+    for l in range(status.size):
+        finite = True
+        for i in range(6):
+            a[i] = tensor.UNIT * b[i, l]
+            finite = finite and math.isfinite(a[i])
+        if not finite:
+            status[l] |= NO_SIGNAL
             for i in range(6):
-                a[i] = tensor.UNIT * work.tensor.b[i, l]
-                finite = finite and math.isfinite(a[i])
-            if not finite:
-                work.status[l] |= NO_SIGNAL
-                for i in range(6):
-                    a[i] = 0.0
-            tensor.eigen3(a, values, R)
-            for i in range(3):
-                if not values[i] > o.floor:
-                    values[i] = o.floor
-                    work.status[l] |= FLOOR
-        moments.frame_angles(R, work.moments.angles, l)
+                a[i] = 0.0
+        tensor.eigen3(a, eigenvalues, R[l])
         for i in range(3):
-            work.mu_tensor[i, l] = math.sqrt(2.0 * o.tau * values[i])
-            if given:
-                dot = 0.0
-                for j in range(3):
-                    dot += R[j, i] * data.R[vr, j, i]
-                work.sign[i, l] = 1.0 if dot > 0.0 else -1.0
-        tensor.tensor_elements(R, values, work.D_scale, l)
-        if o.isotropic:
-            for i in range(3):
-                values[i] = work.mu_tensor[i, l]
-            u0 = o.static_scale if o.static_scale > 0.0 else tensor.isotropic_scale(values)
-            for i in range(3):
-                values[i] = u0 * u0 / (2.0 * o.tau)
+            values[i, l] = eigenvalues[i]
+            if not eigenvalues[i] > floor:
+                values[i, l] = floor
+                status[l] |= FLOOR
+
+
+@kernel()
+def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
+    """The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the third column."""
+    for l in range(R.shape[0]):
+        given, scale = frames[min(i0 + l, frames.shape[0] - 1)], mu[min(i0 + l, mu.shape[0] - 1)]
+        flip = 1.0 if tensor.determinant(given) > 0.0 else -1.0
         for i in range(3):
-            work.mu[i, l] = math.sqrt(2.0 * o.tau * values[i])
+            values[i, l] = scale[i] ** 2 / (2.0 * tau)
+            for j in range(3):
+                R[l, i, j] = given[i, j] * (flip if j == 2 else 1.0)
+
+
+@kernel()
+def scales(
+    isotropic: bool, static_scale: float, tau: float, values: Array, R: Array, angles: Array, mu: Array,
+    mu_tensor: Array, D: Array, D_scale: Array,
+) -> None:  # fmt: skip
+    """Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles of the frames."""
+    eigenvalues = np.empty(3)
+    for l in range(R.shape[0]):
+        moments.frame_angles(R[l], angles, l)
+        for i in range(3):
+            eigenvalues[i] = values[i, l]
+            mu_tensor[i, l] = math.sqrt(2.0 * tau * values[i, l])
+            mu[i, l] = mu_tensor[i, l]
+        tensor.tensor_elements(R[l], eigenvalues, D_scale, l)
+        u0 = static_scale
+        if isotropic and static_scale == 0.0:
+            for i in range(3):
+                eigenvalues[i] = mu_tensor[i, l]
+            u0 = tensor.isotropic_scale(eigenvalues)
         for r in range(6):
-            work.D[r, l] = work.D_scale[r, l]
-        if o.isotropic:
-            for r in range(6):
-                work.D[r, l] = values[0] if r in (0, 2, 5) else 0.0
-    tensor.signal_at_origin(plan.tensor, work.y, work.w, work.D_scale, work.lane[0])
-    for l in range(work.status.size):
-        if not work.lane[0, l] > 0.0:
-            work.status[l] |= NO_SIGNAL
+            D[r, l] = D_scale[r, l]
+            if isotropic:
+                D[r, l] = u0 * u0 / (2.0 * tau) if r == 0 or r == 2 or r == 5 else 0.0
+        if isotropic:
+            for i in range(3):
+                mu[i, l] = u0
 
 
 @kernel()
-def _prepare(plan: Plan, data: Data, i0: int, work: Work) -> None:
-    """Everything up to the normal equations M'M + weight L (work.G, packed) and M'y (work.rhs) of one block."""
-    n = plan.moments.origin.size
-    plain = _load(plan, data, i0, work)
-    if data.mu.shape[0] == 0:
-        tensor.fit_tensor(plan.tensor, work.y, work.w, plain, work.tensor)
-    _scales(plan, data, i0, work)
-    moments.normal_equations(
-        plan.moments, plan.scheme, plan.options.order, work.y, work.w, plain, work.D, work.mu,
-        not plan.options.isotropic, work.moments, work.G, work.rhs,
-    )  # fmt: skip
-    weight = work.lane[1]
-    if plan.weights.size == 1:
-        for l in range(weight.size):
-            weight[l] = plan.weights[0]
-    else:
-        yy = work.lane[3]
-        for l in range(weight.size):
-            yy[l] = 0.0
-        for k in range(data.y.shape[1]):
-            y, w = work.y[k], work.w[k]
-            for l in range(weight.size):
-                yy[l] += w[l] * y[l] * y[l]
-        gcv.choose(work.G, work.rhs, work.mu, yy, work.lane[4], plan.gcv, plan.weights, work.gcv, weight, work.bound)
-        for l in range(weight.size):
-            if work.bound[l] != 0:
-                work.status[l] |= WEIGHT_AT_BOUND
-    laplacian.factors(work.mu, work.f)
-    lap = plan.lap
-    for e in range(lap.target.size):
-        target = work.G[lap.target[e]]
-        for t in range(lap.pointer[e], lap.pointer[e + np.uint64(1)]):
-            f, c = work.f[lap.factor[t]], lap.coefficient[t]
-            for l in range(weight.size):
-                target[l] += c * f[l] * weight[l]
-    for l in range(weight.size):
-        work.lane[5, l] = 0.0
-        work.lane[6, l] = 0.0
-        work.lane[7, l] = math.nan
+def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
+    """Signs (3, V) between the columns of the frames used and those given."""
+    for l in range(R.shape[0]):
+        given = frames[min(i0 + l, frames.shape[0] - 1)]
+        for j in range(3):
+            dot = 0.0
+            for i in range(3):
+                dot += R[l, i, j] * given[i, j]
+            sign[j, l] = -1.0 if dot < 0.0 else 1.0
+
+
+@kernel(fastmath=BLOCK_MATH)
+def sum_squares(y: Array, w: Array, lane: Array) -> None:
+    """y'Wy of every voxel."""
+    yy = lane[YY]
+    for l in range(yy.size):
+        yy[l] = 0.0
+    for k in range(y.shape[0]):
+        a, b = y[k], w[k]
+        for l in range(yy.size):
+            yy[l] += b[l] * a[l] * a[l]
 
 
 @kernel()
-def _solve_linear(plan: Plan, work: Work) -> None:
-    """Coefficients by Cholesky; E(0) is then divided out and S0 becomes S0 E(0)."""
-    n = plan.moments.origin.size
+def solve_linear(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray) -> None:
+    """Coefficients x (n, V) by Cholesky; E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0."""
+    n = origin.size
     last = n * (n + 1) // 2
     for i in range(n):
-        for l in range(work.status.size):
-            work.G[last + i, l] = work.rhs[i, l]
-    block_cholesky(work.G, n, work.pivot)
-    block_backsolve(work.G, n, work.x)
-    for l in range(work.status.size):
-        if not work.pivot[0, l] > n * 2.3e-16:
-            work.status[l] |= NOT_DEFINITE
-        origin = 0.0
+        for l in range(status.size):
+            G[last + i, l] = rhs[i, l]
+    block_cholesky(G, n, pivot)
+    block_backsolve(G, n, x)
+    for l in range(status.size):
+        if not pivot[0, l] > n * 2.3e-16:
+            status[l] |= NOT_DEFINITE
+        total = 0.0
         for i in range(n):
-            origin += plan.moments.origin[i] * work.x[i, l]
-        if not origin > 0.0:
-            work.status[l] |= NO_ORIGIN
-            origin = math.nan
-        work.lane[0, l] = origin
+            total += origin[i] * x[i, l]
+        if not total > 0.0:
+            status[l] |= NO_ORIGIN
+            total = math.nan
+        lane[S0, l] = total
         for i in range(n):
-            work.x[i, l] /= origin
+            x[i, l] /= total
 
 
 @kernel()
-def _unpack(plan: Plan, work: Work, lane: int, H: Array, g: Array) -> None:
-    """Normal equations of one voxel in DIPY's order, for data divided by S0."""
-    place = plan.moments.permutation
-    for i in range(g.size):
-        g[place[i]] = work.rhs[i, lane] / work.lane[0, lane]
-        for j in range(i + 1):
-            value = work.G[i * (i + 1) // 2 + j, lane]
-            H[place[i], place[j]] = value
-            H[place[j], place[i]] = value
+def residuals(n: int, y: Array, w: Array, fitted: Array, lane: Array) -> None:
+    """RMSE in the data's units and R2 over the valid samples, b0 included; `fitted` (n, V) is E."""
+    for l in range(lane.shape[1]):
+        square, mean, spread = 0.0, 0.0, 0.0
+        for k in range(n):
+            if w[k, l] > 0.0:
+                mean += y[k, l]
+                square += (y[k, l] - lane[S0, l] * fitted[k, l]) ** 2
+        mean /= max(lane[VALID, l], 1.0)
+        for k in range(n):
+            if w[k, l] > 0.0:
+                spread += (y[k, l] - mean) ** 2
+        lane[RMSE, l] = math.sqrt(square / max(lane[VALID, l], 1.0))
+        lane[R2, l] = 1.0 - square / spread if spread > 0.0 else math.nan
 
 
 @kernel()
-def _finish(plan: Plan, data: Data, i0: int, stop: int, work: Work, out: Out) -> None:
-    """Residuals, public coefficients and all maps of one block; NaN where the status means no fit."""
-    n, o = plan.moments.origin.size, plan.options
-    moments.fitted_signal(
-        plan.moments, plan.scheme, o.order, work.x, work.mu, not o.isotropic, work.moments, work.moments.gy
-    )
-    block_map(plan.public, work.x, work.public)
-    given = data.mu.shape[0] > 0 and not o.isotropic
-    index = plan.moments.index
-    for l in range(min(work.status.size, stop - i0)):
+def write(
+    origin: Array, index: IntArray, place: NDArray[np.uint64], signed: bool, x: Array, public: Array, mu: Array,
+    mu_tensor: Array, R: Array, sign: Array, lane: Array, status: IntArray, i0: int, stop: int, out: Out,
+) -> None:  # fmt: skip
+    """All rows of one block into `out`; NaN where the status means no fit. `signed`: undo the flips of given frames."""
+    n = origin.size
+    for l in range(min(status.size, stop - i0)):
         v = i0 + l
         at_origin = 0.0
         for i in range(n):
             odd = (index[i, 0] + index[i, 1] + index[i, 2]) % 4 == 2
-            at_origin += (-1.0 if odd else 1.0) * plan.moments.origin[i] * work.x[i, l]
-            if not math.isfinite(work.x[i, l]) and work.status[l] & NO_FIT == 0:
-                work.status[l] |= NOT_DEFINITE
-        if not at_origin > 0.0 and work.status[l] & NO_FIT == 0:
-            work.status[l] |= RTOP_NOT_POSITIVE
-        fitted = work.status[l] & NO_FIT == 0
-        none = math.nan
-        out.status[v] = work.status[l]
+            at_origin += (-1.0 if odd else 1.0) * origin[i] * x[i, l]
+            if not math.isfinite(x[i, l]) and status[l] & NO_FIT == 0:
+                status[l] |= NOT_DEFINITE
+        if not at_origin > 0.0 and status[l] & NO_FIT == 0:
+            status[l] |= RTOP_NOT_POSITIVE
+        out.status[v] = status[l]
+        none = math.nan if status[l] & NO_FIT else 0.0  # added to everything
         for i in range(n):
-            out.coef[v, i] = work.public[i, l] if fitted else none
-        if given:
+            out.coef[v, i] = public[i, l] + none
+        if signed:
             for i in range(n):
-                s = 1.0
-                for axis in range(3):
-                    if work.sign[axis, l] < 0.0 and index[i, axis] % 2 == 1:
-                        s = -s
-                out.coef[v, plan.moments.permutation[i]] *= s
+                out.coef[v, place[i]] *= parity_sign(index[i], sign, l)
         for i in range(3):
-            out.mu[v, i] = work.mu[i, l] if fitted else none
-            out.mu_tensor[v, i] = work.mu_tensor[i, l] if fitted else none
+            out.mu[v, i] = mu[i, l] + none
+            out.mu_tensor[v, i] = mu_tensor[i, l] + none
             for j in range(3):
-                s = work.sign[j, l] if data.mu.shape[0] > 0 else 1.0
-                out.R[v, i, j] = s * work.R[l, i, j] if fitted else none
-        out.S0[v] = work.lane[0, l] if fitted else none
-        out.weight[v] = work.lane[1, l] if fitted else none
-        out.kkt[v] = work.lane[5, l] if fitted else none
-        out.iterations[v] = work.lane[6, l] if fitted else none
-        out.margin[v] = work.lane[7, l] if fitted else none
-        _residuals(data.y.shape[1], work, l, v, fitted, out)
+                out.R[v, i, j] = sign[j, l] * R[l, i, j] + none
+        for r in range(lane.shape[0]):
+            out.lane[v, r] = lane[r, l] + none
 
 
 @kernel()
-def _residuals(n: int, work: Work, l: int, v: int, fitted: bool, out: Out) -> None:
-    """RMSE in the data's units and R2 over the valid samples, b0 included."""
-    square, mean, count = 0.0, 0.0, work.lane[4, l]
-    for k in range(n):
-        if work.w[k, l] > 0.0:
-            mean += work.y[k, l] / count
-            square += (work.y[k, l] - work.lane[0, l] * work.moments.gy[k, l]) ** 2
-    spread = 0.0
-    for k in range(n):
-        if work.w[k, l] > 0.0:
-            spread += (work.y[k, l] - mean) ** 2
-    out.rmse[v] = math.sqrt(square / count) if fitted else math.nan
-    out.r2[v] = 1.0 - square / spread if fitted and spread > 0.0 else math.nan
+def parity_sign(index: IntArray, sign: Array, l: int) -> float:
+    """s1^n1 s2^n2 s3^n3 of one function, sign (3, V) at lane l."""
+    s = 1.0
+    for axis in range(3):
+        if sign[axis, l] < 0.0 and index[axis] % 2 == 1:
+            s = -s
+    return s
 
 
-@kernel()
+def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
+    """Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block."""
+    k.plain = load(
+        data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status
+    )
+    values = k.values
+    if len(data.mu):
+        given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
+    else:
+        tensor.fit_tensor(plan.tensor, k.y, k.w, k.plain, k.tensor)
+        fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
+    scales(
+        plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale
+    )
+    if len(data.mu):
+        column_signs(k.R, data.R, i0, k.sign)
+    else:
+        k.sign.fill(1.0)
+    tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.lane[S0])
+    k.status[~(k.lane[S0] > 0.0)] |= NO_SIGNAL
+    moments.normal_equations(
+        plan.moments, plan.scheme, plan.order, k.y, k.w, k.plain, k.D, k.mu, not plan.isotropic, k.moments, k.G, k.rhs
+    )
+    weight = k.lane[WEIGHT]
+    if plan.weights.size == 1:
+        weight.fill(plan.weights[0])
+    else:
+        sum_squares(k.y, k.w, k.lane)
+        gcv.choose(k.G, k.rhs, k.mu, k.lane[YY], k.lane[VALID], plan.gcv, plan.weights, k.gcv, weight, k.bound)
+        k.status[k.bound != 0] |= WEIGHT_AT_BOUND
+    laplacian.add(plan.lap, k.mu, weight, k.factors, k.G)
+    k.lane[KKT], k.lane[ITERATIONS], k.lane[MARGIN] = 0.0, 0.0, math.nan
+
+
+def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> None:
+    """Residuals, public coefficients and all rows of one block."""
+    moments.fitted_signal(
+        plan.moments, plan.scheme, plan.order, k.x, k.mu, not plan.isotropic, k.moments, k.moments.gy
+    )
+    residuals(data.y.shape[1], k.y, k.w, k.moments.gy, k.lane)
+    block_map(plan.public, k.x, k.public)
+    t = plan.moments
+    write(
+        t.origin, t.index, t.permutation, len(data.mu) > 0 and not plan.isotropic, k.x, k.public, k.mu, k.mu_tensor,
+        k.R, k.sign, k.lane, k.status, i0, stop, out,
+    )  # fmt: skip
+
+
 def linear(plan: Plan, data: Data, lanes: int, out: Out, start: int, stop: int) -> None:
     """Fit MAP or MAPL to rows start to stop."""
-    work = workspace(plan, lanes)
+    k = Block(plan, lanes)
     for i0 in range(start, stop, lanes):
-        _prepare(plan, data, i0, work)
-        _solve_linear(plan, work)
-        _finish(plan, data, i0, stop, work, out)
+        prepare(plan, data, i0, k)
+        solve_linear(plan.moments.origin, k.rhs, k.G, k.pivot, k.x, k.lane, k.status)
+        finish(plan, data, i0, stop, k, out)
 
 
 @kernel()
@@ -389,51 +363,27 @@ def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: i
 
 
 @kernel()
-def _copy_frame(R: Array, out: Array) -> bool:
-    """Copy a frame; False (and the identity) where it is not finite. A determinant of -1 is left to the caller."""
-    for i in range(3):
-        for j in range(3):
-            if not math.isfinite(R[i, j]):
-                for a in range(3):
-                    for b in range(3):
-                        out[a, b] = 1.0 if a == b else 0.0
-                return False
-            out[i, j] = R[i, j]
-    return True
-
-
-@kernel()
-def turn(coef: Array, R: Array, t: moments.OrderTables, root: Array, inverse: bool) -> None:
+def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool) -> None:
     """
     Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
     From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R may have any sign.
     """
     M, angles, frame = np.zeros((root.size, 1)), np.zeros((6, 1)), np.zeros((3, 3))
-    sign = np.zeros(3)
+    sign = np.zeros((3, 1))
     for v in range(coef.shape[0]):
-        _copy_frame(R[v], frame)
-        if tensor.determinant(frame) < 0.0:
-            for i in range(3):
-                frame[i, 2] = -frame[i, 2]
+        flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
+        for i in range(3):
+            for j in range(3):
+                frame[i, j] = R[v, i, j] * (flip if j == 2 else 1.0)
         moments.frame_angles(frame, angles, 0)
         for j in range(3):
             dot = 0.0
             for i in range(3):
                 dot += frame[i, j] * R[v, i, j]
-            sign[j] = -1.0 if dot < 0.0 else 1.0
+            sign[j, 0] = -1.0 if dot < 0.0 else 1.0
         for i in range(root.size):
-            M[i, 0] = coef[v, i] * (_parity_sign(t.exponents_low, i, sign) if inverse else 1.0)
+            M[i, 0] = coef[v, i] * (parity_sign(index[i], sign, 0) if inverse else 1.0)
         moments.turn_coefficients(t, angles, root, inverse, M)
         for i in range(root.size):
-            coef[v, i] = M[i, 0] * (1.0 if inverse else _parity_sign(t.exponents_low, i, sign))
-
-
-@kernel()
-def _parity_sign(exponents: NDArray[np.uint64], i: int, sign: Array) -> float:
-    """s1^n1 s2^n2 s3^n3."""
-    s = 1.0
-    for axis in range(3):
-        if sign[axis] < 0.0 and exponents[i, axis] % np.uint64(2) == np.uint64(1):
-            s = -s
-    return s
+            coef[v, i] = M[i, 0] * (1.0 if inverse else parity_sign(index[i], sign, 0))

@@ -111,3 +111,15 @@ def tables(order: int) -> LaplacianTables:
     integers = (row[entry], column[entry], factor, target, np.append(first, len(entry)))
     r, c, k, t, p = (frozen(x.astype(np.uint64)) for x in integers)
     return LaplacianTables(r, c, k, frozen(values[entry, factor]), t, p)
+
+
+@kernel(fastmath=BLOCK_MATH)
+def add(t: LaplacianTables, mu: Array, weight: Array, f: Array, G: Array) -> None:
+    """G += weight L, packed lower triangles of V voxels in block order; f (6, V) is scratch, left as `factors`."""
+    factors(mu, f)
+    for e in range(t.target.size):
+        target = G[t.target[e]]
+        for k in range(t.pointer[e], t.pointer[e + 1]):
+            a, c = f[t.factor[k]], t.coefficient[k]
+            for l in range(weight.size):
+                target[l] += c * a[l] * weight[l]

@@ -173,19 +173,11 @@ class MomentWork(NamedTuple):
     angles: Array  # (6, V) tan(half) and sin of the three rotations
 
 
-@kernel()
-def workspace(n_rows: int, n_high: int, n_high4: int, n_low4: int, order: int, lanes: int) -> MomentWork:
-    """Scratch for the kernels below; n_rows is the padded number of volumes."""
-    return MomentWork(
-        np.zeros((n_rows, lanes)),
-        np.zeros((n_rows, lanes)),
-        np.zeros((n_rows, lanes)),
-        np.zeros((n_high4, lanes)),
-        np.zeros((n_high, lanes)),
-        np.zeros((n_low4, lanes)),
-        np.zeros((3 * (2 * order + 1), lanes)),
-        np.zeros((6, lanes)),
-    )
+def workspace(t: OrderTables, s: Scheme, order: int, lanes: int) -> MomentWork:
+    """Scratch for the kernels below."""
+    rows = s.high.shape[1]
+    sizes = (rows, rows, rows, s.high.shape[0], len(t.exponents), s.low.shape[0], 3 * (2 * order + 1), 6)
+    return MomentWork(*(np.zeros((size, lanes)) for size in sizes))
 
 
 @kernel()

@@ -85,20 +85,9 @@ class TensorWork(NamedTuple):
     b: Array  # (8, V)
 
 
-@kernel()
 def workspace(nt4: int, lanes: int) -> TensorWork:
     """Scratch for `fit_tensor`."""
-    return TensorWork(
-        np.zeros((nt4, lanes)),
-        np.zeros((nt4, lanes)),
-        np.zeros((nt4, lanes)),
-        np.zeros((24, lanes)),
-        np.zeros((8, lanes)),
-        np.zeros((36, lanes)),
-        np.zeros((2, lanes)),
-        np.zeros((8, lanes)),
-        np.zeros((8, lanes)),
-    )
+    return TensorWork(*(np.zeros((size, lanes)) for size in (nt4, nt4, nt4, 24, 8, 36, 2, 8, 8)))
 
 
 @kernel()
