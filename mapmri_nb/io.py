@@ -17,26 +17,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import __version__
+from .fit import MapmriFit, Status
 from .gradients import GradientTable
 from .indices import INDICES, unit_factor
 from .kernels.ordering import index_table, iso_index_table
-
-if TYPE_CHECKING:
-    from .fit import MapmriFit
 
 File = str | os.PathLike[str]
 Mask = NDArray[np.bool_]
 
 FORMAT_VERSION = 1
-OUTSIDE = 128  # `fit.Status.OUTSIDE`: in the status image, a voxel outside the mask
+OUTSIDE = int(Status.OUTSIDE)
 GZIP_LEVEL = 4  # level 6 takes longer over noisy floats and gains nothing
-MODEL = "model-mapmri"
+MODEL = "model-mapmri"  # in every output name
 DESCRIPTION = "dataset_description.json"
 PARTS = {  # rows of a fit: label, unit, description; other rows are kept under their own names
     "coef": ("mapcoeffs", "1", "MAP-MRI coefficients in the order of CoefficientOrder"),
@@ -48,6 +47,9 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     "status": ("status", "1", f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask"),
     "rmse_rows": ("rmse", "arbitrary", "root mean squared residual"),
     "r2_rows": ("r2", "1", "coefficient of determination"),
+    "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
+    "iterations": ("iterations", "1", "steps of the constrained solver"),
+    "margin": ("margin", "1", "smallest Gram eigenvalue of a globally positive fit"),
 }
 
 log = logging.getLogger(__name__)
@@ -226,7 +228,7 @@ def write_json(path: Path, entries: dict[str, Any]) -> None:
 
 def write_description(stage: Path) -> None:
     """BIDS's description of a derivative data set, unless the folder of `stage` has one."""
-    by = [{"Name": "mapmri_nb", "Version": _version("mapmri_nb")}]
+    by = [{"Name": "mapmri_nb", "Version": __version__}]
     entries = {"Name": "MAP-MRI fits", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": by}
     if not (stage.parent / DESCRIPTION).exists():
         write_json(stage / DESCRIPTION, entries)
@@ -311,13 +313,6 @@ def write_maps(
     return [Path(folder) / name for name in names]
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[int]) -> dict[str, Any]:
     """The fit's own JSON less its parts and its run section."""
     isotropic = options["basis"] == "isotropic"
@@ -326,7 +321,7 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
     return {
         "Description": "MAP-MRI fit; lengths in mm, times in s",
         "FormatVersion": FORMAT_VERSION,
-        "Software": {"Name": "mapmri_nb", "Version": _version("mapmri_nb")},
+        "Software": {"Name": "mapmri_nb", "Version": __version__},
         "Model": {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options},
         "CoefficientOrder": {"Indices": "j l m" if isotropic else "n1 n2 n3", "Table": table.tolist()},
         "Shape": list(shape),
@@ -336,7 +331,7 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
 
 def run_section(**more: Any) -> dict[str, Any]:
     """What differs between two runs of the same job: date, versions and what the caller knows (seconds, threads)."""
-    versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")}
+    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")}
     return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
 
 
@@ -438,6 +433,4 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
 
 def load_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> MapmriFit:
     """The fit that `save_fit` wrote, bit for bit; arguments and errors as of `read_fit`."""
-    from .fit import MapmriFit
-
     return MapmriFit.from_rows(*read_fit(folder, prefix, within)[:4])

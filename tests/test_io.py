@@ -14,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import mapmri_nb
 from mapmri_nb import io
+from mapmri_nb.fit import ROWS, MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 
@@ -366,6 +368,20 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     volume = np.full((*SHAPE, 7), np.nan)
     volume[fit.mask] = fit.rows()["coef"]
     assert np.array_equal(coefs.get_fdata(), volume, equal_nan=True)
+
+
+def test_load_fit_gives_a_fit(tmp_path, fit):
+    rows = fit.rows()
+    v = len(rows["S0"])
+    rows |= {name: np.full(v, np.nan) for name in ROWS if name not in rows}
+    made = MapmriFit.from_rows(rows, fit.mask, fit.options, fit.gtab)
+    made.save(tmp_path, affine=AFFINE)
+    read = mapmri_nb.load_fit(tmp_path)
+    assert isinstance(read, MapmriFit)
+    same_rows(read.rows(), rows)
+    for name in ("rtop", "qiv", "ng_perp", "rmse"):
+        assert np.array_equal(getattr(read, name)(), getattr(made, name)(), equal_nan=True)
+    assert np.isnan(read.rtop()[~fit.mask]).all()
 
 
 def test_only_the_run_section_tells_two_saves_apart(tmp_path, fit):
