@@ -1,0 +1,340 @@
+"""Gradient tables: what they compute, what they read, what they refuse and with which words."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mapmri_nb.gradients import GradientTable, to_image, to_scanner
+
+TIMES = {"big_delta": 0.0431, "small_delta": 0.0106}
+RNG = np.random.default_rng(7)
+BVALS = np.array([0.0, 5.0, 990.0, 1000.0, 1010.0, 2995.0, 3005.0])
+BVECS = RNG.normal(size=(7, 3))
+BVECS /= np.linalg.norm(BVECS, axis=1)[:, None]
+BVECS[0] = 0
+
+
+def table(**changes):
+    return GradientTable(**{"bvals": BVALS, "bvecs": BVECS, **TIMES, **changes})
+
+
+def same(one, two):
+    return one.to_dict() == two.to_dict() and all(
+        np.array_equal(getattr(one, k), getattr(two, k)) for k in ("bvals", "bvecs", "qvecs", "taus", "b0s_mask")
+    )
+
+
+def write_fsl(folder, stem="dwi", bvals=BVALS, bvecs=BVECS, columns=False):
+    np.savetxt(folder / f"{stem}.bval", bvals[None], fmt="%.17g")
+    np.savetxt(folder / f"{stem}.bvec", bvecs if columns else bvecs.T, fmt="%.17g")
+    return folder / f"{stem}.bval", folder / f"{stem}.bvec"
+
+
+@pytest.mark.nojit
+def test_q_follows_from_b_and_tau():
+    gtab = table()
+    assert gtab.tau == pytest.approx(0.0431 - 0.0106 / 3, rel=1e-15)
+    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.tau, BVALS, rtol=1e-14)
+    np.testing.assert_allclose(np.linalg.norm(gtab.qvecs, axis=1)[1:], gtab.qvals[1:], rtol=1e-14)
+    assert gtab.b0s_mask.tolist() == [True, True, False, False, False, False, False]
+    assert len(gtab) == 7
+    assert gtab.frame == "image"
+    assert (gtab.big_delta, gtab.small_delta) == (0.0431, 0.0106)
+    assert [(round(b), n) for b, n in gtab.shells()] == [(1000, 3), (3000, 2)]
+    assert "3 x 1000" in repr(gtab)
+
+
+@pytest.mark.nojit
+def test_each_volume_has_its_own_tau():
+    big = 0.0431 * (1 + 0.01 * np.linspace(-1, 1, 7))
+    gtab = table(big_delta=big)
+    np.testing.assert_allclose(gtab.taus, big - 0.0106 / 3)
+    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
+    assert gtab.tau == pytest.approx(gtab.taus.mean())
+    assert same(gtab[2:5], table(bvals=BVALS[2:5], bvecs=BVECS[2:5], big_delta=big[2:5]))
+
+
+def test_mixed_diffusion_times_are_taken_apart():
+    big = np.where(np.arange(7) % 2, 0.02, 0.06)
+    gtab = table(big_delta=big)
+    with pytest.raises(ValueError, match=r"big_delta .* 0\.01647 to 0\.05647"):
+        _ = gtab.tau
+    assert gtab[big == 0.06].tau == pytest.approx(0.06 - 0.0106 / 3, rel=1e-15)
+    edge = np.array([0.1, 0.105])  # spread 4.88 % of the mean: allowed; 5.2 %: not
+    assert GradientTable([0, 0], np.zeros((2, 3)), tau=edge).tau == pytest.approx(0.1025)
+    with pytest.raises(ValueError, match="one fit needs one"):
+        _ = GradientTable([0, 0], np.zeros((2, 3)), tau=[0.1, 0.1053]).tau
+
+
+def test_tau_alone():
+    gtab = table(big_delta=None, small_delta=None, tau=0.04)
+    assert gtab.tau == 0.04
+    assert gtab.big_delta is None
+    assert same(gtab, GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict()))))
+    with pytest.raises(ValueError, match=r"tau = 0\.04 came with"):
+        table(tau=0.04)
+
+
+@pytest.mark.parametrize(
+    "select", [slice(1, 6, 2), [0, 3, 3], np.array([6, 0]), BVALS > 50, (BVALS > 50).tolist()], ids=str
+)
+def test_subsets(select):
+    keep = np.arange(7)[select]
+    assert same(table()[select], table(bvals=BVALS[keep], bvecs=BVECS[keep]))
+
+
+def test_one_volume_and_iteration():
+    assert [float(one.bvals[0]) for one in table()] == BVALS.tolist()
+    assert len(table()[-1]) == 1
+    with pytest.raises(IndexError):
+        table()[7]
+    with pytest.raises(ValueError, match="bvals must be a list"):
+        table()[7:]
+
+
+def test_dictionary_is_bit_exact():
+    bvecs = BVECS * (1 + 0.009 * RNG.uniform(-1, 1, size=(7, 1)))
+    for gtab in (table(bvecs=bvecs), table(bvecs=bvecs, big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner")):
+        assert same(gtab, GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict()))))
+
+
+def test_directions_are_normalised_in_either_layout():
+    gtab = table(bvecs=(BVECS * 1.008).T)
+    np.testing.assert_allclose(gtab.bvecs, BVECS, atol=1e-15)
+    assert gtab.bvecs.flags.c_contiguous
+    vectors = np.eye(3)[[1, 2, 0]]  # three volumes: an array is taken as rows
+    assert np.array_equal(GradientTable([1000] * 3, vectors, **TIMES).bvecs, vectors)
+    with_short_b0 = BVECS.copy()
+    with_short_b0[1] *= 0.5  # b = 5: no direction to speak of
+    np.testing.assert_allclose(table(bvecs=with_short_b0).bvecs, BVECS, atol=1e-15)
+
+
+def test_caller_arrays_stay_untouched():
+    bvals, bvecs = BVALS.copy(), BVECS * 1.005
+    before = bvecs.copy()
+    gtab = GradientTable(bvals, bvecs, **TIMES)
+    gtab.bvals[3] = 7
+    assert np.array_equal(bvecs, before)
+    assert np.array_equal(bvals, BVALS)
+
+
+def changed(array, where, value):
+    out = np.array(array, float)
+    out[where] = value
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bvals": changed(BVALS, 2, -4)}, r"bvals\[2\] = -4 is negative"),
+        ({"bvals": changed(BVALS, 1, np.nan)}, r"bvals\[1\] = nan is not finite"),
+        ({"bvals": BVALS[:-1]}, r"bvecs of shape \(7, 3\) do not go with 6 bvals"),
+        ({"bvals": []}, r"bvals must be a list .* shape \(0,\)"),
+        ({"bvals": BVALS[None]}, r"bvals must be a list .* shape \(1, 7\)"),
+        ({"bvals": ["a"] * 7}, "bvals must be numbers"),
+        ({"bvecs": BVECS[:, :2]}, r"bvecs of shape \(7, 2\)"),
+        ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
+        ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] = .* at b = 1010 has length 1\.02, not 1"),
+        ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
+        ({"big_delta": None}, "big_delta is missing"),
+        ({"small_delta": None}, "small_delta is missing"),
+        ({"big_delta": None, "small_delta": None}, "big_delta is missing.* or tau"),
+        ({"big_delta": 43.1}, r"big_delta = 43\.1 .*milliseconds\?"),
+        ({"big_delta": 43.1, "small_delta": 10.6}, r"big_delta = 43\.1 .*milliseconds\?"),
+        ({"big_delta": -0.04}, r"big_delta = -0\.04 is not positive"),
+        ({"small_delta": 0}, "small_delta = 0 is not positive"),
+        ({"small_delta": 0.05}, r"small_delta = 0\.05 is longer than big_delta = 0\.0431"),
+        ({"big_delta": np.inf}, "big_delta = inf is not finite"),
+        ({"big_delta": [0.04, 0.05]}, r"big_delta of shape \(2,\) does not go with 7 bvals"),
+        ({"big_delta": changed(np.full(7, 0.04), 5, 0.005)}, r"small_delta\[5\] = 0\.0106 is longer"),
+        ({"big_delta": None, "small_delta": None, "tau": 40}, r"tau = 40 .*milliseconds\?"),
+        ({"b0_threshold": -1}, "b0_threshold must be .* not -1"),
+        ({"frame": "voxel"}, "frame must be .* not 'voxel'"),
+    ],
+)
+def test_refusals_name_argument_and_value(changes, message):
+    with pytest.raises(ValueError, match=message):
+        table(**changes)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_fsl_files(tmp_path, columns):
+    files = write_fsl(tmp_path, columns=columns)
+    assert same(GradientTable.from_fsl(*files, **TIMES), table())
+    np.savetxt(files[0], BVALS[:, None])  # one b-value a line
+    assert same(GradientTable.from_fsl(*files, **TIMES), table())
+
+
+def test_fsl_files_with_three_volumes_are_rows(tmp_path):
+    bvecs = np.eye(3)[[1, 2, 0]]
+    files = write_fsl(tmp_path, bvals=np.full(3, 1000.0), bvecs=bvecs)
+    assert np.array_equal(GradientTable.from_fsl(*files, **TIMES).bvecs, bvecs)
+
+
+def test_broken_files(tmp_path):
+    bval, bvec = write_fsl(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none\.bvec"):
+        GradientTable.from_fsl(bval, tmp_path / "none.bvec", **TIMES)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        GradientTable.from_fsl(bval, bvec, json=tmp_path / "none.json")
+    bval.write_text("0 5 1000")
+    with pytest.raises(ValueError, match=r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"):
+        GradientTable.from_fsl(bval, bvec, **TIMES)
+    bval.write_text("0 b 1000")
+    with pytest.raises(ValueError, match=r"dwi\.bval is not a table of numbers: .*'b'"):
+        GradientTable.from_fsl(bval, bvec, **TIMES)
+    bval.write_bytes(b"\x93NUMPY\xff\x00")
+    with pytest.raises(ValueError, match=r"dwi\.bval is not a table of numbers"):
+        GradientTable.from_fsl(bval, bvec, **TIMES)
+    bval.write_text("\n")
+    with pytest.raises(ValueError, match=r"dwi\.bval is not a table"):
+        GradientTable.from_fsl(bval, bvec, **TIMES)
+    bvec.write_text("1 0 0\n0 1\n0 0 1\n")
+    with pytest.raises(ValueError, match=r"lines hold \[3, 2, 3\] numbers"):
+        GradientTable.from_fsl(bvec, bvec, **TIMES)
+
+
+def test_mrtrix_table(tmp_path):
+    path = tmp_path / "dwi.b"
+    path.write_text("# command_history: none\n" + "\n".join(f"{x!r},{y!r},{z!r},{b!r}" for (x, y, z), b in ROWS))
+    gtab = GradientTable.from_mrtrix(path, **TIMES)
+    assert same(gtab, table(frame="scanner"))
+    assert gtab.frame == "scanner"
+    path.write_text("1 0 0\n0 1 0\n")
+    with pytest.raises(ValueError, match=r"4 columns \(x y z b\), this one 3"):
+        GradientTable.from_mrtrix(path, **TIMES)
+
+
+ROWS = [([float(v) for v in vec], float(b)) for vec, b in zip(BVECS, BVALS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "unit"),
+    [
+        ({"BigDelta": 0.0431, "SmallDelta": 0.0106}, "s"),
+        ({"LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
+        ({"BigDelta": 43.1, "LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
+        ({"LargeDelta": [43.1] * 7, "SmallDelta": 10.6}, "ms"),
+    ],
+)
+def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
+    write_fsl(tmp_path, "sub-1_dwi")
+    (tmp_path / "sub-1_dwi.json").write_text(json.dumps({"EchoTime": 0.09, **sidecar}))
+    with caplog.at_level(logging.INFO, "mapmri_nb"):
+        gtab = GradientTable.from_bids(tmp_path / "sub-1_dwi.nii.gz")
+    assert f"read as {unit}" in caplog.text
+    np.testing.assert_array_equal(gtab.qvecs, table().qvecs)
+
+
+def test_short_pulses_in_milliseconds_are_judged_by_big_delta(tmp_path):
+    bval, bvec = write_fsl(tmp_path)
+    (tmp_path / "dwi.json").write_text('{"BigDelta": 20, "SmallDelta": 0.9}')
+    gtab = GradientTable.from_fsl(bval, bvec, json=tmp_path / "dwi.json")
+    assert (gtab.big_delta, gtab.small_delta) == (0.02, 0.0009)
+
+
+def test_deltas_are_never_guessed(tmp_path, caplog):
+    write_fsl(tmp_path)
+    side = tmp_path / "dwi.json"
+    with pytest.raises(ValueError, match="big_delta is missing"):
+        GradientTable.from_bids(tmp_path / "dwi.nii.gz")
+    side.write_text('{"SmallDelta": 0.01}')
+    with pytest.raises(ValueError, match="big_delta is missing"):
+        GradientTable.from_bids(side)
+    assert "no pair of BigDelta" in caplog.text
+    assert same(GradientTable.from_bids(side, **TIMES), table())
+    assert GradientTable.from_bids(side, tau=0.03).tau == 0.03
+    side.write_text('{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}')
+    with pytest.raises(ValueError, match=r"BigDelta = 0\.04 but LargeDelta = 0\.05"):
+        GradientTable.from_bids(side)
+    side.write_text('{"BigDelta": "long", "SmallDelta": 0.01}')
+    with pytest.raises(ValueError, match="BigDelta must be numbers"):
+        GradientTable.from_bids(side)
+    side.write_text('{"BigDelta": 0.04,')
+    with pytest.raises(ValueError, match=r"dwi\.json is not a JSON sidecar"):
+        GradientTable.from_bids(side)
+    side.write_text('{"BigDelta": 43100, "SmallDelta": 10600}')  # microseconds: neither of the two
+    with pytest.raises(ValueError, match=r"43\.1 is above 1 s"):
+        GradientTable.from_bids(side)
+
+
+def test_files_named_apart(tmp_path):
+    bval, bvec = write_fsl(tmp_path, "other")
+    assert same(GradientTable.from_bids(tmp_path / "dwi.nii", bval=bval, bvec=bvec, **TIMES), table())
+    with pytest.raises(FileNotFoundError, match=r"dwi\.bval"):
+        GradientTable.from_bids(tmp_path / "dwi.nii", bvec=bvec, **TIMES)
+
+
+def test_of_anything_like_a_table():
+    gtab = table()
+    assert GradientTable.of(gtab) is gtab
+    like = SimpleNamespace(bvals=BVALS, bvecs=BVECS, **TIMES)
+    assert same(GradientTable.of(like), gtab)
+    bare = SimpleNamespace(bvals=BVALS, bvecs=BVECS, big_delta=None, small_delta=None, b0_threshold=2)
+    assert GradientTable.of(bare, tau=0.025).tau == 0.025
+    assert GradientTable.of(bare, tau=0.025).b0s_mask.sum() == 1
+    with pytest.raises(ValueError, match="big_delta is missing"):
+        GradientTable.of(bare)
+    with pytest.raises(ValueError, match="not a list"):
+        GradientTable.of([1, 2])
+
+
+def test_of_a_dipy_table():
+    gradients = pytest.importorskip("dipy.core.gradients")
+    theirs = gradients.gradient_table(BVALS, bvecs=BVECS, b0_threshold=50, **TIMES)
+    ours = GradientTable.of(theirs)
+    np.testing.assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
+    np.testing.assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
+    assert np.array_equal(ours.b0s_mask, theirs.b0s_mask)
+
+
+def rotation(seed):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+@pytest.mark.nojit
+def test_scanner_axes_of_hand_made_images():
+    """X of FSL's frame runs to the subject's left in an image stored either way round."""
+    radiological = np.diag([-2.0, 2.0, 3.0, 1.0])
+    neurological = np.diag([2.0, 2.0, 3.0, 1.0])
+    for affine in (radiological, neurological):
+        assert np.array_equal(to_scanner([[1, 0, 0], [0, 1, 0]], affine), [[-1, 0, 0], [0, 1, 0]])
+    axes = np.array([[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]])  # i is up, j right, k forward; det > 0
+    assert np.array_equal(to_scanner([1, 0, 0], axes), [0, 0, -1])
+    assert np.array_equal(to_scanner([0, 1, 0], axes), [1, 0, 0])
+    assert np.array_equal(to_scanner([1, 0, 0], axes, "scanner"), [1, 0, 0])
+    assert np.array_equal(to_image([0, 0, 1], axes), [-1, 0, 0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scanner_axes_of_oblique_images(sign):
+    turn = rotation(3)
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([sign * 1.5, 2.0, 4.0])
+    affine[:3, 3] = 30, -20, 10
+    voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
+    expected = voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
+    np.testing.assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
+    np.testing.assert_allclose(to_image(to_scanner(BVECS, affine), affine), BVECS, atol=1e-14)
+    np.testing.assert_allclose(to_image(BVECS, affine, "image"), BVECS)
+
+
+def test_bad_affines_and_frames():
+    with pytest.raises(ValueError, match=r"affine\[0, 1\] = nan"):
+        to_scanner(BVECS, changed(np.eye(4), (0, 1), np.nan))
+    with pytest.raises(ValueError, match="affine is singular"):
+        to_image(BVECS, np.diag([1.0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="frame must be"):
+        to_scanner(BVECS, np.eye(4), "bvec")
+
+
+def test_shells_of_a_cartesian_grid_stay_apart():
+    b = np.repeat(400.0 * np.array([1, 2, 3, 4, 5, 6, 8, 9, 24, 25]), 3)
+    gtab = GradientTable(np.r_[0, b], np.r_[np.zeros((1, 3)), np.tile(np.eye(3), (10, 1))], **TIMES)
+    assert gtab.shells() == [(float(v), 3) for v in np.unique(b)]
+    assert GradientTable([0, 10], np.zeros((2, 3)), **TIMES).shells() == []

@@ -1,0 +1,495 @@
+"""Images, sidecars and saved fits: what is written is what is read, and what is broken is named."""
+
+import gzip
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mapmri_nb
+from mapmri_nb import io
+from mapmri_nb.fit import ROWS, MapmriFit
+from mapmri_nb.gradients import GradientTable
+from mapmri_nb.indices import INDICES
+
+TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
+AFFINE = np.block([[TURN @ np.diag([-2, 2, 2.5]), np.array([[30], [-20], [7]])], [np.zeros(3), 1]]).astype(np.float32)
+RNG = np.random.default_rng(11)
+SHAPE = (4, 3, 5)
+
+
+def image(path, data, affine=AFFINE, slope=None):
+    made = nib.Nifti1Image(data, affine, nib.Nifti1Header(endianness="><"[data.dtype.isnative]))
+    made.set_data_dtype(data.dtype)
+    if slope is not None:
+        made.header.set_slope_inter(*slope)
+    nib.save(made, path)
+    return path
+
+
+@pytest.fixture
+def fit():
+    mask = RNG.random(SHAPE) < 0.6
+    mask[0, 0, 0], mask[1, 1, 1] = True, False
+    v = int(mask.sum())
+    rows = {
+        "coef": RNG.normal(size=(v, 7)),
+        "mu": RNG.random((v, 3)),
+        "mu_tensor": RNG.random((v, 3)),
+        "R": RNG.normal(size=(v, 3, 3)),
+        "S0": RNG.random(v) * 1000,
+        "laplacian_weight": np.full(v, 0.2),
+        "rmse_rows": RNG.random(v),
+        "r2_rows": RNG.random(v),
+        "iterations": RNG.integers(0, 90, v),
+        "status": RNG.integers(0, 8, v),
+    }
+    rows["coef"][3] = np.nan
+    gtab = GradientTable([0, 1000], [[0, 0, 0], [0.6, 0, 0.8]], 0.0431, 0.0106)
+    options = {"radial_order": 2, "basis": "anisotropic", "laplacian": (0.1, np.float64(0.2)), "positivity": None}
+    return SimpleNamespace(rows=lambda: rows, mask=mask, options=options, gtab=gtab)
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+# Reading
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32, ">i2"])
+def test_series_is_mapped_not_read(tmp_path, ending, dtype):
+    data = RNG.integers(0, 200, (*SHAPE, 6)).astype(dtype)
+    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data))
+    assert isinstance(read.data, np.memmap)
+    assert read.data.dtype == np.dtype(dtype)
+    assert np.array_equal(read.data, data)
+    assert np.array_equal(read.affine, AFFINE.astype(float))
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_scaled_series(tmp_path, ending):
+    data = RNG.integers(0, 2000, (*SHAPE, 6)).astype(np.int16)
+    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=(0.5, 3)))
+    stored = nib.load(tmp_path / f"dwi{ending}").get_fdata()
+    assert stored.max() > 1000  # the slope is in use
+    assert read.data.shape == (*SHAPE, 6)
+    assert np.array_equal(read.data[:, :, 2:4], stored[:, :, 2:4])
+    assert np.array_equal(np.asarray(read.data), stored)
+
+
+def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(io.tempfile, "tempdir", str(scratch))
+    read = io.load_dwi(image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32)))
+    assert list(scratch.iterdir()) == []
+    assert read.data.sum() == 120
+    usage = SimpleNamespace(free=100)
+    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"MB needed to unpack .*TMPDIR.*scratch"):
+        io.load_dwi(tmp_path / "dwi.nii.gz")
+
+
+def damaged(tmp_path):
+    """Broken images: name -> what the message must say."""
+    good = image(tmp_path / "good.nii", RNG.integers(0, 9999, (*SHAPE, 2)).astype(np.int16)).read_bytes()
+    packed = gzip.compress(good, mtime=0)
+    files = {
+        "text.nii": (b"this is a letter, not an image\n" * 40, "not a readable NIfTI"),
+        "text.nii.gz": (b"this is a letter, not an image\n" * 40, "not a readable NIfTI"),
+        "empty.nii": (b"", "not a readable NIfTI"),
+        "notes.txt": (b"hello", r"must be \.nii"),
+        "short.nii": (good[:-30], "truncated, holds .* promises"),
+        "header.nii": (good[:200], "not a readable NIfTI"),
+        "short.nii.gz": (packed[: len(packed) // 2], "damaged or truncated|not a readable"),
+        "flipped.nii.gz": (packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:], "damaged|readable"),
+        "cut.nii.gz": (gzip.compress(good[:-30]), "truncated, holds"),
+        "type.nii": (good[:70] + b"\x77\x77" + good[72:], "not a readable NIfTI"),
+    }
+    for name, (raw, _) in files.items():
+        (tmp_path / name).write_bytes(raw)
+    nan = AFFINE.copy()
+    nan[0, 1] = np.nan
+    made = nib.Nifti1Image(np.ones((*SHAPE, 2), np.float32), AFFINE)
+    made.header.set_qform(None)
+    made.header["srow_x"] = nan[0]
+    made.header["sform_code"] = 1
+    (tmp_path / "affine.nii").write_bytes(made.header.binaryblock + bytes(4) + np.ones((*SHAPE, 2), "f4").tobytes())
+    image(tmp_path / "complex.nii", np.ones((*SHAPE, 2), np.complex64))
+    nib.save(nib.MGHImage(np.ones(SHAPE, np.float32), AFFINE), tmp_path / "other.mgz")
+    (tmp_path / "other.nii.gz").write_bytes((tmp_path / "other.mgz").read_bytes())
+    return {name: message for name, (_, message) in files.items()} | {
+        "affine.nii": "affine is not finite",
+        "complex.nii": "complex64, not a NIfTI image of real",
+        "other.nii.gz": "not a readable NIfTI|not a NIfTI",
+    }
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name, message in damaged(tmp_path).items():
+        with pytest.raises(ValueError, match=f"{name}.*({message})"):
+            io.load_dwi(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"no such file.*none\.nii"):
+        io.load_dwi(tmp_path / "none.nii")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        io.load_dwi(tmp_path)
+    with pytest.raises(ValueError, match=r"4 dimensions, this image has shape \(4, 3, 5\)"):
+        io.load_dwi(image(tmp_path / "b0.nii", np.ones(SHAPE, np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64, ">f4"])
+def test_masks_of_any_type(tmp_path, dtype, caplog):
+    mask = RNG.random(SHAPE) < 0.5
+    assert np.array_equal(io.load_mask(image(tmp_path / "m.nii.gz", mask.astype(dtype)), SHAPE, AFFINE), mask)
+    assert np.array_equal(io.load_mask(image(tmp_path / "m.nii.gz", mask[..., None].astype(dtype)), SHAPE), mask)
+    assert not caplog.records
+
+
+def test_masks_with_nan_scale_or_another_place(tmp_path, caplog):
+    values = np.full(SHAPE, np.nan, np.float32)
+    values[1, 2, 3], values[0, 0, 0] = 0.25, 0
+    assert np.argwhere(io.load_mask(image(tmp_path / "m.nii", values), SHAPE)).tolist() == [[1, 2, 3]]
+    ones = image(tmp_path / "s.nii", np.ones(SHAPE, np.int16), slope=(2, 0))
+    with caplog.at_level(logging.WARNING):
+        assert io.load_mask(ones, SHAPE, np.diag([2.0, 2, 2, 1])).all()
+    assert "different affines" in caplog.text
+
+
+def test_bad_masks(tmp_path):
+    with pytest.raises(ValueError, match=r"mask: .*m\.nii has shape \(4, 3, 5\), the data \(4, 3, 6\)"):
+        io.load_mask(image(tmp_path / "m.nii", np.ones(SHAPE, np.uint8)), (4, 3, 6))
+    with pytest.raises(ValueError, match=r"mask: .*m\.nii is empty"):
+        io.load_mask(image(tmp_path / "m.nii", np.zeros(SHAPE, np.uint8)), SHAPE)
+
+
+# Names
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (
+            "data/sub-01_ses-2_desc-x_dwi.nii.gz",
+            "sub-01_ses-2_desc-x_model-mapmri_param-ngpar_dwimap.nii.gz",
+        ),
+        ("dwi.nii", "model-mapmri_param-ngpar_dwimap.nii.gz"),
+        ("scan7.nii.gz", "scan7_model-mapmri_param-ngpar_dwimap.nii.gz"),
+        (None, "model-mapmri_param-ngpar_dwimap.nii.gz"),
+    ],
+)
+def test_names(source, name):
+    assert io.map_name(io.prefix_of(source), "ngpar") == name
+    assert io.map_name(io.prefix_of(source), "", ".json") == name.replace("param-ngpar_", "").replace("nii.gz", "json")
+
+
+# Writing
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(4,), (4, 3), SHAPE, (*SHAPE, 2), (40000, 1, 1)])
+def test_written_images_are_what_nibabel_reads(tmp_path, ending, shape):
+    data = RNG.normal(size=shape)
+    for name in ("one", "two"):
+        io.write_nii(tmp_path / (name + ending), [data], shape, np.float64, AFFINE)
+    read = nib.load(tmp_path / f"one{ending}")
+    assert np.array_equal(read.get_fdata().reshape(shape), data)
+    assert np.array_equal(read.affine, AFFINE)
+    np.testing.assert_allclose(read.header.get_qform(), AFFINE, atol=1e-5)
+    assert read.header.get_xyzt_units()[0] == "mm"
+    assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes()
+
+
+def test_gzip_header_tells_neither_time_nor_name(tmp_path):
+    io.write_nii(tmp_path / "a.nii.gz", [np.zeros(8)], (2, 2, 2), np.float32, AFFINE)
+    head = (tmp_path / "a.nii.gz").read_bytes()[:10]
+    assert head[3] == 0  # no name
+    assert head[4:8] == bytes(4)  # no time
+
+
+def test_index_maps_and_their_units(tmp_path):
+    values = RNG.random(SHAPE) * 1e5
+    values[0, 0, 0] = np.nan
+    values[1, 0, 0] = 1e300  # a runaway voxel: inf in float32, no warning
+    maps = {"rtop": values, "msd": values, "ng_par": values, "odf_sh": RNG.random((*SHAPE, 6))}
+    sidecars = {"odf_sh": {"Description": "ODF", "OrientationEncoding": {"Type": "sh"}}}
+    paths = io.write_maps(tmp_path / "a" / "b", "sub-1", maps, AFFINE, sidecars=sidecars)
+    assert [p.name for p in paths] == [io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")]
+    rtop = nib.load(paths[0])
+    assert rtop.get_data_dtype() == np.float32
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(rtop.get_fdata(dtype=np.float32), values.astype(np.float32))
+    assert np.array_equal(nib.load(paths[3]).get_fdata(dtype=np.float32), maps["odf_sh"].astype(np.float32))
+
+    def sidecar(path):
+        return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+
+    assert sidecar(paths[0]) == {"Description": INDICES["rtop"].long_name, "Units": "mm^-3", "FillValue": "NaN"}
+    assert sidecar(paths[2])["Units"] == "1"
+    assert sidecar(paths[3])["OrientationEncoding"] == {"Type": "sh"}
+    description = json.loads((tmp_path / "a/b/dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+
+    paths = io.write_maps(tmp_path / "um", "", {"rtop": values, "msd": values}, AFFINE, units="um", fill=0)
+    read = [nib.load(p).get_fdata() for p in paths]
+    np.testing.assert_allclose(read[0][2:], values[2:] * 1e-9, rtol=1e-6)
+    np.testing.assert_allclose(read[1][2:], values[2:] * 1e6, rtol=1e-6)
+    assert read[0][0, 0, 0] == 0
+    assert sidecar(paths[1])["Units"] == "um^2"
+    assert sidecar(paths[1])["FillValue"] == 0
+    with pytest.raises(ValueError, match="units must be"):
+        io.write_maps(tmp_path / "bad", "", {"rtop": values}, AFFINE, units="nm")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_nothing_is_overwritten_without_force(tmp_path):
+    ones, twos = {"rtop": np.ones(SHAPE)}, {"ng": np.ones(SHAPE), "rtop": np.full(SHAPE, 2.0)}
+    io.check_output(tmp_path, "")
+    io.write_maps(tmp_path, "", ones, AFFINE)
+    before = content(tmp_path)
+    io.check_output(tmp_path, "sub-2")
+    with pytest.raises(FileExistsError, match="are there already"):
+        io.check_output(tmp_path, "")
+    with pytest.raises(FileExistsError, match=r"not overwritten without force.*param-rtop"):
+        io.write_maps(tmp_path, "", twos, AFFINE)
+    assert content(tmp_path) == before  # nor is the other map there
+    io.check_output(tmp_path, "", force=True)
+    io.write_maps(tmp_path, "", twos, AFFINE, force=True)
+    assert nib.load(tmp_path / io.map_name("", "rtop")).get_fdata().max() == 2
+    (tmp_path / "dataset_description.json").write_text("{}")
+    io.write_maps(tmp_path, "", twos, AFFINE, force=True)
+    assert (tmp_path / "dataset_description.json").read_text() == "{}"
+
+
+def test_files_have_ordinary_permissions(tmp_path):
+    (path,) = io.write_maps(tmp_path / "out", "", {"ng": np.ones(SHAPE)}, AFFINE)
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("boom"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("folder", ["old", "new/deep"])
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failure, folder):
+    (tmp_path / "old").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*args):
+        raise failure
+
+    monkeypatch.setattr(io, "write_description", fail)
+    with pytest.raises(type(failure)) as caught:
+        io.write_maps(tmp_path / folder, "", {"rtop": np.ones(SHAPE)}, AFFINE)
+    assert sorted(tmp_path.rglob("*")) == before
+    if isinstance(failure, OSError):
+        assert "cannot write results: No space left" in str(caught.value)
+        assert str(tmp_path / folder) in str(caught.value)
+
+
+FULL = """
+import resource, sys, numpy as np
+from mapmri_nb import io
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop": np.random.default_rng(1).random((50, 50, 50))},
+                  np.eye(4))
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_is_an_error_with_no_leftovers(tmp_path):
+    """A file that may not grow stands for a disk that is full."""
+    out = tmp_path / "out"
+    out.mkdir()
+    run = subprocess.run([sys.executable, "-c", FULL, str(out)], capture_output=True, text=True, check=False)
+    assert run.stdout.startswith("refused: [Errno 27] cannot write results: File too large"), run
+    assert list(out.iterdir()) == []
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(PermissionError, match="not a folder that can be written"):
+        io.check_output(blocked / "out", "")
+    with pytest.raises(OSError, match="cannot write results"):
+        io.write_maps(blocked / "out", "", {"ng": np.ones(SHAPE)}, AFFINE)
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError, match="cannot write results"):
+            io.write_maps(tmp_path / "out", "", {"ng": np.ones(SHAPE)}, AFFINE)
+        tmp_path.chmod(0o700)
+
+
+def test_space_is_asked_for_first(tmp_path, monkeypatch, fit):
+    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"cannot write results: .* MB needed to save, 0 MB free"):
+        io.save_fit(fit, tmp_path / "fit")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Saved fits
+
+
+def same_rows(saved, rows, keep=slice(None)):
+    assert saved.keys() == rows.keys()
+    for key, values in rows.items():
+        assert saved[key].dtype == (np.int64 if values.dtype.kind == "i" else np.float64), key
+        assert np.array_equal(saved[key], values[keep], equal_nan=values.dtype.kind == "f"), key
+
+
+def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
+    io.save_fit(fit, tmp_path, affine=AFFINE, prefix="sub-1", sources=["sub-1_dwi.nii.gz"], run={"Threads": 2})
+    saved = io.read_fit(tmp_path)
+    same_rows(saved.rows, fit.rows())
+    assert np.array_equal(saved.mask, fit.mask)
+    assert saved.gtab.to_dict() == fit.gtab.to_dict()
+    assert saved.options == {**fit.options, "laplacian": [0.1, 0.2]}
+    assert saved.prefix == "sub-1"
+    assert np.array_equal(saved.affine, AFFINE)
+    assert saved.entries["Run"]["Threads"] == 2
+    assert saved.entries["Sources"] == ["sub-1_dwi.nii.gz"]
+    labels = ["mapcoeffs", "mu", "mutensor", "frame", "s0", "weight", "status", "rmse", "r2"]
+    for label in labels:
+        assert len(list(tmp_path.glob(f"sub-1_model-mapmri_param-{label}_dwimap.nii*"))) == 1
+        assert (tmp_path / io.map_name("sub-1", label, ".json")).is_file()
+    coefs = nib.load(tmp_path / io.map_name("sub-1", "mapcoeffs", ".nii"))
+    assert coefs.get_data_dtype() == np.float64
+    volume = np.full((*SHAPE, 7), np.nan)
+    volume[fit.mask] = fit.rows()["coef"]
+    assert np.array_equal(coefs.get_fdata(), volume, equal_nan=True)
+
+
+def test_load_fit_gives_a_fit(tmp_path, fit):
+    rows = fit.rows()
+    v = len(rows["S0"])
+    rows |= {name: np.full(v, np.nan) for name in ROWS if name not in rows}
+    made = MapmriFit.from_rows(rows, fit.mask, fit.options, fit.gtab)
+    made.save(tmp_path, affine=AFFINE)
+    read = mapmri_nb.load_fit(tmp_path)
+    assert isinstance(read, MapmriFit)
+    same_rows(read.rows(), rows)
+    for name in ("rtop", "qiv", "ng_perp", "rmse"):
+        assert np.array_equal(getattr(read, name)(), getattr(made, name)(), equal_nan=True)
+    assert np.isnan(read.rtop()[~fit.mask]).all()
+
+
+def test_only_the_run_section_tells_two_saves_apart(tmp_path, fit):
+    for name, threads in (("a", 1), ("b", 2)):
+        io.save_fit(fit, tmp_path / name, run={"Threads": threads})
+    a, b = content(tmp_path / "a"), content(tmp_path / "b")
+    model = io.map_name("", "", ".json")
+    one, two = json.loads(a.pop(model)), json.loads(b.pop(model))
+    assert a == b
+    assert one.pop("Run") != two.pop("Run")
+    assert one == two
+
+
+def test_part_of_a_fit(tmp_path, fit):
+    io.save_fit(fit, tmp_path)
+    slab = np.zeros(SHAPE, bool)
+    slab[:, :, 2:4] = True
+    saved = io.read_fit(tmp_path, within=slab)
+    same_rows(saved.rows, fit.rows(), slab[fit.mask])
+    assert np.array_equal(saved.mask, slab & fit.mask)
+    assert len(io.read_fit(tmp_path, within=np.zeros(SHAPE, bool)).rows["coef"]) == 0
+
+
+@pytest.mark.parametrize("shape", [(60,), (6, 10)])
+def test_fits_of_lists_of_voxels(tmp_path, fit, shape):
+    fit.mask = fit.mask.reshape(shape)
+    io.save_fit(fit, tmp_path)
+    saved = io.read_fit(tmp_path / io.map_name("", "", ".json"))
+    same_rows(saved.rows, fit.rows())
+    assert np.array_equal(saved.mask, fit.mask)
+
+
+def test_one_folder_many_fits(tmp_path, fit):
+    with pytest.raises(FileNotFoundError, match="no saved fit"):
+        io.read_fit(tmp_path)
+    for prefix in ("", "sub-1", "sub-2"):
+        io.save_fit(fit, tmp_path, prefix=prefix)
+    with pytest.raises(ValueError, match=r"several fits, name one by its prefix: .*sub-1"):
+        io.read_fit(tmp_path)
+    assert [io.read_fit(tmp_path, prefix).prefix for prefix in ("sub-1", "")] == ["sub-1", ""]
+
+
+def test_a_new_fit_replaces_all_of_the_old_one(tmp_path, fit):
+    io.save_fit(fit, tmp_path)
+    io.save_fit(fit, tmp_path, prefix="sub-1")
+    maps = {"ng_par": np.ones(SHAPE)}
+    io.write_maps(tmp_path, "", maps, AFFINE)
+    io.write_maps(tmp_path, "sub-1", maps, AFFINE)
+    with pytest.raises(FileExistsError):
+        io.save_fit(fit, tmp_path)
+    io.save_fit(fit, tmp_path, force=True)
+    assert not (tmp_path / io.map_name("", "ngpar")).exists()  # of the old fit
+    assert (tmp_path / io.map_name("sub-1", "ngpar")).exists()
+
+
+def test_the_model_file_comes_last(tmp_path, fit, monkeypatch):
+    """A save that is interrupted while its files move is not taken for a fit."""
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(io.os, "replace", lambda a, b: (moved.append(Path(b).name), replace(a, b)))
+    io.save_fit(fit, tmp_path)
+    assert moved[-1] == io.map_name("", "", ".json")
+    assert len(moved) == len(set(moved)) > 15
+
+
+def edited(folder, **changes):
+    path = folder / io.map_name("", "", ".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_foreign_and_damaged_fits_are_refused(tmp_path, fit):
+    io.save_fit(fit, tmp_path)
+    good = json.loads((tmp_path / io.map_name("", "", ".json")).read_text())
+    edited(tmp_path, FormatVersion=2)
+    with pytest.raises(ValueError, match=r"dwimap\.json: format version 2 is unknown"):
+        io.read_fit(tmp_path)
+    edited(tmp_path, FormatVersion=1, Shape=[4, 3, 6])
+    with pytest.raises(ValueError, match=r"has shape .* not \(4, 3, 6\)"):
+        io.read_fit(tmp_path)
+    order = {"Indices": "n1 n2 n3", "Table": good["CoefficientOrder"]["Table"][::-1]}
+    edited(tmp_path, Shape=list(SHAPE), CoefficientOrder=order)
+    with pytest.raises(ValueError, match="coefficients are in an unknown order"):
+        io.read_fit(tmp_path)
+    edited(tmp_path, **good)
+    io.read_fit(tmp_path)
+    (tmp_path / io.map_name("", "mu", ".nii")).write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"param-mu_dwimap\.nii: not a readable"):
+        io.read_fit(tmp_path)
+    (tmp_path / io.map_name("", "mu", ".nii")).unlink()
+    with pytest.raises(FileNotFoundError, match="param-mu"):
+        io.read_fit(tmp_path)
+    for text in ("{}", "[1]", "{", '{"FormatVersion": 1}'):
+        (tmp_path / io.map_name("", "", ".json")).write_text(text)
+        with pytest.raises(ValueError, match="not the JSON of a saved fit"):
+            io.read_fit(tmp_path)
+
+
+def test_slabs_can_be_written_in_place(tmp_path, fit):
+    """What a streaming writer needs: an image of fill values, filled slab by slab, is the image of a whole save."""
+    io.save_fit(fit, tmp_path)
+    coef = fit.rows()["coef"]
+    path = tmp_path / "slabs.nii"
+    blank = (np.full(SHAPE, np.nan) for _ in range(7))
+    io.write_nii(path, blank, (*SHAPE, 7), np.float64, np.eye(4))
+    for z in (4, 0, 2, 1, 3):
+        slab = np.zeros(SHAPE, bool)
+        slab[:, :, z] = True
+        target = io.read_nii(path, "r+").data
+        io.put_rows(target, fit.mask & slab, coef[slab[fit.mask]])
+        target.flush()
+    assert path.read_bytes() == (tmp_path / io.map_name("", "mapcoeffs", ".nii")).read_bytes()
