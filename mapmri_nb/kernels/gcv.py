@@ -1,5 +1,5 @@
 """
-Generalised cross-validation of the Laplacian weight, blocks of voxels [row][V], functions grouped by parity class.
+Generalised cross-validation of the Laplacian weight: blocks of voxels [row][V], functions grouped by parity class.
 
 With L = C C', W = C^-1 M'M C^-T = Q T Q' (T tridiagonal) and z = Q'C^-1 M'y, a weight w costs O(n):
 RSS = y'y - z'x - w x'x with (T + w I) x = z, samples - tr S = samples - n + w tr (T + w I)^-1, and
@@ -15,405 +15,318 @@ from numpy.typing import NDArray
 
 from . import laplacian
 from ._jit import BLOCK_MATH, kernel
-from .linalg import block_cholesky, block_copy, exp, log
-from .ordering import class_bounds, frozen
+from .linalg import exp, log
+from .ordering import class_bounds
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LOWEST, HIGHEST = math.log(5e-8), math.log(5e-2)  # of the dimensionless weight, weight * (mu1 mu2 mu3)^(1/3)
 GRID = 24
-NEWTON_STEPS = 40  # bisection alone would end in 25
-NEWTON_STOP = 1e-7  # the step that passes it leaves an error of its square
-NOISE_FLOOR = 1e-15  # RSS / y'y below which rounding decides
+STEP = (HIGHEST - LOWEST) / (GRID - 1)
+ITERATIONS = 60  # 5 or 6 are usual; bisection alone would take 27
+STOP = 1e-8  # in log weight; the step that passes it leaves about its square
+NOISE_FLOOR = 1e-15  # of RSS / y'y: below, rounding decides
 
 
 class GcvTables(NamedTuple):
-    """Parity classes (bounds), start and packed map of each one's block of L, a row longer than its triangle."""
+    """Bounds of the parity classes, and the map from factors to L."""
 
     bounds: IntArray
-    start: IntArray
-    target: NDArray[np.uint64]
-    pointer: NDArray[np.uint64]
-    factor: NDArray[np.uint64]
-    coefficient: Array
+    lap: laplacian.LaplacianTables
 
 
 class Work(NamedTuple):
-    """Scratch of `choose`: W packed, C packed by class, nine (n, V) arrays, grid scores, single rows."""
+    """Scratch of `choose`."""
 
-    W: Array
-    C: Array
-    d: Array
-    e: Array
-    z: Array
-    p: Array
-    v: Array
-    w: Array
-    grid: Array
-    f: Array
-    row: Array
-    pivot: Array
+    W: Array  # packed: M'M, whitened, used up by the reflections
+    C: Array  # packed: factor of L, inverse diagonal
+    T: Array  # (6, n + 2, V): d, e = T[k, k-1], z, and three vectors
+    grid: Array  # (GRID, V)
+    lane: Array  # (22, V)
 
 
 @lru_cache
 def tables(order: int) -> GcvTables:
     """Tables of `choose` at an even order."""
-    bounds, lap = class_bounds(order), laplacian.tables(order)
-    size = np.diff(bounds)
-    start = np.cumsum(np.append(0, size * (size + 1) // 2 + size))
-    first = lap.pointer[:-1].astype(np.int64)
-    row, column = lap.row[first].astype(np.int64), lap.column[first].astype(np.int64)
-    k = np.searchsorted(bounds, row, side="right") - 1
-    i, j = row - bounds[k], column - bounds[k]
-    target = frozen((start[k] + i * (i + 1) // 2 + j).astype(np.uint64))
-    return GcvTables(bounds, frozen(start), target, lap.pointer, lap.factor, lap.coefficient)
+    return GcvTables(class_bounds(order), laplacian.tables(order))
 
 
 @kernel()
 def workspace(n: int, V: int) -> Work:
     """Scratch for n functions and V lanes."""
-    packed = (n + 1) * (n + 2) // 2
-    return Work(
-        np.empty((packed, V)),
-        np.empty((packed, V)),
-        np.empty((n, V)),
-        np.empty((n, V)),
-        np.empty((n, V)),
-        np.empty((n, V)),
-        np.empty((n, V)),
-        np.empty((n, V)),
-        np.empty((GRID + 1, V)),
-        np.empty((6, V)),
-        np.empty((21, V)),
-        np.empty((2, V)),
-    )
+    m = n * (n + 1) // 2
+    return Work(np.empty((m, V)), np.empty((m, V)), np.empty((6, n + 2, V)), np.empty((GRID, V)), np.empty((22, V)))
 
 
 # ---- whitening and tridiagonalisation --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=BLOCK_MATH)
-def factor_laplacian(f: Array, rhs: Array, t: GcvTables, C: Array, z: Array, pivot: Array) -> None:
-    """C = Cholesky factor of L, class by class (diagonals inverted); z = C^-1 rhs."""
-    for r in range(t.start[t.start.size - 1]):
-        c = C[r]
-        for l in range(c.size):
-            c[l] = 0.0
-    for entry in range(t.target.size):
-        c = C[t.target[entry]]
-        for term in range(t.pointer[entry], t.pointer[entry + 1]):
-            g, value = f[t.factor[term]], t.coefficient[term]
-            for l in range(c.size):
-                c[l] += value * g[l]
-    for k in range(t.bounds.size - 1):
-        s, n = t.bounds[k], t.bounds[k + 1] - t.bounds[k]
-        last = t.start[k] + n * (n + 1) // 2
-        block_copy(rhs[s:], C[last:], n)
-        block_cholesky(C[t.start[k] :], n, pivot)
-        block_copy(C[last:], z[s:], n)
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _subtract(s: Array, A: Array, a: int, B: Array, b: int, m: int, step: int, grow: int) -> None:
-    """Subtract the sum over k < m of A[a + k] B[b_k]; b_k along a row (step 1), or down a packed column (grow 1)."""
-    for k in range(0, m - 3, 4):
+def _subtract(A: Array, r: int, C: Array, c: int, b: int, m: int, step: int, grow: int) -> None:
+    """A[r] -= sum over k < m of C[c + k] A[b_k]; b_k along a packed row (step 1, grow 0) or down a column (grow 1)."""
+    for k in range(c, c + m - 3, 4):
         b1 = b + step
         b2 = b1 + step + grow
         b3 = b2 + step + 2 * grow
-        x0, x1, x2, x3 = A[a + k], A[a + k + 1], A[a + k + 2], A[a + k + 3]
-        y0, y1, y2, y3 = B[b], B[b1], B[b2], B[b3]
-        for l in range(s.size):
-            s[l] -= x0[l] * y0[l] + x1[l] * y1[l] + x2[l] * y2[l] + x3[l] * y3[l]
+        for l in range(A.shape[1]):
+            A[r, l] -= C[k, l] * A[b, l] + C[k + 1, l] * A[b1, l] + C[k + 2, l] * A[b2, l] + C[k + 3, l] * A[b3, l]
         b = b3 + step + 3 * grow
         step += 4 * grow
-    for k in range(m // 4 * 4, m):
-        x0, y0 = A[a + k], B[b]
-        for l in range(s.size):
-            s[l] -= x0[l] * y0[l]
+    for k in range(c + m // 4 * 4, c + m):
+        for l in range(A.shape[1]):
+            A[r, l] -= C[k, l] * A[b, l]
         b += step
         step += grow
 
 
 @kernel(fastmath=BLOCK_MATH)
+def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
+    """C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <- C^-1 z."""
+    lanes, along = range(C.shape[1]), t.bounds[0]
+    for k in range(t.bounds.size - 1):
+        for i in range(t.bounds[k], t.bounds[k + 1]):
+            for j in range(t.bounds[k], i + 1):
+                for l in lanes:
+                    C[i * (i + 1) // 2 + j, l] = 0.0
+    for e in range(t.lap.target.size):
+        r = t.lap.target[e]
+        for term in range(t.lap.pointer[e], t.lap.pointer[e + 1]):
+            k, value = t.lap.factor[term], t.lap.coefficient[term]
+            for l in lanes:
+                C[r, l] += value * f[k, l]
+    for k in range(t.bounds.size - 1):
+        s = t.bounds[k]
+        for i in range(s, t.bounds[k + 1]):
+            r = i * (i + 1) // 2
+            for j in range(s, i + 1):
+                q = j * (j + 1) // 2
+                _subtract(C, r + j, C, r + s, q + s, j - s, along + 1, along)
+                for l in lanes:
+                    C[r + j, l] = C[r + j, l] * C[q + j, l] if j < i else 1.0 / math.sqrt(C[r + j, l])
+            _subtract(z, i, C, r + s, s, i - s, along + 1, along)
+            for l in lanes:
+                z[i, l] *= C[r + i, l]
+
+
+@kernel(fastmath=BLOCK_MATH)
 def whiten(C: Array, t: GcvTables, W: Array) -> None:
     """
-    W <- C^-1 W C^-T in place, packed, C block diagonal from `factor_laplacian`.
+    W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
 
     Bordering: with row (c, delta) of C and the leading part U of the result known, row g of W becomes
-    (C^-1 g - U c) / delta, and its diagonal (gamma - c C^-1 g) / delta^2 - c w / delta.
+    w = (C^-1 g - U c) / delta, and its diagonal ((gamma - c C^-1 g) / delta - c w) / delta.
     """
+    lanes, along = range(W.shape[1]), t.bounds[0]
     for k in range(t.bounds.size - 1):
-        s, e = t.bounds[k], t.bounds[k + 1]
-        for i in range(s, e):
+        s = t.bounds[k]
+        for i in range(s, t.bounds[k + 1]):
             r = i * (i + 1) // 2
-            c = t.start[k] + (i - s) * (i - s + 1) // 2
-            diagonal, d = W[r + i], C[c + i - s]
-            for b in range(k + 1):  # forward solution, class by class
-                for j in range(t.bounds[b], min(t.bounds[b + 1], i)):
-                    m = j - t.bounds[b]
-                    own, x = t.start[b] + m * (m + 1) // 2, W[r + j]
-                    _subtract(x, C, own, W, r + t.bounds[b], m, 1, 0)
-                    h = C[own + m]
-                    for l in range(x.size):
-                        x[l] *= h[l]
-            _subtract(diagonal, C, c, W, r + s, i - s, 1, 0)
-            for j in range(i):  # minus the leading part times c; the leading part is stored as its lower triangle
-                x, q = W[r + j], j * (j + 1) // 2
-                if j >= s:
-                    _subtract(x, C, c, W, q + s, j - s, 1, 0)
+            for b in range(k + 1):  # C^-1 g, class by class
+                first = t.bounds[b]
+                for j in range(first, min(t.bounds[b + 1], i)):
+                    q = j * (j + 1) // 2
+                    _subtract(W, r + j, C, q + first, r + first, j - first, along + 1, along)
+                    for l in lanes:
+                        W[r + j, l] *= C[q + j, l]
+            _subtract(W, r + i, C, r + s, r + s, i - s, along + 1, along)
+            for j in range(i):  # U is stored as its lower triangle: its row j up to the diagonal, then down column j
                 m = max(s, j)
-                _subtract(x, C, c + m - s, W, m * (m + 1) // 2 + j, i - m, m + 1, 1)
-                for l in range(x.size):
-                    x[l] *= d[l]
-            for l in range(d.size):
-                diagonal[l] *= d[l]
-            _subtract(diagonal, C, c, W, r + s, i - s, 1, 0)
-            for l in range(d.size):
-                diagonal[l] *= d[l]
+                _subtract(W, r + j, C, r + s, j * (j + 1) // 2 + s, m - s, along + 1, along)
+                _subtract(W, r + j, C, r + m, m * (m + 1) // 2 + j, i - m, m + 1, along + 1)
+                for l in lanes:
+                    W[r + j, l] *= C[r + i, l]
+            for l in lanes:
+                W[r + i, l] *= C[r + i, l]
+            _subtract(W, r + i, C, r + s, r + s, i - s, along + 1, along)
+            for l in lanes:
+                W[r + i, l] *= C[r + i, l]
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _update_and_multiply(W: Array, k: int, v: Array, w: Array, p: Array) -> None:
-    """Leading k rows: W -= v w' + w v', then p = W u with u = row k, in one pass over the triangle."""
-    u = W[k * (k + 1) // 2 :]
-    for i in range(k):
-        r = i * (i + 1) // 2
-        a, q, ui, vi, wi = W[r + i], p[i], u[i], v[i], w[i]
-        for l in range(q.size):
-            a[l] -= 2.0 * vi[l] * wi[l]
-            q[l] = a[l] * ui[l]
-        for j in range(i):
-            a, pj, uj, vj, wj = W[r + j], p[j], u[j], v[j], w[j]
-            for l in range(q.size):
-                x = a[l] - vi[l] * wj[l] - wi[l] * vj[l]
-                a[l] = x
-                q[l] += x * uj[l]
-                pj[l] += x * ui[l]
-
-
-@kernel(fastmath=BLOCK_MATH)
-def tridiagonalise(W: Array, d: Array, e: Array, z: Array, v: Array, w: Array, p: Array, row: Array) -> None:
+def tridiagonalise(W: Array, T: Array, row: Array) -> None:
     """
-    Householder from the last row up: T has diagonal d and e[k] = T[k, k-1], z <- Q'z; W is used up.
+    Householder from the last row up: diagonal T[0], below it T[1], both ends of which are 0; T[2] <- Q'T[2].
 
-    v and w hold the rank-two update that the next pass applies (one pass over the triangle a step).
+    T[3] and T[4] hold the rank-two update W -= v w' + w v' that the next step applies while it multiplies: each step
+    passes over the triangle once. W is used up; rows 0 to 2 of `row` are scratch.
     """
-    n = d.shape[0]
-    square, f, g, h = row[0], row[1], row[2], row[3]
+    d, e, z, v, w, p = T[0], T[1], T[2], T[3], T[4], T[5]
+    n, lanes = T.shape[1] - 2, range(T.shape[2])
     for i in range(n):
-        a, b = v[i], w[i]
-        for l in range(a.size):
-            a[l] = 0.0
-            b[l] = 0.0
+        for l in lanes:
+            v[i, l] = 0.0
+            w[i, l] = 0.0
+            e[n, l] = 0.0
     for k in range(n - 1, -1, -1):
-        u = W[k * (k + 1) // 2 :]
-        vk, wk, dk, ek = v[k], w[k], d[k], e[k]
-        for j in range(k + 1):
-            x, vj, wj = u[j], v[j], w[j]
-            for l in range(dk.size):
-                x[l] -= vk[l] * wj[l] + wk[l] * vj[l]
-        x = u[k]
-        for l in range(dk.size):
-            dk[l] = x[l]
-            square[l] = 0.0
-            g[l] = 0.0
-            h[l] = 0.0
-        if k == 0:
-            break
-        for j in range(k):
-            x = u[j]
-            for l in range(dk.size):
-                square[l] += x[l] * x[l]
-        x = u[k - 1]
-        for l in range(dk.size):
-            ek[l] = -math.copysign(math.sqrt(square[l]), x[l])
-            half = square[l] - x[l] * ek[l]
-            f[l] = 1.0 / half if half > 1e-150 else 0.0  # nothing left to reflect: f * f must not overflow
-            x[l] -= ek[l]
-        _update_and_multiply(W, k, v, w, p)
+        u = k * (k + 1) // 2  # row k, soon the vector of its reflection
+        last = max(u + k - 1, 0)
+        for l in lanes:
+            row[0, l] = 0.0
+            row[1, l] = 0.0
+            row[2, l] = 0.0
+        for j in range(k, -1, -1):
+            for l in lanes:
+                x = W[u + j, l] - v[k, l] * w[j, l] - w[k, l] * v[j, l]
+                W[u + j, l] = x
+                row[0, l] = row[0, l] + x * x if j < k else 0.0
+        for l in lanes:
+            d[k, l] = W[u + k, l]
+            e[k, l] = -math.copysign(math.sqrt(row[0, l]), W[last, l])
+            half = row[0, l] - W[last, l] * e[k, l]
+            row[0, l] = 1.0 / half if half > 1e-150 else 0.0  # nothing left to reflect, and its square must be finite
+            W[last, l] -= e[k, l]
         for i in range(k):
-            ui, q, zi = u[i], p[i], z[i]
-            for l in range(dk.size):
-                g[l] += q[l] * ui[l]
-                h[l] += zi[l] * ui[l]
-        for l in range(dk.size):
-            g[l] *= 0.5 * f[l] * f[l]
-            h[l] *= f[l]
+            r = i * (i + 1) // 2
+            for l in lanes:
+                x = W[r + i, l] - 2.0 * v[i, l] * w[i, l]
+                W[r + i, l] = x
+                p[i, l] = x * W[u + i, l]
+            for j in range(i):
+                for l in lanes:
+                    x = W[r + j, l] - v[i, l] * w[j, l] - w[i, l] * v[j, l]
+                    W[r + j, l] = x
+                    p[i, l] += x * W[u + j, l]
+                    p[j, l] += x * W[u + i, l]
         for i in range(k):
-            ui, q, zi, a, b = u[i], p[i], z[i], v[i], w[i]
-            for l in range(dk.size):
-                a[l] = ui[l]
-                b[l] = f[l] * q[l] - g[l] * ui[l]
-                zi[l] -= h[l] * ui[l]
+            for l in lanes:
+                row[1, l] += p[i, l] * W[u + i, l]
+                row[2, l] += z[i, l] * W[u + i, l]
+        for i in range(k):
+            for l in lanes:
+                f, x = row[0, l], W[u + i, l]
+                v[i, l] = x
+                w[i, l] = f * (p[i, l] - 0.5 * f * row[1, l] * x)
+                z[i, l] -= f * row[2, l] * x
 
 
 # ---- the functional and its minimiser --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=BLOCK_MATH)
-def score(lam: Array, work: Work, yy: Array, samples: Array, out: Array) -> None:
+def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array) -> None:
     """
-    GCV score at one dimensionless weight a lane, RSS / (samples - tr S)^2, into `out` (V,).
+    GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane, into `out` (V,).
 
-    Leaves the inverse pivots of T + lam I in work.v, its solution x in work.w, RSS, samples - tr S, the trace of the
-    inverse and x'x in the first rows of work.row.
+    Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in the first rows of `lane`
+    RSS, samples - tr S and the trace of the inverse.
     """
-    n = work.d.shape[0]
-    rss, free, trace, xx, c = work.row[0], work.row[1], work.row[2], work.row[3], work.row[4]
-    for l in range(out.size):
-        rss[l] = yy[l]
-        trace[l] = 0.0
-        xx[l] = 0.0
-    v, x, d, z = work.v[0], work.w[0], work.d[0], work.z[0]
-    for l in range(out.size):
-        v[l] = 1.0 / (d[l] + lam[l])
-        x[l] = z[l]
-        c[l] = 1.0
-        trace[l] = v[l]
-        rss[l] = yy[l] - z[l] * z[l] * v[l]
-        xx[l] = 0.0
-    for i in range(1, n):
-        e, v0, x0, v, x, d, z = work.e[i], work.v[i - 1], work.w[i - 1], work.v[i], work.w[i], work.d[i], work.z[i]
-        for l in range(out.size):
-            g = e[l] * v0[l]
-            c[l] = 1.0 + g * g * c[l]  # minus the derivative of this pivot's inverse, over its square
-            v[l] = 1.0 / (d[l] + lam[l] - g * e[l])
-            trace[l] += c[l] * v[l]
-            x[l] = z[l] - g * x0[l]
-            rss[l] -= x[l] * x[l] * v[l]
-    for i in range(n - 1, -1, -1):
-        x, v = work.w[i], work.v[i]
-        if i < n - 1:
-            e, x1 = work.e[i + 1], work.w[i + 1]
-            for l in range(out.size):
-                x[l] -= e[l] * x1[l]
-        for l in range(out.size):
-            x[l] *= v[l]
-            xx[l] += x[l] * x[l]
-    for l in range(out.size):
-        rss[l] = max(rss[l] - lam[l] * xx[l], NOISE_FLOOR * yy[l])
-        free[l] = samples[l] - n + lam[l] * trace[l]
-        out[l] = rss[l] / (free[l] * free[l])
+    d, e, z, v, x = T[0], T[1], T[2], T[3], T[4]
+    n, lanes = T.shape[1] - 2, range(T.shape[2])
+    for l in lanes:
+        lane[0, l] = yy[l]
+        lane[1, l] = 0.0  # x'x
+        lane[2, l] = 0.0
+        lane[3, l] = 0.0  # derivative of the pivot by w
+        v[0, l] = 0.0
+        x[0, l] = 0.0
+        x[n + 1, l] = 0.0
+    for i in range(n):
+        for l in lanes:
+            g = e[i, l] * v[i, l]
+            c = 1.0 + g * g * lane[3, l]
+            inverse = 1.0 / (d[i, l] + w[l] - g * e[i, l])
+            y = z[i, l] - g * x[i, l]
+            v[i + 1, l] = inverse
+            x[i + 1, l] = y
+            lane[3, l] = c
+            lane[2, l] += c * inverse
+            lane[0, l] -= y * y * inverse
+    for i in range(n, 0, -1):
+        for l in lanes:
+            y = (x[i, l] - e[i, l] * x[i + 1, l]) * v[i, l]
+            x[i, l] = y
+            lane[1, l] += y * y
+    for l in lanes:
+        lane[0, l] = max(lane[0, l] - w[l] * lane[1, l], NOISE_FLOOR * yy[l])
+        lane[1, l] = samples[l] - n + w[l] * lane[2, l]
+        out[l] = lane[0, l] / (lane[1, l] * lane[1, l])
 
 
 @kernel(fastmath=BLOCK_MATH)
-def slope(lam: Array, work: Work, first: Array, second: Array) -> None:
-    """
-    First and second derivative of log GCV with respect to log lam, where `score` was just taken.
-
-    RSS' = 2 lam x'u, RSS'' = 2 x'u - 6 lam u'u with (T + lam I) u = x; the trace's own by its recurrence.
-    """
-    n = work.d.shape[0]
-    rss, free, trace, c, c1, c2 = work.row[0], work.row[1], work.row[2], work.row[4], work.row[5], work.row[6]
-    t1, t2, xu, uu = work.row[7], work.row[8], work.row[9], work.row[10]
-    for i in range(n):
-        v, u, x = work.v[i], work.p[i], work.w[i]
-        if i == 0:
-            for l in range(lam.size):
-                u[l] = x[l]
-                xu[l] = 0.0
-                uu[l] = 0.0
-                c[l] = 1.0
-                c1[l] = 0.0
-                c2[l] = 0.0
-                t1[l] = 0.0
-                t2[l] = 0.0
-        else:
-            e, v0, u0 = work.e[i], work.v[i - 1], work.p[i - 1]
-            for l in range(lam.size):
-                g = e[l] * v0[l]
-                a = v0[l] * c[l]
-                u[l] = x[l] - g * u0[l]
-                c2[l] = g * g * (c2[l] - 6.0 * a * (c1[l] - a * c[l]))
-                c1[l] = g * g * (c1[l] - 2.0 * a * c[l])
-                c[l] = 1.0 + g * g * c[l]
-        for l in range(lam.size):
-            a = v[l] * c[l]
-            xu[l] += u[l] * u[l] * v[l]
-            t1[l] += v[l] * (c1[l] - a * c[l])
-            t2[l] += v[l] * (c2[l] - a * (3.0 * c1[l] - 2.0 * a * c[l]))
-    for i in range(n - 1, -1, -1):
-        u, v = work.p[i], work.v[i]
-        if i < n - 1:
-            e, u1 = work.e[i + 1], work.p[i + 1]
-            for l in range(lam.size):
-                u[l] -= e[l] * u1[l]
-        for l in range(lam.size):
-            u[l] *= v[l]
-            uu[l] += u[l] * u[l]
-    for l in range(lam.size):
-        w = lam[l]
-        r1 = 2.0 * w * w * xu[l] / rss[l]
-        f1 = w * (trace[l] + w * t1[l]) / free[l]
-        first[l] = r1 - 2.0 * f1
-        r2 = w * w * (2.0 * xu[l] - 6.0 * w * uu[l]) / rss[l]
-        f2 = w * w * (2.0 * t1[l] + w * t2[l]) / free[l]
-        second[l] = first[l] + r2 - r1 * r1 - 2.0 * (f2 - f1 * f1)
+def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
+    """Derivative of log GCV by log w where `score` was just taken: RSS' = 2 w x'(T + w I)^-1 x, the trace's by recurrence."""
+    e, v, x, u = T[1], T[3], T[4], T[5]
+    lanes = range(T.shape[2])
+    for l in lanes:
+        u[0, l] = 0.0
+        for k in range(3, 7):
+            lane[k, l] = 0.0
+    for i in range(T.shape[1] - 2):
+        for l in lanes:
+            g = e[i, l] * v[i, l]
+            y = x[i + 1, l] - g * u[i, l]
+            u[i + 1, l] = y
+            c, c1 = lane[3, l], lane[4, l]  # derivatives of the pivot by w
+            c1 = g * g * (c1 - 2.0 * v[i, l] * c * c)
+            c = 1.0 + g * g * c
+            lane[3, l], lane[4, l] = c, c1
+            lane[5, l] += v[i + 1, l] * (c1 - v[i + 1, l] * c * c)
+            lane[6, l] += y * y * v[i + 1, l]
+    for l in lanes:
+        free = w[l] * (lane[2, l] + w[l] * lane[5, l])
+        out[l] = 2.0 * w[l] * w[l] * lane[6, l] / lane[0, l] - 2.0 * free / lane[1, l]
 
 
 @kernel()
 def _local_minimum(grid: Array, l: int, rank: int) -> int:
-    """Position of the local minimum number `rank` on the grid of lane l, -1 where there are fewer (or only NaN)."""
+    """Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or NaN)."""
     for i in range(GRID):
-        left = i == 0 or grid[i, l] <= grid[i - 1, l]
-        if left and (i == GRID - 1 or grid[i, l] < grid[i + 1, l]) and grid[i, l] < math.inf:
-            if rank == 0:
-                return i
-            rank -= 1
+        if i > 0 and not grid[i, l] <= grid[i - 1, l]:
+            continue
+        if (i < GRID - 1 and not grid[i, l] < grid[i + 1, l]) or not grid[i, l] < math.inf:
+            continue
+        if rank == 0:
+            return i
+        rank -= 1
     return -1
 
 
 @kernel()
-def _search(work: Work, yy: Array, samples: Array, best: Array, out: Array) -> None:
-    """Log of each lane's dimensionless minimiser into `out` (V,): grid, then every local minimum by Newton."""
-    lam, x, low, high, value, moving = work.row[11], work.row[12], work.row[13], work.row[14], work.row[15], work.row[16]
-    first, second = work.row[17], work.row[18]
-    step = (HIGHEST - LOWEST) / (GRID - 1)
-    for i in range(GRID):
-        weight = exp(LOWEST + i * step)
-        for l in range(yy.size):
-            lam[l] = weight
-        score(lam, work, yy, samples, work.grid[i])
-    for rank in range(GRID):
-        running = 0
-        for l in range(yy.size):
-            i = _local_minimum(work.grid, l, rank)
-            moving[l] = 1.0 if i >= 0 else 0.0
-            running += i >= 0
-            low[l], high[l] = LOWEST + max(i - 1, 0) * step, LOWEST + min(i + 1, GRID - 1) * step
-            x[l], value[l] = LOWEST + i * step, math.inf
-            if 0 < i < GRID - 1:  # vertex of the parabola through three scores
-                a, b, c = work.grid[i - 1, l], work.grid[i, l], work.grid[i + 1, l]
-                shift = 0.5 * step * (a - c) / (a - 2.0 * b + c)
-                x[l] += shift if abs(shift) < step else 0.0
+def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
+    """
+    Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number `rank`.
+
+    Leaves log weight and score in lane[12] and lane[13] (inf where a lane has fewer minima); returns how many have one.
+    """
+    grid, lane, lanes = work.grid, work.lane, range(yy.size)
+    w, x, value, low, high, before = lane[10], lane[12], lane[13], lane[14], lane[15], lane[16]
+    step, first, curve, latest = lane[17], lane[18], lane[19], lane[20]
+    found = 0
+    for l in lanes:
+        i = _local_minimum(grid, l, rank)
+        found += i >= 0
+        step[l], value[l], curve[l], x[l] = (1.0 if i >= 0 else 0.0), math.inf, 0.0, LOWEST + i * STEP
+        low[l], high[l] = LOWEST + max(i - 1, 0) * STEP, LOWEST + min(i + 1, GRID - 1) * STEP
+        if 0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf:  # vertex of the parabola through three scores
+            bend = grid[i - 1, l] - 2.0 * grid[i, l] + grid[i + 1, l]
+            x[l] += 0.5 * STEP * (grid[i - 1, l] - grid[i + 1, l]) / bend
+            curve[l] = bend / (STEP * STEP * grid[i, l])
+    running = found
+    for iteration in range(ITERATIONS):
         if running == 0:
             break
-        for _ in range(NEWTON_STEPS):
-            for l in range(yy.size):
-                lam[l] = exp(x[l])
-            score(lam, work, yy, samples, work.grid[GRID])
-            slope(lam, work, first, second)
-            running = 0
-            for l in range(yy.size):
-                if moving[l] == 0.0:  # a finished lane is frozen: its bits do not depend on its neighbours
-                    continue
-                value[l] = work.grid[GRID, l]
-                if first[l] > 0.0:
-                    high[l] = x[l]
-                else:
-                    low[l] = x[l]
-                target = x[l] - first[l] / second[l] if second[l] > 0.0 else low[l] - 1.0
-                if not low[l] <= target <= high[l]:
-                    target = 0.5 * (low[l] + high[l])
-                moving[l] = 1.0 if abs(target - x[l]) > NEWTON_STOP else 0.0
-                running += moving[l] > 0.0
-                x[l] = target
-            if running == 0:
-                break
-        for l in range(yy.size):
-            if value[l] < best[l]:
-                best[l], out[l] = value[l], x[l]
+        for l in lanes:
+            w[l] = exp(x[l])
+        score(w, yy, samples, work.T, lane, latest)
+        slope(w, work.T, lane, first)
+        running = 0
+        for l in lanes:
+            if abs(step[l]) <= STOP:  # a finished lane is frozen: its bits do not depend on its neighbours
+                continue
+            value[l] = latest[l]
+            if first[l] > 0.0:
+                high[l] = x[l]
+            else:
+                low[l] = x[l]
+            if iteration > 0:
+                curve[l] = (first[l] - before[l]) / step[l]
+            target = x[l] - first[l] / curve[l] if curve[l] > 0.0 else math.inf
+            if not low[l] <= target <= high[l]:
+                target = 0.5 * (low[l] + high[l])
+            step[l], before[l], x[l] = target - x[l], first[l], target
+            running += abs(step[l]) > STOP
+    return found
 
 
 @kernel()
@@ -427,49 +340,58 @@ def choose(
     weights: Array,
     work: Work,
     weight: Array,
-    bound: IntArray,
+    bound: Array,
 ) -> None:
     """
     Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given array of them.
 
     Parameters
     ----------
-    G : M'M packed, (n(n+1)/2, V). rhs : M'y, (n, V). mu : (3, V) mm. yy : y'y, (V,). samples : valid samples, (V,).
-        Functions grouped by parity class; none of these is changed.
+    G : M'M packed, first n(n+1)/2 rows of (.., V). rhs : M'y, (n, V). mu : (3, V) mm. yy : y'y, (V,).
+        samples : number of valid samples, (V,). Functions grouped by parity class; none of these is changed.
     t : `tables` of the order. weights : candidates in 1/mm, any order, the first wins a tie; empty: the minimiser with
         weight * (mu1 mu2 mu3)^(1/3) in [5e-8, 5e-2]. work : `workspace(n, V)`.
-    weight : (V,), written, 1/mm; NaN where no weight has a finite score. bound : (V,), written: 1 where the weight is the
-        smallest or largest of its range or of several candidates, else 0.
+    weight : (V,), written, 1/mm; NaN where no weight has a finite score.
+    bound : (V,), written: 1 where the weight is the smallest or largest of its range or of several candidates, else 0.
     """
-    f, length, best, lam, value = work.f, work.row[19], work.row[20], work.row[11], work.row[15]
-    laplacian.factors(mu, f)
-    for l in range(yy.size):  # the problem in units of the mean scale: weights are then dimensionless
+    n, lanes, lane, grid = rhs.shape[0], range(yy.size), work.lane, work.grid
+    w, best, length, x, value = lane[10], lane[11], lane[21], lane[12], lane[13]
+    for r in range(n * (n + 1) // 2):
+        for l in lanes:
+            work.W[r, l] = G[r, l]
+    for i in range(n):
+        for l in lanes:
+            work.T[2, i, l] = rhs[i, l]
+    laplacian.factors(mu, grid)
+    for l in lanes:  # L in units of the mean scale: weights are then dimensionless
         length[l] = exp(log(mu[0, l] * mu[1, l] * mu[2, l]) / 3.0)
         for k in range(6):
-            f[k, l] /= length[l]
-        best[l] = math.inf
-        weight[l] = math.nan
-        bound[l] = 0
-    block_copy(G, work.W, G.shape[0])
-    factor_laplacian(f, rhs, t, work.C, work.z, work.pivot)
+            grid[k, l] /= length[l]
+        best[l], weight[l], bound[l] = math.inf, math.nan, 0.0
+    factor_laplacian(grid, t, work.C, work.T[2])
     whiten(work.C, t, work.W)
-    tridiagonalise(work.W, work.d, work.e, work.z, work.v, work.w, work.p, work.row)
+    tridiagonalise(work.W, work.T, lane)
     if weights.size == 0:
-        _search(work, yy, samples, best, weight)
-        for l in range(yy.size):
-            bound[l] = 1 if weight[l] <= LOWEST or weight[l] >= LOWEST + (GRID - 1) * ((HIGHEST - LOWEST) / (GRID - 1)) else 0
-            weight[l] = exp(weight[l]) / length[l] if best[l] < math.inf else math.nan
-        return
+        for k in range(GRID):
+            for l in lanes:
+                w[l] = exp(LOWEST + k * STEP)
+            score(w, yy, samples, work.T, lane, grid[k])
+        for rank in range(GRID):
+            if _minimise(rank, yy, samples, work) == 0:
+                return
+            for l in lanes:
+                if value[l] < best[l]:
+                    best[l], weight[l] = value[l], exp(x[l]) / length[l]
+                    bound[l] = 1.0 if x[l] <= LOWEST or x[l] >= LOWEST + (GRID - 1) * STEP else 0.0
     smallest, largest = math.inf, -math.inf
-    for w in weights:
-        smallest, largest = min(smallest, w), max(largest, w)
-        for l in range(yy.size):
-            lam[l] = w * length[l]
-        score(lam, work, yy, samples, value)
-        for l in range(yy.size):
+    for k in range(weights.size):
+        smallest, largest = min(smallest, weights[k]), max(largest, weights[k])
+        for l in lanes:
+            w[l] = weights[k] * length[l]
+        score(w, yy, samples, work.T, lane, value)
+        for l in lanes:
             if value[l] < best[l]:
-                best[l], weight[l] = value[l], w
-                bound[l] = 0
-    for l in range(yy.size):
+                best[l], weight[l] = value[l], weights[k]
+    for l in lanes:
         if weights.size > 1 and (weight[l] == smallest or weight[l] == largest):
-            bound[l] = 1
+            bound[l] = 1.0
