@@ -1,0 +1,89 @@
+"""The command ``mapmri-nb``: arguments in, files and exit codes out; everything heavy is imported where it is used."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("mapmri_nb")
+INTERRUPTED = 130  # the shell's code for SIGINT
+SAMPLE_NOTES = {
+    "small101d": "small101d (BSD-3, from DIPY): its pulse timing was never published; Delta 48.8 ms and delta 30 ms are"
+    " ASSUMED, and every index with a length in it scales with them",
+    "catcord": "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016",
+}
+NUMBER_OF_WARMUP_VOXELS = 3
+
+
+def _laplacian(text: str) -> Any:
+    """``none``, ``gcv``, a weight, or a list of weights."""
+    if text.lower() in ("none", "gcv"):
+        return None if text.lower() == "none" else "gcv"
+    try:
+        weights = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        weights = []
+    if not weights:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, gcv, a weight, or weights separated by commas")
+    return weights[0] if len(weights) == 1 and "," not in text else weights
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def _number_or_none_error(text: str) -> float | None:
+    try:
+        return _number_or_none(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
+
+
+def _choice_or_none(text: str) -> str | None:
+    return None if text.lower() == "none" else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    quiet = argparse.ArgumentParser(add_help=False)
+    quiet.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    files = argparse.ArgumentParser(add_help=False, parents=[quiet])
+    files.add_argument("--force", action="store_true", help="overwrite what is there")
+    maps = argparse.ArgumentParser(add_help=False, parents=[files])
+    maps.add_argument("--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)")
+    maps.add_argument("--units", choices=("mm", "um"), default="mm", help="unit of length in the maps (default: mm)")
+    maps.add_argument("--fill", choices=("nan", "0"), default="nan", help="value where there is no fit (default: nan)")
+    table = argparse.ArgumentParser(add_help=False)
+    table.add_argument("--bval", type=Path, metavar="F", help="b-values in s/mm2 (default: beside the series)")
+    table.add_argument("--bvec", type=Path, metavar="F", help="b-vectors, FSL's convention (default: beside the series)")
+    table.add_argument("--json", type=Path, metavar="F", help="sidecar with the pulse timing (default: beside)")
+    table.add_argument("--big-delta", type=float, metavar="S", help="separation of the gradient pulses, SECONDS")
+    table.add_argument("--small-delta", type=float, metavar="S", help="duration of a gradient pulse, SECONDS")
+    saved = argparse.ArgumentParser(add_help=False)
+    saved.add_argument("dir", type=Path, metavar="DIR", help="folder of a saved fit")
+
+    parser = argparse.ArgumentParser(prog="mapmri-nb", description="MAP-MRI from NIfTI series to index maps.")
+    parser.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fit = commands.add_parser("fit", parents=[table, maps], help="fit a series; coefficients and index maps into --out")
+    fit.set_defaults(run=_fit)
+    fit.add_argument("dwi", type=Path, metavar="DWI", help="4-D NIfTI series")
+    fit.add_argument("--mask", type=Path, metavar="F", help="3-D NIfTI, fitted where not 0 (default: where S0 > 0)")
+    fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the fit")
+    fit.add_argument("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
+    fit.add_argument("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
+    fit.add_argument("--laplacian", type=_laplacian, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
+    fit.add_argument("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
+    fit.add_argument("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
+    fit.add_argument("--bval-threshold", type=_number_or_none, default=2100.0, metavar="B|none",
+                     help="largest b of the tensor fit, s/mm2 (default: 2100)")
+    fit.add_argument("--threads", type=int, metavar="N", help="(default: Numba's number)")
+
+    indices = commands.add_parser("indices", parents=[saved, maps], help="index maps of a saved fit")
+    indices.set_defaults(run=_indices)
+    indices.add_argument("--out", type=Path, metavar="DIR", help="(default: the fit's own folder)")
