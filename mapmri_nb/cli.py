@@ -15,7 +15,6 @@ SAMPLE_NOTES = {
     " ASSUMED, and every index with a length in it scales with them",
     "catcord": "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016",
 }
-NUMBER_OF_WARMUP_VOXELS = 3
 
 
 def _laplacian(text: str) -> Any:
@@ -32,18 +31,10 @@ def _laplacian(text: str) -> Any:
 
 
 def _number_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
-
-
-def _number_or_none_error(text: str) -> float | None:
     try:
-        return _number_or_none(text)
+        return None if text.lower() == "none" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
-
-
-def _choice_or_none(text: str) -> str | None:
-    return None if text.lower() == "none" else text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,3 +78,70 @@ def _parser() -> argparse.ArgumentParser:
     indices = commands.add_parser("indices", parents=[saved, maps], help="index maps of a saved fit")
     indices.set_defaults(run=_indices)
     indices.add_argument("--out", type=Path, metavar="DIR", help="(default: the fit's own folder)")
+
+    odf = commands.add_parser("odf", parents=[saved, files], help="ODF of a saved fit in spherical harmonics")
+    odf.set_defaults(run=_odf)
+    odf.add_argument("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
+    odf.add_argument("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
+    odf.add_argument("--sh-basis", default="tournier07", metavar="NAME", help="tournier07 (MRtrix, default), descoteaux07")
+    odf.add_argument("--out", type=Path, metavar="DIR", help="(default: the fit's own folder)")
+
+    predict = commands.add_parser("predict", parents=[saved, table, files], help="signal of a saved fit as a series")
+    predict.set_defaults(run=_predict)
+    predict.add_argument("--out", type=Path, required=True, metavar="F", help="the series, .nii or .nii.gz")
+
+    report = commands.add_parser("report", parents=[saved, files], help="one self-contained HTML page on a saved fit")
+    report.set_defaults(run=_report)
+    report.add_argument("--out", type=Path, metavar="F", help="(default: report.html in the fit's folder)")
+
+    demo = commands.add_parser("demo", parents=[quiet], help="fit the two bundled samples, print and write their maps")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--out", type=Path, default=Path("mapmri-demo"), metavar="DIR",
+                      help="(default: ./mapmri-demo; an earlier demo there is rewritten)")
+    demo.add_argument("--threads", type=int, metavar="N", help="(default: Numba's number)")
+
+    warmup = commands.add_parser("warmup", parents=[quiet], help="compile every kernel into the cache, once per machine")
+    warmup.set_defaults(run=_warmup)
+    info = commands.add_parser("info", help="versions, threads, cache: what to paste into a bug report")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Parameters
+    ----------
+    argv : arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    0, or 1 for an error the user can mend (said in one line), 2 for arguments that do not parse, 130 after Ctrl-C.
+    """
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong
+        return int(stop.code or 0)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("mapmri-nb: %(message)s"))
+    previous = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        log.error("error: %s", " ".join(str(error).split()) or type(error).__name__)
+        return 1
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(previous)
+    return 0
+
+
+def run() -> None:
+    """Entry point of ``mapmri-nb``."""
+    sys.exit(main())
