@@ -107,6 +107,73 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table(args: argparse.Namespace, beside: Path) -> Any:
+    """Gradient table from the files named, or from those beside a series; deltas on the command line go first."""
+    from .gradients import GradientTable
+
+    timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
+    return GradientTable.from_bids(beside, bval=args.bval, bvec=args.bvec, json=args.json, **timing)
+
+
+def _show_progress(args: argparse.Namespace) -> bool:
+    return not args.quiet and sys.stderr.isatty()
+
+
+def _announce_compilation() -> None:
+    from .kernels._jit import CACHE_DIR
+
+    if CACHE_DIR is None:
+        log.info("compiling kernels, a quarter of a minute (nothing is kept: no writable cache, or caching is off)")
+    elif not any(CACHE_DIR.rglob("*.nbi")):
+        log.info("first use on this machine: compiling kernels into %s, a quarter of a minute, once", CACHE_DIR)
+
+
+def _usable(data: Any, gtab: Any) -> Any:
+    """Mask of the voxels with signal at b = 0, for those who gave none."""
+    import numpy as np
+
+    mean = np.zeros(data.shape[:-1])
+    for volume in np.flatnonzero(gtab.b0s_mask):
+        mean += np.asarray(data[..., volume])
+    mask = mean > 0
+    log.info("no --mask: fitting the %d of %d voxels with signal at b = 0; a brain mask is faster and cleaner",
+             mask.sum(), mask.size)
+    return mask
+
+
+def _summary(fit: Any, seconds: float) -> None:
+    """One line on what was fitted, one per kind of status."""
+    import numpy as np
+
+    log.info("%d voxels, %d fitted, %.1f s", len(fit.coef), np.isfinite(fit.coef[:, 0]).sum(), seconds)
+    for flag in type(fit.flags):
+        count = int(((fit.status & flag) != 0).sum())
+        if count:
+            log.info("  %d voxels: %s", count, flag.name)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from . import io
+    from .model import MapmriModel
+
+    data, affine = io.load_dwi(args.dwi)
+    gtab = _table(args, args.dwi)
+    if len(gtab) != data.shape[-1]:
+        raise ValueError(f"{args.dwi} has {data.shape[-1]} volumes, its gradient table {len(gtab)}")
+    model = MapmriModel(
+        gtab, radial_order=args.radial_order, basis=args.basis, laplacian=args.laplacian,
+        positivity=None if args.positivity == "none" else args.positivity, solver=args.solver,
+        bval_threshold=args.bval_threshold,
+    )  # fmt: skip
+    mask = _usable(data, gtab) if args.mask is None else io.load_mask(args.mask, data.shape[:-1])
+    _announce_compilation()
+    start = time.perf_counter()
+    fit = model.fit(data, mask=mask, threads=args.threads, progress=_show_progress(args))
+    _summary(fit, time.perf_counter() - start)
+    io.save_fit(fit, args.out, force=args.force)
+    io.write_maps(fit, args.out, indices=args.indices, units=args.units, fill=args.fill, force=args.force)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command.
