@@ -46,7 +46,13 @@ ONLY_IN = {
 }
 
 # Audit of fast mathematics: the files that use it, and which of the two sets of `_jit`. None of them may test NaN.
-FASTMATH = {"kernels/linalg.py": {"BLOCK_MATH", "CONTRACT"}}
+FASTMATH = {
+    "kernels/gcv.py": {"BLOCK_MATH"},
+    "kernels/laplacian.py": {"BLOCK_MATH"},
+    "kernels/linalg.py": {"BLOCK_MATH", "CONTRACT"},
+    "kernels/moments.py": {"BLOCK_MATH"},
+    "kernels/tensor.py": {"BLOCK_MATH"},
+}
 
 
 def room(name: str) -> str:
