@@ -10,12 +10,11 @@ from typing import Any
 
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
-SAMPLE_NOTES = {
-    "small101d": "small101d (BSD-3, from DIPY): its pulse timing was never published; Delta 48.8 ms and delta 30 ms are"
-    " ASSUMED, and every index with a length in it scales with them",
-    "catcord": "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016",
-}
-LAYERS = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
+SAMPLE_NOTES = (
+    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and delta 30 ms are",
+    "  ASSUMED, and every index with a length in it scales with them.",
+    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
+)
 WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"laplacian": "gcv"}, {"basis": "isotropic"})
 
 
@@ -42,86 +41,66 @@ def _number_or_none(text: str) -> float | None:
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    quiet = argparse.ArgumentParser(add_help=False)
+    a_file: dict[str, Any] = {"type": Path, "metavar": "F"}
+    a_folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    seconds: dict[str, Any] = {"type": float, "metavar": "S"}
+    quiet, force, maps, table, saved = (argparse.ArgumentParser(add_help=False) for _ in range(5))
     quiet.add_argument("--quiet", action="store_true", help="warnings and errors only")
-    files = argparse.ArgumentParser(add_help=False, parents=[quiet])
-    files.add_argument("--force", action="store_true", help="overwrite what is there")
-    maps = argparse.ArgumentParser(add_help=False, parents=[files])
+    force.add_argument("--force", action="store_true", help="overwrite what is there")
     maps.add_argument("--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)")
     maps.add_argument("--units", choices=("mm", "um"), default="mm", help="unit of length in the maps (default: mm)")
     maps.add_argument("--fill", choices=("nan", "0"), default="nan", help="value where there is no fit (default: nan)")
-    table = argparse.ArgumentParser(add_help=False)
-    table.add_argument("--bval", type=Path, metavar="F", help="b-values in s/mm2 (default: beside the series)")
-    table.add_argument(
-        "--bvec", type=Path, metavar="F", help="b-vectors, FSL's convention (default: beside the series)"
-    )
-    table.add_argument("--json", type=Path, metavar="F", help="sidecar with the pulse timing (default: beside)")
-    table.add_argument("--big-delta", type=float, metavar="S", help="separation of the gradient pulses, SECONDS")
-    table.add_argument("--small-delta", type=float, metavar="S", help="duration of a gradient pulse, SECONDS")
-    saved = argparse.ArgumentParser(add_help=False)
-    saved.add_argument("dir", type=Path, metavar="DIR", help="folder of a saved fit")
+    table.add_argument("--bval", **a_file, help="b-values in s/mm2 (default: beside the series)")
+    table.add_argument("--bvec", **a_file, help="b-vectors, FSL's convention (default: beside the series)")
+    table.add_argument("--json", **a_file, help="sidecar with the pulse timing (default: beside the series)")
+    table.add_argument("--big-delta", **seconds, help="separation of the gradient pulses in SECONDS")
+    table.add_argument("--small-delta", **seconds, help="duration of a gradient pulse in SECONDS")
+    saved.add_argument("dir", **a_folder, help="folder of a saved fit")
 
     parser = argparse.ArgumentParser(prog="mapmri-nb", description="MAP-MRI from NIfTI series to index maps.")
     parser.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    fit = commands.add_parser("fit", parents=[table, maps], help="fit a series; coefficients and index maps into --out")
-    fit.set_defaults(run=_fit)
-    fit.add_argument("dwi", type=Path, metavar="DWI", help="4-D NIfTI series")
-    fit.add_argument("--mask", type=Path, metavar="F", help="3-D NIfTI, fitted where not 0 (default: where S0 > 0)")
-    fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the fit")
-    fit.add_argument("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
-    fit.add_argument("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
-    fit.add_argument("--laplacian", type=_laplacian, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
-    fit.add_argument("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
-    fit.add_argument("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
-    fit.add_argument(
-        "--bval-threshold",
-        type=_number_or_none,
-        default=2100.0,
-        metavar="B|none",
-        help="largest b of the tensor fit, s/mm2 (default: 2100)",
-    )
-    fit.add_argument("--threads", type=int, metavar="N", help="(default: Numba's number)")
+    def command(run: Any, text: str, *parents: argparse.ArgumentParser) -> Any:
+        new = commands.add_parser(run.__name__[1:], parents=parents, help=text, description=text)
+        new.set_defaults(run=run)
+        return new.add_argument
 
-    indices = commands.add_parser("indices", parents=[saved, maps], help="index maps of a saved fit")
-    indices.set_defaults(run=_indices)
-    indices.add_argument("--out", type=Path, metavar="DIR", help="(default: the fit's own folder)")
+    add = command(_fit, "fit a series; coefficients and index maps into --out", table, maps, force, quiet)
+    add("dwi", type=Path, metavar="DWI", help="4-D NIfTI series")
+    add("--mask", **a_file, help="3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)")
+    add("--out", required=True, **a_folder, help="folder for the fit")
+    add("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
+    add("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
+    add("--laplacian", type=_laplacian, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
+    add("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
+    add("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
+    limit: dict[str, Any] = {"type": _number_or_none, "default": 2100.0, "metavar": "B|none"}
+    add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")
+    add("--threads", type=int, metavar="N", help="(default: Numba's number)")
 
-    odf = commands.add_parser("odf", parents=[saved, files], help="ODF of a saved fit in spherical harmonics")
-    odf.set_defaults(run=_odf)
-    odf.add_argument("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
-    odf.add_argument("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
-    odf.add_argument(
-        "--sh-basis", default="tournier07", metavar="NAME", help="tournier07 (MRtrix, default), descoteaux07"
-    )
-    odf.add_argument("--out", type=Path, metavar="DIR", help="(default: the fit's own folder)")
+    add = command(_indices, "index maps of a saved fit", saved, maps, force, quiet)
+    add("--out", **a_folder, help="(default: the fit's own folder)")
 
-    predict = commands.add_parser("predict", parents=[saved, table, files], help="signal of a saved fit as a series")
-    predict.set_defaults(run=_predict)
-    predict.add_argument("--out", type=Path, required=True, metavar="F", help="the series, .nii or .nii.gz")
+    add = command(_odf, "ODF of a saved fit in spherical harmonics", saved, force, quiet)
+    add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
+    add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
+    add("--sh-basis", default="tournier07", metavar="NAME", help="tournier07 (MRtrix, default) or descoteaux07")
+    add("--out", **a_folder, help="(default: the fit's own folder)")
 
-    report = commands.add_parser("report", parents=[saved, files], help="one self-contained HTML page on a saved fit")
-    report.set_defaults(run=_report)
-    report.add_argument("--out", type=Path, metavar="F", help="(default: report.html in the fit's folder)")
+    add = command(_predict, "signal of a saved fit, for its own or another table", saved, table, force, quiet)
+    add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
 
-    demo = commands.add_parser("demo", parents=[quiet], help="fit the two bundled samples, print and write their maps")
-    demo.set_defaults(run=_demo)
-    demo.add_argument(
-        "--out",
-        type=Path,
-        default=Path("mapmri-demo"),
-        metavar="DIR",
-        help="(default: ./mapmri-demo; an earlier demo there is rewritten)",
-    )
-    demo.add_argument("--threads", type=int, metavar="N", help="(default: Numba's number)")
+    add = command(_report, "one self-contained HTML page on a saved fit", saved, force, quiet)
+    add("--out", **a_file, help="(default: report.html in the fit's folder)")
 
-    warmup = commands.add_parser(
-        "warmup", parents=[quiet], help="compile every kernel into the cache, once per machine"
-    )
-    warmup.set_defaults(run=_warmup)
-    info = commands.add_parser("info", help="versions, threads, cache: what to paste into a bug report")
-    info.set_defaults(run=_info)
+    add = command(_demo, "fit the two bundled samples, print and write their maps", quiet)
+    demo: dict[str, Any] = {"type": Path, "metavar": "DIR", "default": Path("mapmri-demo")}
+    add("--out", **demo, help="(default: ./mapmri-demo; an earlier demo there is rewritten)")
+    add("--threads", type=int, metavar="N", help="(default: Numba's number)")
+
+    command(_warmup, "compile every kernel into the cache, once per machine", quiet)
+    command(_info, "versions, threads, cache: what to paste into a bug report")
     return parser
 
 
@@ -131,10 +110,6 @@ def _table(args: argparse.Namespace, beside: Path) -> Any:
 
     timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
     return GradientTable.from_bids(beside, bval=args.bval, bvec=args.bvec, json=args.json, **timing)
-
-
-def _show_progress(args: argparse.Namespace) -> bool:
-    return not args.quiet and sys.stderr.isatty()
 
 
 def _announce_compilation() -> None:
@@ -162,74 +137,104 @@ def _usable(data: Any, gtab: Any) -> Any:
     return mask
 
 
-def _summary(fit: Any, seconds: float) -> None:
-    """One line on what was fitted, one per kind of status."""
-    from .fit import Status
-
-    failed = int(((fit.status & Status.NO_FIT) != 0).sum())
-    log.info("%d voxels, %d without a fit, %.1f s", len(fit.status), failed, seconds)
-    for flag in Status:
-        count = int(((fit.status & flag) != 0).sum())
-        if count:
-            log.info("  %d voxels: %s", count, flag.name)
-
-
 def _fit(args: argparse.Namespace) -> None:
     from . import io
+    from .indices import select
     from .model import MapmriModel
 
-    data, affine = io.load_dwi(args.dwi)
+    image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
     gtab = _table(args, args.dwi)
-    if len(gtab) != data.shape[-1]:
-        raise ValueError(f"{args.dwi} has {data.shape[-1]} volumes, its gradient table {len(gtab)}")
-    model = MapmriModel(
-        gtab, radial_order=args.radial_order, basis=args.basis, laplacian=args.laplacian,
-        positivity=None if args.positivity == "none" else args.positivity, solver=args.solver,
-        bval_threshold=args.bval_threshold,
-    )  # fmt: skip
-    mask = _usable(data, gtab) if args.mask is None else io.load_mask(args.mask, data.shape[:-1])
+    names = select(args.indices, args.basis)
     _announce_compilation()
+    model = MapmriModel(
+        gtab,
+        radial_order=args.radial_order,
+        basis=args.basis,
+        laplacian=args.laplacian,
+        positivity=None if args.positivity == "none" else args.positivity,
+        solver=args.solver,
+        bval_threshold=args.bval_threshold,
+    )
+    if len(gtab) != image.data.shape[-1]:
+        raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
+    mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
+    io.check_output(args.out, prefix, args.force)
+    fit, seconds = _timed_fit(model, image.data, mask, args)
+    run = {"Seconds": round(seconds, 3), "Threads": args.threads}
+    sources = [path.name for path in (args.dwi, args.mask) if path]
+    io.save_fit(fit, args.out, affine=image.affine, prefix=prefix, force=args.force, sources=sources, run=run)
+    _write_maps(fit, names, args.out, prefix, image.affine, args)
+
+
+def _timed_fit(model: Any, data: Any, mask: Any, args: argparse.Namespace) -> tuple[Any, float]:
+    """The fit and its seconds; says how many voxels and what became of them."""
+    from .fit import Status
+
     start = time.perf_counter()
-    fit = model.fit(data, mask=mask, threads=args.threads, progress=_show_progress(args))
-    _summary(fit, time.perf_counter() - start)
-    io.save_fit(fit, args.out, force=args.force)
-    io.write_maps(fit, args.out, indices=args.indices, units=args.units, fill=args.fill, force=args.force)
+    fit = model.fit(data, mask, threads=args.threads, progress=not args.quiet and sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    counts = {flag.name: int(((fit.status & flag) != 0).sum()) for flag in Status}
+    notes = "".join(f"; {name} {count}" for name, count in counts.items() if count)
+    failed = int(((fit.status & Status.NO_FIT) != 0).sum())
+    log.info("%d voxels in %.1f s, %d without a fit%s", len(fit.status), seconds, failed, notes)
+    return fit, seconds
+
+
+def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:
+    from . import io
+
+    maps = {name: fit.index(name) for name in names}
+    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
+    log.info("%d maps in %s", len(maps), out)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """A saved fit, and what else its folder says (prefix, affine)."""
+    from . import io
+    from .fit import MapmriFit
+
+    saved = io.read_fit(folder)
+    return MapmriFit.from_rows(saved.rows, saved.mask, saved.options, saved.gtab), saved
 
 
 def _indices(args: argparse.Namespace) -> None:
-    from . import io
+    from .indices import select
 
-    io.write_maps(io.load_fit(args.dir), args.out or args.dir, **_map_options(args))
+    fit, saved = _load(args.dir)
+    names = select(args.indices, saved.options["basis"])
+    _write_maps(fit, names, args.out or args.dir, saved.prefix, saved.affine, args)
 
 
 def _odf(args: argparse.Namespace) -> None:
     from . import io
 
-    fit = io.load_fit(args.dir)
-    coefficients = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    io.write_odf(fit, coefficients, args.out or args.dir, force=args.force)
+    fit, saved = _load(args.dir)
+    maps = {"odf": fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)}
+    entries = {"Description": f"ODF, radial moment {args.s}", "Order": args.sh_order, "Basis": args.sh_basis}
+    io.write_maps(args.out or args.dir, saved.prefix, maps, saved.affine, force=args.force, sidecars={"odf": entries})
 
 
 def _predict(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from . import io
 
-    fit = io.load_fit(args.dir)
-    if args.bval is None and args.bvec is None:
-        gtab = None
-    elif args.bval is None or args.bvec is None:
-        raise ValueError("--bval and --bvec go together (without both, the fit's own table is used)")
-    else:
-        timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
-        gtab = _table(args, args.bval)
-    io.write_volume(args.out, fit.predict(gtab), fit, force=args.force)
+    if not args.out.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
+    if (args.bval is None) != (args.bvec is None):
+        raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
+    fit, saved = _load(args.dir)
+    signal = fit.predict(_table(args, args.bval) if args.bval else None)
+    with io.staged(args.out.parent, args.force) as stage:
+        pieces = np.moveaxis(signal, -1, 0)
+        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from . import io, report
+    from . import report
 
-    out = args.out or args.dir / "report.html"
-    report.write_report(io.load_fit(args.dir), out, force=args.force)
-    log.info("%s", out)
+    fit, _ = _load(args.dir)
+    report.write_report(fit, args.out or args.dir / "report.html", force=args.force)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -238,29 +243,25 @@ def _demo(args: argparse.Namespace) -> None:
     from . import io
     from .data import SAMPLES, sample_dwi
     from .gradients import GradientTable
-    from .indices import INDICES
+    from .indices import INDICES, select
     from .model import MapmriModel
 
     _announce_compilation()
     fits = {}
     for name in SAMPLES:
         dwi = sample_dwi(name)
-        data, affine = io.load_dwi(dwi)
-        mask = io.load_mask(next(dwi.parent.glob("*_mask.nii.gz")), data.shape[:-1])
-        start = time.perf_counter()
-        fit = MapmriModel(GradientTable.from_bids(dwi)).fit(data, mask, threads=args.threads)
-        _summary(fit, time.perf_counter() - start)
-        io.save_fit(fit, args.out / name, force=True)
-        io.write_maps(fit, args.out / name, force=True)
-        fits[name] = fit
-    print("medians of MAPL, order 6, Laplacian weight 0.2")
-    print(f"{'':10}{'unit':>8}" + "".join(f"{name:>14}" for name in fits))
+        image, out, prefix = io.load_dwi(dwi), args.out / name, io.prefix_of(dwi)
+        mask = io.load_mask(next(dwi.parent.glob("*_mask.nii.gz")), image.data.shape[:3])
+        fits[name], _ = _timed_fit(MapmriModel(GradientTable.from_bids(dwi)), image.data, mask, args)
+        io.save_fit(fits[name], out, affine=image.affine, prefix=prefix, force=True, sources=[dwi.name])
+        args.units, args.fill, args.force = "mm", "nan", True
+        _write_maps(fits[name], select("all", "anisotropic"), out, prefix, image.affine, args)
+    print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
+    print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():
         medians = [np.nanmedian(fit.index(index.name)) for fit in fits.values()]
-        print(f"{index.name.upper():10}{index.unit():>8}" + "".join(f"{m:14.4g}" for m in medians))
-    for name in fits:
-        print(SAMPLE_NOTES[name])
-    print(f"maps: {args.out}")
+        print(f"{index.name.upper():10}{index.unit():>6}" + "".join(f"{median:13.4g}" for median in medians))
+    print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
 
 
 def _warmup(args: argparse.Namespace) -> None:
@@ -275,7 +276,7 @@ def _warmup(args: argparse.Namespace) -> None:
 
     _announce_compilation()
     dwi = sample_dwi("small101d")
-    data, gtab = np.asarray(io.load_dwi(dwi)[0][2, 2, :4]), GradientTable.from_bids(dwi)
+    data, gtab = np.asarray(io.load_dwi(dwi).data[2, 2, :4]), GradientTable.from_bids(dwi)
     start = time.perf_counter()
     for options in WARMUP_MODES:
         for threads in (1, None):
@@ -288,7 +289,8 @@ def _warmup(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     import os
     import platform
-    from importlib.metadata import PackageNotFoundError, version
+    from contextlib import suppress
+    from importlib import import_module, metadata
 
     import llvmlite.binding
     import numba
@@ -296,30 +298,23 @@ def _info(args: argparse.Namespace) -> None:
     from . import __version__
     from .kernels._jit import CACHE_DIR
 
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
-    def layer_works(module: str) -> bool:
-        try:
-            __import__(f"numba.np.ufunc.{module}")
-        except ImportError:
-            return False
-        return True
-
-    print(f"mapmri_nb    {__version__}")
-    print(f"python       {platform.python_version()}, {platform.platform()}")
+    facts = {"mapmri_nb": __version__, "python": f"{platform.python_version()}, {platform.platform()}"}
     for package in ("numpy", "scipy", "numba", "llvmlite", "osqp", "nibabel", "tqdm", "matplotlib", "dask", "dipy"):
-        print(f"{package:12} {installed(package)}")
-    layers = [name for name, module in LAYERS.items() if layer_works(module)]
-    print(f"threads      {numba.get_num_threads()} of {os.cpu_count()} CPUs, layer {numba.config.THREADING_LAYER}")
-    print(f"layers       {', '.join(layers)}")
-    files = [f for f in CACHE_DIR.rglob("*") if f.is_file()] if CACHE_DIR else []
-    size = sum(f.stat().st_size for f in files) / 1e6
-    print(f"cache        {CACHE_DIR or 'none'}, {len(files)} files, {size:.1f} MB")
-    print(f"CPU          {llvmlite.binding.get_host_cpu_name()}, {platform.machine()}")
+        facts[package] = "not installed"
+        with suppress(metadata.PackageNotFoundError):
+            facts[package] = metadata.version(package)
+    layers = []  # in the order in which Numba tries them
+    for layer in ("tbb", "omp", "workqueue"):
+        with suppress(ImportError):
+            import_module(f"numba.np.ufunc.{'workqueue' if layer == 'workqueue' else layer + 'pool'}")
+            layers.append(layer)
+    facts["threads"] = f"{numba.get_num_threads()} of {os.cpu_count()} CPUs"
+    facts["layer"] = f"{os.environ.get('NUMBA_THREADING_LAYER', layers[0])} (of {', '.join(layers)})"
+    sizes = [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()] if CACHE_DIR else []
+    facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+    facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"
+    for name, fact in facts.items():
+        print(f"{name:12} {fact}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("interrupted")
         return INTERRUPTED
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        log.error("error: %s", " ".join(str(error).split()) or type(error).__name__)
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        log.error("error: %s", " ".join(text.split()) or type(error).__name__)
         return 1
     finally:
         log.removeHandler(handler)
