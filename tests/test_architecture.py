@@ -1,0 +1,208 @@
+"""The house's plan, read from the syntax trees: who may import whom, who may compile, who may run in parallel."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mapmri_nb
+
+ROOT = Path(mapmri_nb.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf8")) for path in FILES}
+
+# A room may import rooms of a lower floor; of its own floor only where SIBLINGS says so.
+FLOORS = {
+    "kernels": 0,
+    "indices": 1, "gradients": 1, "data": 1,
+    "fit": 2,
+    "io": 3, "sos": 3, "positivity": 3,
+    "model": 4,
+    "uncertainty": 5,
+    "plot": 6, "report": 7, "distributed": 7, "dipy": 7,
+    "cli": 8,
+    "__init__": 9, "__main__": 9,
+}  # fmt: skip
+# Upward imports, inside a function only: `fit.save` and `fit.certificate`.
+EXCEPTIONS = {("fit", "io"), ("fit", "sos")}
+SIBLINGS = {("sos", "positivity")}
+# Inside kernels: `_jit` and `ordering` are the ground, `batch` is on top and nobody's tool.
+KERNEL_GROUND = {"_jit", "ordering"}
+
+# Outside packages each room may name; whatever is not listed here is open to the shell's heavy imports below.
+ONLY_IN = {
+    "nibabel": {"io"},
+    "matplotlib": {"plot", "report"},
+    "mpl_toolkits": {"plot"},
+    "dask": {"distributed"},
+    "distributed": {"distributed"},
+    "osqp": {"positivity", "sos"},
+    "tqdm": {"model", "cli", "distributed", "uncertainty"},
+    "cvxpy": set(),
+    "clarabel": set(),
+    "dipy": set(),
+}
+
+# Audit of fast mathematics: the files that use it, and which of the two sets of `_jit`. None of them may test NaN.
+FASTMATH = {
+    "kernels/gcv.py": {"BLOCK_MATH"},
+    "kernels/laplacian.py": {"BLOCK_MATH"},
+    "kernels/linalg.py": {"BLOCK_MATH", "CONTRACT"},
+    "kernels/moments.py": {"BLOCK_MATH"},
+    "kernels/tensor.py": {"BLOCK_MATH"},
+}
+
+
+def room(name: str) -> str:
+    """Room of a file: the folder for kernels and data, the stem for the rest."""
+    return name.split("/")[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST, name: str) -> list[tuple[str, bool]]:
+    """Every import of a file as (absolute dotted module, inside a function)."""
+    inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
+              for node in ast.walk(f)}  # fmt: skip
+    typing_only = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If)
+                   and "TYPE_CHECKING" in ast.unparse(block.test) for node in ast.walk(block)}  # fmt: skip
+    package = ("mapmri_nb/" + name).split("/")[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            if module in ("mapmri_nb", "mapmri_nb.kernels"):  # from . import gradients
+                found += [(f"{module}.{alias.name}", id(node) in inside) for alias in node.names]
+            else:
+                found.append((module, id(node) in inside))
+    return found
+
+
+def own_rooms(name: str) -> list[tuple[str, bool]]:
+    """Rooms of this package that a file imports."""
+    rooms = [(m.split(".")[1], inner) for m, inner in imports(TREES[name], name) if m.startswith("mapmri_nb.")]
+    return [(r, inner) for r, inner in rooms if r in FLOORS]
+
+
+def test_every_file_has_a_floor():
+    assert {room(name) for name in TREES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_go_down(name):
+    here = room(name)
+    for there, inner in own_rooms(name):
+        if there == here or FLOORS[there] < FLOORS[here] or (here, there) in SIBLINGS:
+            continue
+        assert (here, there) in EXCEPTIONS, f"{name} imports {there}: upwards"
+        assert inner, f"{name} imports {there} at the top: allowed inside a function only"
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if n.startswith("kernels/")])
+def test_kernels_know_numpy_numba_and_each_other(name):
+    stem = Path(name).stem
+    for module, _ in imports(TREES[name], name):
+        top = module.split(".")[0]
+        if module.startswith("mapmri_nb."):
+            assert module.startswith("mapmri_nb.kernels"), f"{name} imports {module}"
+            other = module.split(".")[2]
+            assert other != "batch", f"{name} imports the batch loops"
+            assert stem not in KERNEL_GROUND or other in KERNEL_GROUND, f"{name} is ground and imports {other}"
+        else:
+            assert top in sys.stdlib_module_names | {"numpy", "numba"}, f"{name} imports {module}"
+            assert top != "numba" or stem in ("_jit", "batch"), f"{name} names numba"
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_who_knows_which_package(package):
+    users = {room(n) for n, tree in TREES.items() for m, _ in imports(tree, n) if m.split(".")[0] == package}
+    if package == "osqp":
+        users.discard("cli")  # its version, for `info`
+    assert users <= ONLY_IN[package]
+
+
+def attribute_calls(tree: ast.AST, *names: str) -> list[str]:
+    return [ast.unparse(n) for n in ast.walk(tree)
+            if (isinstance(n, ast.Attribute) and n.attr in names) or (isinstance(n, ast.Name) and n.id in names)
+            or (isinstance(n, ast.alias) and n.name in names)]  # fmt: skip
+
+
+def test_one_file_names_the_compiler():
+    users = {n for n, t in TREES.items() if attribute_calls(t, "njit", "jit", "vectorize", "guvectorize", "cfunc")}
+    assert users == {"kernels/_jit.py"}
+
+
+def decorators(tree: ast.AST) -> list[tuple[ast.FunctionDef, ast.Call]]:
+    """Functions under ``@kernel(...)`` with the call."""
+    return [(f, d) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for d in f.decorator_list
+            if isinstance(d, ast.Call) and ast.unparse(d.func).split(".")[-1] == "kernel"]  # fmt: skip
+
+
+def kernel_calls(tree: ast.AST) -> list[ast.Call]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] == "kernel"]
+
+
+def test_one_file_runs_in_parallel():
+    parallel = {n for n, tree in TREES.items() for call in kernel_calls(tree)
+                for k in call.keywords if k.arg == "parallel" and ast.unparse(k.value) != "False"}  # fmt: skip
+    assert parallel <= {"kernels/batch.py"}
+    assert {n for n, tree in TREES.items() if attribute_calls(tree, "prange")} <= {"kernels/batch.py"}
+    if "kernels/batch.py" in TREES:
+        assert parallel == {"kernels/batch.py"}
+
+
+def test_only_kernels_compile():
+    assert {room(n) for n, tree in TREES.items() if kernel_calls(tree)} == {"kernels"}
+
+
+def test_fastmath_audit():
+    used = {}
+    for name, tree in TREES.items():
+        for function, call in decorators(tree):
+            flags = [ast.unparse(k.value) for k in call.keywords if k.arg == "fastmath"]
+            flags += [ast.unparse(a) for a in call.args]
+            if flags:
+                used.setdefault(name, set()).update(flags)
+                tests = attribute_calls(function, "isnan", "isfinite", "isinf")
+                tests += [ast.unparse(c) for c in ast.walk(function) if isinstance(c, ast.Compare)
+                          and ast.unparse(c.left) == ast.unparse(c.comparators[0])]  # x != x  # fmt: skip
+                assert not tests, f"{name}: {function.name} has fast mathematics and tests NaN: {tests}"
+    assert used == FASTMATH
+
+
+def test_no_flag_assumes_finite_numbers():
+    from mapmri_nb.kernels import _jit
+
+    assert not (_jit.BLOCK_MATH | _jit.CONTRACT) & {"fast", "nnan", "ninf", "afn"}
+
+
+def test_sizes():
+    lines = {name: len((ROOT / name).read_text(encoding="utf8").splitlines()) for name in TREES}
+    assert max(lines.values()) <= 500, {n: k for n, k in lines.items() if k > 500}
+    assert sum(lines.values()) < 5000
+
+
+def test_no_path_or_host_of_a_machine():
+    for path in FILES:
+        text = path.read_text(encoding="utf8")
+        assert "/work/" not in text, path
+        assert "/tmp/" not in text, path
+
+
+def test_import_loads_numpy_and_numba_only():
+    code = "import sys, mapmri_nb; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    base = "import sys, numba; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    run = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+           for c in (code, base)]  # fmt: skip
+    extra = set(run[0].stdout.split()) - set(run[1].stdout.split()) - sys.stdlib_module_names
+    assert extra == {"mapmri_nb"}, f"import mapmri_nb loads {sorted(extra)}"
+
+
+def test_public_names():
+    for name in ("GradientTable", "MapmriModel", "load_fit", "__version__"):
+        assert hasattr(mapmri_nb, name), name

@@ -1,0 +1,345 @@
+"""The command line as users meet it: small cuts of the bundled samples, and careless users."""
+
+import gzip
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mapmri_nb as mapmri
+from mapmri_nb import data
+from mapmri_nb.cli import main
+
+CUT = {"small101d": np.s_[:3, 2:4, 3:5], "catcord": np.s_[24:28, 20:22, :]}
+
+
+def cut(name, folder):
+    """A few voxels of a bundled sample with its sidecars; path of the series."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = data.sample_dwi(name)
+    for path in source.parent.glob("sub-*"):
+        if path.name.endswith(".nii.gz"):
+            image = nib.load(path)
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[CUT[name]], image.affine), folder / path.name)
+        else:
+            shutil.copy(path, folder)
+    return folder / source.name
+
+
+@pytest.fixture
+def brain(tmp_path):
+    return cut("small101d", tmp_path / "in")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """(folder of a saved fit of the cord's cut, path of its series)."""
+    base = tmp_path_factory.mktemp("cord")
+    dwi = cut("catcord", base)
+    assert main(["fit", str(dwi), "--out", str(base / "fit"), "--radial-order", "4", "--quiet"]) == 0
+    return base / "fit", dwi
+
+
+def command(*words):
+    return main([str(w) for w in words])
+
+
+def read(folder, label):
+    (path,) = folder.glob(f"*param-{label}_dwimap.nii.gz")
+    return np.asarray(nib.load(path).dataobj)
+
+
+def fails(capsys, words, *expected, code=1):
+    """The command ends with this code, one line that names the cause, and no traceback."""
+    capsys.readouterr()
+    assert command(*words) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert len(lines) == 1, err
+    for word in expected:
+        assert str(word).lower() in lines[0].lower(), lines[0]
+
+
+def test_fit_writes_what_the_library_computes(brain, tmp_path):
+    out = tmp_path / "out"
+    mask = brain.with_name("sub-small101d_mask.nii.gz")
+    assert command("fit", brain, "--mask", mask, "--out", out, "--radial-order", 4, "--laplacian", 0.3) == 0
+    gtab = mapmri.GradientTable.from_bids(brain)
+    image = nib.load(brain)
+    fit = mapmri.MapmriModel(gtab, radial_order=4, laplacian=0.3).fit(np.asarray(image.dataobj))
+    for label, name in (("rtop", "rtop"), ("ngpar", "ng_par"), ("msd", "msd"), ("lapnorm", "lapnorm")):
+        (path,) = out.glob(f"sub-small101d_model-mapmri_param-{label}_dwimap.nii.gz")
+        written = nib.load(path)
+        np.testing.assert_array_equal(np.asarray(written.dataobj), getattr(fit, name)().astype(np.float32))
+        np.testing.assert_array_equal(written.affine, image.affine)
+    np.testing.assert_array_equal(mapmri.load_fit(out).coef, fit.coef)
+
+
+def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    named = [brain.rename(elsewhere / "a.nii.gz")]
+    for old, new in ((".bval", "b"), (".bvec", "v"), (".json", "j")):
+        named.append(brain.with_name("sub-small101d_dwi" + old).rename(elsewhere / new))
+    dwi, bval, bvec, sidecar = named
+    common = ["fit", dwi, "--bval", bval, "--bvec", bvec, "--radial-order", 2, "--quiet", "--indices", "msd,rtop"]
+    assert command(*common, "--json", sidecar, "--out", tmp_path / "1") == 0
+    assert command(*common, "--big-delta", 0.0488, "--small-delta", 0.03, "--out", tmp_path / "2") == 0
+    assert command(*common, "--json", sidecar, "--big-delta", 0.2, "--small-delta", 0.03, "--out", tmp_path / "3") == 0
+    one, two, three = ((tmp_path / n / "model-mapmri_param-rtop_dwimap.nii.gz") for n in "123")
+    assert one.is_file()
+    first, second, third = (np.asarray(nib.load(p).dataobj) for p in (one, two, three))
+    np.testing.assert_array_equal(first, second)
+    assert (third < first).all()
+    assert not list((tmp_path / "1").glob("*ngpar*"))
+
+
+@pytest.mark.parametrize("laplacian", ["none", "gcv", "0.05", "0.05,0.5"])
+def test_laplacian_spellings(brain, tmp_path, laplacian):
+    words = ["fit", brain, "--out", tmp_path / "o", "--radial-order", 4, "--laplacian", laplacian, "--quiet"]
+    assert command(*words) == 0
+    weight = read(tmp_path / "o", "weight")
+    allowed = {"none": [0.0], "0.05": [0.05], "0.05,0.5": [0.05, 0.5]}.get(laplacian)
+    assert (weight > 0).all() if allowed is None else np.isin(weight, allowed).all()
+
+
+def test_without_a_mask_empty_voxels_are_skipped_and_a_mask_recommended(brain, tmp_path, capsys):
+    image = nib.load(brain)
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = 0
+    nib.save(nib.Nifti1Image(values, image.affine), brain)
+    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order", 2, "--fill", "0") == 0
+    err = capsys.readouterr().err
+    assert "--mask" in err
+    assert f"{values[..., 0].size - 1} of {values[..., 0].size}" in err
+    rtop = read(tmp_path / "o", "rtop")
+    assert rtop[0, 0, 0] == 0
+    assert (rtop > 0).sum() == rtop.size - 1
+
+
+def test_indices_units_and_fill_of_a_saved_fit(fitted, tmp_path):
+    folder, _ = fitted
+    assert (
+        command("indices", folder, "--out", tmp_path / "um", "--units", "um", "--indices", "rtop,msd", "--quiet") == 0
+    )
+    np.testing.assert_allclose(read(tmp_path / "um", "rtop"), read(folder, "rtop") * 1e-9, rtol=1e-6)
+    np.testing.assert_allclose(read(tmp_path / "um", "msd"), read(folder, "msd") * 1e6, rtol=1e-6)
+    (sidecar,) = (tmp_path / "um").glob("*param-rtop_dwimap.json")
+    assert "um" in sidecar.read_text()
+    assert not list((tmp_path / "um").glob("*param-ng_*"))
+
+
+def test_predict_gives_the_series_back(fitted, tmp_path):
+    folder, dwi = fitted
+    assert command("predict", folder, "--out", tmp_path / "p.nii.gz", "--quiet") == 0
+    predicted, measured = (np.asarray(nib.load(p).dataobj) for p in (tmp_path / "p.nii.gz", dwi))
+    assert predicted.shape == measured.shape
+    assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.98
+    np.testing.assert_allclose(predicted, mapmri.load_fit(folder).predict(), rtol=1e-5)
+
+
+def test_predict_on_another_table(fitted, tmp_path):
+    folder, _ = fitted
+    (tmp_path / "t.bval").write_text("0 1000 2000")
+    (tmp_path / "t.bvec").write_text("0 1 0\n0 0 1\n0 0 0")
+    timing = ["--big-delta", 0.03, "--small-delta", 0.003]
+    words = ["predict", folder, "--out", tmp_path / "p.nii.gz", "--bval", tmp_path / "t.bval", "--quiet"]
+    assert command(*words, "--bvec", tmp_path / "t.bvec", *timing) == 0
+    predicted = np.asarray(nib.load(tmp_path / "p.nii.gz").dataobj)
+    assert predicted.shape[-1] == 3
+    np.testing.assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
+
+
+def test_demo(tmp_path, capsys):
+    assert command("demo", "--out", tmp_path / "d", "--quiet") == 0
+    out = capsys.readouterr().out
+    for words in ("RTOP", "NG", "ASSUMED", "Duval", "upstream terms not verified"):
+        assert words in out
+    for name in data.SAMPLES:
+        status, rtop = read(tmp_path / "d" / name, "status"), read(tmp_path / "d" / name, "rtop")
+        assert np.isfinite(rtop).sum() > 500
+        assert np.isfinite(rtop[status == 0]).all()
+    assert command("demo", "--out", tmp_path / "d", "--quiet") == 0, "its own folder is rewritten"
+
+
+def test_info_says_what_a_bug_report_needs(capsys):
+    assert command("info") == 0
+    out = capsys.readouterr().out
+    for word in (mapmri.__version__, np.__version__, "numba", "osqp", "threads", "cache", "CPU"):
+        assert word in out
+
+
+def test_quiet_is_silent(brain, tmp_path, capsys):
+    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order", 2, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_entry_points():
+    env = os.environ | {"PYTHONPATH": str(Path(mapmri.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "mapmri_nb", "--version"], capture_output=True, text=True, env=env,
+                          check=True)  # fmt: skip
+    assert done.stdout.split() == ["mapmri-nb", mapmri.__version__]
+    assert subprocess.run([sys.executable, "-m", "mapmri_nb", "fit"], capture_output=True, env=env).returncode == 2
+
+
+@pytest.mark.parametrize("words", [[], ["fit"], ["paint"], ["fit", "x", "--out", "y", "--basis", "round"],
+                                   ["fit", "x", "--out", "y", "--laplacian", "some"]])  # fmt: skip
+def test_arguments_that_do_not_parse(words, capsys):
+    assert main(words) == 2
+    assert "usage" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+
+
+# -- careless users ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".bval", ".bvec"])
+def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
+    missing = brain.with_name("sub-small101d_dwi" + suffix)
+    missing.unlink()
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], missing.name)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--big-delta", 48.8, "--small-delta", 30], ["big_delta", "milliseconds"]),
+        (["--big-delta", 0.01, "--small-delta", 0.03], ["small_delta"]),
+        (["--big-delta", 0.01], ["small_delta", "missing"]),
+        (["--radial-order", 5], ["radial_order", "5"]),
+        (["--radial-order", 12], ["radial_order", "12"]),
+        (["--laplacian", "-1"], ["laplacian", "-1"]),
+        (["--indices", "rtop,fa"], ["fa"]),
+        (["--basis", "isotropic", "--indices", "ng_par"], ["ng_par"]),
+        (["--threads", 0], ["threads", "0"]),
+        (["--mask", "nowhere.nii"], ["nowhere.nii"]),
+        (["--json", "nowhere.json"], ["nowhere.json"]),
+    ],
+)
+def test_wrong_values_are_named(brain, tmp_path, capsys, flags, words):
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o", *flags], *words)
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_timing_anywhere(brain, tmp_path, capsys):
+    brain.with_name("sub-small101d_dwi.json").unlink()
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], "big_delta", "missing")
+
+
+def test_counts_that_disagree(brain, tmp_path, capsys):
+    image = nib.load(brain)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., :90], image.affine), brain)
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], "90", "102")
+
+
+def test_three_dimensional_series(brain, tmp_path, capsys):
+    nib.save(nib.Nifti1Image(np.ones((3, 2, 2), np.int16), np.eye(4)), brain)
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name)
+
+
+def test_mask_of_another_shape(brain, tmp_path, capsys):
+    nib.save(nib.Nifti1Image(np.ones((3, 2, 7), np.uint8), np.eye(4)), tmp_path / "m.nii")
+    fails(capsys, ["fit", brain, "--mask", tmp_path / "m.nii", "--out", tmp_path / "o"], "mask", "(3, 2, 7)")
+
+
+def test_empty_mask(brain, tmp_path, capsys):
+    nib.save(nib.Nifti1Image(np.zeros((3, 2, 2), np.uint8), nib.load(brain).affine), tmp_path / "m.nii")
+    fails(capsys, ["fit", brain, "--mask", tmp_path / "m.nii", "--out", tmp_path / "o"], "mask")
+
+
+@pytest.mark.parametrize("content", [b"not an image at all", b"", gzip.compress(b"still not an image"), None])
+def test_files_that_are_no_images(brain, tmp_path, capsys, content):
+    brain.write_bytes(brain.read_bytes()[:-200] if content is None else content)  # None: truncated
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name)
+    assert not list((tmp_path / "o").glob("*")) if (tmp_path / "o").exists() else True
+
+
+def test_existing_output_is_kept_without_force(brain, tmp_path, capsys):
+    words = ["fit", brain, "--out", tmp_path / "o", "--radial-order", 2]
+    assert command(*words) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()}
+    fails(capsys, [*words, "--laplacian", 1], "force")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()} == before
+    assert command(*words, "--laplacian", 1, "--force") == 0
+    assert (tmp_path / "o" / "sub-small101d_model-mapmri_param-rtop_dwimap.nii.gz").read_bytes() not in before.values()
+
+
+def test_output_that_cannot_be_made(brain, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["fit", brain, "--out", tmp_path / "file" / "o", "--radial-order", 2], "file")
+    fails(capsys, ["fit", brain, "--out", tmp_path / "file", "--radial-order", 2], "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(brain, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    fails(capsys, ["fit", brain, "--out", tmp_path / "locked" / "o", "--radial-order", 2], "permission", "locked")
+
+
+@pytest.mark.parametrize("name", ["indices", "odf", "report"])
+def test_folder_that_is_no_fit(tmp_path, capsys, name):
+    fails(capsys, [name, tmp_path / "nowhere"], "nowhere")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, [name, tmp_path / "empty"], "empty")
+
+
+def test_fit_of_an_unknown_version_is_refused(fitted, tmp_path, capsys):
+    shutil.copytree(fitted[0], tmp_path / "fit")
+    for path in (tmp_path / "fit").glob("*.json"):
+        content = json.loads(path.read_text())
+        for key in list(content):
+            if "version" in key.lower():
+                content[key] = 999
+        path.write_text(json.dumps(content))
+    fails(capsys, ["indices", tmp_path / "fit", "--out", tmp_path / "o"], "version")
+
+
+def test_interrupt(brain, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mapmri.MapmriModel, "fit", stop)
+    assert command("fit", brain, "--out", tmp_path / "o") == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_bugs_are_not_hidden(brain, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise IndexError("a bug of ours")
+
+    monkeypatch.setattr(mapmri.MapmriModel, "fit", broken)
+    with pytest.raises(IndexError):
+        command("fit", brain, "--out", tmp_path / "o")
+
+
+def test_logging_is_left_as_it_was(capsys):
+    log = logging.getLogger("mapmri_nb")
+    before = (list(log.handlers), log.level)
+    command("info")
+    command("indices", "nowhere")
+    assert (list(log.handlers), log.level) == before
+
+
+@pytest.mark.nojit
+def test_samples_are_whole():
+    for name, voxels, volumes in (("small101d", 600, 102), ("catcord", 1901, 168)):
+        folder = data.sample(name)
+        assert (folder / "LICENSE.txt").is_file()
+        assert (folder / "README.md").is_file()
+        assert nib.load(data.sample_dwi(name)).shape[-1] == volumes
+        (mask,) = folder.glob("*_mask.nii.gz")
+        assert np.count_nonzero(nib.load(mask).dataobj) == voxels
+        assert len(mapmri.GradientTable.from_bids(data.sample_dwi(name))) == volumes
+    with pytest.raises(ValueError, match="nobody"):
+        data.sample("nobody")

@@ -1,0 +1,188 @@
+"""The compiler's policy, in processes of their own: cache, read-only installs, threads, forks."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mapmri_nb
+from mapmri_nb.kernels import _jit
+
+PACKAGE = Path(mapmri_nb.__file__).parent
+PATIENCE = 240  # seconds after which a process counts as hanging (a cold compile takes some ten)
+
+FIT = """
+import sys
+import numpy as np
+import mapmri_nb as mapmri
+from mapmri_nb.kernels import _jit
+
+rng = np.random.default_rng(1)
+directions = rng.normal(size=(61, 3))
+directions /= np.linalg.norm(directions, axis=1)[:, None]
+directions[0] = 0
+bvals = np.r_[0, np.full(30, 1000.0), np.full(30, 3000.0)]
+gtab = mapmri.GradientTable(bvals, directions, big_delta=0.0365, small_delta=0.0157)
+D = np.array([1.7e-3, 3e-4, 3e-4])
+data = 100 * np.exp(-bvals * (directions**2 @ D)) * (1 + 0.01 * rng.normal(size=(200, 61)))
+model = mapmri.MapmriModel(gtab, radial_order=4, laplacian=0.2)
+
+def maps(threads=None):
+    fit = model.fit(data, threads=threads)
+    return np.stack([fit.rtop(), fit.ng()])
+"""
+
+SAME = "assert np.isfinite(serial).all() and all(np.array_equal(serial, m) for m in got); print('done')"
+
+
+def run(code, cwd, *options, **environment):
+    """Run code in a fresh process that imports this package; its output."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "MAPMRI_"))}
+    env |= {"PYTHONPATH": str(PACKAGE.parent), "NUMBA_NUM_THREADS": "2"} | environment
+    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=PATIENCE,
+                          cwd=cwd, env={k: v for k, v in env.items() if v is not None}, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A cache folder filled by one process, serial and parallel."""
+    folder = tmp_path_factory.mktemp("cache")
+    run(FIT + "maps(1), maps(2)", folder, NUMBA_CACHE_DIR=str(folder))
+    return str(folder)
+
+
+@pytest.mark.jit_only
+def test_second_process_compiles_nothing(warm, tmp_path):
+    count = """
+import importlib, pkgutil
+import mapmri_nb.kernels
+maps(1), maps(2)
+hits = misses = 0
+for m in pkgutil.iter_modules(mapmri_nb.kernels.__path__):
+    for f in vars(importlib.import_module('mapmri_nb.kernels.' + m.name)).values():
+        if hasattr(f, 'stats'):
+            hits += sum(f.stats.cache_hits.values())
+            misses += sum(f.stats.cache_misses.values())
+print(hits, misses)
+"""
+    hits, misses = map(int, run(FIT + count, tmp_path, NUMBA_CACHE_DIR=warm).split())
+    assert hits > 0
+    assert misses == 0
+
+
+@pytest.mark.jit_only
+def test_workqueue_under_two_threads_finishes(warm, tmp_path):
+    code = (
+        FIT
+        + """
+from concurrent.futures import ThreadPoolExecutor
+import numba
+serial = maps(1)
+got = [maps(2)]
+assert numba.threading_layer() == 'workqueue'
+with ThreadPoolExecutor(2) as pool:
+    jobs = [pool.submit(maps, n) for n in (2, None, 2, None)]
+    got += [maps(2), *(j.result() for j in jobs)]
+"""
+    )
+    out = run(code + SAME, tmp_path, NUMBA_CACHE_DIR=warm, NUMBA_THREADING_LAYER="workqueue")
+    assert "done" in out
+
+
+@pytest.mark.jit_only
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_fork_after_a_parallel_fit(warm, tmp_path):
+    code = (
+        FIT
+        + """
+import os, signal, time
+serial = maps(1)
+got = [maps(2)]
+child = os.fork()
+if child == 0:
+    signal.alarm(100)  # a hang ends as a signal, which the parent sees
+    os._exit(0 if np.array_equal(maps(2), serial) else 1)
+assert os.waitpid(child, 0)[1] == 0, 'the forked child hung, died, or differs'
+"""
+    )
+    assert "done" in run(code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm)
+
+
+@pytest.mark.jit_only
+def test_process_pool_by_fork_after_a_parallel_fit(warm, tmp_path):
+    code = (
+        FIT
+        + """
+import multiprocessing
+serial = maps(1)
+got = [maps(2)]
+with multiprocessing.get_context('fork').Pool(2) as pool:
+    got += pool.map_async(maps, [None, 2]).get(100)
+"""
+    )
+    assert "done" in run(code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm)
+
+
+@pytest.mark.jit_only
+def test_read_only_install_without_home(tmp_path):
+    copy = tmp_path / "site" / "mapmri_nb"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    for folder in (copy, copy / "kernels"):
+        (folder / "__pycache__").write_text("a file: not even root can make a folder here")
+    wall = tmp_path / "file"
+    wall.write_text("")
+    for path in [*copy.rglob("*"), copy]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    code = FIT + "assert _jit.CACHE_DIR is None; serial = maps(1); got = [maps(2)];" + SAME + "; print(mapmri.__file__)"
+    out = run(code, tmp_path, PYTHONPATH=str(copy.parent), HOME=str(wall / "home"), XDG_CACHE_HOME=None)
+    assert "done" in out
+    assert str(copy) in out
+    copy.chmod(0o755)
+    (copy / "kernels").chmod(0o755)
+
+
+@pytest.mark.parametrize(("switch", "cached"), [("0", False), ("1", True)])
+def test_cache_switch(tmp_path, switch, cached):
+    code = "import numpy as np; from mapmri_nb.kernels import hermite as h; h.hermite_functions(0.3, np.empty(5))"
+    run(code, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), MAPMRI_NB_CACHE=switch)
+    assert bool(list(tmp_path.rglob("*.nbi"))) is cached
+
+
+def test_digest_follows_every_kernel_source(tmp_path, monkeypatch):
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
+    digests = {_jit._source_digest()}
+    for name in ("hermite.py", "linalg.py"):
+        with open(tmp_path / name, "a", encoding="utf8") as file:
+            file.write("# one more line\n")
+        digests.add(_jit._source_digest())
+    assert len(digests) == 3
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT", "0") == "1", reason="nothing is cached without the compiler")
+def test_stale_caches_go_and_young_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("MAPMRI_NB_CACHE", raising=False)
+    month = time.time() - (_jit.STALE_AFTER_DAYS + 1) * 86400
+    for name, used in (("aaaaaaaaaaaa", month), ("bbbbbbbbbbbb", time.time() - 86400)):
+        (tmp_path / f"mapmri_nb-{name}").mkdir()
+        (tmp_path / f"mapmri_nb-{name}" / "used").touch()
+        os.utime(tmp_path / f"mapmri_nb-{name}" / "used", (used, used))
+    (tmp_path / "someone_elses").mkdir()
+    assert _jit._open_cache() is not None
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "mapmri_nb-bbbbbbbbbbbb", "someone_elses", f"mapmri_nb-{_jit._source_digest()}"}  # fmt: skip
+
+
+@pytest.mark.nojit
+def test_kernels_are_plain_functions_without_the_compiler():
+    value = _jit.kernel()(lambda x: x / 2)(np.float64(3.0))
+    assert value == 1.5
