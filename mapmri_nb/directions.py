@@ -206,8 +206,8 @@ def quadrature(n: int) -> tuple[Array, Array]:
 def _nodes(mu: Array, sh_order: int) -> IntArray:
     """Quadrature size of each voxel: the ODF is analytic up to a distance set by k = max mu / min mu alone."""
     k = np.maximum(mu.max(-1) / mu.min(-1), 1.05)
-    need = 2 + sh_order / 2 + 24 / np.log((k + 1) / (k - 1))
-    sizes = np.array([16, 24, 32, 48, 64, 96, 128])
+    need = 4 + sh_order / 2 + 26 / np.log((k + 1) / (k - 1))
+    sizes = np.array([24, 32, 48, 64, 96, 128])
     out: IntArray = sizes[np.minimum(np.searchsorted(sizes, np.nan_to_num(need)), len(sizes) - 1)]
     return out
 

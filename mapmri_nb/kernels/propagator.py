@@ -1,12 +1,13 @@
 """
 Signal, propagator and ODF at points; the isotropic ODF in spherical harmonics; overlaps for PA and NG; negative mass.
 
-Everything takes Hermite coefficients in the frame R at the scales mu, so that both bases share it. Kernels named
-``..._rows`` run serially over the rows they are given; their inner loops run over points.
+Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it. Kernels named ``..._rows``
+run serially over the voxels they are given; their inner loops run over points.
 """
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,20 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
+SIGNAL, PROPAGATOR, ODF = 0, 1, 2
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- values at points ------------------------------------------------------------------------------------------------
+
+
+class PointTables(NamedTuple):
+    """What `point_rows` evaluates, from `point_tables`: sum_k c_k f_a(x) f_b(y) f_c(z), f_n+1 = up_n x f_n - down_n f_n-1."""
+
+    kind: int
+    s: float
+    table: Array  # (n_coef, m), coefficients to c, or (1, n_coef): a diagonal
+    cube: IntArray  # position in c of (a, b, c); m where there is none
+    up: Array
+    down: Array
 
 
 @lru_cache
@@ -33,91 +46,38 @@ def position_cube(order: int) -> IntArray:
 
 
 @lru_cache
-def odf_table(order: int, s: float) -> tuple[Array, IntArray]:
+def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
     """
-    Map from Hermite coefficients to the polynomial whose values on the unit sphere are the ODF.
-
-    Parameters
-    ----------
-    order : even radial order. s : radial moment, any real number above -3.
-
-    Returns
-    -------
-    table : (n_coef, m), a row a Hermite function, a column a monomial x^a y^b z^c with a <= 1, m = (order+1)(order+2)/2.
-    cube : (2, order+1, order+1), the column of each monomial; m where there is none.
+    Tables of `point_rows` for kind = SIGNAL, PROPAGATOR, or ODF with radial moment s, any real number above -3.
 
     Notes
     -----
     With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s) dr [Ozarslan 2013,
     Eq. 32-35] is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2) prod(mu) |t|^(3+s)); on the unit
-    sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms.
+    sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms, x^a y^b z^c with a <= 1.
     """
+    k = np.arange(order, dtype=float)
+    if kind != ODF:  # orthonormal Hermite functions, times pi^(1/4)
+        sign = (-1.0) ** (index_table(order).sum(1) // 2 * (kind == SIGNAL))
+        return PointTables(
+            kind, 0.0, frozen(sign[None]), position_cube(order), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1))
+        )
     if not s > -3:
         raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
     poly = hermite_to_monomial(order)
     keep = [(a, b, c) for a in (0, 1) for b in range(order + 1 - a) for c in range((a + b) % 2, order + 1 - a - b, 2)]
     cube = np.full((2, order + 1, order + 1), len(keep), np.int64)
-    cube[tuple(np.array(keep).T) if order else (0, 0, 0)] = np.arange(len(keep))
+    for column, where in enumerate(keep):
+        cube[where] = column
     out = np.zeros((len(poly), len(keep)))
     for row, (a, b, c) in enumerate(monomials(order).tolist()):
-        k, half = a + b + c, a // 2
-        radial = 2 ** ((k + s + 1) / 2) * math.gamma((k + s + 3) / 2) / (2 * math.pi) ** 1.5
+        degree, half = a + b + c, a // 2
+        radial = 2 ** ((degree + s + 1) / 2) * math.gamma((degree + s + 3) / 2) / (2 * math.pi) ** 1.5
         for i in range(half + 1):
             for j in range(half + 1 - i):
                 count = math.factorial(half) / math.prod(map(math.factorial, (i, j, half - i - j)))
                 out[:, cube[a % 2, b + 2 * i, c + 2 * j]] += (-1.0) ** (i + j) * radial * count * poly[row]
-    return frozen(out), frozen(cube)
-
-
-@lru_cache
-def iso_odf_sh_table(order: int, s: float) -> Array:
-    """
-    Exact map from isotropic coefficients to the ODF in spherical harmonics at u0 = 1 [Fick 2016, Eq. C8].
-
-    Returns
-    -------
-    (n_sh, n_coef) with n_sh = (order+1)(order+2)/2, harmonics ``descoteaux07_legacy`` in the frame of the
-    coefficients; multiply by u0**s (mm).
-    """
-    if not s > -3:
-        raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
-    table = iso_index_table(order)
-    out = np.zeros(((order + 1) * (order + 2) // 2, len(table)))
-    for col, (j, el, m) in enumerate(table.tolist()):
-        total = 0.0
-        for k in range(j):
-            binomial = math.gamma(j + el + 0.5) / (math.gamma(el + k + 1.5) * math.factorial(j - k - 1))
-            power = (el + s + 3) / 2 + k
-            total += (-1.0) ** k * binomial * math.gamma(power) * 2.0**power / math.factorial(k)
-        out[el * (el + 1) // 2 + m, col] = (-1.0) ** (j - 1) * 2.0 ** (-(el + 3) / 2) / math.pi * total
-    return frozen(out)
-
-
-@lru_cache
-def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
-    """
-    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES points.
-
-    Returns
-    -------
-    tiles : (T, n_coef, LANES), prod(mu) Psi_n at the points. weights : (T, LANES), spacing^3 twice (antipodes), zero
-    for padding. The ball's radius, sqrt(2 order + 1) + 2.5, holds all but 1e-4 of |P|'s mass.
-    """
-    radius = math.sqrt(2 * order + 1) + 2.5
-    steps = int(radius / spacing)
-    axis = spacing * (np.arange(-steps, steps) + 0.5)  # half steps: no plane of points, each has its antipode
-    x = np.stack(np.meshgrid(axis, axis, axis[steps:], indexing="ij"), -1).reshape(-1, 3)
-    x = x[(x * x).sum(1) <= radius**2]
-    tiles = -(-len(x) // LANES)
-    padded = x[np.minimum(np.arange(tiles * LANES), len(x) - 1)]
-    gauss = np.exp(-0.5 * (padded**2).sum(1)) / (2 * np.pi) ** 1.5
-    powers = np.prod(padded[:, None, :] ** monomials(order)[None], axis=2)
-    values = (powers @ hermite_to_monomial(order)) * gauss[:, None]
-    weights = np.where(np.arange(tiles * LANES) < len(x), 2 * spacing**3, 0.0).reshape(tiles, LANES)
-    return frozen(np.ascontiguousarray(values.reshape(tiles, LANES, -1).transpose(0, 2, 1))), frozen(weights)
-
-
-# ---- points ----------------------------------------------------------------------------------------------------------
+    return PointTables(kind, float(s), frozen(out), frozen(cube), np.ones(order), np.zeros(order))
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -139,15 +99,6 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
             a, b, f0, f1, f2 = up[n], down[n], f[i, max(n - 1, 0)], f[i, n], f[i, n + 1]
             for l in range(lanes):
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _gaussians(x: Array, lanes: int, f: Array) -> None:
-    """f_0 = exp(-x^2/2) for x (3, L)."""
-    for i in range(3):
-        xi, f0 = x[i], f[i, 0]
-        for l in range(lanes):
-            f0[l] = exp(-0.5 * xi[l] * xi[l])
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -179,105 +130,104 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
             out[l] += inner[l] * f0[l]
 
 
-@kernel()
-def value_rows(coef: Array, mu: Array, R: Array, points: Array, cube: IntArray, real_space: bool, out: Array) -> None:
-    """
-    Signal E(q) or propagator P(r) of each row at the same points [Ozarslan 2013, Eq. 22-23].
-
-    Parameters
-    ----------
-    coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3). points : (3, K) in the frame of the b-vectors, q in 1/mm or r in mm.
-    cube : `position_cube(order)`. real_space : P (1/mm^3) where True, else E. out : (V, K), written.
-    """
-    size, n = cube.shape[0], coef.shape[1]
-    x, f = np.empty((3, LANES)), np.empty((3, size, LANES))
-    inner, total, scale = np.empty(LANES), np.empty(LANES), np.empty(3)
-    c, up, down = np.zeros(n + 1), np.empty(size - 1), np.empty(size - 1)
-    for i in range(size - 1):  # orthonormal Hermite functions, as in `hermite_functions`, times pi^(1/4)
-        up[i], down[i] = math.sqrt(2.0 / (i + 1)), math.sqrt(i / (i + 1.0))
-    for v in range(coef.shape[0]):
-        factor = 1.0
-        for i in range(3):
-            scale[i] = 1.0 / mu[v, i] if real_space else 2.0 * math.pi * mu[v, i]
-            if real_space:
-                factor /= math.sqrt(2.0 * math.pi) * mu[v, i]
-        for n1 in range(size):
-            for n2 in range(size):
-                for n3 in range(size):
-                    k = cube[n1, n2, n3]
-                    if k < n:
-                        c[k] = -coef[v, k] if not real_space and (n1 + n2 + n3) % 4 == 2 else coef[v, k]
-        for first in range(0, points.shape[1], LANES):
-            lanes = min(LANES, points.shape[1] - first)
-            _project(points, first, lanes, R[v], scale, x)
-            _gaussians(x, lanes, f)
-            _factors(x, lanes, up, down, f)
-            _series(c, cube, f, lanes, inner, total)
-            row = out[v]
-            for l in range(lanes):
-                row[first + l] = factor * total[l]
-
-
 @kernel(fastmath=BLOCK_MATH)
-def _unit(x: Array, lanes: int, power: float, factor: float, radial: Array) -> None:
-    """Normalise x (3, L) in place and set radial = factor |x|^power."""
-    a, b, c = x[0], x[1], x[2]
+def _start(x: Array, lanes: int, kind: int, power: float, f: Array, factor: Array) -> None:
+    """
+    f_0 = 1 and the factor of each point: the Gaussian exp(-|x|^2/2); for the ODF |x|^power, x (3, L) then normalised.
+
+    The Hermite functions without their Gaussians cannot overflow before the Gaussian underflows: |x|^10 against 1e-304.
+    """
+    a, b, c, f0, f1, f2 = x[0], x[1], x[2], f[0, 0], f[1, 0], f[2, 0]
     for l in range(lanes):
-        square = a[l] * a[l] + b[l] * b[l] + c[l] * c[l]
-        inverse = 1.0 / math.sqrt(square)
-        a[l] *= inverse
-        b[l] *= inverse
-        c[l] *= inverse
-        radial[l] = factor * exp(0.5 * power * log(square))
+        f0[l] = 1.0
+        f1[l] = 1.0
+        f2[l] = 1.0
+    if kind == ODF:
+        for l in range(lanes):
+            square = a[l] * a[l] + b[l] * b[l] + c[l] * c[l]
+            inverse = 1.0 / math.sqrt(square)
+            a[l] *= inverse
+            b[l] *= inverse
+            c[l] *= inverse
+            factor[l] = exp(0.5 * power * log(square))
+    else:
+        for l in range(lanes):
+            factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _transform(table: Array, a: Array, c: Array) -> None:
-    """C = a @ table, for a (n,) and table (n, m); c has m entries and more."""
+def _coefficients(table: Array, a: Array, c: Array) -> None:
+    """c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps it."""
     m = table.shape[1]
     for k in range(m):
-        c[k] = 0.0
-    for n in range(a.size):
-        row, an = table[n], a[n]
-        for k in range(m):
-            c[k] += an * row[k]
+        c[k] = a[k] * table[0, k] if table.shape[0] == 1 else 0.0
+    if table.shape[0] > 1:
+        for n in range(a.size):
+            row, an = table[n], a[n]
+            for k in range(m):
+                c[k] += an * row[k]
 
 
 @kernel()
-def odf_rows(
-    coef: Array, mu: Array, R: Array, points: Array, table: Array, cube: IntArray, s: float, out: Array
-) -> None:
+def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array) -> None:
     """
-    ODF_s of each row along the same unit directions, mm^s [Ozarslan 2013, Eq. 32-35].
+    Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
 
     Parameters
     ----------
-    coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3). points : (3, K), unit directions in the frame of the b-vectors.
-    table, cube : `odf_table(order, s)`. out : (V, K), or (V, 2K): the second half is then the antipodes of the first.
+    coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3).
+    points : (3, K) in the frame of the b-vectors: q (1/mm), r (mm), or unit directions.
+    tables : `point_tables(order, kind, s)`.
+    out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the antipodes.
     """
-    size, K = cube.shape[1], points.shape[1]
-    x, f = np.empty((3, LANES)), np.empty((3, size, LANES))
-    inner, total, scale, radial = np.empty(LANES), np.empty(LANES), np.empty(3), np.empty(LANES)
-    c, up, down = np.zeros(table.shape[1] + 1), np.ones(size - 1), np.zeros(size - 1)  # powers
-    for i in range(3):
-        for l in range(LANES):
-            f[i, 0, l] = 1.0
+    size, K = tables.cube.shape[1], points.shape[1]
+    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.table.shape[1] + 1)
+    inner, total, factor, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(3)
     for v in range(coef.shape[0]):
+        constant = 1.0
         for i in range(3):
-            scale[i] = 1.0 / mu[v, i]
-        _transform(table, coef[v], c)
+            scale[i] = 2.0 * math.pi * mu[v, i] if tables.kind == SIGNAL else 1.0 / mu[v, i]
+            if tables.kind == ODF:
+                constant /= mu[v, i]
+            elif tables.kind == PROPAGATOR:
+                constant /= math.sqrt(2.0 * math.pi) * mu[v, i]
+        _coefficients(tables.table, coef[v], c)
         row = out[v]
         for first in range(0, K, LANES):
             lanes = min(LANES, K - first)
             _project(points, first, lanes, R[v], scale, x)
-            _unit(x, lanes, -(3.0 + s), scale[0] * scale[1] * scale[2], radial)
-            _factors(x, lanes, up, down, f)
-            _series(c, cube, f, lanes, inner, total)
+            _start(x, lanes, tables.kind, -(3.0 + tables.s), f, factor)
+            _factors(x, lanes, tables.up, tables.down, f)
+            _series(c, tables.cube, f, lanes, inner, total)
             for l in range(lanes):
-                row[first + l] = radial[l] * total[l]
+                row[first + l] = constant * factor[l] * total[l]
         if row.size == 2 * K:
             for k in range(K):
                 row[K + k] = row[k]
+
+
+@lru_cache
+def iso_odf_sh_table(order: int, s: float) -> Array:
+    """
+    Exact map from isotropic coefficients to the ODF in spherical harmonics at u0 = 1 [Fick 2016, Eq. C8].
+
+    Returns
+    -------
+    (n_sh, n_coef) with n_sh = (order+1)(order+2)/2, harmonics ``descoteaux07_legacy`` in the frame of the
+    coefficients; multiply by u0**s (mm).
+    """
+    if not s > -3:
+        raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
+    table = iso_index_table(order)
+    out = np.zeros(((order + 1) * (order + 2) // 2, len(table)))
+    for col, (j, el, m) in enumerate(table.tolist()):
+        total = 0.0
+        for k in range(j):
+            binomial = math.gamma(j + el + 0.5) / (math.gamma(el + k + 1.5) * math.factorial(j - k - 1))
+            power = (el + s + 3) / 2 + k
+            total += (-1.0) ** k * binomial * math.gamma(power) * 2.0**power / math.factorial(k)
+        out[el * (el + 1) // 2 + m, col] = (-1.0) ** (j - 1) * 2.0 ** (-(el + 3) / 2) / math.pi * total
+    return frozen(out)
 
 
 # ---- overlaps --------------------------------------------------------------------------------------------------------
@@ -381,6 +331,33 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
 
 
 # ---- positivity ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
+    """
+    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES points.
+
+    Returns
+    -------
+    tiles : (T, n_coef, LANES), prod(mu) Psi_n at the points. weights : (T, LANES), spacing^3, twice for the antipode,
+    zero for padding. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis function's integral.
+    """
+    radius = math.sqrt(2 * order + 1) + 3
+    steps = int(radius / spacing)
+    axis = spacing * np.arange(-steps, steps + 1)
+    x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    x = x[len(x) // 2 :]  # the origin and one point of each antipodal pair
+    x = x[(x * x).sum(1) <= radius**2]
+    tiles = -(-len(x) // LANES)
+    padded = x[np.minimum(np.arange(tiles * LANES), len(x) - 1)]
+    gauss = np.exp(-0.5 * (padded**2).sum(1)) / (2 * np.pi) ** 1.5
+    powers = np.prod(padded[:, None, :] ** monomials(order)[None], axis=2)
+    values = (powers @ hermite_to_monomial(order)) * gauss[:, None]
+    weights = np.where(np.arange(tiles * LANES) < len(x), 2 * spacing**3, 0.0)
+    weights[0] = spacing**3
+    tiled = np.ascontiguousarray(values.reshape(tiles, LANES, -1).transpose(0, 2, 1))
+    return frozen(tiled), frozen(weights.reshape(tiles, LANES))
 
 
 @kernel(fastmath=BLOCK_MATH)
