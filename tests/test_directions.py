@@ -7,6 +7,7 @@ import pytest
 
 from mapmri_nb import directions
 from mapmri_nb.kernels import ordering, propagator
+from tests.test_propagator import iso_odf_sh_table
 
 
 def field(coef, mu, R, s=2.0):
@@ -58,7 +59,7 @@ def crossing(angle, order, tau=0.03, seed=0):
     return coef[None], mu[None], R[None], fibres @ R.T
 
 
-# ---- sets --------------------------------------------------------------------------------------------------------------
+# ---- sets -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -108,7 +109,7 @@ def test_gfa():
     assert directions.gfa(values) == pytest.approx(gfa(values), rel=1e-12)
 
 
-# ---- spherical harmonics ---------------------------------------------------------------------------------------------------
+# ---- spherical harmonics --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -183,14 +184,14 @@ def test_rotation_of_coefficients(basis, determinant):
     assert directions.sh_matrix(points, 8, basis) @ turned == pytest.approx(want, abs=1e-12)
 
 
-# ---- ODF in spherical harmonics ----------------------------------------------------------------------------------------------
+# ---- ODF in spherical harmonics -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("s", [0.0, 2.0])
 def test_isotropic_odf_sh_by_table_and_by_quadrature(s):
     rng = np.random.default_rng(3)
     iso, u0 = rng.normal(size=(4, 50)), 5e-3
-    exact = iso @ propagator.iso_odf_sh_table(6, s).T * u0**s
+    exact = iso @ iso_odf_sh_table(6, s).T * u0**s
     aniso = iso @ ordering.iso_to_aniso(6).T
     mu, R = np.full((4, 3), u0), np.stack([np.eye(3)] * 4)
     for basis in directions.SH_BASES:
@@ -221,7 +222,7 @@ def test_odf_sh_keeps_missing_voxels_missing():
     assert np.isfinite(got[[0, 2]]).all()
 
 
-# ---- peaks -------------------------------------------------------------------------------------------------------------------
+# ---- peaks ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)])
@@ -262,7 +263,7 @@ def test_peaks_are_stationary_points_of_the_exact_odf():
 def test_thresholds_of_peaks():
     coef, mu, R = draw(6, 40, 8, ratio=1.2)
     odf = field(coef, mu, R)
-    many, high = directions.peaks(odf, 40, relative=0.0, separation=0.0)
+    _, high = directions.peaks(odf, 40, relative=0.0, separation=0.0)
     found, heights = directions.peaks(odf, 40, relative=0.5, separation=25.0)
     few, _ = directions.peaks(odf, 40, n_peaks=1)
     assert few.shape == (40, 1, 3)
