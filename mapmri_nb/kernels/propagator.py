@@ -2,17 +2,17 @@
 Signal, propagator and ODF at points; overlaps with radial functions (PA, NG); negative mass.
 
 Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it. Kernels named
-``..._rows`` run serially over the voxels they are given; their inner loops run over points.
+``..._rows`` run serially over rows start .. stop - 1; their inner loops run over points.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel
+from ._jit import BLOCK_MATH, kernel, n_threads, spread
 from .linalg import block_product, exp, log
 from .ordering import frozen, hermite_to_monomial, index_table, monomials
 
@@ -91,12 +91,8 @@ def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array)
 
 @kernel(fastmath=BLOCK_MATH)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
-    """
-    Sum over n of c_n f_0,n1 f_1,n2 f_2,n3 into out (L,), four n3 of one parity at a time; inner (L,) is scratch.
-
-    The last entry of c is zero and owned by no n: `cube` points to it where there is no term.
-    """
-    order = f.shape[1] - 1
+    """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry of c is 0."""
+    order, none = f.shape[1] - 1, c.size - 1
     for l in range(lanes):
         out[l] = 0.0
     for n1 in range(cube.shape[0]):
@@ -106,7 +102,6 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
             f1 = f[1, n2]
             for n3 in range((n1 + n2) % 2, order - n1 - n2 + 1, 8):
                 i1, i2, i3 = min(n3 + 2, order), min(n3 + 4, order), min(n3 + 6, order)
-                none = c.size - 1
                 c0, c1 = c[cube[n1, n2, n3]], c[cube[n1, n2, i1] if n3 + 2 <= order else none]
                 c2 = c[cube[n1, n2, i2] if n3 + 4 <= order else none]
                 c3 = c[cube[n1, n2, i3] if n3 + 6 <= order else none]
@@ -149,7 +144,9 @@ def _coefficients(table: Array, a: Array, c: Array) -> None:
 
 
 @kernel()
-def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array) -> None:
+def point_rows(
+    coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array, start: int, stop: int
+) -> None:
     """
     Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
 
@@ -157,7 +154,7 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
     ----------
     coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3).
     points : (3, K) in the frame of the b-vectors: q (1/mm), r (mm), or unit directions.
-    tables : `point_tables(order, kind, s)`.
+    tables : `point_tables`.
     out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the antipodes.
     """
     size, K = tables.cube.shape[1], points.shape[1]
@@ -166,7 +163,7 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
     for i in range(3):
         for l in range(LANES):
             f[i, 0, l] = 1.0
-    for v in range(coef.shape[0]):
+    for v in range(start, stop):
         constant = 1.0
         for i in range(3):
             scale[i] = 2.0 * math.pi * mu[v, i] if tables.kind == SIGNAL else 1.0 / mu[v, i]
@@ -187,6 +184,14 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
         if row.size == 2 * K:
             for k in range(K):
                 row[K + k] = row[k]
+
+
+def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1) -> Array:
+    """`point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies = 2."""
+    rows = [np.ascontiguousarray(a, float) for a in (coef, mu, R, np.transpose(points))]
+    out = np.empty((len(coef), copies * len(points)))
+    spread(partial(point_rows, *rows, tables, out), len(coef), 16, n_threads(None))
+    return out
 
 
 # ---- overlaps --------------------------------------------------------------------------------------------------------
@@ -222,7 +227,9 @@ def even_table(order: int) -> IntArray:
 
 
 @kernel()
-def radial_cosine_rows(coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array) -> None:
+def radial_cosine_rows(
+    coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
+) -> None:
     """
     cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales `target`.
 
@@ -242,7 +249,7 @@ def radial_cosine_rows(coef: Array, mu: Array, target: Array, even: IntArray, K:
     O, B = np.empty((3, degree + 1, 2 * K + 1)), np.ones(K + 1)
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    for v in range(coef.shape[0]):
+    for v in range(start, stop):
         norm, total, b = 0.0, 0.0, 1.0
         for n in range(coef.shape[1]):
             norm += coef[v, n] * coef[v, n]
@@ -318,7 +325,7 @@ def _extremes(value: Array, weight: Array, state: Array) -> None:
 
 
 @kernel()
-def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array) -> None:
+def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int) -> None:
     """
     How far each row's propagator is from positive, on a dense grid.
 
@@ -330,8 +337,8 @@ def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array) -> None
     """
     group = 48  # voxels that share one reading of the tiles
     P, value, state = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2])), np.empty((group, 3))
-    for first in range(0, coef.shape[0], group):
-        count = min(group, coef.shape[0] - first)
+    for first in range(start, stop, group):
+        count = min(group, stop - first)
         for v in range(count):
             for n in range(coef.shape[1]):
                 P[v, n] = coef[first + v, n]
