@@ -1,0 +1,354 @@
+"""
+Signal, propagator and ODF at points; overlaps with radial functions (PA, NG); negative mass.
+
+Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it. Kernels named
+``..._rows`` run serially over rows start .. stop - 1; their inner loops run over points.
+"""
+
+import math
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import BLOCK_MATH, kernel, n_threads, spread
+from .linalg import block_product, exp, log
+from .ordering import frozen, hermite_to_monomial, index_table, monomials
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
+SIGNAL, PROPAGATOR, ODF = 0, 1, 2
+
+# ---- values at points ------------------------------------------------------------------------------------------------
+
+
+class PointTables(NamedTuple):
+    """What `point_rows` evaluates: a sum of c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n - down_n f_n-1."""
+
+    kind: int
+    s: float
+    table: Array  # (n_coef, m), coefficients to c, or (1, n_coef): a diagonal
+    cube: IntArray  # position in c of (a, b, c); m where there is none
+    up: Array
+    down: Array
+
+
+@lru_cache
+def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
+    """
+    Tables of `point_rows` for kind = SIGNAL, PROPAGATOR, or ODF with radial moment s, any real number above -3.
+
+    Notes
+    -----
+    With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s) dr [Ozarslan 2013,
+    Eq. 32-35] is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2) prod(mu) |t|^(3+s)); on the unit
+    sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms, x^a y^b z^c with a <= 1.
+    """
+    if not s > -3:
+        raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
+    k, poly, terms = np.arange(order, dtype=float), hermite_to_monomial(order), index_table(order)
+    if kind == ODF:
+        terms = terms[terms[:, 0] <= 1]
+    cube = np.full((terms[:, 0].max() + 1, order + 1, order + 1), len(terms), np.int64)
+    cube[tuple(terms.T)] = np.arange(len(terms))
+    if kind != ODF:  # orthonormal Hermite functions times pi^(1/4), the Gaussian set aside
+        sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
+        return PointTables(kind, s, frozen(sign[None]), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
+    table = np.zeros((len(poly), len(terms)))
+    for row, (a, b, c) in enumerate(monomials(order).tolist()):
+        power, half = (a + b + c + s + 3) / 2, a // 2
+        for i in range(half + 1):
+            for j in range(half + 1 - i):
+                count = math.factorial(half) / math.prod(map(math.factorial, (i, j, half - i - j)))
+                weight = (-1.0) ** (i + j) * count * 2 ** (power - 1) * math.gamma(power) / (2 * math.pi) ** 1.5
+                table[:, cube[a % 2, b + 2 * i, c + 2 * j]] += weight * poly[row]
+    return PointTables(kind, s, frozen(table), frozen(cube), np.ones(order), np.zeros(order))
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
+    """x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K)."""
+    p0, p1, p2 = points[0], points[1], points[2]
+    for i in range(3):
+        a, b, c, xi = scale[i] * R[0, i], scale[i] * R[1, i], scale[i] * R[2, i], x[i]
+        for l in range(lanes):
+            xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array) -> None:
+    """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0; on the first axis n < `first`."""
+    for i in range(3):
+        xi = x[i]
+        for n in range(up.size if i > 0 else first - 1):
+            a, b, f0, f1, f2 = up[n], down[n], f[i, max(n - 1, 0)], f[i, n], f[i, n + 1]
+            for l in range(lanes):
+                f2[l] = a * xi[l] * f1[l] - b * f0[l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
+    """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry of c is 0."""
+    order, none = f.shape[1] - 1, c.size - 1
+    for l in range(lanes):
+        out[l] = 0.0
+    for n1 in range(cube.shape[0]):
+        for l in range(lanes):
+            inner[l] = 0.0
+        for n2 in range(order - n1 + 1):
+            f1 = f[1, n2]
+            for n3 in range((n1 + n2) % 2, order - n1 - n2 + 1, 8):
+                i1, i2, i3 = min(n3 + 2, order), min(n3 + 4, order), min(n3 + 6, order)
+                c0, c1 = c[cube[n1, n2, n3]], c[cube[n1, n2, i1] if n3 + 2 <= order else none]
+                c2 = c[cube[n1, n2, i2] if n3 + 4 <= order else none]
+                c3 = c[cube[n1, n2, i3] if n3 + 6 <= order else none]
+                r0, r1, r2, r3 = f[2, n3], f[2, i1], f[2, i2], f[2, i3]
+                for l in range(lanes):
+                    inner[l] += f1[l] * (c0 * r0[l] + c1 * r1[l] + c2 * r2[l] + c3 * r3[l])
+        f0 = f[0, n1]
+        for l in range(lanes):
+            out[l] += inner[l] * f0[l]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> None:
+    """Factor of each point x (3, L): exp(-|x|^2/2); for the ODF |x|^power, and x is normalised in place."""
+    a, b, c = x[0], x[1], x[2]
+    if kind == ODF:
+        for l in range(lanes):
+            square = a[l] * a[l] + b[l] * b[l] + c[l] * c[l]
+            inverse = 1.0 / math.sqrt(square)
+            a[l] *= inverse
+            b[l] *= inverse
+            c[l] *= inverse
+            factor[l] = exp(0.5 * power * log(square))
+    else:  # cut at 1e-304, where no Hermite polynomial makes up for it
+        for l in range(lanes):
+            factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _coefficients(table: Array, a: Array, c: Array) -> None:
+    """Set c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps it."""
+    m = table.shape[1]
+    for k in range(m):
+        c[k] = a[k] * table[0, k] if table.shape[0] == 1 else 0.0
+    if table.shape[0] > 1:
+        for n in range(a.size):
+            row, an = table[n], a[n]
+            for k in range(m):
+                c[k] += an * row[k]
+
+
+@kernel()
+def point_rows(
+    coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array, start: int, stop: int
+) -> None:
+    """
+    Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
+
+    Parameters
+    ----------
+    coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3).
+    points : (3, K) in the frame of the b-vectors: q (1/mm), r (mm), or unit directions.
+    tables : `point_tables`.
+    out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the antipodes.
+    """
+    size, K = tables.cube.shape[1], points.shape[1]
+    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.table.shape[1] + 1)
+    inner, total, factor, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(3)
+    for i in range(3):
+        for l in range(LANES):
+            f[i, 0, l] = 1.0
+    for v in range(start, stop):
+        constant = 1.0
+        for i in range(3):
+            scale[i] = 2.0 * math.pi * mu[v, i] if tables.kind == SIGNAL else 1.0 / mu[v, i]
+            if tables.kind == ODF:
+                constant /= mu[v, i]
+            elif tables.kind == PROPAGATOR:
+                constant /= math.sqrt(2.0 * math.pi) * mu[v, i]
+        _coefficients(tables.table, coef[v], c)
+        row = out[v]
+        for first in range(0, K, LANES):
+            lanes = min(LANES, K - first)
+            _project(points, first, lanes, R[v], scale, x)
+            _radial(x, lanes, tables.kind, -(3.0 + tables.s), factor)
+            _factors(x, lanes, tables.cube.shape[0], tables.up, tables.down, f)
+            _series(c, tables.cube, f, lanes, inner, total)
+            for l in range(lanes):
+                row[first + l] = constant * factor[l] * total[l]
+        if row.size == 2 * K:
+            for k in range(K):
+                row[K + k] = row[k]
+
+
+def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1) -> Array:
+    """`point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies = 2."""
+    rows = [np.ascontiguousarray(a, float) for a in (coef, mu, R, np.transpose(points))]
+    out = np.empty((len(coef), copies * len(points)))
+    spread(partial(point_rows, *rows, tables, out), len(coef), 16, n_threads(None))
+    return out
+
+
+# ---- overlaps --------------------------------------------------------------------------------------------------------
+
+
+@kernel()
+def _overlaps(mu: float, target: float, out: Array) -> None:
+    """
+    Overlaps of unit-norm one-dimensional functions at scales mu (rows n) and target (columns m) into `out`.
+
+    s = 2 mu u/(mu^2+u^2), c = (u^2-mu^2)/(u^2+mu^2): O_00 = sqrt(s), O_0,m+1 = -c sqrt(m/(m+1)) O_0,m-1,
+    O_n+1,m = (s sqrt(m) O_n,m-1 + c sqrt(n) O_n-1,m)/sqrt(n+1); 4e-16.
+    """
+    total = mu * mu + target * target
+    s, c = 2.0 * mu * target / total, (target - mu) * (target + mu) / total
+    out[0, 0] = math.sqrt(s)
+    for m in range(1, out.shape[1]):
+        out[0, m] = -c * math.sqrt((m - 1.0) / m) * out[0, m - 2] if m > 1 else 0.0
+    for n in range(out.shape[0] - 1):
+        for m in range(out.shape[1]):
+            value = s * math.sqrt(float(m)) * out[n, m - 1] if m > 0 else 0.0
+            if n > 0:
+                value += c * math.sqrt(float(n)) * out[n - 1, m]
+            out[n + 1, m] = value / math.sqrt(n + 1.0)
+
+
+@lru_cache
+def even_table(order: int) -> IntArray:
+    """Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a radial part."""
+    table = index_table(order)
+    where = np.flatnonzero((table % 2 == 0).all(1))
+    return frozen(np.column_stack([where, table[where]]))
+
+
+@kernel()
+def radial_cosine_rows(
+    coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
+) -> None:
+    """
+    cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales `target`.
+
+    Parameters
+    ----------
+    coef : (V, n). mu, target : (V, 3) mm. even : `even_table(order)`. out : (V,), written.
+
+    Notes
+    -----
+    target = (u0, u0, u0): theta_PO of PA [Ozarslan 2013, Eq. 51-56], the isotropic counterpart being the projection of
+    P on the l = 0 functions. K = 0, target = a tensor's mu: the angle to that tensor's Gaussian (NG of the isotropic
+    basis). cos^2 = sum_k g_k^2/b_k / sum a^2, g_k = sum_|m|=2k B_m sum_n a_n O O O, b_k = Gamma(k+3/2)/(k! Gamma(3/2)).
+    """
+    degree = 0
+    for e in range(even.shape[0]):
+        degree = max(degree, even[e, 1])
+    O, B = np.empty((3, degree + 1, 2 * K + 1)), np.ones(K + 1)
+    for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
+        B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
+    for v in range(start, stop):
+        norm, total, b = 0.0, 0.0, 1.0
+        for n in range(coef.shape[1]):
+            norm += coef[v, n] * coef[v, n]
+        for i in range(3):
+            _overlaps(mu[v, i], target[v, i], O[i])
+        for k in range(K + 1):
+            g = 0.0
+            for m1 in range(k + 1):
+                for m2 in range(k - m1 + 1):
+                    m3, value = k - m1 - m2, 0.0
+                    for e in range(even.shape[0]):
+                        product = O[0, even[e, 1], 2 * m1] * O[1, even[e, 2], 2 * m2] * O[2, even[e, 3], 2 * m3]
+                        value += coef[v, even[e, 0]] * product
+                    g += B[m1] * B[m2] * B[m3] * value
+            total += g * g / b
+            b *= (k + 1.5) / (k + 1.0)
+        out[v] = total / norm if norm != 0.0 else math.nan
+
+
+def gaussian_cosine(mu: Array, u0: Array) -> Array:
+    """cos^2 of the angle between a tensor's Gaussian, scales mu (..., 3), and the isotropic one, u0 (...): PA_DTI."""
+    scale = np.asarray(u0)[..., None]
+    out: Array = np.prod(2 * mu * scale / (mu**2 + scale**2), axis=-1)
+    return out
+
+
+def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
+    """PA from cos^2 of the angle to the isotropic counterpart: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t = sin."""
+    t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
+    out: Array = t**3 / (1.0 - 3.0 * t + 3.0 * t * t)
+    return out
+
+
+# ---- positivity ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
+    """
+    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES points.
+
+    Returns
+    -------
+    tiles : (T, m, LANES), prod(mu) Psi_n at the points, n_coef padded by zeros to a multiple of four.
+    weights : (T, LANES), spacing^3, twice for the antipode, 0 for padding. The ball's radius, sqrt(2 order + 1) + 3,
+    misses 2e-5 of a basis function's integral.
+    """
+    radius = math.sqrt(2 * order + 1) + 3
+    axis = spacing * np.arange(-int(radius / spacing), int(radius / spacing) + 1)
+    x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    x = x[len(x) // 2 :]  # the origin and one point of each antipodal pair
+    x = x[(x * x).sum(1) <= radius**2]
+    powers = np.prod(x[:, None, :] ** monomials(order)[None], axis=2)
+    gauss = np.exp(-0.5 * (x**2).sum(1)) / (2 * np.pi) ** 1.5
+    rows, n = -(-len(x) // LANES) * LANES, powers.shape[1]
+    values, weights = np.zeros((rows, -(-n // 4) * 4)), np.zeros(rows)
+    values[: len(x), :n] = powers @ hermite_to_monomial(order) * gauss[:, None]
+    weights[: len(x)] = 2 * spacing**3
+    weights[0] = spacing**3
+    tiles = np.ascontiguousarray(values.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1))
+    return frozen(tiles), frozen(weights.reshape(-1, LANES))
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _extremes(value: Array, weight: Array, state: Array) -> None:
+    """Add one voxel's values at a tile of points to its (smallest, largest, negative mass)."""
+    low, high, negative = state[0], state[1], state[2]
+    for l in range(value.size):
+        low = min(low, value[l])
+        high = max(high, value[l])
+        negative -= weight[l] * min(value[l], 0.0)
+    state[0], state[1], state[2] = low, high, negative
+
+
+@kernel()
+def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int) -> None:
+    """
+    How far each row's propagator is from positive, on a dense grid.
+
+    Parameters
+    ----------
+    coef : (V, n) with E(0) = 1, or NaN. tiles, weights : `dense_grid(order)`.
+    out : (V, 2), written: the smallest value (0 where there is no negative one: P vanishes far away) over the largest,
+    and the negative mass, the integral of max(-P, 0).
+    """
+    group = 48  # voxels that share one reading of the tiles
+    P, value, state = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2])), np.empty((group, 3))
+    for first in range(start, stop, group):
+        count = min(group, stop - first)
+        for v in range(count):
+            for n in range(coef.shape[1]):
+                P[v, n] = coef[first + v, n]
+            for i in range(3):
+                state[v, i] = 0.0
+        for t in range(tiles.shape[0]):
+            block_product(P, tiles[t], value)
+            for v in range(count):
+                _extremes(value[v], weights[t], state[v])
+        for v in range(count):
+            bad = math.isnan(P[v, 0])
+            out[first + v, 0] = math.nan if bad or state[v, 1] == 0.0 else state[v, 0] / state[v, 1]
+            out[first + v, 1] = math.nan if bad else state[v, 2]

@@ -1,0 +1,294 @@
+"""Direction sets, spherical harmonics, ODF in spherical harmonics, peaks, GFA."""
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+
+from mapmri_nb import directions
+from mapmri_nb.kernels import ordering
+
+
+def field(coef, mu, R, s=2.0):
+    return directions.OdfField(coef, mu, R, oracle.order_of(coef[0]), s)
+
+
+def draw(order, n, seed, ratio=2.4):
+    rng = np.random.default_rng(seed)
+    coef = rng.normal(size=(n, ordering.n_coef(order))) / (2 + np.arange(ordering.n_coef(order)))
+    coef[:, 0] = 1.0
+    mu = 3e-3 * np.stack([np.full(n, ratio), np.full(n, 1.1), np.ones(n)], 1)
+    return coef, mu, np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
+
+
+def unit(d):
+    return d / np.linalg.norm(d, axis=1, keepdims=True)
+
+
+def crossing(angle, order, tau=0.03, seed=0):
+    """Two Gaussians (1.7, .3, .3) crossing at an angle, projected on the basis, in a random frame; true directions."""
+    half = math.radians(angle) / 2
+    D0 = np.diag([1.7e-3, 0.3e-3, 0.3e-3])
+    fibres = np.array([[math.cos(half), math.sin(half), 0], [math.cos(half), -math.sin(half), 0]])
+    mean, C = np.zeros((3, 3)), []
+    for f in fibres:
+        D = 0.3e-3 * np.eye(3) + 1.4e-3 * np.outer(f, f)
+        mean, C = mean + D / 2, [*C, 2 * tau * D]
+    assert np.trace(mean) == pytest.approx(np.trace(D0))
+    mu = np.sqrt(2 * tau * np.diag(mean))
+    x, w = np.polynomial.hermite_e.hermegauss(24)
+    u = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1).reshape(-1, 3)
+    weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1).reshape(-1, 3), 1)
+    coef = np.zeros(ordering.n_coef(order))
+    for c in C:  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr: polynomials under the product of two Gaussians
+        inverse = np.diag(mu) @ np.linalg.inv(c) @ np.diag(mu)
+        S = np.linalg.inv(inverse + np.eye(3))
+        points = u @ np.linalg.cholesky(S).T
+        powers = np.prod(points[:, None] ** ordering.monomials(order)[None], axis=2)
+        norm = math.sqrt(np.linalg.det(S) * np.linalg.det(inverse)) / (2 * math.pi) ** 1.5
+        coef += 4 * math.pi**1.5 / (2 * math.pi) ** 1.5 * norm * (weight @ powers @ ordering.hermite_to_monomial(order))
+    R = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    return coef[None], mu[None], R[None], fibres @ R.T
+
+
+# ---- sets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("n", [100, 362, 724])
+def test_sphere(n):
+    vertices, faces = directions.sphere(n)
+    assert vertices.shape == (n, 3)
+    assert np.array_equal(vertices[n // 2 :], -vertices[: n // 2])
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 1).max() < 1e-14
+    assert len(faces) == 2 * n - 4  # Euler: a closed triangulated surface
+    assert np.all(np.linalg.det(vertices[faces]) > 0)
+    nearest = np.sort(np.arccos(np.clip(vertices @ vertices.T, -1, 1)), axis=1)[:, 1]
+    assert nearest.min() > 0.8 * math.sqrt(4 * math.pi / n)  # even: no two points crowd
+    assert directions.sphere(n) is directions.sphere(n)
+    with pytest.raises(ValueError, match="read-only"):
+        vertices[0] = 0
+
+
+def test_sphere_of_unknown_size_names_the_sizes():
+    with pytest.raises(ValueError, match=r"100, 362, 724.*got 642"):
+        directions.sphere(642)
+
+
+def test_field_checks_and_normalises_directions():
+    coef, mu, R = draw(4, 2, 0)
+    odf = field(coef, mu, R)
+    vertices = directions.sphere(100).vertices
+    whole = odf(vertices)
+    assert np.array_equal(whole[:, :50], whole[:, 50:])
+    assert whole == pytest.approx(odf(vertices[::-1])[:, ::-1], rel=1e-12)
+    assert odf(3 * vertices[:7]) == pytest.approx(whole[:, :7], rel=1e-12)
+    for bad in ([1, 0, 0], [[1, 0]], [[1, 0, 0], [0, 0, 0]], [[np.nan, 0, 1]]):
+        with pytest.raises(ValueError, match="directions must"):
+            odf(bad)
+
+
+def test_gfa():
+    assert directions.gfa(np.ones((2, 100))) == pytest.approx(0, abs=1e-12)
+    spike = np.zeros(724)
+    spike[3] = 2.0
+    assert directions.gfa(spike) == pytest.approx(1.0)
+    assert directions.gfa(np.zeros(10)) == 0
+    pytest.importorskip("dipy")
+    from dipy.reconst.odf import gfa
+
+    values = np.random.default_rng(0).uniform(size=(4, 50))
+    assert directions.gfa(values) == pytest.approx(gfa(values), rel=1e-12)
+
+
+# ---- spherical harmonics --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nojit
+def test_harmonics_are_orthonormal_up_to_their_norms():
+    for n, order in ((5, 4), (9, 8), (13, 12)):
+        points, weights = directions.quadrature(n)
+        assert weights.sum() == pytest.approx(4 * math.pi)
+        for basis in directions.SH_BASES:
+            Y = directions.sh_matrix(points, order, basis)
+            gram = (Y * weights[:, None]).T @ Y
+            norm = np.full(len(gram), 0.5 if basis == "tournier07_legacy" else 1.0)
+            norm[[l * (l + 1) // 2 for l in range(0, order + 1, 2)]] = 1.0
+            assert np.abs(gram - np.diag(norm)).max() < 1e-13
+
+
+def test_harmonics_reference_values():
+    theta, phi = 0.7, 1.1
+    point = np.array([[math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)]])
+    want = (-0.13342072, -0.24418248, 0.23810509, -0.47975990, 0.18329646)
+    assert directions.sh_matrix(point, 2, "descoteaux07_legacy")[0, 1:] == pytest.approx(want, abs=5e-9)
+
+
+@pytest.mark.parametrize("basis", directions.SH_BASES)
+def test_harmonics_equal_those_of_dipy(basis):
+    shm = pytest.importorskip("dipy.reconst.shm")
+    points = np.concatenate([directions.sphere(100).vertices, np.eye(3), -np.eye(3)])
+    theta, phi = np.arccos(points[:, 2]), np.arctan2(points[:, 1], points[:, 0])
+    maker = shm.real_sh_tournier if basis.startswith("tournier") else shm.real_sh_descoteaux
+    with pytest.warns(PendingDeprecationWarning) if basis.endswith("legacy") else np.errstate():
+        want, m, l = maker(10, theta, phi, legacy=basis.endswith("legacy"))
+    assert directions.sh_matrix(points, 10, basis) == pytest.approx(want, abs=2e-13)
+    assert np.array_equal(l * (l + 1) // 2 + m, np.arange(66))
+
+
+def test_conversions():
+    rng = np.random.default_rng(0)
+    coef = rng.normal(size=(3, 45))
+    points = directions.sphere(100).vertices
+    for source in directions.SH_BASES:
+        for target in directions.SH_BASES:
+            other = directions.convert_sh(coef, source, target)
+            values = coef @ directions.sh_matrix(points, 8, source).T
+            assert other @ directions.sh_matrix(points, 8, target).T == pytest.approx(values, abs=1e-12)
+    shm = pytest.importorskip("dipy.reconst.shm")
+    for basis in ("tournier07", "descoteaux07"):
+        want = shm.convert_sh_from_legacy(coef, basis)
+        assert directions.convert_sh(coef, f"{basis}_legacy", basis) == pytest.approx(want, abs=1e-12)
+    want = shm.convert_sh_descoteaux_tournier(coef)
+    assert directions.convert_sh(coef, "descoteaux07_legacy", "tournier07") == pytest.approx(want, abs=1e-12)
+
+
+def test_bad_orders_and_bases_are_named():
+    points = directions.sphere(100).vertices
+    with pytest.raises(ValueError, match=r"sh_order.*got 3"):
+        directions.sh_matrix(points, 3)
+    with pytest.raises(ValueError, match=r"sh_basis.*got 'mrtrix'"):
+        directions.sh_matrix(points, 4, "mrtrix")
+    with pytest.raises(ValueError, match="got 7"):
+        directions.convert_sh(np.zeros(7), "tournier07", "descoteaux07")
+
+
+@pytest.mark.parametrize("basis", directions.SH_BASES)
+@pytest.mark.parametrize("determinant", [1, -1])
+def test_rotation_of_coefficients(basis, determinant):
+    rng = np.random.default_rng(1)
+    Q = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    Q *= determinant * np.linalg.det(Q)
+    assert np.linalg.det(Q) == pytest.approx(determinant)
+    coef, points = rng.normal(size=45), directions.sphere(100).vertices
+    turned = directions.sh_rotation(Q, 8, basis) @ coef
+    want = directions.sh_matrix(points @ Q, 8, basis) @ coef
+    assert directions.sh_matrix(points, 8, basis) @ turned == pytest.approx(want, abs=1e-12)
+
+
+# ---- ODF in spherical harmonics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("s", [0.0, 2.0])
+def test_isotropic_odf_sh_by_table_and_by_quadrature(s):
+    rng = np.random.default_rng(3)
+    iso, u0 = rng.normal(size=(4, 50)), 5e-3
+    exact = np.zeros((4, 28))  # diagonal in l and m [Fick 2016, Eq. C8]
+    for column, (_, l, m) in enumerate(oracle.iso_table(6)):
+        exact[:, l * (l + 1) // 2 + m] += iso[:, column] * oracle.iso_odf_factors(6, u0, s)[column]
+    aniso = iso @ ordering.iso_to_aniso(6).T
+    mu, R = np.full((4, 3), u0), np.stack([np.eye(3)] * 4)
+    for basis in directions.SH_BASES:
+        got = directions.odf_sh(field(aniso, mu, R, s), 6, basis)
+        want = directions.convert_sh(exact, "descoteaux07_legacy", basis)
+        assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+    got = directions.odf_sh(field(aniso, mu, R, s), 10, "descoteaux07_legacy")
+    assert np.abs(got[:, 28:]).max() <= 1e-12 * np.abs(exact).max()  # nothing above the radial order
+
+
+@pytest.mark.parametrize("order", [6, 10])
+@pytest.mark.parametrize("ratio", [1.1, 2.4, 4.0, 6.0])
+def test_anisotropic_odf_sh_meets_its_tolerance(order, ratio):
+    coef, mu, R = draw(order, 2, order, ratio)
+    odf = field(coef, mu, R, 2.0)
+    got = directions.odf_sh(odf, 8)
+    points, weights = directions.quadrature(150)
+    want = odf(points) @ (directions.sh_matrix(points, 8) * weights[:, None])
+    peak = np.abs(odf(directions.sphere().vertices)).max(1)
+    assert (np.abs(got - want).max(1) / peak).max() < 1e-8
+
+
+def test_odf_sh_keeps_missing_voxels_missing():
+    coef, mu, R = draw(4, 3, 0)
+    coef[1], mu[1] = np.nan, np.nan
+    got = directions.odf_sh(field(coef, mu, R), 4)
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()
+
+
+# ---- peaks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)])
+def test_peaks_of_crossings(angle, order, tolerance):
+    """The symmetric crossing at 90 degrees is exact; below, lobes pull each other: a few degrees at finite order."""
+    coef, mu, R, fibres = crossing(angle, order)
+    found, heights = directions.peaks(field(coef, mu, R))
+    assert np.isfinite(heights[0]).sum() == 2
+    assert heights[0, 0] >= heights[0, 1]
+    cosines = np.abs(found[0, :2] @ fibres.T)
+    assert np.linalg.norm(found[0, :2], axis=1) == pytest.approx(1)
+    assert np.degrees(np.arccos(np.minimum(cosines.max(1), 1))).max() < tolerance
+    assert set(cosines.argmax(1)) == {0, 1}
+
+
+def test_peaks_are_stationary_points_of_the_exact_odf():
+    coef, mu, R = draw(6, 30, 5)
+    odf = field(coef, mu, R)
+    found, heights = directions.peaks(odf)
+    rows, which = np.nonzero(np.isfinite(heights))
+    assert len(rows) >= 30
+    assert np.isfinite(heights[:, 0]).all()
+    d = found[rows, which]
+    assert odf.near(rows, None, d).diagonal() == pytest.approx(heights[rows, which])
+    for axis in np.eye(3):
+        side = np.cross(d, axis)
+        size = np.linalg.norm(side, axis=1)
+        side = side / np.maximum(size, 1e-9)[:, None]
+        h = 1e-4
+        up, down = (odf.near(rows, None, unit(d + sign * h * side)).diagonal() for sign in (1, -1))
+        use = size > 0.1
+        assert np.abs((up - down) / (2 * h))[use].max() < 1e-4 * heights[rows, which].max()
+        assert (up + down - 2 * heights[rows, which])[use].max() < 0
+    values = odf(directions.sphere().vertices)
+    assert np.all(heights[:, 0] >= values.max(1) * (1 - 1e-12))
+
+
+def test_thresholds_of_peaks():
+    coef, mu, R = draw(6, 40, 8, ratio=1.2)
+    odf = field(coef, mu, R)
+    _, high = directions.peaks(odf, relative=0.0, separation=0.0)
+    found, heights = directions.peaks(odf, relative=0.5, separation=25.0)
+    few, _ = directions.peaks(odf, n_peaks=1)
+    assert few.shape == (40, 1, 3)
+    assert np.array_equal(few[:, 0], found[:, 0])
+    assert np.isfinite(high).sum() > np.isfinite(heights).sum()
+    floor = np.maximum(odf(directions.sphere().vertices).min(1), 0)
+    relative = (heights - floor[:, None]) / (heights[:, :1] - floor[:, None])
+    assert np.nanmin(relative) >= 0.5
+    assert np.all(np.diff(np.nan_to_num(heights), axis=1) <= 0)
+    cosines = np.abs(np.einsum("vik,vjk->vij", found, found))
+    cosines[:, np.arange(5), np.arange(5)] = 0
+    assert np.nanmax(cosines) <= math.cos(math.radians(25))
+
+
+def test_peaks_turn_with_the_frame_and_do_not_depend_on_the_set():
+    coef, mu, R = draw(6, 10, 11)
+    Q = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    found, heights = directions.peaks(field(coef, mu, R))
+    turned, turned_heights = directions.peaks(field(coef, mu, Q @ R))
+    coarse, coarse_heights = directions.peaks(field(coef, mu, R), n=362)
+    assert turned_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
+    assert coarse_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
+    assert np.abs(np.einsum("vj,vj->v", turned[:, 0], found[:, 0] @ Q.T)) == pytest.approx(1, abs=1e-9)
+    assert np.abs(np.einsum("vj,vj->v", coarse[:, 0], found[:, 0])) == pytest.approx(1, abs=1e-9)
+
+
+def test_no_peak_where_no_direction_is_preferred_or_nothing_was_fitted():
+    coef, mu, R = draw(4, 3, 0)
+    coef[0, 1:], mu[0], coef[1] = 0.0, 5e-3, np.nan
+    found, heights = directions.peaks(field(coef, mu, R))
+    assert np.isnan(found[:2]).all()
+    assert np.isnan(heights[:2]).all()
+    assert np.isfinite(heights[2, 0])
