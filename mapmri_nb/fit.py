@@ -11,11 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .gradients import GradientTable
 from .indices import INDICES
-from .kernels import batch, moments, ordering, scalars
+from .kernels import batch, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from . import directions
 
 Array = NDArray[np.float64]
 
@@ -170,8 +172,15 @@ class MapmriFit:
         return self.volume(self._rows["r2"])
 
     def ng(self) -> Array:
-        """Non-Gaussianity, 0 to 1: the sine of the angle between P and the tensor's Gaussian [Ozarslan 2013, Eq. 58]."""
-        return self._index("ng")
+        """
+        Non-Gaussianity, 0 to 1: the sine of the L2 angle between P and the tensor's Gaussian [Ozarslan 2013, Eq. 58].
+
+        Meaningful only where the scale tensor was fitted on b <~ 2000 s/mm^2. For the isotropic basis the angle is to the
+        tensor's Gaussian too, by overlaps, not to the basis' own first function.
+        """
+        if not self.isotropic:
+            return self._index("ng")
+        return self.volume(np.sqrt(np.maximum(0.0, 1.0 - self._radial_cosine(self.mu_tensor, 0))))
 
     def ng_par(self) -> Array:
         """Non-Gaussianity of the section along e1; anisotropic basis only."""
@@ -187,6 +196,86 @@ class MapmriFit:
         if self.isotropic:
             raise ValueError(f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'")
 
+    def _radial_cosine(self, target: Array, K: int) -> Array:
+        """cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales `target` (V, 3)."""
+        out = np.empty(len(self.coef))
+        rows = [np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target)]
+        call = partial(propagator.radial_cosine_rows, *rows, propagator.even_table(self.order), K, out)
+        spread(call, len(out), batch.LANES, n_threads(None))
+        return out
+
+    def _isotropic_scale(self) -> Array:
+        """The single scale u0 (V,) of each tensor."""
+        out = np.empty(len(self.mu_tensor))
+        for v, mu in enumerate(np.ascontiguousarray(self.mu_tensor)):
+            out[v] = tensor.isotropic_scale(mu)
+        return out
+
+    def theta_po(self, K: int = 5) -> Array:
+        """Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1 radial functions."""
+        u0 = self._isotropic_scale()
+        cosine = self._radial_cosine(np.repeat(u0[:, None], 3, 1), K)
+        return self.volume(np.arcsin(np.sqrt(np.maximum(0.0, 1.0 - cosine))))
+
+    def theta_dti(self) -> Array:
+        """The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over the tensor."""
+        cosine = propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
+        return self.volume(np.arcsin(np.sqrt(np.maximum(0.0, 1.0 - cosine))))
+
+    def pa(self, K: int = 5) -> Array:
+        """Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the counterpart."""
+        return propagator.propagator_anisotropy(np.cos(self.theta_po(K)) ** 2)
+
+    def pa_dti(self) -> Array:
+        """Propagator anisotropy of the scale tensor alone."""
+        return propagator.propagator_anisotropy(np.cos(self.theta_dti()) ** 2)
+
+    def negative(self) -> tuple[Array, Array]:
+        """Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
+        tiles, weights = propagator.dense_grid(self.order)
+        out = np.empty((len(self.coef), 2))
+        call = partial(propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out)
+        spread(call, len(out), batch.LANES, n_threads(None))
+        return self.volume(out[:, 0]), self.volume(out[:, 1])
+
+    def odf_field(self, s: float = 2) -> directions.OdfField:
+        """The ODF as a function of direction, for `directions.peaks`, `gfa` and `odf_sh`."""
+        from . import directions
+
+        return directions.OdfField(self.hermite_coef(), self.mu, self.R, self.order, s)
+
+    def odf(self, vectors: ArrayLike, s: float = 2) -> Array:
+        """
+        Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq. 32-35].
+
+        Parameters
+        ----------
+        vectors : (K, 3) directions in the frame of the b-vectors, or an object with `vertices`.
+        s : any real number above -3; 0 is probability per solid angle, 2 sharpens.
+        """
+        return self.volume(self.odf_field(s)(getattr(vectors, "vertices", vectors)))
+
+    def odf_sh(self, s: float = 2, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
+        """The ODF in spherical harmonics (*mask.shape, n_sh), in the frame of the b-vectors; see `directions.odf_sh`."""
+        from . import directions
+
+        return self.volume(directions.odf_sh(self.odf_field(s), sh_order, sh_basis))
+
+    def peaks(self, s: float = 2, **kwargs: Any) -> tuple[Array, Array]:
+        """Peaks of the ODF: directions (*mask.shape, n, 3) and values; see `directions.peaks`."""
+        from . import directions
+
+        vectors, values = directions.peaks(self.odf_field(s), **kwargs)
+        return self.volume(vectors), self.volume(values)
+
+    def pdf(self, points: ArrayLike) -> Array:
+        """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors."""
+        r = np.asarray(points, dtype=float)
+        if r.ndim != 2 or r.shape[1] != 3:
+            raise ValueError(f"points must have shape (K, 3), not {r.shape}")
+        tables = propagator.point_tables(self.order, propagator.PROPAGATOR)
+        return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
+
     def index(self, name: str) -> Array:
         """The map of an index by its name in `INDICES`."""
         return getattr(self, INDICES[name].name)()  # type: ignore[no-any-return]
@@ -201,13 +290,8 @@ class MapmriFit:
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
-        coef = self.hermite_coef()
-        scheme = moments.scheme(table.qvecs, self.gtab.tau, self.order)
-        out = np.empty((len(coef), len(table)))
-        batch.predict(
-            np.ascontiguousarray(coef), np.ascontiguousarray(self.mu), np.ascontiguousarray(self.R), self.gtab.tau,
-            moments.order_tables(self.order), scheme, self.order, out,
-        )  # fmt: skip
+        tables = propagator.point_tables(self.order, propagator.SIGNAL)
+        out = propagator.values_at(self.hermite_coef(), self.mu, self.R, table.qvecs, tables)
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]

@@ -273,7 +273,5 @@ def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
     # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms; delta can be either.
     per_second = np.where(values[0] > 1, 1000.0, 1.0)
     big, small = values[0] / per_second, values[-1] / per_second
-    log.info(
-        "%s: big_delta %s s, small_delta %s s, read as %s", json, big, small, ("s", "ms")[int(per_second.max() > 1)]
-    )
+    log.info("%s: big_delta %s s, small_delta %s s, read as %s", json, big, small, ("s", "ms")[int(per_second.max() > 1)])
     return {**given, "big_delta": big, "small_delta": small}

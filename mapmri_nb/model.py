@@ -137,9 +137,7 @@ class MapmriModel:
             "or pass laplacian=0.2 or positivity='global'"
         )
 
-    def _plan(
-        self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
-    ) -> batch.Plan:
+    def _plan(self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int) -> batch.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
         return batch.Plan(

@@ -94,9 +94,7 @@ def iso_shape(order, x, theta, phi):
 def iso_phi_matrix(order, u, q):
     """Signal of the isotropic functions at q (k, 3): (k, n)."""
     norm, theta, phi = angles(q)
-    return (
-        sqrt(4 * pi) * (-1.0) ** (iso_table(order)[:, 1] // 2) * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
-    )
+    return sqrt(4 * pi) * (-1.0) ** (iso_table(order)[:, 1] // 2) * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
 
 
 def iso_psi_matrix(order, u, r):

@@ -127,9 +127,7 @@ def test_without_a_mask_empty_voxels_are_skipped_and_a_mask_recommended(brain, t
 
 def test_indices_units_and_fill_of_a_saved_fit(fitted, tmp_path):
     folder, _ = fitted
-    assert (
-        command("indices", folder, "--out", tmp_path / "um", "--units", "um", "--indices", "rtop,msd", "--quiet") == 0
-    )
+    assert command("indices", folder, "--out", tmp_path / "um", "--units", "um", "--indices", "rtop,msd", "--quiet") == 0
     np.testing.assert_allclose(read(tmp_path / "um", "rtop"), read(folder, "rtop") * 1e-9, rtol=1e-6)
     np.testing.assert_allclose(read(tmp_path / "um", "msd"), read(folder, "msd") * 1e6, rtol=1e-6)
     (sidecar,) = (tmp_path / "um").glob("*param-rtop_dwimap.json")

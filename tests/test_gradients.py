@@ -78,9 +78,7 @@ def test_tau_alone():
         table(tau=0.04)
 
 
-@pytest.mark.parametrize(
-    "select", [slice(1, 6, 2), [0, 3, 3], np.array([6, 0]), BVALS > 50, (BVALS > 50).tolist()], ids=str
-)
+@pytest.mark.parametrize("select", [slice(1, 6, 2), [0, 3, 3], np.array([6, 0]), BVALS > 50, (BVALS > 50).tolist()], ids=str)
 def test_subsets(select):
     keep = np.arange(7)[select]
     assert same(table()[select], table(bvals=BVALS[keep], bvecs=BVECS[keep]))

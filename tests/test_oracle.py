@@ -56,9 +56,7 @@ def test_fourier_pair_and_origin():
     np.testing.assert_allclose(kernel @ oracle.psi_matrix(6, MU, r), oracle.phi_matrix(6, MU, q), atol=1e-11)
     r, w = oracle.gauss_hermite(30, np.full(3, np.sqrt(2) * 6e-3))
     kernel = w * np.exp(-2j * pi * q @ r.T)
-    np.testing.assert_allclose(
-        kernel @ oracle.iso_psi_matrix(6, 6e-3, r), oracle.iso_phi_matrix(6, 6e-3, q), atol=1e-11
-    )
+    np.testing.assert_allclose(kernel @ oracle.iso_psi_matrix(6, 6e-3, r), oracle.iso_phi_matrix(6, 6e-3, q), atol=1e-11)
     np.testing.assert_allclose(oracle.phi_matrix(6, MU, q)[0], oracle.aniso_origin(6), atol=1e-14)
     np.testing.assert_allclose(oracle.iso_phi_matrix(6, 6e-3, q)[0], oracle.iso_origin(6), atol=1e-14)
     assert [oracle.iso_origin(6)[i] for i in (0, 6, 21, 49)] == pytest.approx([1, 3 / 2, 15 / 8, 35 / 16], rel=1e-15)
@@ -168,9 +166,7 @@ def quadrature_indices(signal, propagator, mu):
 def test_indices_by_quadrature(order):
     a, a_iso = coefficients(order)
     got = oracle.aniso_indices(a, MU)
-    want = quadrature_indices(
-        lambda q: oracle.phi_matrix(order, MU, q) @ a, lambda r: oracle.psi_matrix(order, MU, r) @ a, MU
-    )
+    want = quadrature_indices(lambda q: oracle.phi_matrix(order, MU, q) @ a, lambda r: oracle.psi_matrix(order, MU, r) @ a, MU)
     assert {k: got[k] for k in want} == pytest.approx(want, rel=1e-10, abs=1e-7 if order == 0 else 0)
 
     u, turn = 6e-3, truth.rotation(2, 30) @ truth.rotation(1, 50)  # e1 anywhere in the frame of the isotropic basis

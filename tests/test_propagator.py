@@ -298,9 +298,7 @@ def test_ng_of_a_gaussian_in_the_isotropic_basis_tends_to_zero():
     u0 = isotropic_scale(tensor_mu)
     x, w = np.polynomial.hermite_e.hermegauss(60)
     for order, want in ((6, 0.052), (8, 0.026), (10, 0.013)):
-        one = np.zeros(
-            (3, order + 1)
-        )  # separable: one-dimensional projections, h_n with weight of the product Gaussian
+        one = np.zeros((3, order + 1))  # separable: one-dimensional projections, h_n with weight of the product Gaussian
         for i, m in enumerate(tensor_mu):
             s = 1 / math.sqrt(1 + (u0 / m) ** 2)  # in units of u0
             for n in range(order + 1):

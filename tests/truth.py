@@ -165,9 +165,7 @@ MIXTURE_TABLE = {
 
 def mixture_signal(fractions, tensors, bvals, bvecs):
     """E of sum f N(0, 2 tau D) at a gradient table, (n,)."""
-    terms = (
-        f * np.exp(-bvals * np.einsum("ki,ij,kj->k", bvecs, d, bvecs)) for f, d in zip(fractions, tensors, strict=True)
-    )
+    terms = (f * np.exp(-bvals * np.einsum("ki,ij,kj->k", bvecs, d, bvecs)) for f, d in zip(fractions, tensors, strict=True))
     return sum(terms)
 
 

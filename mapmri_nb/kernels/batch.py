@@ -300,18 +300,14 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
 
 def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
     """Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block."""
-    k.plain = load(
-        data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status
-    )
+    k.plain = load(data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status)
     values = k.values
     if len(data.mu):
         given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
     else:
         tensor.fit_tensor(plan.tensor, k.y, k.w, k.plain, k.tensor)
         fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
-    scales(
-        plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale
-    )
+    scales(plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale)
     if len(data.mu):
         column_signs(k.R, data.R, i0, k.sign)
     else:
@@ -334,9 +330,7 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
 
 def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> None:
     """Residuals, public coefficients and all rows of one block."""
-    moments.fitted_signal(
-        plan.moments, plan.scheme, plan.order, k.x, k.mu, not plan.isotropic, k.moments, k.moments.gy
-    )
+    moments.fitted_signal(plan.moments, plan.scheme, plan.order, k.x, k.mu, not plan.isotropic, k.moments, k.moments.gy)
     residuals(data.y.shape[1], k.y, k.w, k.moments.gy, k.lane)
     block_map(plan.public, k.x, k.public)
     t = plan.moments

@@ -153,9 +153,7 @@ def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
     reference = float(length.max()) or 1.0
     unit = qvecs / np.where(length > 0, length, 1.0)[:, None]
     s = qvecs / reference
-    high, low = (
-        np.prod(s[None] ** ordering.monomials(degree)[:, None, :], axis=2) for degree in (2 * order, order)
-    )
+    high, low = (np.prod(s[None] ** ordering.monomials(degree)[:, None, :], axis=2) for degree in (2 * order, order))
     design = design_matrix(4 * math.pi**2 * length**2 * tau, unit) * UNIT
     return Scheme(np.ascontiguousarray(design), pad4(high), pad4(low), pad4(low.T), 2 * math.pi * reference)
 

@@ -144,9 +144,7 @@ def _coefficients(table: Array, a: Array, c: Array) -> None:
 
 
 @kernel()
-def point_rows(
-    coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array, start: int, stop: int
-) -> None:
+def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array, start: int, stop: int) -> None:
     """
     Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
 

@@ -262,9 +262,7 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
     r = 0
     for i in range(3):
         for j in range(i + 1):
-            out[r, lane] = (
-                R[i, 0] * R[j, 0] * values[0] + R[i, 1] * R[j, 1] * values[1] + R[i, 2] * R[j, 2] * values[2]
-            )
+            out[r, lane] = R[i, 0] * R[j, 0] * values[0] + R[i, 1] * R[j, 1] * values[1] + R[i, 2] * R[j, 2] * values[2]
             r += 1
 
 
