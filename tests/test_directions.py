@@ -26,7 +26,7 @@ def unit(d):
     return d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
-def crossing(angle, order, tau=0.03, seed=0):
+def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
     """Two Gaussians (1.7, .3, .3) crossing at an angle, projected on the basis, in a random frame; true directions."""
     half = math.radians(angle) / 2
     D0 = np.diag([1.7e-3, 0.3e-3, 0.3e-3])
@@ -37,6 +37,7 @@ def crossing(angle, order, tau=0.03, seed=0):
         mean, C = mean + D / 2, [*C, 2 * tau * D]
     assert np.trace(mean) == pytest.approx(np.trace(D0))
     mu = np.sqrt(2 * tau * np.diag(mean))
+    mu = np.full(3, oracle.isotropic_scale(mu)) if isotropic else mu
     x, w = np.polynomial.hermite_e.hermegauss(24)
     u = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1).reshape(-1, 3)
     weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1).reshape(-1, 3), 1)
@@ -221,9 +222,10 @@ def test_odf_sh_keeps_missing_voxels_missing():
 
 
 @pytest.mark.parametrize(("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)])
-def test_peaks_of_crossings(angle, order, tolerance):
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_peaks_of_crossings(angle, order, tolerance, isotropic):
     """The symmetric crossing at 90 degrees is exact; below, lobes pull each other: a few degrees at finite order."""
-    coef, mu, R, fibres = crossing(angle, order)
+    coef, mu, R, fibres = crossing(angle, order, isotropic)
     found, heights = directions.peaks(field(coef, mu, R))
     assert np.isfinite(heights[0]).sum() == 2
     assert heights[0, 0] >= heights[0, 1]

@@ -186,9 +186,9 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
 
 def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1) -> Array:
     """`point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies = 2."""
-    rows = [np.ascontiguousarray(a, float) for a in (coef, mu, R, np.transpose(points))]
+    a, m, f, p = (np.ascontiguousarray(x, float) for x in (coef, mu, R, np.transpose(points)))
     out = np.empty((len(coef), copies * len(points)))
-    spread(partial(point_rows, *rows, tables, out), len(coef), 16, n_threads(None))
+    spread(partial(point_rows, a, m, f, p, tables, out), len(coef), 16, n_threads(None))
     return out
 
 
