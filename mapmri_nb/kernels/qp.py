@@ -1,9 +1,10 @@
 """
 Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to B'c = 1 and K c >= 0.
 
-The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, violated rows enter one
-at a time and leave when their multiplier turns negative. Every iterate is optimal for the rows it holds, so the
-objective only grows and no feasible start is needed. B is the first row and never leaves.
+The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the most violated row
+enters and rows whose multiplier turns negative leave. Every iterate is optimal for the rows it holds, so the objective
+only grows and no feasible start is needed. B is the first row and never leaves. The grid is symmetric under a change
+of sign of any axis, so K is kept for one octant: four sums over the parity classes price four rows at once.
 """
 
 import math
@@ -13,45 +14,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import BLOCK_MATH, kernel
-from .linalg import cholesky, invert_lower
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
 RIDGE = 1e-9  # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three shells)
-KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-12)
+KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
 PARALLEL = 1e-10  # a row whose free part is below this share of its squared norm depends on the active rows
-CANDIDATES = 0.2  # rows within this share of the worst violation are worked on before K is scanned again
+
+
+class GridRows(NamedTuple):
+    """Rows of K for the grid points of one octant; row f m + j is point j with the sign of axis f - 1 changed (f > 0)."""
+
+    values: Array  # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    order: IntArray  # (n,) position in DIPY's order of each function
+    bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 
 
 class QpWork(NamedTuple):
-    """Scratch of `solve` for n coefficients and m rows; make it once per thread with `workspace`."""
+    """Scratch of `solve` for n coefficients and m octant points; make it once per thread with `workspace`."""
 
-    J: Array  # (n, n) rows are the columns of L^-T Q, with H = LL' and Q orthogonal: J'[active rows] = [R; 0]
+    J: Array  # (n, n) rows are the columns of L^-T Q, with H = LL' and Q orthogonal: J A' = [R; 0], A the active rows
     R: Array  # (n, n) upper triangular
-    L: Array  # (n, n) lower Cholesky factor of H
+    upper: Array  # (n, n) H while it is being factored
     vectors: Array  # (6, n): d, z, r, row, w, multipliers
-    slack: Array  # (m,) K c at the last scan
+    sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
-    held: IntArray  # (m,) 1 where a row is held
-    candidates: IntArray  # (m,)
+    held: IntArray  # (4 m,) 1 where a row is held
 
 
 @kernel()
 def workspace(n: int, m: int) -> QpWork:
-    """Scratch for n coefficients and m rows."""
-    return QpWork(
-        np.empty((n, n)),
-        np.empty((n, n)),
-        np.empty((n, n)),
-        np.empty((6, n)),
-        np.empty(m),
-        np.empty(n, np.int64),
-        np.empty(m, np.int64),
-        np.empty(m, np.int64),
-    )
+    """Scratch for n coefficients and m octant points."""
+    square, ints = np.empty((3, n, n)), np.empty(n + 4 * m, np.int64)
+    return QpWork(square[0], square[1], square[2], np.empty((6, n)), np.empty((4, m)), ints[:n], ints[n:])
+
+
+@kernel(fastmath=BLOCK_MATH)
+def fill_rows(points: Array, scale: Array, index: IntArray, h: Array, values: Array) -> None:
+    """
+    Rows of K at u = scale * points: prod H_ni(u_i) / sqrt(2^N n1! n2! n3!), the Gaussian factor dropped, norm 1.
+
+    Parameters
+    ----------
+    points : (3, m). scale : (3,), 1 for normalised points, radius / mu_i for a ball of a radius in mm.
+    index : (n, 3). h : (3 (N + 1) + 1, m) scratch. values : (n, m), written.
+    """
+    m, degree = points.shape[1], (h.shape[0] - 1) // 3 - 1
+    norm = h[h.shape[0] - 1]
+    for j in range(m):
+        norm[j] = 0.0
+    for axis in range(3):
+        first = axis * (degree + 1)
+        for n in range(degree + 1):
+            up, down = math.sqrt(2.0 / max(n, 1)) * scale[axis], math.sqrt((n - 1.0) / n) if n > 1 else 0.0
+            x, new, old, older = points[axis], h[first + n], h[first + max(n - 1, 0)], h[first + max(n - 2, 0)]
+            for j in range(m):
+                new[j] = up * x[j] * old[j] - down * older[j] if n > 0 else 1.0
+    for a in range(values.shape[0]):
+        x, y, z = h[index[a, 0]], h[degree + 1 + index[a, 1]], h[2 * degree + 2 + index[a, 2]]
+        out = values[a]
+        for j in range(m):
+            out[j] = x[j] * y[j] * z[j]
+            norm[j] += out[j] * out[j]
+    for j in range(m):
+        norm[j] = 1.0 / math.sqrt(norm[j])
+    for a in range(values.shape[0]):
+        out = values[a]
+        for j in range(m):
+            out[j] *= norm[j]
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -67,230 +100,265 @@ def _times(A: Array, x: Array, out: Array) -> None:
 @kernel(fastmath=BLOCK_MATH)
 def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     """out = sum of d_i A[i] over i >= first; returns the sum of d_i^2."""
+    total, last = 0.0, A.shape[0]
     for k in range(out.size):
         out[k] = 0.0
-    total = 0.0
-    for i in range(first, A.shape[0]):
-        f = d[i]
-        total += f * f
+    while first + 4 <= last:
+        a, b, c, e = d[first], d[first + 1], d[first + 2], d[first + 3]
+        total += a * a + b * b + c * c + e * e
         for k in range(out.size):
-            out[k] += f * A[i, k]
+            out[k] += a * A[first, k] + b * A[first + 1, k] + c * A[first + 2, k] + e * A[first + 3, k]
+        first += 4
+    for i in range(first, last):
+        a = d[i]
+        total += a * a
+        for k in range(out.size):
+            out[k] += a * A[i, k]
     return total
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _dot_row(A: Array, i: int, x: Array) -> float:
-    """A[i] @ x."""
-    s = 0.0
-    for k in range(x.size):
-        s += A[i, k] * x[k]
-    return s
+def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
+    """J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot that is not > 0."""
+    n = H.shape[0]
+    for i in range(n):
+        for k in range(n):
+            U[i, k] = H[i, k]
+            J[i, k] = 0.0
+        U[i, i] += ridge
+        J[i, i] = 1.0
+    for j in range(n):
+        if not U[j, j] > 0.0:
+            return False
+        s = 1.0 / math.sqrt(U[j, j])
+        for k in range(j, n):
+            U[j, k] *= s
+        for k in range(j + 1):
+            J[j, k] *= s
+        for i in range(j + 1, n):
+            f = U[j, i]
+            for k in range(i, n):
+                U[i, k] -= f * U[j, k]
+            for k in range(j + 1):
+                J[i, k] -= f * J[j, k]
+    return True
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _reflect(J: Array, q: int, d: Array, z: Array, w: Array, total: float) -> float:
-    """
-    Householder step that turns d[q:] into (alpha, 0, ..): rows q.. of J are reflected, alpha is returned.
-
-    z = sum of d_i J[i] over i >= q is known from the search direction, so the product with the reflector is free.
-    """
-    alpha = -math.sqrt(total) if d[q] > 0.0 else math.sqrt(total)
-    d[q] -= alpha
-    norm = 2.0 * (total - alpha * (d[q] + alpha))  # |d - alpha e_q|^2
-    if norm > 0.0:
-        for k in range(z.size):
-            w[k] = (z[k] - alpha * J[q, k]) * 2.0 / norm
-        for i in range(q, J.shape[0]):
-            f = d[i]
-            for k in range(z.size):
-                J[i, k] -= f * w[k]
-    return alpha
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _drop(J: Array, R: Array, u: Array, active: IntArray, l: int, q: int) -> None:
-    """Remove active row l of q: its column leaves R, Givens rotations restore the triangle."""
-    for j in range(l, q - 1):
-        active[j], u[j] = active[j + 1], u[j + 1]
-        for i in range(j + 2):
-            R[i, j] = R[i, j + 1]
-    for j in range(l, q - 1):
-        f, h = R[j, j], R[j + 1, j]
-        length = math.sqrt(f * f + h * h)
-        c, s = f / length, h / length
-        R[j, j], R[j + 1, j] = length, 0.0
-        for k in range(j + 1, q - 1):
-            f, h = R[j, k], R[j + 1, k]
-            R[j, k], R[j + 1, k] = c * f + s * h, c * h - s * f
-        for k in range(J.shape[1]):
-            f, h = J[j, k], J[j + 1, k]
-            J[j, k], J[j + 1, k] = c * f + s * h, c * h - s * f
+def _class_sums(grid: GridRows, c: Array, sums: Array) -> None:
+    """Parts of K c of each parity class at the octant's points."""
+    for k in range(4):
+        out = sums[k]
+        for j in range(out.size):
+            out[j] = 0.0
+        a, last = grid.bounds[k], grid.bounds[k + 1]
+        while a + 4 <= last:
+            x, y, z, w = c[grid.order[a]], c[grid.order[a + 1]], c[grid.order[a + 2]], c[grid.order[a + 3]]
+            ax, ay, az, aw = grid.values[a], grid.values[a + 1], grid.values[a + 2], grid.values[a + 3]
+            for j in range(out.size):
+                out[j] += x * ax[j] + y * ay[j] + z * az[j] + w * aw[j]
+            a += 4
+        for b in range(a, last):
+            x, ax = c[grid.order[b]], grid.values[b]
+            for j in range(out.size):
+                out[j] += x * ax[j]
 
 
 @kernel()
-def _worst(K: Array, c: Array, work: QpWork, few: int) -> tuple[int, float, float]:
-    """The most violated free row, its value and the largest value; among the first `few` candidates, or all (-1)."""
-    slack, worst, p, peak = work.slack, 0.0, -1, 0.0
-    if few < 0:
-        _times(K, c, slack)
-        for i in range(slack.size):
-            peak = max(peak, slack[i])
-            if slack[i] < worst and work.held[i] == 0:
-                worst, p = slack[i], i
-    for j in range(few):
-        i = work.candidates[j]
-        if work.held[i] == 0:
-            s = _dot_row(K, i, c)
-            if s < worst:
-                worst, p = s, i
+def _worst(grid: GridRows, c: Array, work: QpWork) -> tuple[int, float, float]:
+    """The most violated row that is not held, its value (0 and -1 where there is none), and the peak of K c."""
+    _class_sums(grid, c, work.sums)
+    s, m = work.sums, work.sums.shape[1]
+    worst, p, peak = 0.0, -1, 0.0
+    for j in range(m):
+        a, b, e, f = s[0, j] + s[1, j], s[0, j] - s[1, j], s[2, j] + s[3, j], s[2, j] - s[3, j]
+        if a + abs(e) > peak:
+            peak = a + abs(e)
+        if a - abs(e) < worst or b - abs(f) < worst:
+            for flip, value in ((0, a + e), (1, a - e), (2, b + f), (3, b - f)):
+                if value < worst and work.held[flip * m + j] == 0:
+                    worst, p = value, flip * m + j
     return p, worst, peak
 
 
 @kernel()
+def _row(grid: GridRows, p: int, out: Array) -> None:
+    """Row p of K in DIPY's order."""
+    flip, j = p // grid.values.shape[1], p % grid.values.shape[1]
+    for k in range(4):
+        sign = -1.0 if flip > 0 and k > 0 and k != flip else 1.0
+        for a in range(grid.bounds[k], grid.bounds[k + 1]):
+            out[grid.order[a]] = sign * grid.values[a, j]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _add(work: QpWork, q: int, p: int, free: float) -> None:
+    """Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p is active."""
+    J, d, z, w = work.J, work.vectors[0], work.vectors[1], work.vectors[4]
+    alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
+    d[q] -= alpha
+    factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
+    for k in range(z.size):
+        w[k] = (z[k] - alpha * J[q, k]) * factor  # z = sum of d_i J_i is the search direction: no product needed
+    for i in range(q, J.shape[0]):
+        f = d[i]
+        for k in range(z.size):
+            J[i, k] -= f * w[k]
+    d[q] = alpha
+    for i in range(q + 1):
+        work.R[i, q] = d[i]
+    work.active[q] = p
+    if p >= 0:
+        work.held[p] = 1
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _drop(work: QpWork, l: int, q: int) -> None:
+    """Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z follow."""
+    J, R, d, z, u, active = work.J, work.R, work.vectors[0], work.vectors[1], work.vectors[5], work.active
+    work.held[active[l]] = 0
+    for j in range(l, q - 1):
+        active[j], u[j] = active[j + 1], u[j + 1]
+        for i in range(j + 2):
+            R[i, j] = R[i, j + 1]
+        f, h = R[j, j], R[j + 1, j]
+        length = math.sqrt(f * f + h * h)
+        c, s = f / length, h / length
+        R[j, j] = length
+        for k in range(j + 2, q):
+            f, h = R[j, k], R[j + 1, k]
+            R[j, k], R[j + 1, k] = c * f + s * h, c * h - s * f
+        f, h = d[j], d[j + 1]
+        d[j], d[j + 1] = c * f + s * h, c * h - s * f
+        for k in range(J.shape[1]):
+            f, h = J[j, k], J[j + 1, k]
+            J[j, k], J[j + 1, k] = c * f + s * h, c * h - s * f
+    f = d[q - 1]
+    for k in range(z.size):
+        z[k] += f * J[q - 1, k]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _back(R: Array, q: int, b: Array, out: Array) -> None:
+    """out[:q] = R^-1 b[:q]."""
+    for i in range(q - 1, -1, -1):
+        s = b[i]
+        for k in range(i + 1, q):
+            s -= R[i, k] * out[k]
+        out[i] = s / R[i, i]
+
+
+@kernel()
 def _restore(work: QpWork, g: Array, q: int, c: Array) -> None:
-    """c and multipliers afresh from the factors: c = J (R^-T b, J2'g), u = R^-1 (R^-T b - J1'g); sheds drift."""
-    R, d, r, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
+    """c and multipliers afresh from the factors, which sheds drift: c = J'(R^-T e_0, J_2 g), u = R^-1 (R^-T e_0 - J_1 g)."""
+    R, d, r = work.R, work.vectors[0], work.vectors[2]
     _times(work.J, g, d)
     for i in range(q):
         s = 1.0 if i == 0 else 0.0  # right-hand sides of the active rows: 1 for B, 0 for K
         for k in range(i):
             s -= R[k, i] * r[k]
         r[i] = s / R[i, i]
-    for i in range(q - 1, -1, -1):
-        s = r[i] - d[i]
-        for k in range(i + 1, q):
-            s -= R[i, k] * u[k]
-        u[i] = s / R[i, i]
-        d[i] = r[i]
+    for i in range(q):
+        d[i], r[i] = r[i], r[i] - d[i]
+    _back(R, q, r, work.vectors[5])
     _combine(work.J, 0, d, c)
 
 
 @kernel()
-def _residual(H: Array, g: Array, B: Array, K: Array, work: QpWork, q: int, ridge: float, c: Array) -> float:
-    """Largest relative KKT residual: stationarity in the norm of H^-1, feasibility, signs of the multipliers."""
-    d, z, row, u = work.vectors[0], work.vectors[1], work.vectors[3], work.vectors[5]
+def _residual(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array) -> float:
+    """Relative KKT residual: stationarity in the norm of H^-1, plus violations of E(0) = 1, K c >= 0 and the signs of u."""
+    d, z, rest, row, u = work.vectors[0], work.vectors[1], work.vectors[3], work.vectors[4], work.vectors[5]
     _times(work.J, g, z)
-    _times(H, c, row)
-    total, size, most, least = 0.0, 0.0, 0.0, 0.0
+    _times(H, c, rest)
+    residual, size, unit, most, least = 0.0, 0.0, -1.0, 0.0, 0.0
     for k in range(c.size):
-        row[k] += ridge * c[k] - g[k] - u[0] * B[k]
-        for j in range(1, q):
-            row[k] -= u[j] * K[work.active[j], k]
-        size += z[k] * z[k]
-    _times(work.J, row, d)
-    for k in range(c.size):
-        total += d[k] * d[k]
-    for j in range(1, q):
-        most, least = max(most, u[j]), min(least, u[j])
-    _times(K, c, work.slack)
-    low, high = 0.0, 0.0
-    for i in range(work.slack.size):
-        low, high = min(low, work.slack[i]), max(high, work.slack[i])
-    unit = -1.0
-    for k in range(c.size):
+        rest[k] += ridge * c[k] - g[k] - u[0] * B[k]
         unit += B[k] * c[k]
-    residual = math.sqrt(total / size) + abs(unit) - low / high
-    return residual - (least / most if most > 0.0 else 0.0)
+        size += z[k] * z[k]
+    for j in range(1, q):
+        _row(grid, work.active[j], row)
+        for k in range(c.size):
+            rest[k] -= u[j] * row[k]
+        work.held[work.active[j]] = 0
+        most, least = max(most, u[j]), min(least, u[j])
+    _times(work.J, rest, d)
+    for k in range(c.size):
+        residual += d[k] * d[k]
+    _, low, high = _worst(grid, c, work)
+    return math.sqrt(residual / size) + abs(unit) - low / high - (least / most if most > 0.0 else 0.0)
 
 
 @kernel()
-def solve(H: Array, g: Array, B: Array, K: Array, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
+def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
     """
     Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
 
     Parameters
     ----------
-    H : (n, n) symmetric. g, B : (n,). K : (m, n) rows of norm 1. max_iter : cap on added and dropped rows together.
+    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped rows together.
     work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual, iterations, active rows.
 
     Returns
     -------
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
     """
-    n, J, R, u, active = c.size, work.J, work.R, work.vectors[5], work.active
-    d, z, r, row, w = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
+    n, u = c.size, work.vectors[5]
+    d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
-    trace = 0.0
+    ridge = 0.0
     for i in range(n):
-        trace += H[i, i]
-    ridge = RIDGE * trace / n
-    for i in range(n):
-        for k in range(n):
-            work.L[i, k] = H[i, k]
-        work.L[i, i] += ridge
-    if not (trace > 0.0 and cholesky(work.L, 0.0)):
+        ridge += H[i, i] * RIDGE / n
+        row[i] = B[i]
+    if not _whiten(H, ridge, work.upper, work.J):
         return NOT_POSITIVE
-    invert_lower(work.L, J)
-    _times(J, g, d)
-    _combine(J, 0, d, c)
     for i in range(work.held.size):
         work.held[i] = 0
-    q, few, p, iterations, tolerance = 0, 0, -1, 0, 0.0
-    for k in range(n):
-        row[k] = B[k]
-    bound = 1.0
+    _times(work.J, g, d)
+    _combine(work.J, 0, d, c)
+    q, p, clean, bound = 0, -1, False, 1.0
     while True:
         mine = 0.0
+        _times(work.J, row, d)
+        free = _combine(work.J, q, d, z)
         while True:  # until row p is met
-            iterations += 1
-            if iterations > max_iter:
-                info[1] = max_iter
+            info[1] += 1.0
+            if info[1] > max_iter:
                 return CAPPED
-            _times(J, row, d)
-            free = _combine(J, q, d, z)
-            bent = 0.0
-            for i in range(q - 1, -1, -1):
-                bent += d[i] * d[i]
-                s = d[i]
-                for k in range(i + 1, q):
-                    s -= R[i, k] * r[k]
-                r[i] = s / R[i, i]
+            _back(work.R, q, d, r)
             partial, l = math.inf, -1
             for j in range(1, q):
                 if r[j] > 0.0 and u[j] < partial * r[j]:
                     partial, l = u[j] / r[j], j
-            gap = bound
+            gap, norm = bound, free
             for k in range(n):
                 gap -= row[k] * c[k]
-            full = gap / free if free > PARALLEL * (free + bent) and q < n else math.inf
+            for k in range(q):
+                norm += d[k] * d[k]
+            full = gap / free if free > PARALLEL * norm and q < n else math.inf
             t = min(partial, full)
             if not t < math.inf:
-                info[1] = iterations
                 return NO_STEP
-            if full < math.inf:
-                for k in range(n):
-                    c[k] += t * z[k]
             for j in range(q):
                 u[j] -= t * r[j]
             mine += t
+            if full < math.inf:
+                for k in range(n):
+                    c[k] += t * z[k]
             if full <= partial:
-                alpha = _reflect(J, q, d, z, w, free)
-                for i in range(q):
-                    R[i, q] = d[i]
-                R[q, q] = alpha
-                active[q], u[q] = p, mine
-                if p >= 0:
-                    work.held[p] = 1
-                q += 1
                 break
-            work.held[active[l]] = 0
-            _drop(J, R, u, active, l, q)
+            _drop(work, l, q)
             q -= 1
-        p, worst, peak = _worst(K, c, work, few)
-        if p < 0 or worst > -tolerance:
+            free += d[q] * d[q]
+        _add(work, q, p, free)
+        u[q] = mine
+        q += 1
+        p, worst, peak = _worst(grid, c, work)
+        if worst > -VIOLATION * peak:
             _restore(work, g, q, c)
-            p, worst, peak = _worst(K, c, work, -1)
-            tolerance = VIOLATION * peak
-            if p < 0 or worst > -tolerance:
+            p, worst, peak = _worst(grid, c, work)
+            if worst > -VIOLATION * peak:
                 break
-            few = 0
-            for i in range(work.held.size):
-                if work.slack[i] <= CANDIDATES * worst and work.held[i] == 0:
-                    work.candidates[few] = i
-                    few += 1
         bound = 0.0
-        for k in range(n):
-            row[k] = K[p, k]
-    info[0] = _residual(H, g, B, K, work, q, ridge, c)
-    info[1], info[2] = iterations, q - 1
+        _row(grid, p, row)
+    info[0], info[2] = _residual(H, g, B, grid, work, q, ridge, c), q - 1
     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
