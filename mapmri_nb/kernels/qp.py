@@ -42,14 +42,13 @@ class QpWork(NamedTuple):
     vectors: Array  # (6, n): d, z, r, row, w, multipliers
     sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
-    held: IntArray  # (4 m,) 1 where a row is held
 
 
 @kernel()
 def workspace(n: int, m: int) -> QpWork:
     """Scratch for n coefficients and m octant points."""
-    square, ints = np.empty((3, n, n)), np.empty(n + 4 * m, np.int64)
-    return QpWork(square[0], square[1], square[2], np.empty((6, n)), np.empty((4, m)), ints[:n], ints[n:])
+    square = np.empty((3, n, n))
+    return QpWork(square[0], square[1], square[2], np.empty((6, n)), np.empty((4, m)), np.empty(n, np.int64))
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -145,39 +144,30 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _class_sums(grid: GridRows, c: Array, sums: Array) -> None:
-    """Parts of K c of each parity class at the octant's points."""
+def _worst(grid: GridRows, c: Array, sums: Array) -> tuple[int, float, float]:
+    """The most violated row of K c (-1 where none is), its value and the peak of K c."""
+    s, t, v, w = sums[0], sums[1], sums[2], sums[3]
     for k in range(4):
         out = sums[k]
-        for j in range(out.size):
+        for j in range(s.size):
             out[j] = 0.0
-        a, last = grid.bounds[k], grid.bounds[k + 1]
-        while a + 4 <= last:
-            x, y, z, w = c[grid.order[a]], c[grid.order[a + 1]], c[grid.order[a + 2]], c[grid.order[a + 3]]
-            ax, ay, az, aw = grid.values[a], grid.values[a + 1], grid.values[a + 2], grid.values[a + 3]
-            for j in range(out.size):
-                out[j] += x * ax[j] + y * ay[j] + z * az[j] + w * aw[j]
-            a += 4
-        for b in range(a, last):
-            x, ax = c[grid.order[b]], grid.values[b]
-            for j in range(out.size):
-                out[j] += x * ax[j]
-
-
-@kernel()
-def _worst(grid: GridRows, c: Array, work: QpWork) -> tuple[int, float, float]:
-    """The most violated row that is not held, its value (0 and -1 where there is none), and the peak of K c."""
-    _class_sums(grid, c, work.sums)
-    s, m = work.sums, work.sums.shape[1]
+        for a in range(grid.bounds[k], grid.bounds[k + 1]):
+            x, row = c[grid.order[a]], grid.values[a]
+            for j in range(s.size):
+                out[j] += x * row[j]
     worst, p, peak = 0.0, -1, 0.0
-    for j in range(m):
-        a, b, e, f = s[0, j] + s[1, j], s[0, j] - s[1, j], s[2, j] + s[3, j], s[2, j] - s[3, j]
-        if a + abs(e) > peak:
-            peak = a + abs(e)
-        if a - abs(e) < worst or b - abs(f) < worst:
-            for flip, value in ((0, a + e), (1, a - e), (2, b + f), (3, b - f)):
-                if value < worst and work.held[flip * m + j] == 0:
-                    worst, p = value, flip * m + j
+    for j in range(s.size):
+        even, odd = s[j] + t[j], s[j] - t[j]
+        peak = max(peak, even + abs(v[j] + w[j]))
+        low = min(even - abs(v[j] + w[j]), odd - abs(v[j] - w[j]))
+        if low < worst:
+            worst, p = low, j
+    if p >= 0:
+        even, odd = s[p] + t[p] - abs(v[p] + w[p]), s[p] - t[p] - abs(v[p] - w[p])
+        if even <= odd:
+            p += s.size if v[p] + w[p] > 0.0 else 0
+        else:
+            p += s.size * (3 if v[p] > w[p] else 2)
     return p, worst, peak
 
 
@@ -208,15 +198,12 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
     for i in range(q + 1):
         work.R[i, q] = d[i]
     work.active[q] = p
-    if p >= 0:
-        work.held[p] = 1
 
 
 @kernel(fastmath=BLOCK_MATH)
 def _drop(work: QpWork, l: int, q: int) -> None:
     """Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z follow."""
     J, R, d, z, u, active = work.J, work.R, work.vectors[0], work.vectors[1], work.vectors[5], work.active
-    work.held[active[l]] = 0
     for j in range(l, q - 1):
         active[j], u[j] = active[j + 1], u[j + 1]
         for i in range(j + 2):
@@ -249,46 +236,6 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 
 @kernel()
-def _restore(work: QpWork, g: Array, q: int, c: Array) -> None:
-    """c and multipliers afresh from the factors, which sheds drift: c = J'(R^-T e_0, J_2 g), u = R^-1 (R^-T e_0 - J_1 g)."""
-    R, d, r = work.R, work.vectors[0], work.vectors[2]
-    _times(work.J, g, d)
-    for i in range(q):
-        s = 1.0 if i == 0 else 0.0  # right-hand sides of the active rows: 1 for B, 0 for K
-        for k in range(i):
-            s -= R[k, i] * r[k]
-        r[i] = s / R[i, i]
-    for i in range(q):
-        d[i], r[i] = r[i], r[i] - d[i]
-    _back(R, q, r, work.vectors[5])
-    _combine(work.J, 0, d, c)
-
-
-@kernel()
-def _residual(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array) -> float:
-    """Relative KKT residual: stationarity in the norm of H^-1, plus violations of E(0) = 1, K c >= 0 and the signs of u."""
-    d, z, rest, row, u = work.vectors[0], work.vectors[1], work.vectors[3], work.vectors[4], work.vectors[5]
-    _times(work.J, g, z)
-    _times(H, c, rest)
-    residual, size, unit, most, least = 0.0, 0.0, -1.0, 0.0, 0.0
-    for k in range(c.size):
-        rest[k] += ridge * c[k] - g[k] - u[0] * B[k]
-        unit += B[k] * c[k]
-        size += z[k] * z[k]
-    for j in range(1, q):
-        _row(grid, work.active[j], row)
-        for k in range(c.size):
-            rest[k] -= u[j] * row[k]
-        work.held[work.active[j]] = 0
-        most, least = max(most, u[j]), min(least, u[j])
-    _times(work.J, rest, d)
-    for k in range(c.size):
-        residual += d[k] * d[k]
-    _, low, high = _worst(grid, c, work)
-    return math.sqrt(residual / size) + abs(unit) - low / high - (least / most if most > 0.0 else 0.0)
-
-
-@kernel()
 def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
     """
     Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
@@ -303,7 +250,7 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
     """
     n, u = c.size, work.vectors[5]
-    d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
+    d, z, r, row, w = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
     ridge = 0.0
     for i in range(n):
@@ -311,11 +258,9 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         row[i] = B[i]
     if not _whiten(H, ridge, work.upper, work.J):
         return NOT_POSITIVE
-    for i in range(work.held.size):
-        work.held[i] = 0
     _times(work.J, g, d)
     _combine(work.J, 0, d, c)
-    q, p, clean, bound = 0, -1, False, 1.0
+    q, p, bound = 0, -1, 1.0
     while True:
         mine = 0.0
         _times(work.J, row, d)
@@ -352,13 +297,32 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         _add(work, q, p, free)
         u[q] = mine
         q += 1
-        p, worst, peak = _worst(grid, c, work)
-        if worst > -VIOLATION * peak:
-            _restore(work, g, q, c)
-            p, worst, peak = _worst(grid, c, work)
-            if worst > -VIOLATION * peak:
-                break
+        p, worst, peak = _worst(grid, c, work.sums)
+        for j in range(q):
+            p = -1 if work.active[j] == p else p
+        if p < 0 or worst > -VIOLATION * peak:
+            break
         bound = 0.0
         _row(grid, p, row)
-    info[0], info[2] = _residual(H, g, B, grid, work, q, ridge, c), q - 1
+    # KKT residual: stationarity in the norm of H^-1, violations of E(0) = 1 and K c >= 0, signs of the multipliers
+    _times(H, c, w)
+    unit, most, least = -1.0, 0.0, 0.0
+    for j in range(q):
+        if j > 0:
+            _row(grid, work.active[j], row)
+            most, least = max(most, u[j]), min(least, u[j])
+        for k in range(n):
+            w[k] -= u[j] * (row[k] if j > 0 else B[k])
+    for k in range(n):
+        w[k] += ridge * c[k] - g[k]
+        unit += B[k] * c[k]
+    _times(work.J, w, d)
+    _times(work.J, g, z)
+    free = 0.0
+    gap = 0.0
+    for k in range(n):
+        gap += d[k] * d[k]
+        free += z[k] * z[k]
+    info[0] = math.sqrt(gap / free) + abs(unit) - worst / peak - (least / most if most > 0.0 else 0.0)
+    info[2] = q - 1
     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
