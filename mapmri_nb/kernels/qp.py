@@ -146,15 +146,23 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
 @kernel(fastmath=BLOCK_MATH)
 def _worst(grid: GridRows, c: Array, sums: Array) -> tuple[int, float, float]:
     """The most violated row of K c (-1 where none is), its value and the peak of K c."""
+    values, order = grid.values, grid.order
     s, t, v, w = sums[0], sums[1], sums[2], sums[3]
     for k in range(4):
         out = sums[k]
         for j in range(s.size):
             out[j] = 0.0
-        for a in range(grid.bounds[k], grid.bounds[k + 1]):
-            x, row = c[grid.order[a]], grid.values[a]
+        a, last = grid.bounds[k], grid.bounds[k + 1]
+        while a + 4 <= last:
+            x0, x1, x2, x3 = c[order[a]], c[order[a + 1]], c[order[a + 2]], c[order[a + 3]]
+            r0, r1, r2, r3 = values[a], values[a + 1], values[a + 2], values[a + 3]
             for j in range(s.size):
-                out[j] += x * row[j]
+                out[j] += x0 * r0[j] + x1 * r1[j] + x2 * r2[j] + x3 * r3[j]
+            a += 4
+        for b in range(a, last):
+            x0, r0 = c[order[b]], values[b]
+            for j in range(s.size):
+                out[j] += x0 * r0[j]
     worst, p, peak = 0.0, -1, 0.0
     for j in range(s.size):
         even, odd = s[j] + t[j], s[j] - t[j]
