@@ -1,38 +1,215 @@
-"""Grid."""
+"""
+Positivity on a grid: the QP of CMAP and CMAPL in OSQP's form, its solution by OSQP, and residuals of our own.
+
+With u_i = x_i / mu_i the propagator is exp(-|u|^2/2) (K(u) c) / (mu1 mu2 mu3) up to a constant, so that positivity at
+fixed points u is K c >= 0 with one matrix K for all voxels. Negative mass left, % of |P|, mean (largest) over voxels,
+``validation/grid_choice.py``:
+
+GRID_TABLE
+"""
+
 from functools import lru_cache
-from math import sqrt
+from math import inf, pi, sqrt
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
-from .kernels.ordering import index_table, frozen, class_permutation, class_bounds, block_index_table
+
 from .kernels import qp
+from .kernels.hermite import propagator_rows
+from .kernels.ordering import class_bounds, class_permutation, index_table, n_coef
+
 Array = NDArray[np.float64]
 
-def grid_points(order, radius=None, spacing=None, bcc=True):
-    radius = sqrt(2 * order + 1) + 1.4 if radius is None else radius
-    spacing = 3.2/sqrt(2*order+1) if spacing is None else spacing
-    k = int(radius / spacing)
-    axis = np.arange(-k-1, k + 2) * spacing
+ACCURATE = 1e-10  # KKT residual below which OSQP's answer on the whole grid is taken
+ACTIVE = 1e-6  # of the peak: rows below may carry a multiplier
+ROUNDS = 30  # of constraint generation
+
+
+class Grid(NamedTuple):
+    """A grid for one order: points (m, 3) of a half space, their rows K (m, n), and the octant's rows for the kernel."""
+
+    points: Array
+    K: Array
+    rows: qp.GridRows
+
+
+def grid_points(order: int, radius: float | None = None, spacing: float | None = None) -> Array:
+    """
+    Normalised half-space grid u = x / mu, (m, 3): a body-centred cubic lattice inside a ball.
+
+    Radius and side follow the order: the functions oscillate up to sqrt(2N+1) with wavelength 2 pi / sqrt(2N+1).
+    """
+    reach = sqrt(2.0 * order + 1.0)
+    return _half_ball(reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True)
+
+
+def _half_ball(radius: float, side: float, centred: bool) -> Array:
+    """Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0, or x >= 0."""
+    axis = np.arange(-int(radius / side) - 1, int(radius / side) + 2) * side
     u = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    if bcc:
-        u = np.vstack([u, u + spacing/2])
+    u = np.vstack([u, u + side / 2]) if centred else u
     x, y, z = u.T
-    half = (z > 1e-9) | ((abs(z) < 1e-9) & ((y > 1e-9) | ((abs(y) < 1e-9) & (x >= -1e-9))))
-    return u[half & (np.sum(u * u, 1) <= radius**2 * (1 + 1e-12))]
+    half = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x >= 0))))
+    return np.ascontiguousarray(u[half & (np.sum(u * u, 1) <= radius**2 * (1 + 1e-12))])
 
-def constraint_rows(order, u, normalise=True):
-    t = index_table(order)
-    h = np.empty((3, order + 1, len(u)))
-    h[:, 0] = 1
-    h[:, 1] = sqrt(2) * u.T
-    for n in range(1, order):
-        h[:, n + 1] = sqrt(2 / (n + 1)) * u.T * h[:, n] - sqrt(n / (n + 1)) * h[:, n - 1]
-    K = h[0, t[:, 0]] * h[1, t[:, 1]] * h[2, t[:, 2]]
-    K = K.T
-    return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None]) if normalise else K
 
-def octant_rows(order, u):
-    o = np.ascontiguousarray(u[(u >= 0).all(1)].T)
-    idx = block_index_table(order).copy()
-    v = np.empty((len(idx), o.shape[1]))
-    qp.fill_rows(o, np.ones(3), idx, np.empty((3*(order+1)+1, o.shape[1])), v)
-    return qp.GridRows(v, class_permutation(order).copy(), class_bounds(order).copy())
+def constraint_rows(order: int, points: Array) -> Array:
+    """
+    Rows K (m, n) at normalised points (m, 3), in DIPY's order, scaled to norm 1.
+
+    K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16 over the grid.
+    """
+    K = np.empty((len(points), n_coef(order)))
+    propagator_rows(np.ascontiguousarray(points), np.ones(3), index_table(order), K)
+    return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
+
+
+def make_grid(order: int, points: Array) -> Grid:
+    """Rows of both solvers for half-space points symmetric under a change of sign of any axis."""
+    octant = points[np.all(points >= 0, axis=1)]
+    values = np.ascontiguousarray(constraint_rows(order, octant)[:, class_permutation(order)].T)
+    bounds = class_bounds(order).copy()  # the kernel takes writable arrays: one signature
+    return Grid(points, constraint_rows(order, points), qp.GridRows(values, class_permutation(order).copy(), bounds))
+
+
+@lru_cache
+def normalised_grid(order: int) -> Grid:
+    """The grid of an order, built once for all voxels."""
+    return make_grid(order, grid_points(order))
+
+
+def ball_grid(order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str = "adaptive") -> Grid:
+    """
+    DIPY's ball for one voxel: a cubic lattice of `pos_grid` points a side within `pos_radius`, so that K follows mu.
+
+    Parameters
+    ----------
+    mu : (3,) mm. pos_radius : mm, or "adaptive" for sqrt(5) max(mu) = sqrt(10 D tau).
+    """
+    if isinstance(pos_radius, str) and pos_radius != "adaptive":
+        raise ValueError(f"pos_radius must be a length in mm or 'adaptive', not {pos_radius!r}")
+    radius = sqrt(5.0) * float(np.max(mu)) if isinstance(pos_radius, str) else float(pos_radius)
+    return make_grid(order, _half_ball(1.0, 1.0 / (pos_grid // 2), False) * radius / mu)
+
+
+def _whitening(H: Array) -> Array:
+    """L^-1 with LL' = H + ridge, the ridge of the compiled solver: both answer the same problem."""
+    L = np.linalg.cholesky(H + qp.RIDGE * np.trace(H) / len(H) * np.eye(len(H)))
+    return np.linalg.solve(L, np.eye(len(H)))
+
+
+def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """
+    The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z <= u.
+
+    Written in whitened variables z = L'c / |L^-1 g| with H = LL', rows of A scaled to norm 1, so P is the identity,
+    |q| = 1 and the solver's tolerances are relative.
+
+    Parameters
+    ----------
+    H : (n, n). g, B : (n,). K : (m, n).
+
+    Returns
+    -------
+    P (n, n), q (n,), A (m + 1, n), l (m + 1,), u (m + 1,), dense; numpy.linalg.LinAlgError where H is not positive.
+    """
+    W = _whitening(H)
+    q, A = -W @ g, np.vstack([B, K]) @ W.T
+    norms, scale = np.linalg.norm(A, axis=1), np.linalg.norm(q)
+    low, high = np.zeros(len(A)), np.full(len(A), inf)
+    low[0] = high[0] = 1.0 / (norms[0] * scale)
+    return np.eye(len(g)), q / scale, A / norms[:, None], low, high
+
+
+def _osqp(problem: tuple[Array, Array, Array, Array, Array], rows: NDArray[np.intp] | slice) -> tuple[Array, Array, int]:
+    """Solution, multipliers and iterations of the problem on some rows of A, from a fresh setup."""
+    import osqp
+    from scipy.sparse import csc_matrix
+
+    P, q, A, low, high = problem
+    solver = osqp.OSQP(algebra="builtin")
+    solver.setup(
+        csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows],
+        verbose=False, scaling=0, eps_abs=1e-6, eps_rel=1e-6, max_iter=20000, polishing=True, warm_starting=False,
+    )  # fmt: skip
+    result = solver.solve(raise_error=False)
+    return np.asarray(result.x, float), np.asarray(result.y, float), int(result.info.iter)
+
+
+def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, int, int]:
+    """
+    Solve the grid QP of one voxel by OSQP: the definition of CMAP and CMAPL.
+
+    The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows close to active are
+    solved alone and the worst violations of the whole grid join them until none is left. A violation of rounding size
+    is removed by a step towards the Gaussian e_0 / B_0, which is strictly feasible.
+
+    Returns
+    -------
+    c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED, INACCURATE,
+    NOT_POSITIVE; c is NaN where there is no answer).
+    """
+    try:
+        problem = osqp_problem(H, g, B, K)
+        W = _whitening(H)
+    except np.linalg.LinAlgError:
+        return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
+    scale = float(np.linalg.norm(W @ g))
+    z, y, iterations = _osqp(problem, slice(None))
+    best, c = inf, np.full(len(g), np.nan)
+    held = np.zeros(len(K), bool)
+    for _ in range(ROUNDS):
+        trial = scale * (W.T @ z)
+        residual = kkt_residual(H, g, B, K, trial)
+        if residual < best:
+            best, c = residual, trial
+        if best <= ACCURATE or not np.all(np.isfinite(trial)):
+            break
+        p = K @ trial
+        held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
+        z, y, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)])
+        iterations += more
+    c = pull(B, K, c)
+    best = kkt_residual(H, g, B, K, c)
+    return c, best, iterations, qp.SOLVED if best <= qp.KKT_TOLERANCE else qp.INACCURATE
+
+
+def pull(B: Array, K: Array, c: Array) -> Array:
+    """The nearest point to c with K c >= 0 on the way to the Gaussian e_0 / B_0, whose every row is positive."""
+    centre = np.zeros_like(c)
+    centre[0] = 1.0 / B[0]
+    low, room = K @ c, K[:, 0] / B[0]
+    bad = low < 0
+    t = float(np.max(-low[bad] / (room[bad] - low[bad]), initial=0.0))
+    return (1.0 - t) * c + t * centre if t > 0 else c
+
+
+def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
+    """
+    Relative, scale-free KKT residual of any c: 0 at the optimum of the grid QP, inf where c is not finite.
+
+    The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative multipliers on the rows below
+    ACTIVE of the peak; their complementarity; the violation over the peak of K c; and |B'c - 1|.
+    """
+    from scipy.optimize import nnls
+
+    if not np.all(np.isfinite(c)):
+        return inf
+    try:
+        W = _whitening(H)
+    except np.linalg.LinAlgError:
+        return inf
+    p, b, size = K @ c, W @ B, float(np.linalg.norm(W @ g))
+    active = np.flatnonzero(p < ACTIVE * p.max())
+    rest = W @ (H @ c + qp.RIDGE * np.trace(H) / len(H) * c - g)
+    b /= np.linalg.norm(b)
+    free = np.eye(len(g)) - np.outer(b, b)  # the multiplier of B is free: project its direction out
+    A = free @ (W @ K[active].T)
+    norms = np.linalg.norm(A, axis=0)
+    try:
+        u, stationarity = nnls(A / norms, free @ rest, maxiter=30 * len(g)) if len(active) else (np.zeros(0), float(np.linalg.norm(free @ rest)))
+    except RuntimeError:
+        return inf
+    complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
+    return stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(float(B @ c) - 1.0)

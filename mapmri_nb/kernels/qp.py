@@ -52,41 +52,6 @@ def workspace(n: int, m: int) -> QpWork:
 
 
 @kernel(fastmath=BLOCK_MATH)
-def fill_rows(points: Array, scale: Array, index: IntArray, h: Array, values: Array) -> None:
-    """
-    Rows of K at u = scale * points: prod H_ni(u_i) / sqrt(2^N n1! n2! n3!), the Gaussian factor dropped, norm 1.
-
-    Parameters
-    ----------
-    points : (3, m). scale : (3,), 1 for normalised points, radius / mu_i for a ball of a radius in mm.
-    index : (n, 3). h : (3 (N + 1) + 1, m) scratch. values : (n, m), written.
-    """
-    m, degree = points.shape[1], (h.shape[0] - 1) // 3 - 1
-    norm = h[h.shape[0] - 1]
-    for j in range(m):
-        norm[j] = 0.0
-    for axis in range(3):
-        first = axis * (degree + 1)
-        for n in range(degree + 1):
-            up, down = math.sqrt(2.0 / max(n, 1)) * scale[axis], math.sqrt((n - 1.0) / n) if n > 1 else 0.0
-            x, new, old, older = points[axis], h[first + n], h[first + max(n - 1, 0)], h[first + max(n - 2, 0)]
-            for j in range(m):
-                new[j] = up * x[j] * old[j] - down * older[j] if n > 0 else 1.0
-    for a in range(values.shape[0]):
-        x, y, z = h[index[a, 0]], h[degree + 1 + index[a, 1]], h[2 * degree + 2 + index[a, 2]]
-        out = values[a]
-        for j in range(m):
-            out[j] = x[j] * y[j] * z[j]
-            norm[j] += out[j] * out[j]
-    for j in range(m):
-        norm[j] = 1.0 / math.sqrt(norm[j])
-    for a in range(values.shape[0]):
-        out = values[a]
-        for j in range(m):
-            out[j] *= norm[j]
-
-
-@kernel(fastmath=BLOCK_MATH)
 def _times(A: Array, x: Array, out: Array) -> None:
     """out = A @ x."""
     for i in range(A.shape[0]):
