@@ -23,7 +23,10 @@ Array = NDArray[np.float64]
 
 ACCURATE = 1e-10  # KKT residual below which OSQP's answer on the whole grid is taken
 ACTIVE = 1e-6  # of the peak: rows below may carry a multiplier
-ROUNDS = 30  # of constraint generation
+EPS = 1e-6  # OSQP's tolerances on the whole grid; each round of constraint generation divides them by 10
+ROUNDS = 12  # of constraint generation
+
+Problem = tuple[Array, Array, Array, Array, Array]  # P, q, A, l, u
 
 
 class Grid(NamedTuple):
@@ -99,7 +102,7 @@ def _whitening(H: Array) -> Array:
     return np.linalg.solve(L, np.eye(len(H)))
 
 
-def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, Array, Array, Array, Array]:
+def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     """
     The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z <= u.
 
@@ -122,8 +125,8 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, Array, 
     return np.eye(len(g)), q / scale, A / norms[:, None], low, high
 
 
-def _osqp(problem: tuple[Array, Array, Array, Array, Array], rows: NDArray[np.intp] | slice) -> tuple[Array, Array, int]:
-    """Solution, multipliers and iterations of the problem on some rows of A, from a fresh setup."""
+def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float) -> tuple[Array, int]:
+    """Solution and iterations of the problem on some rows of A, from a fresh setup."""
     import osqp
     from scipy.sparse import csc_matrix
 
@@ -131,10 +134,10 @@ def _osqp(problem: tuple[Array, Array, Array, Array, Array], rows: NDArray[np.in
     solver = osqp.OSQP(algebra="builtin")
     solver.setup(
         csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows],
-        verbose=False, scaling=0, eps_abs=1e-6, eps_rel=1e-6, max_iter=20000, polishing=True, warm_starting=False,
+        verbose=False, scaling=0, eps_abs=eps, eps_rel=eps, max_iter=20000, polishing=True, warm_starting=False,
     )  # fmt: skip
     result = solver.solve(raise_error=False)
-    return np.asarray(result.x, float), np.asarray(result.y, float), int(result.info.iter)
+    return np.asarray(result.x, float), int(result.info.iter)
 
 
 def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, int, int]:
@@ -156,10 +159,10 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     except np.linalg.LinAlgError:
         return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     scale = float(np.linalg.norm(W @ g))
-    z, y, iterations = _osqp(problem, slice(None))
+    z, iterations = _osqp(problem, slice(None), EPS)
     best, c = inf, np.full(len(g), np.nan)
     held = np.zeros(len(K), bool)
-    for _ in range(ROUNDS):
+    for k in range(ROUNDS):
         trial = scale * (W.T @ z)
         residual = kkt_residual(H, g, B, K, trial)
         if residual < best:
@@ -168,7 +171,7 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
             break
         p = K @ trial
         held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
-        z, y, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)])
+        z, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11))
         iterations += more
     c = pull(B, K, c)
     best = kkt_residual(H, g, B, K, c)
