@@ -24,7 +24,8 @@ Array = NDArray[np.float64]
 ACCURATE = 1e-10  # KKT residual below which OSQP's answer on the whole grid is taken
 ACTIVE = 1e-6  # of the peak: rows below may carry a multiplier
 EPS = 1e-6  # OSQP's tolerances on the whole grid; each round of constraint generation divides them by 10
-ROUNDS = 12  # of constraint generation
+SHIFT = 1e-2  # of the mean diagonal of H, in the whitening
+ROUNDS = 8  # of constraint generation
 
 Problem = tuple[Array, Array, Array, Array, Array]  # P, q, A, l, u
 
@@ -96,18 +97,23 @@ def ball_grid(order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str
     return make_grid(order, _half_ball(1.0, 1.0 / (pos_grid // 2), False) * radius / mu)
 
 
+def _ridged(H: Array, share: float = qp.RIDGE) -> Array:
+    """H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer one problem."""
+    return np.asarray(H + share * np.trace(H) / len(H) * np.eye(len(H)), float)
+
+
 def _whitening(H: Array) -> Array:
-    """L^-1 with LL' = H + ridge, the ridge of the compiled solver: both answer the same problem."""
-    L = np.linalg.cholesky(H + qp.RIDGE * np.trace(H) / len(H) * np.eye(len(H)))
-    return np.linalg.solve(L, np.eye(len(H)))
+    """L^-1 with LL' = H."""
+    return np.linalg.solve(np.linalg.cholesky(H), np.eye(len(H)))
 
 
 def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     """
     The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z <= u.
 
-    Written in whitened variables z = L'c / |L^-1 g| with H = LL', rows of A scaled to norm 1, so P is the identity,
-    |q| = 1 and the solver's tolerances are relative.
+    Written in whitened variables z = L'c / |L^-1 g| with LL' = H + SHIFT tr(H)/n, rows of A scaled to norm 1, so P is
+    close to the identity, |q| = 1 and the solver's tolerances are relative. Without the shift a nearly singular H
+    makes all rows of A alike, and 10^5 iterations do not converge.
 
     Parameters
     ----------
@@ -117,12 +123,12 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     -------
     P (n, n), q (n,), A (m + 1, n), l (m + 1,), u (m + 1,), dense; numpy.linalg.LinAlgError where H is not positive.
     """
-    W = _whitening(H)
+    W = _whitening(_ridged(H, SHIFT))
     q, A = -W @ g, np.vstack([B, K]) @ W.T
     norms, scale = np.linalg.norm(A, axis=1), np.linalg.norm(q)
     low, high = np.zeros(len(A)), np.full(len(A), inf)
     low[0] = high[0] = 1.0 / (norms[0] * scale)
-    return np.eye(len(g)), q / scale, A / norms[:, None], low, high
+    return W @ _ridged(H) @ W.T, q / scale, A / norms[:, None], low, high
 
 
 def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float) -> tuple[Array, int]:
@@ -154,8 +160,7 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     NOT_POSITIVE; c is NaN where there is no answer).
     """
     try:
-        problem = osqp_problem(H, g, B, K)
-        W = _whitening(H)
+        problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
     except np.linalg.LinAlgError:
         return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     scale = float(np.linalg.norm(W @ g))
@@ -200,12 +205,12 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     if not np.all(np.isfinite(c)):
         return inf
     try:
-        W = _whitening(H)
+        W = _whitening(_ridged(H))
     except np.linalg.LinAlgError:
         return inf
     p, b, size = K @ c, W @ B, float(np.linalg.norm(W @ g))
     active = np.flatnonzero(p < ACTIVE * p.max())
-    rest = W @ (H @ c + qp.RIDGE * np.trace(H) / len(H) * c - g)
+    rest = W @ (_ridged(H) @ c - g)
     b /= np.linalg.norm(b)
     free = np.eye(len(g)) - np.outer(b, b)  # the multiplier of B is free: project its direction out
     A = free @ (W @ K[active].T)
