@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 
 MAX_CONDITION = 5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
+MAX_ITER = 2000  # a noise-like voxel takes some hundred steps
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
 
@@ -40,6 +41,8 @@ class MapmriModel:
     bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all voxels.
+    pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the grid of the order.
+    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP.
 
     Examples
     --------
@@ -62,6 +65,9 @@ class MapmriModel:
         bval_threshold: float | None = 2100,
         eigenvalue_threshold: float = 1e-4,
         static_diffusivity: float | None = None,
+        pos_grid: int | None = None,
+        pos_radius: float | str = "adaptive",
+        max_iter: int = MAX_ITER,
     ) -> None:
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
@@ -84,6 +90,9 @@ class MapmriModel:
             "bval_threshold": bval_threshold,
             "eigenvalue_threshold": float(eigenvalue_threshold),
             "static_diffusivity": static_diffusivity,
+            "pos_grid": pos_grid,
+            "pos_radius": pos_radius,
+            "max_iter": max_iter,
         }
         self.n_coef = ordering.n_coef(self.order)
         use = self._tensor_volumes(bval_threshold)
@@ -92,6 +101,7 @@ class MapmriModel:
         else:
             needed = self.n_coef
             self._check_identifiable()
+        self._solve = self._solver()
         self.plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
 
     @property
@@ -136,6 +146,17 @@ class MapmriModel:
             f"(condition number {found:.2g} > {MAX_CONDITION:g}; shells: {shells}). The largest safe order is {safe}; "
             "or pass laplacian=0.2 or positivity='global'"
         )
+
+    def _solver(self) -> Callable[[batch.Plan, batch.Block, int], None]:
+        """What turns normal equations into coefficients, block by block."""
+        o = self.options
+        if o["pos_grid"] is not None and self.positivity != "grid":
+            raise ValueError("pos_grid is for positivity='grid' alone")
+        if self.positivity == "grid":
+            from .positivity import GridSolver
+
+            return GridSolver(self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"])
+        return batch.solve_linear
 
     def _plan(self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int) -> batch.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
@@ -208,7 +229,7 @@ class MapmriModel:
         out = self._empty_rows(len(y))
         data = batch.Data(y, np.ones((1, y.shape[1])), mu, R)
         lanes = min(batch.LANES, len(y))
-        spread(partial(batch.linear, self.plan, data, lanes, out), len(y), lanes, n_threads(threads))
+        spread(partial(batch.run, self.plan, data, lanes, out, self._solve), len(y), lanes, n_threads(threads))
         return out
 
 

@@ -9,15 +9,15 @@ GRID_TABLE
 """
 
 from functools import lru_cache
-from math import inf, pi, sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import qp
+from .kernels import batch, qp
 from .kernels.hermite import propagator_rows
-from .kernels.ordering import class_bounds, class_permutation, index_table, n_coef
+from .kernels.ordering import class_bounds, class_permutation, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
 
@@ -216,8 +216,56 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     A = free @ (W @ K[active].T)
     norms = np.linalg.norm(A, axis=0)
     try:
-        u, stationarity = nnls(A / norms, free @ rest, maxiter=30 * len(g)) if len(active) else (np.zeros(0), float(np.linalg.norm(free @ rest)))
+        u, stationarity = (
+            nnls(A / norms, free @ rest, maxiter=30 * len(g))
+            if len(active)
+            else (np.zeros(0), float(np.linalg.norm(free @ rest)))
+        )
     except RuntimeError:
         return inf
     complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
     return stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(float(B @ c) - 1.0)
+
+
+class GridSolver:
+    """
+    Solves blocks of `kernels.batch` on a grid; what fails the compiled solver's KKT check goes to OSQP.
+
+    Parameters
+    ----------
+    order : radial order. solver : "auto" or "osqp" (OSQP for every voxel). max_iter : cap of the compiled solver, which
+    forces the fallback when small. pos_grid, pos_radius : DIPY's ball instead of the grid of the order.
+    """
+
+    def __init__(
+        self, order: int, solver: str, max_iter: int, pos_grid: int | None = None, pos_radius: float | str = "adaptive"
+    ) -> None:
+        self.order, self.solver, self.max_iter = order, solver, max_iter
+        self.ball = None if pos_grid is None else (pos_grid, pos_radius)
+        self.B = origin_values(index_table(order))
+
+    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
+        """Solve the first `count` voxels of a block."""
+        if self.ball is None:
+            self._lanes(plan, k, normalised_grid(self.order), slice(0, count))
+            return
+        for l in range(count):
+            if not k.status[l] & batch.NO_FIT:
+                self._lanes(plan, k, ball_grid(self.order, k.mu[:, l], *self.ball), slice(l, l + 1))
+
+    def _lanes(self, plan: batch.Plan, k: batch.Block, grid: Grid, lanes: slice) -> None:
+        place, n = plan.moments.permutation, len(self.B)
+        failed = np.ones(lanes.stop - lanes.start, np.int64)
+        if self.solver == "auto":
+            part = [np.ascontiguousarray(a[..., lanes]) for a in (k.G, k.rhs, k.x, k.lane, k.status)]
+            G, rhs, x, lane, status = part
+            batch.grid_lanes(place, G, rhs, self.B, grid.rows, self.max_iter, len(failed), x, lane, status, failed)
+            k.x[:, lanes], k.lane[:, lanes] = x, lane
+        H, g = np.empty((n, n)), np.empty(n)
+        for l in lanes.start + np.flatnonzero(failed):
+            if k.status[l] & batch.NO_FIT:
+                continue
+            batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
+            c, k.lane[batch.KKT, l], k.lane[batch.ITERATIONS, l], verdict = solve_osqp(H, g, self.B, grid.K)
+            k.status[l] |= batch.BY_OSQP if verdict == qp.SOLVED else batch.BY_OSQP | batch.NOT_CONVERGED
+            batch.pack(place, c, l, k.x)

@@ -8,12 +8,13 @@ every lane is computed alone.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import gcv, laplacian, moments, scalars, tensor
+from . import gcv, laplacian, moments, qp, scalars, tensor
 from ._jit import BLOCK_MATH, kernel
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
@@ -215,7 +216,7 @@ def sum_squares(y: Array, w: Array, lane: Array) -> None:
 
 
 @kernel()
-def solve_linear(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray) -> None:
+def cholesky_solve(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray) -> None:
     """Coefficients x (n, V) by Cholesky; E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0."""
     n = origin.size
     last = n * (n + 1) // 2
@@ -340,13 +341,56 @@ def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> No
     )  # fmt: skip
 
 
-def linear(plan: Plan, data: Data, lanes: int, out: Out, start: int, stop: int) -> None:
-    """Fit MAP or MAPL to rows start to stop."""
+def run(plan: Plan, data: Data, lanes: int, out: Out, solve: Callable[[Plan, Block, int], None], start: int, stop: int) -> None:
+    """Fit rows start to stop; solve(plan, block, count) turns the normal equations of a block into k.x."""
     k = Block(plan, lanes)
     for i0 in range(start, stop, lanes):
         prepare(plan, data, i0, k)
-        solve_linear(plan.moments.origin, k.rhs, k.G, k.pivot, k.x, k.lane, k.status)
+        solve(plan, k, min(lanes, stop - i0))
         finish(plan, data, i0, stop, k, out)
+
+
+def solve_linear(plan: Plan, k: Block, count: int) -> None:
+    """Coefficients of MAP and MAPL, without constraints."""
+    cholesky_solve(plan.moments.origin, k.rhs, k.G, k.pivot, k.x, k.lane, k.status)
+
+
+@kernel()
+def unpack(place: NDArray[np.uint64], G: Array, rhs: Array, S0: float, lane: int, H: Array, g: Array) -> None:
+    """Normal equations H (n, n), g (n,) of one voxel in DIPY's order, for data divided by S0."""
+    for i in range(g.size):
+        g[place[i]] = rhs[i, lane] / S0
+        for j in range(i + 1):
+            value = G[i * (i + 1) // 2 + j, lane]
+            H[place[i], place[j]] = value
+            H[place[j], place[i]] = value
+
+
+@kernel()
+def pack(place: NDArray[np.uint64], c: Array, lane: int, x: Array) -> None:
+    """Coefficients of one voxel from DIPY's order into a lane of x (n, V)."""
+    for i in range(c.size):
+        x[i, lane] = c[place[i]]
+
+
+@kernel()
+def grid_lanes(
+    place: NDArray[np.uint64], G: Array, rhs: Array, B: Array, grid: qp.GridRows, max_iter: int, count: int, x: Array,
+    lane: Array, status: IntArray, failed: IntArray,
+) -> None:  # fmt: skip
+    """Solve the grid QP of every lane by the active set; failed (V,): 1 where its own KKT check says no."""
+    n = B.size
+    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
+    work = qp.workspace(n, grid.values.shape[1])
+    for l in range(count):
+        failed[l] = 0
+        if status[l] & NO_FIT:
+            continue
+        unpack(place, G, rhs, lane[S0, l], l, H, g)
+        failed[l] = 1 if qp.solve(H, g, B, grid, max_iter, work, c, info) != qp.SOLVED else 0
+        lane[KKT, l] = info[0]
+        lane[ITERATIONS, l] = info[1]
+        pack(place, c, l, x)
 
 
 @kernel()
