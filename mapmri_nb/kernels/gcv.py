@@ -231,7 +231,7 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
 
 @kernel(fastmath=BLOCK_MATH)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
-    """Derivative of log GCV by log w, `score` just taken there; RSS' = 2 w x'(T + w I)^-1 x, the trace's by recurrence."""
+    """Derivative of log GCV by log w, `score` just taken there; RSS' = 2 w x'(T + w I)^-1 x."""
     e, v, x, u = T[1], T[3], T[4], T[5]
     block_set(u[:1], 0.0)
     block_set(lane[3:7], 0.0)

@@ -84,7 +84,7 @@ def factors(mu: Array, f: Array) -> None:
 
 @lru_cache
 def tables(order: int) -> LaplacianTables:
-    """Sparse map from `factors` to L at an even order: 70, 224, 527 terms at orders 4, 6, 8."""
+    """Sparse map from `factors` to L at an even order: 70, 224, 527 entries at orders 4, 6, 8."""
     index, sizes = block_index_table(order), range(order + 1)
     x2 = np.array([[second_moment(n, m) for m in sizes] for n in sizes])
     x4 = np.array([[fourth_moment(n, m) for m in sizes] for n in sizes])
