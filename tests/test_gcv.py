@@ -107,11 +107,11 @@ def test_the_better_of_two_minima():
     mu, keep = np.full((3, 1), 5e-3), class_permutation(2)
     lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
     factor, logs, seen = np.linalg.cholesky(lap), np.linspace(LOW, HIGH, 4001), {0: 0, 1: 0}
-    for _ in range(400):
-        d = 10.0 ** np.array([*rng.uniform(-5, -4, 3), *rng.uniform(0, 1, 4)]) / 5e-3
+    for _ in range(100):
+        d = 10.0 ** np.array([*rng.uniform(-6, -5, 3), *rng.uniform(-2, -1, 4)]) / 5e-3
         q, r = np.linalg.qr(rng.normal(size=(12, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
         m = q @ np.diag(np.sqrt(d)) @ r.T @ factor.T
-        y = q @ (10.0 ** rng.uniform(-2, 1, n)) + 10.0 ** rng.uniform(-1.5, 0.5) * rng.normal(size=12)
+        y = q @ (10.0 ** rng.uniform(-2, 0, n)) + 0.3 * rng.normal(size=12)
         value = curve((m, lap, y))
         v = value(np.exp(logs) / 5e-3)
         minima = np.flatnonzero((v[1:-1] < v[:-2]) & (v[1:-1] < v[2:])) + 1
@@ -119,7 +119,7 @@ def test_the_better_of_two_minima():
         assert value(weight[0])[0] <= v.min() * (1 + 1e-9)
         if len(minima) == 2:
             seen[int(v[minima].argmin())] += 1
-    assert min(seen.values()) > 2
+    assert min(seen.values()) >= 5
 
 
 def test_score_and_slope(brain):
