@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import laplacian
 from ._jit import BLOCK_MATH, kernel
-from .linalg import exp, log
+from .linalg import block_copy, block_set, exp, log
 from .ordering import class_bounds
 
 Array = NDArray[np.float64]
@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 LOWEST, HIGHEST = math.log(5e-8), math.log(5e-2)  # of the dimensionless weight, weight * (mu1 mu2 mu3)^(1/3)
 GRID = 24
 STEP = (HIGHEST - LOWEST) / (GRID - 1)
-ITERATIONS = 60  # 5 or 6 are usual; bisection alone would take 27
+ITERATIONS = 60  # 4 to 6 are usual; bisection alone would take 27
 STOP = 1e-8  # in log weight; the step that passes it leaves about its square
 NOISE_FLOOR = 1e-15  # of RSS / y'y: below, rounding decides
 
@@ -41,9 +41,9 @@ class Work(NamedTuple):
 
     W: Array  # packed: M'M, whitened, used up by the reflections
     C: Array  # packed: factor of L, inverse diagonal
-    T: Array  # (6, n + 2, V): d, e = T[k, k-1], z, and three vectors
+    T: Array  # (6, n + 2, V): diagonal, e[k] = T[k, k-1], z, and three vectors
     grid: Array  # (GRID, V)
-    lane: Array  # (22, V)
+    lane: Array  # (19, V)
 
 
 @lru_cache
@@ -56,15 +56,16 @@ def tables(order: int) -> GcvTables:
 def workspace(n: int, V: int) -> Work:
     """Scratch for n functions and V lanes."""
     m = n * (n + 1) // 2
-    return Work(np.empty((m, V)), np.empty((m, V)), np.empty((6, n + 2, V)), np.empty((GRID, V)), np.empty((22, V)))
+    return Work(np.empty((m, V)), np.empty((m, V)), np.empty((6, n + 2, V)), np.empty((GRID, V)), np.empty((19, V)))
 
 
 # ---- whitening and tridiagonalisation --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _subtract(A: Array, r: int, C: Array, c: int, b: int, m: int, step: int, grow: int) -> None:
-    """A[r] -= sum over k < m of C[c + k] A[b_k]; b_k along a packed row (step 1, grow 0) or down a column (grow 1)."""
+def _subtract(A: Array, r: int, C: Array, c: int, b: int, m: int, step: int) -> None:
+    """A[r] -= sum over k < m of C[c + k] A[b_k], b_k from b along a row (step 0) or down a packed column (row + 1)."""
+    grow, step = min(step, 1), max(step, 1)
     for k in range(c, c + m - 3, 4):
         b1 = b + step
         b2 = b1 + step + grow
@@ -83,12 +84,10 @@ def _subtract(A: Array, r: int, C: Array, c: int, b: int, m: int, step: int, gro
 @kernel(fastmath=BLOCK_MATH)
 def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
     """C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <- C^-1 z."""
-    lanes, along = range(C.shape[1]), t.bounds[0]
+    lanes, along = range(C.shape[1]), t.bounds[0]  # 0, but a literal would compile _subtract once more
     for k in range(t.bounds.size - 1):
         for i in range(t.bounds[k], t.bounds[k + 1]):
-            for j in range(t.bounds[k], i + 1):
-                for l in lanes:
-                    C[i * (i + 1) // 2 + j, l] = 0.0
+            block_set(C[i * (i + 1) // 2 + t.bounds[k] : (i + 1) * (i + 2) // 2], 0.0)
     for e in range(t.lap.target.size):
         r = t.lap.target[e]
         for term in range(t.lap.pointer[e], t.lap.pointer[e + 1]):
@@ -101,10 +100,10 @@ def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
             r = i * (i + 1) // 2
             for j in range(s, i + 1):
                 q = j * (j + 1) // 2
-                _subtract(C, r + j, C, r + s, q + s, j - s, along + 1, along)
+                _subtract(C, r + j, C, r + s, q + s, j - s, along)
                 for l in lanes:
                     C[r + j, l] = C[r + j, l] * C[q + j, l] if j < i else 1.0 / math.sqrt(C[r + j, l])
-            _subtract(z, i, C, r + s, s, i - s, along + 1, along)
+            _subtract(z, i, C, r + s, s, i - s, along)
             for l in lanes:
                 z[i, l] *= C[r + i, l]
 
@@ -126,45 +125,38 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
                 first = t.bounds[b]
                 for j in range(first, min(t.bounds[b + 1], i)):
                     q = j * (j + 1) // 2
-                    _subtract(W, r + j, C, q + first, r + first, j - first, along + 1, along)
+                    _subtract(W, r + j, C, q + first, r + first, j - first, along)
                     for l in lanes:
                         W[r + j, l] *= C[q + j, l]
-            _subtract(W, r + i, C, r + s, r + s, i - s, along + 1, along)
-            for j in range(i):  # U is stored as its lower triangle: its row j up to the diagonal, then down column j
+            _subtract(W, r + i, C, r + s, r + s, i - s, along)
+            for j in range(i + 1):  # row j of U: what the lower triangle has of it, then down column j
                 m = max(s, j)
-                _subtract(W, r + j, C, r + s, j * (j + 1) // 2 + s, m - s, along + 1, along)
-                _subtract(W, r + j, C, r + m, m * (m + 1) // 2 + j, i - m, m + 1, along + 1)
+                if j == i:  # the diagonal is divided twice
+                    for l in lanes:
+                        W[r + i, l] *= C[r + i, l]
+                _subtract(W, r + j, C, r + s, j * (j + 1) // 2 + s, m - s, along)
+                _subtract(W, r + j, C, r + m, m * (m + 1) // 2 + j, i - m, m + 1)
                 for l in lanes:
                     W[r + j, l] *= C[r + i, l]
-            for l in lanes:
-                W[r + i, l] *= C[r + i, l]
-            _subtract(W, r + i, C, r + s, r + s, i - s, along + 1, along)
-            for l in lanes:
-                W[r + i, l] *= C[r + i, l]
 
 
 @kernel(fastmath=BLOCK_MATH)
 def tridiagonalise(W: Array, T: Array, row: Array) -> None:
     """
-    Householder from the last row up: diagonal T[0], below it T[1], both ends of which are 0; T[2] <- Q'T[2].
+    Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <- Q'T[2].
 
     T[3] and T[4] hold the rank-two update W -= v w' + w v' that the next step applies while it multiplies: each step
     passes over the triangle once. W is used up; rows 0 to 2 of `row` are scratch.
     """
     d, e, z, v, w, p = T[0], T[1], T[2], T[3], T[4], T[5]
     n, lanes = T.shape[1] - 2, range(T.shape[2])
-    for i in range(n):
-        for l in lanes:
-            v[i, l] = 0.0
-            w[i, l] = 0.0
-            e[n, l] = 0.0
+    block_set(e[n:], 0.0)
+    block_set(v, 0.0)
+    block_set(w, 0.0)
     for k in range(n - 1, -1, -1):
         u = k * (k + 1) // 2  # row k, soon the vector of its reflection
         last = max(u + k - 1, 0)
-        for l in lanes:
-            row[0, l] = 0.0
-            row[1, l] = 0.0
-            row[2, l] = 0.0
+        block_set(row[:3], 0.0)
         for j in range(k, -1, -1):
             for l in lanes:
                 x = W[u + j, l] - v[k, l] * w[j, l] - w[k, l] * v[j, l]
@@ -208,77 +200,64 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
     """
     GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane, into `out` (V,).
 
-    Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in the first rows of `lane`
-    RSS, samples - tr S and the trace of the inverse.
+    Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in rows 0 to 2 of `lane`
+    the trace of the inverse, RSS and samples - tr S.
     """
     d, e, z, v, x = T[0], T[1], T[2], T[3], T[4]
     n, lanes = T.shape[1] - 2, range(T.shape[2])
-    for l in lanes:
-        lane[0, l] = yy[l]
-        lane[1, l] = 0.0  # x'x
-        lane[2, l] = 0.0
-        lane[3, l] = 0.0  # derivative of the pivot by w
-        v[0, l] = 0.0
-        x[0, l] = 0.0
-        x[n + 1, l] = 0.0
+    block_set(lane[:4], 0.0)
+    block_set(v[:1], 0.0)
+    block_set(x[:1], 0.0)
+    block_set(x[n + 1 :], 0.0)
     for i in range(n):
         for l in lanes:
             g = e[i, l] * v[i, l]
-            c = 1.0 + g * g * lane[3, l]
+            c = 1.0 + g * g * lane[3, l]  # derivative of the pivot by w
             inverse = 1.0 / (d[i, l] + w[l] - g * e[i, l])
             y = z[i, l] - g * x[i, l]
-            v[i + 1, l] = inverse
-            x[i + 1, l] = y
-            lane[3, l] = c
-            lane[2, l] += c * inverse
-            lane[0, l] -= y * y * inverse
+            v[i + 1, l], x[i + 1, l], lane[3, l] = inverse, y, c
+            lane[0, l] += c * inverse
+            lane[1, l] += y * y * inverse  # z'x
     for i in range(n, 0, -1):
         for l in lanes:
             y = (x[i, l] - e[i, l] * x[i + 1, l]) * v[i, l]
             x[i, l] = y
-            lane[1, l] += y * y
+            lane[2, l] += y * y  # x'x
     for l in lanes:
-        lane[0, l] = max(lane[0, l] - w[l] * lane[1, l], NOISE_FLOOR * yy[l])
-        lane[1, l] = samples[l] - n + w[l] * lane[2, l]
-        out[l] = lane[0, l] / (lane[1, l] * lane[1, l])
+        lane[1, l] = max(yy[l] - lane[1, l] - w[l] * lane[2, l], NOISE_FLOOR * yy[l])
+        lane[2, l] = samples[l] - n + w[l] * lane[0, l]
+        out[l] = lane[1, l] / (lane[2, l] * lane[2, l])
 
 
 @kernel(fastmath=BLOCK_MATH)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
-    """Derivative of log GCV by log w where `score` was just taken: RSS' = 2 w x'(T + w I)^-1 x, the trace's by recurrence."""
+    """Derivative of log GCV by log w, `score` just taken there; RSS' = 2 w x'(T + w I)^-1 x."""
     e, v, x, u = T[1], T[3], T[4], T[5]
-    lanes = range(T.shape[2])
-    for l in lanes:
-        u[0, l] = 0.0
-        for k in range(3, 7):
-            lane[k, l] = 0.0
+    block_set(u[:1], 0.0)
+    block_set(lane[3:7], 0.0)
     for i in range(T.shape[1] - 2):
-        for l in lanes:
-            g = e[i, l] * v[i, l]
+        for l in range(w.size):
+            g, c, c1 = e[i, l] * v[i, l], lane[3, l], lane[4, l]
             y = x[i + 1, l] - g * u[i, l]
-            u[i + 1, l] = y
-            c, c1 = lane[3, l], lane[4, l]  # derivatives of the pivot by w
-            c1 = g * g * (c1 - 2.0 * v[i, l] * c * c)
+            c1 = g * g * (c1 - 2.0 * v[i, l] * c * c)  # second derivative of the pivot by w
             c = 1.0 + g * g * c
-            lane[3, l], lane[4, l] = c, c1
+            u[i + 1, l], lane[3, l], lane[4, l] = y, c, c1
             lane[5, l] += v[i + 1, l] * (c1 - v[i + 1, l] * c * c)
             lane[6, l] += y * y * v[i + 1, l]
-    for l in lanes:
-        free = w[l] * (lane[2, l] + w[l] * lane[5, l])
-        out[l] = 2.0 * w[l] * w[l] * lane[6, l] / lane[0, l] - 2.0 * free / lane[1, l]
+    for l in range(w.size):
+        free = w[l] * (lane[0, l] + w[l] * lane[5, l])
+        out[l] = 2.0 * w[l] * w[l] * lane[6, l] / lane[1, l] - 2.0 * free / lane[2, l]
 
 
 @kernel()
 def _local_minimum(grid: Array, l: int, rank: int) -> int:
     """Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or NaN)."""
     for i in range(GRID):
-        if i > 0 and not grid[i, l] <= grid[i - 1, l]:
-            continue
-        if (i < GRID - 1 and not grid[i, l] < grid[i + 1, l]) or not grid[i, l] < math.inf:
-            continue
-        if rank == 0:
-            return i
-        rank -= 1
+        falls = i == 0 or grid[i, l] <= grid[i - 1, l]
+        if falls and grid[i, l] < math.inf and (i == GRID - 1 or grid[i, l] < grid[i + 1, l]):
+            if rank == 0:
+                return i
+            rank -= 1
     return -1
 
 
@@ -287,18 +266,18 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
     """
     Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number `rank`.
 
-    Leaves log weight and score in lane[12] and lane[13] (inf where a lane has fewer minima); returns how many have one.
+    Leaves log weight and score in lane[8] and lane[9] (inf where a lane has fewer minima); returns how many have one.
     """
     grid, lane, lanes = work.grid, work.lane, range(yy.size)
-    w, x, value, low, high, before = lane[10], lane[12], lane[13], lane[14], lane[15], lane[16]
-    step, first, curve, latest = lane[17], lane[18], lane[19], lane[20]
+    w, x, value, low, high, step = lane[7], lane[8], lane[9], lane[10], lane[11], lane[12]
+    first, before, curve, latest = lane[13], lane[14], lane[15], lane[16]
     found = 0
     for l in lanes:
         i = _local_minimum(grid, l, rank)
         found += i >= 0
         step[l], value[l], curve[l], x[l] = (1.0 if i >= 0 else 0.0), math.inf, 0.0, LOWEST + i * STEP
         low[l], high[l] = LOWEST + max(i - 1, 0) * STEP, LOWEST + min(i + 1, GRID - 1) * STEP
-        if 0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf:  # vertex of the parabola through three scores
+        if 0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf:  # start at the vertex of their parabola
             bend = grid[i - 1, l] - 2.0 * grid[i, l] + grid[i + 1, l]
             x[l] += 0.5 * STEP * (grid[i - 1, l] - grid[i + 1, l]) / bend
             curve[l] = bend / (STEP * STEP * grid[i, l])
@@ -331,17 +310,9 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
 
 @kernel()
 def choose(
-    G: Array,
-    rhs: Array,
-    mu: Array,
-    yy: Array,
-    samples: Array,
-    t: GcvTables,
-    weights: Array,
-    work: Work,
-    weight: Array,
-    bound: Array,
-) -> None:
+    G: Array, rhs: Array, mu: Array, yy: Array, samples: Array, t: GcvTables, weights: Array,
+    work: Work, weight: Array, bound: IntArray,
+) -> None:  # fmt: skip
     """
     Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given array of them.
 
@@ -354,20 +325,16 @@ def choose(
     weight : (V,), written, 1/mm; NaN where no weight has a finite score.
     bound : (V,), written: 1 where the weight is the smallest or largest of its range or of several candidates, else 0.
     """
-    n, lanes, lane, grid = rhs.shape[0], range(yy.size), work.lane, work.grid
-    w, best, length, x, value = lane[10], lane[11], lane[21], lane[12], lane[13]
-    for r in range(n * (n + 1) // 2):
-        for l in lanes:
-            work.W[r, l] = G[r, l]
-    for i in range(n):
-        for l in lanes:
-            work.T[2, i, l] = rhs[i, l]
+    lanes, lane, grid = range(yy.size), work.lane, work.grid
+    w, x, value, best, length = lane[7], lane[8], lane[9], lane[17], lane[18]
+    block_copy(G, work.W, work.W.shape[0])
+    block_copy(rhs, work.T[2], rhs.shape[0])
     laplacian.factors(mu, grid)
     for l in lanes:  # L in units of the mean scale: weights are then dimensionless
         length[l] = exp(log(mu[0, l] * mu[1, l] * mu[2, l]) / 3.0)
         for k in range(6):
             grid[k, l] /= length[l]
-        best[l], weight[l], bound[l] = math.inf, math.nan, 0.0
+        best[l], weight[l], bound[l] = math.inf, math.nan, 0
     factor_laplacian(grid, t, work.C, work.T[2])
     whiten(work.C, t, work.W)
     tridiagonalise(work.W, work.T, lane)
@@ -382,7 +349,7 @@ def choose(
             for l in lanes:
                 if value[l] < best[l]:
                     best[l], weight[l] = value[l], exp(x[l]) / length[l]
-                    bound[l] = 1.0 if x[l] <= LOWEST or x[l] >= LOWEST + (GRID - 1) * STEP else 0.0
+                    bound[l] = 1 if x[l] <= LOWEST or x[l] >= LOWEST + (GRID - 1) * STEP else 0
     smallest, largest = math.inf, -math.inf
     for k in range(weights.size):
         smallest, largest = min(smallest, weights[k]), max(largest, weights[k])
@@ -394,4 +361,4 @@ def choose(
                 best[l], weight[l] = value[l], weights[k]
     for l in lanes:
         if weights.size > 1 and (weight[l] == smallest or weight[l] == largest):
-            bound[l] = 1.0
+            bound[l] = 1

@@ -17,10 +17,9 @@ Unsigned = NDArray[np.uint64]
 
 class LaplacianTables(NamedTuple):
     """
-    Lower triangle of L as a sparse linear map of the six `factors`, functions in the block kernels' order.
+    Lower triangle of L in block order: term t adds coefficient[t] * f[factor[t]] to entry (row[t], column[t]).
 
-    Term t adds coefficient[t] * f[factor[t]] to entry (row[t], column[t]). Terms are sorted by entry: entry e has the
-    terms pointer[e] to pointer[e+1] and the place target[e] = row (row+1)/2 + column of the packed lower triangle.
+    Entry e has the terms pointer[e] to pointer[e+1] and place target[e] in the packed lower triangle.
     """
 
     row: Unsigned
@@ -54,16 +53,10 @@ def fourth_moment(n: int, m: int) -> float:
 @kernel()
 def matrix(mu: Array, index: IntArray, out: Array) -> None:
     """
-    Laplacian matrix of one voxel [Fick 2016, Eq. 10, in r space: 16 pi^4 times the integral of r^4 P^2].
+    Laplacian matrix of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm [Fick 2016, Eq. 10].
 
-    Parameters
-    ----------
-    mu : (3,) mm. index : (n, 3). out : (n, n), written, mm.
-
-    Notes
-    -----
-    L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], where X4 and X2 are
-    fourth and second moments of the Hermite functions and the indices of the axes not named must agree.
+    In r space, 16 pi^4 times the integral of r^4 P^2: L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k
+    + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], X the moments above, the indices of the axes not named being equal.
     """
     unit = 2.0 * math.pi**2.5 / (mu[0] * mu[1] * mu[2])
     for a in range(index.shape[0]):
@@ -82,34 +75,28 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
 
 @kernel(fastmath=BLOCK_MATH)
 def factors(mu: Array, f: Array) -> None:
-    """Scales of a block, mu (3, V) mm, to the factors f (6, V): mu_k^4, then mu1^2 mu2^2 .. mu2^2 mu3^2, over mu1 mu2 mu3."""
+    """Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over mu1 mu2 mu3."""
     for l in range(mu.shape[1]):
         a, b, c = mu[0, l], mu[1, l], mu[2, l]
-        f[3, l] = a * b / c
-        f[4, l] = a * c / b
-        f[5, l] = b * c / a
-        f[0, l] = a * a * a / (b * c)
-        f[1, l] = b * b * b / (a * c)
-        f[2, l] = c * c * c / (a * b)
+        f[0, l], f[1, l], f[2, l] = a * a * a / (b * c), b * b * b / (a * c), c * c * c / (a * b)
+        f[3, l], f[4, l], f[5, l] = a * b / c, a * c / b, b * c / a
 
 
 @lru_cache
 def tables(order: int) -> LaplacianTables:
-    """Sparse map from `factors` to L at an even order: 70, 224, 527 terms at orders 4, 6, 8."""
+    """Sparse map from `factors` to L at an even order: 70, 224, 527 entries at orders 4, 6, 8."""
     index, sizes = block_index_table(order), range(order + 1)
     x2 = np.array([[second_moment(n, m) for m in sizes] for n in sizes])
     x4 = np.array([[fourth_moment(n, m) for m in sizes] for n in sizes])
     row, column = np.tril_indices(len(index))
-    same = [index[row, k] == index[column, k] for k in range(3)]
-    second = [x2[index[row, k], index[column, k]] for k in range(3)]
-    fourth = [x4[index[row, k], index[column, k]] for k in range(3)]
-    terms = [fourth[k] * same[k - 1] * same[k - 2] for k in range(3)]
-    terms += [2.0 * second[i] * second[j] * same[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0))]
-    values = 2.0 * math.pi**2.5 * np.stack(terms, axis=1)  # (lower entries in packed order, six factors)
+    x0, x2, x4 = (x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4))  # (3, lower entries)
+    terms = [x4[k] * x0[k - 1] * x0[k - 2] for k in range(3)]
+    terms += [2.0 * x2[i] * x2[j] * x0[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0))]
+    values = 2.0 * math.pi**2.5 * np.stack(terms, axis=1)
     entry, factor = np.nonzero(values)
     target, first = np.unique(entry, return_index=True)
-    integers = (row[entry], column[entry], factor, target, np.append(first, len(entry)))
-    r, c, k, t, p = (frozen(x.astype(np.uint64)) for x in integers)
+    pointer = np.append(first, len(entry))
+    r, c, k, t, p = (frozen(x.astype(np.uint64)) for x in (row[entry], column[entry], factor, target, pointer))
     return LaplacianTables(r, c, k, frozen(values[entry, factor]), t, p)
 
 

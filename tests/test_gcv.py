@@ -1,0 +1,278 @@
+"""GCV: the minimiser and arrays of weights against dense algebra; golden vector (c), invariants 2, 4, 9."""
+
+import numpy as np
+import oracle
+import pytest
+import truth
+
+from mapmri_nb.kernels import gcv
+from mapmri_nb.kernels.ordering import class_permutation, n_coef
+
+NONE = np.empty(0)
+LOW, HIGH = np.log(5e-8), np.log(5e-2)
+
+
+def signals(order, mu, bvals, bvecs, tau, rng, noise=0.03):
+    """Designs (n samples, n) in block order, Laplacians, and noisy two-compartment signals of the scales mu (3, V)."""
+    keep, q = class_permutation(order), oracle.qvectors(bvals, bvecs, tau)
+    out = []
+    for l in range(mu.shape[1]):
+        m = oracle.phi_matrix(order, mu[:, l], q)[:, keep]
+        lap = oracle.laplacian_matrix(order, mu[:, l])[np.ix_(keep, keep)]
+        narrow, wide = mu[:, l] * rng.uniform(0.5, 1.0, 3), mu[:, l] * rng.uniform(1.0, 1.6, 3)
+        f = rng.uniform(0.2, 0.8)
+        y = sum(g * np.exp(-2 * np.pi**2 * (q**2 @ s**2)) for g, s in ((f, narrow), (1 - f, wide)))
+        out.append((m, lap, y + noise * rng.normal(size=len(y))))
+    return out
+
+
+def pack(voxels, mu):
+    """The block arrays of `choose`."""
+    lower = np.tril_indices(voxels[0][0].shape[1])
+    g = np.array([(m.T @ m)[lower] for m, _, _ in voxels]).T.copy()
+    rhs = np.array([m.T @ y for m, _, y in voxels]).T.copy()
+    yy, samples = np.array([y @ y for _, _, y in voxels]), np.array([float(len(y)) for _, _, y in voxels])
+    return g, rhs, np.ascontiguousarray(mu), yy, samples
+
+
+def choose(order, block, weights=NONE, work=None):
+    lanes = block[1].shape[1]
+    weight, bound = np.full(lanes, -1.0), np.full(lanes, -1)
+    work = work or gcv.workspace(n_coef(order), lanes)
+    gcv.choose(*block, gcv.tables(order), np.asarray(weights, float), work, weight, bound)
+    return weight, bound
+
+
+def curve(voxel):
+    """GCV of one voxel as a function of an array of weights, by the singular values of C^-1 M'."""
+    m, lap, y = voxel
+    _, s, v = np.linalg.svd(np.linalg.solve(np.linalg.cholesky(lap), m.T), full_matrices=False)
+    d, t = s**2, (v @ y) ** 2
+    floor = np.sum((y - v.T @ (v @ y)) ** 2)
+
+    def value(weights):
+        w = np.atleast_1d(weights)[:, None]
+        rss = floor + np.sum(t * (w / (d + w)) ** 2, 1)
+        return len(y) * rss / (len(y) - np.sum(d / (d + w), 1)) ** 2
+
+    return value
+
+
+def lanes_of(block, pick):
+    return tuple(np.ascontiguousarray(x[..., pick]) for x in block)
+
+
+@pytest.fixture(scope="module")
+def brain():
+    """Order 6: 240 voxels of many shapes, three shells of 40."""
+    rng = np.random.default_rng(5)
+    b, g = truth.scheme([40, 40, 40], [1000, 2000, 3000])
+    mu = np.sort(np.sqrt(2 * 0.03 * rng.uniform(0.2e-3, 2.2e-3, (3, 240))), 0)[::-1]
+    voxels = signals(6, mu, b, g, 0.03, rng)
+    return voxels, mu, pack(voxels, mu)
+
+
+@pytest.mark.nojit
+def test_golden_vector_c():
+    b, g, y, tau, mu, expected = truth.golden_c()
+    keep = class_permutation(6)
+    m = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau))[:, keep]
+    lap = oracle.laplacian_matrix(6, mu)[np.ix_(keep, keep)]
+    block = pack([(m, lap, y)], mu[:, None])
+    work = gcv.workspace(50, 1)
+    weight, bound = choose(6, block, work=work)
+    assert bound[0] == 0
+    truth.assert_digits(weight[0], expected["weight"])
+    value, trace = oracle.gcv(m, lap, y, weight[0])
+    truth.assert_digits(value, expected["V"])
+    truth.assert_digits(trace, expected["trace"])
+    exact = oracle.gcv_weight(m, lap, y, mu)  # good to about 1e-8: it minimises, the kernel finds a root
+    assert abs(weight[0] / exact - 1) < 1e-6
+
+
+def test_never_above_a_fine_grid(brain):
+    voxels, mu, block = brain
+    weight, bound = np.concatenate([choose(6, lanes_of(block, slice(i, i + 48))) for i in range(0, 240, 48)], 1)
+    logs = np.linspace(LOW, HIGH, 4001)
+    for l, voxel in enumerate(voxels):
+        value, scale = curve(voxel), np.prod(mu[:, l]) ** (1 / 3)
+        assert value(weight[l])[0] <= value(np.exp(logs) / scale).min() * (1 + 1e-9)
+        end = min(abs(np.log(weight[l] * scale) - end) for end in (LOW, HIGH)) < 1e-9
+        assert bound[l] == end
+
+
+def test_the_better_of_two_minima():
+    """Problems with two groups of singular values have two minima now and then, either of them the lower."""
+    rng, order, n = np.random.default_rng(11), 2, 7
+    mu, keep = np.full((3, 1), 5e-3), class_permutation(2)
+    lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
+    factor, logs, seen = np.linalg.cholesky(lap), np.linspace(LOW, HIGH, 4001), {0: 0, 1: 0}
+    for _ in range(100):
+        d = 10.0 ** np.array([*rng.uniform(-6, -5, 3), *rng.uniform(-2, -1, 4)]) / 5e-3
+        q, r = np.linalg.qr(rng.normal(size=(12, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
+        m = q @ np.diag(np.sqrt(d)) @ r.T @ factor.T
+        y = q @ (10.0 ** rng.uniform(-2, 0, n)) + 0.3 * rng.normal(size=12)
+        value = curve((m, lap, y))
+        v = value(np.exp(logs) / 5e-3)
+        minima = np.flatnonzero((v[1:-1] < v[:-2]) & (v[1:-1] < v[2:])) + 1
+        weight, _ = choose(order, pack([(m, lap, y)], mu))
+        assert value(weight[0])[0] <= v.min() * (1 + 1e-9)
+        if len(minima) == 2:
+            seen[int(v[minima].argmin())] += 1
+    assert min(seen.values()) >= 5
+
+
+def test_score_and_slope(brain):
+    voxels, mu, block = brain
+    block = lanes_of(block, slice(0, 6))
+    work = gcv.workspace(50, 6)
+    choose(6, block, [0.1], work)  # leaves the tridiagonal problem behind
+    scale = np.prod(mu[:, :6], 0) ** (1 / 3)
+    value, first = np.empty(6), np.empty(6)
+
+    def take(w):
+        gcv.score(w * scale, block[3], block[4], work.T, work.lane, value)
+        gcv.slope(w * scale, work.T, work.lane, first)
+        return value.copy(), first.copy()
+
+    for w in (1e-5, 1e-3, 0.05, 3.0):
+        v, s = take(np.full(6, w))
+        for l in range(6):
+            m, lap, y = voxels[l]
+            direct, trace = oracle.gcv(m, lap, y, w)
+            assert abs(len(y) * v[l] / direct - 1) < 1e-11
+            assert abs(len(y) - work.lane[2, l] - trace) < 1e-10
+        h = 1e-4
+        numeric = (np.log(take(np.full(6, w * np.exp(h)))[0]) - np.log(take(np.full(6, w * np.exp(-h)))[0])) / (2 * h)
+        np.testing.assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
+
+
+def test_path_is_monotone(brain):
+    """Invariant 9: tr S falls, the residual never falls, a'La never rises with the weight."""
+    block = lanes_of(brain[2], slice(0, 4))
+    work, value = gcv.workspace(50, 4), np.empty(4)
+    choose(6, block, [0.1], work)
+    trace, rss, norm = [], [], []
+    for w in np.geomspace(1e-7, 1e3, 2001) * 5e-3:
+        gcv.score(np.full(4, w), block[3], block[4], work.T, work.lane, value)
+        trace.append(block[4] - work.lane[2])
+        rss.append(work.lane[1].copy())
+        norm.append(np.sum(work.T[4, 1:51] ** 2, 0))
+    trace, rss, norm = np.array(trace), np.array(rss), np.array(norm)
+    assert (np.diff(trace, axis=0) < 1e-12 * 50).all()
+    assert (trace[0] > 49.5).all()
+    assert (trace[-1] < 15).all()
+    assert (np.diff(rss, axis=0) >= -1e-12 * block[3]).all()
+    assert (np.diff(norm, axis=0) <= 1e-12 * norm[:-1]).all()
+
+
+def test_invariant_to_signal_scale_and_units(brain):
+    voxels, mu, _ = brain
+    voxels, mu = voxels[:48], mu[:, :48]
+    block = pack(voxels, mu)
+    reference, bound = choose(6, block)
+    inside = bound == 0
+    assert inside.sum() > 40
+    for c in (0.37, 911.3, 1e-6):
+        scaled = choose(6, (block[0], c * block[1], block[2], c * c * block[3], block[4]))[0]
+        np.testing.assert_allclose(scaled, reference, rtol=1e-10)
+    scaled = choose(6, (*block[:2], block[2] / 1.7e3, *block[3:]))[0]  # q -> alpha q: same M, mu / alpha, weight alpha
+    np.testing.assert_allclose(scaled, 1.7e3 * reference, rtol=1e-10)
+
+
+def test_singular_normal_matrix(rng):
+    """Order 8 on two shells: M'M has rank below n."""
+    b, g = truth.scheme([64, 64], [1000, 3000])
+    mu = np.array([[8e-3, 7e-3, 6e-3], [5e-3, 5e-3, 6e-3], [4e-3, 3e-3, 6e-3]])
+    voxels = signals(8, mu, b, g, 0.03, rng)
+    assert np.linalg.matrix_rank(voxels[0][0]) < 95
+    weight, _ = choose(8, pack(voxels, mu))
+    for l, voxel in enumerate(voxels):
+        grid = np.exp(np.linspace(LOW, HIGH, 4001)) / np.prod(mu[:, l]) ** (1 / 3)
+        assert curve(voxel)(weight[l])[0] <= curve(voxel)(grid).min() * (1 + 1e-9)
+        m, lap, y = voxel
+        assert abs(curve(voxel)(weight[l])[0] / oracle.gcv(m, lap, y, weight[l])[0] - 1) < 1e-9
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("order", [0, 2])
+def test_small_orders(order, rng):
+    b, g = truth.scheme([12, 12], [1000, 2000])
+    mu = np.array([[8e-3, 6e-3], [5e-3, 5e-3], [4e-3, 3e-3]])
+    voxels = signals(order, mu, b, g, 0.03, rng)
+    weight, bound = choose(order, pack(voxels, mu))
+    for l, voxel in enumerate(voxels):
+        scale = np.prod(mu[:, l]) ** (1 / 3)
+        v = curve(voxel)(np.exp(np.linspace(LOW, HIGH, 2001)) / scale)
+        assert curve(voxel)(weight[l])[0] <= v.min() * (1 + 1e-9)
+        assert bound[l] == (v.argmin() in (0, 2000))
+
+
+def test_bits_do_not_depend_on_the_block(brain):
+    _, _, block = brain
+    block = lanes_of(block, slice(0, 48))
+    before = [x.copy() for x in block]
+    weight, bound = choose(6, block)
+    for x, y in zip(before, block, strict=True):  # the inputs are the caller's
+        np.testing.assert_array_equal(x, y)
+    for l in (0, 13, 47):
+        np.testing.assert_array_equal(choose(6, lanes_of(block, [l]))[0], weight[l])
+    turned = np.roll(np.arange(48), 5)
+    work = gcv.workspace(50, 48)
+    for x in work:
+        x[...] = np.nan  # scratch of earlier blocks must not matter
+    np.testing.assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
+    weights = [0.3, 0.02, 0.05]
+    np.testing.assert_array_equal(choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7])
+    assert bound.shape == (48,)
+
+
+@pytest.mark.parametrize("weights", [NONE, np.array([0.3, 0.02, 0.05])], ids=["search", "array"])
+def test_bad_lanes_leave_the_others_alone(brain, weights):
+    block = lanes_of(brain[2], slice(0, 12))
+    weight, bound = choose(6, block, weights)
+    g, rhs, mu, yy, samples = (x.copy() for x in block)
+    g[:, 1], rhs[:, 1], yy[1] = np.nan, np.nan, np.nan
+    g[:, 3], rhs[:, 3], yy[3], samples[3] = 0.0, 0.0, 0.0, 0.0  # no samples at all
+    mu[:, 5] = np.nan
+    mu[:, 7] = 0.0
+    rhs[:, 9], yy[9] = 0.0, 0.0  # a dark voxel
+    yy[11] = np.inf
+    work = gcv.workspace(50, 12)
+    bad_weight, bad_bound = choose(6, (g, rhs, mu, yy, samples), weights, work)
+    good = [0, 2, 4, 6, 8, 10]
+    np.testing.assert_array_equal(bad_weight[good], weight[good])
+    np.testing.assert_array_equal(bad_bound[good], bound[good])
+    assert np.isnan(bad_weight[[1, 5, 7]]).all()
+    assert (bad_bound[[1, 5, 7]] == 0).all()
+    assert np.isfinite(bad_weight[9])
+    again, _ = choose(6, block, weights, work)  # nor does their scratch poison the next block
+    np.testing.assert_array_equal(again, weight)
+
+
+def test_array_of_weights(brain):
+    voxels, _, block = brain
+    voxels, block, rng = voxels[:24], lanes_of(block, slice(0, 24)), np.random.default_rng(2)
+    for size in (1, 2, 3, 7, 40):
+        weights = rng.permutation(np.geomspace(1e-3, 3.0, size))
+        weight, bound = choose(6, block, weights)
+        for l, voxel in enumerate(voxels):
+            assert weight[l] == weights[curve(voxel)(weights).argmin()]
+            assert bound[l] == (size > 1 and weight[l] in (weights.min(), weights.max()))
+    rising, falling = choose(6, block, [3.0, 4.0, 5.0]), choose(6, block, [1e-6, 1e-5, 1e-4])
+    assert (rising[0] == 3.0).mean() > 0.9
+    assert (falling[0] == 1e-4).mean() > 0.9
+    assert rising[1].mean() > 0.9
+    np.testing.assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
+
+
+def test_bound_is_reported(rng):
+    """Structureless data want the largest weight."""
+    b, g = truth.scheme([40, 40, 40], [1000, 2000, 3000])
+    mu = np.full((3, 8), 6e-3)
+    voxels = signals(6, mu, b, g, 0.03, rng)
+    voxels = [(m, lap, 0.2 * rng.normal(size=len(y))) for m, lap, y in voxels]
+    weight, bound = choose(6, pack(voxels, mu))
+    top = bound == 1
+    assert top.sum() >= 3
+    np.testing.assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)

@@ -1,0 +1,78 @@
+"""The Laplacian matrix against quadrature, the isotropic closed form and the oracle (invariant 12)."""
+
+import numpy as np
+import oracle
+import pytest
+
+from mapmri_nb.kernels import laplacian
+from mapmri_nb.kernels.ordering import class_bounds, class_permutation, index_table, iso_to_aniso
+
+MU = np.array([9e-3, 6.1e-3, 4.2e-3])
+
+
+def matrix(order, mu):
+    table = index_table(order)
+    out = np.full((len(table), len(table)), np.nan)
+    laplacian.matrix(np.asarray(mu, float), table, out)
+    return out
+
+
+def from_tables(order, mu):
+    """Dense L in DIPY's order of the voxels mu (3, V): (V, n, n)."""
+    t, place = laplacian.tables(order), class_permutation(order).astype(int)
+    f = np.full((6, mu.shape[1]), np.nan)
+    laplacian.factors(mu, f)
+    out = np.zeros((mu.shape[1], len(place), len(place)))
+    row, column = place[t.row.astype(int)], place[t.column.astype(int)]
+    for r, c, k, value in zip(row, column, t.factor.astype(int), t.coefficient, strict=True):
+        out[:, r, c] += value * f[k]
+        if r != c:
+            out[:, c, r] += value * f[k]
+    return out
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("order", [0, 2, 4])
+def test_equals_quadrature(order):
+    """Products of Laplacians of Phi, by h_n'' = (t^2 - 2n - 1) h_n, on Gauss-Hermite nodes scaled to the integrand."""
+    x, w = np.polynomial.hermite.hermgauss(order + 5)
+    t = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1).reshape(-1, 3)
+    weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1), -1).ravel() * np.exp(np.sum(t**2, 1))
+    q = t / (2 * np.pi * MU)
+    n = index_table(order)
+    second = [(2 * np.pi * MU[k]) ** 2 * (t[:, None, k] ** 2 - 2 * n[None, :, k] - 1) for k in range(3)]
+    lap = oracle.phi_matrix(order, MU, q) * sum(second)
+    truth = lap.T @ (lap * weight[:, None]) / np.prod(2 * np.pi * MU)
+    assert np.abs(matrix(order, MU) - truth).max() < 1e-12 * np.abs(truth).max()
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("order", [0, 2, 6, 10])
+def test_tables_and_one_voxel_agree_with_the_oracle(order, rng):
+    mu = rng.uniform(3e-3, 12e-3, (3, 3))
+    for l, dense in enumerate(from_tables(order, mu)):
+        truth = oracle.laplacian_matrix(order, mu[:, l])
+        assert np.abs(dense - truth).max() < 1e-14 * np.abs(truth).max()
+        assert np.abs(matrix(order, mu[:, l]) - truth).max() < 1e-14 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("order", [2, 4, 6, 8])
+def test_symmetric_definite_homogeneous_and_isotropic_form(order):
+    lap = matrix(order, MU)
+    np.testing.assert_array_equal(lap, lap.T)
+    assert np.linalg.eigvalsh(lap)[0] > 0
+    np.testing.assert_allclose(matrix(order, 7.3 * MU), 7.3 * lap, rtol=1e-14)
+    to_aniso = iso_to_aniso(order)
+    iso = oracle.iso_laplacian_matrix(order, 6e-3)
+    mapped = to_aniso.T @ matrix(order, np.full(3, 6e-3)) @ to_aniso
+    assert np.abs(mapped - iso).max() < 1e-11 * np.abs(iso).max()
+
+
+def test_tables_are_consistent():
+    assert [len(laplacian.tables(order).target) for order in (4, 6, 8)] == [70, 224, 527]
+    t, bounds = laplacian.tables(8), class_bounds(8)
+    row, column, first = (x.astype(int) for x in (t.row, t.column, t.pointer[:-1]))
+    np.testing.assert_array_equal(row[first] * (row[first] + 1) // 2 + column[first], t.target)
+    assert t.pointer[-1] == len(t.coefficient)
+    assert (np.diff(t.pointer.astype(int)) > 0).all()
+    assert (np.searchsorted(bounds, row, "right") == np.searchsorted(bounds, column, "right")).all()  # block diagonal
