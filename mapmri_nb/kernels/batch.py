@@ -239,21 +239,27 @@ def cholesky_solve(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, 
             x[i, l] /= total
 
 
-@kernel()
+@kernel(fastmath=BLOCK_MATH)
 def residuals(n: int, y: Array, w: Array, fitted: Array, lane: Array) -> None:
     """RMSE in the data's units and R2 over the valid samples, b0 included; `fitted` (n, V) is E."""
-    for l in range(lane.shape[1]):
-        square, mean, spread = 0.0, 0.0, 0.0
-        for k in range(n):
-            if w[k, l] > 0.0:
-                mean += y[k, l]
-                square += (y[k, l] - lane[S0, l] * fitted[k, l]) ** 2
-        mean /= max(lane[VALID, l], 1.0)
-        for k in range(n):
-            if w[k, l] > 0.0:
-                spread += (y[k, l] - mean) ** 2
-        lane[RMSE, l] = math.sqrt(square / max(lane[VALID, l], 1.0))
-        lane[R2, l] = 1.0 - square / spread if spread > 0.0 else math.nan
+    mean, square, spread = lane[YY], lane[RMSE], lane[R2]  # y'y is used up by now
+    for l in range(mean.size):
+        mean[l] = 0.0
+        square[l] = 0.0
+        spread[l] = 0.0
+    for k in range(n):
+        for l in range(mean.size):
+            mean[l] += y[k, l]  # missing samples are 0
+    for l in range(mean.size):
+        mean[l] /= max(lane[VALID, l], 1.0)
+    for k in range(n):
+        for l in range(mean.size):
+            used = 1.0 if w[k, l] > 0.0 else 0.0
+            square[l] += used * (y[k, l] - lane[S0, l] * fitted[k, l]) ** 2
+            spread[l] += used * (y[k, l] - mean[l]) ** 2
+    for l in range(mean.size):
+        spread[l] = 1.0 - square[l] / spread[l] if spread[l] > 0.0 else math.nan
+        square[l] = math.sqrt(square[l] / max(lane[VALID, l], 1.0))
 
 
 @kernel()
@@ -262,17 +268,20 @@ def write(
     mu_tensor: Array, R: Array, sign: Array, lane: Array, status: IntArray, i0: int, stop: int, out: Out,
 ) -> None:  # fmt: skip
     """All rows of one block into `out`; NaN where the status means no fit. `signed`: undo the flips of given frames."""
-    n = origin.size
-    for l in range(min(status.size, stop - i0)):
-        v = i0 + l
-        at_origin = 0.0
-        for i in range(n):
-            odd = (index[i, 0] + index[i, 1] + index[i, 2]) % 4 == 2
-            at_origin += (-1.0 if odd else 1.0) * origin[i] * x[i, l]
-            if not math.isfinite(x[i, l]) and status[l] & NO_FIT == 0:
+    n, count = origin.size, min(status.size, stop - i0)
+    at_origin, size = np.zeros(status.size), np.zeros(status.size)
+    for i in range(n):
+        b = origin[i] * (-1.0 if (index[i, 0] + index[i, 1] + index[i, 2]) % 4 == 2 else 1.0)
+        for l in range(status.size):
+            at_origin[l] += b * x[i, l]
+            size[l] += abs(x[i, l])
+    for l in range(count):
+        if status[l] & NO_FIT == 0:
+            if not math.isfinite(size[l]):
                 status[l] |= NOT_DEFINITE
-        if not at_origin > 0.0 and status[l] & NO_FIT == 0:
-            status[l] |= RTOP_NOT_POSITIVE
+            elif not at_origin[l] > 0.0:
+                status[l] |= RTOP_NOT_POSITIVE
+        v = i0 + l
         out.status[v] = status[l]
         none = math.nan if status[l] & NO_FIT else 0.0  # added to everything
         for i in range(n):

@@ -16,44 +16,50 @@ from ._jit import kernel
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Unsigned = NDArray[np.uint64]  # signed positions would cost a wrap-around test at every access
 
 
 class IndexTables(NamedTuple):
     """Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's group first."""
 
-    even: IntArray  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
+    even: Unsigned  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
     origin: Array  # (k,) B_n
     to_origin: Array  # (k,) B_n (-1)^(N/2)
     to_axis: Array  # (k,) B_n (-1)^((n2+n3)/2)
     to_plane: Array  # (k,) B_n (-1)^(n1/2)
     twice: Array  # (k, 3) 1 + 2 n_i
-    par_ptr: IntArray  # groups of equal n1 (n2, n3 even)
-    par_src: IntArray
+    par_ptr: Unsigned  # groups of equal n1 (n2, n3 even)
+    par_src: Unsigned
     par_weight: Array
-    perp_ptr: IntArray  # groups of equal (n2, n3) (n1 even), odd-odd pairs included
-    perp_src: IntArray
+    perp_ptr: Unsigned  # groups of equal (n2, n3) (n1 even), odd-odd pairs included
+    perp_src: Unsigned
     perp_weight: Array
-    lap_ptr: IntArray  # (7,) terms of a'La by factor of mu
-    lap_row: IntArray
-    lap_col: IntArray
+    lap_ptr: Unsigned  # (7,) terms of a'La by factor of mu
+    lap_row: Unsigned
+    lap_col: Unsigned
     lap_coef: Array
 
 
-def _groups(keys: IntArray, weight: Array) -> tuple[IntArray, IntArray, Array]:
+def _groups(keys: IntArray, weight: Array) -> tuple[Unsigned, Unsigned, Array]:
     """Rows of nonzero weight sorted by key: pointers, positions, weights."""
     on = np.flatnonzero(weight)
     order = on[np.argsort(keys[on], kind="stable")]
     bounds = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
-    return np.append(bounds, len(order)).astype(np.int64), order, weight[order]
+    return np.append(bounds, len(order)).astype(np.uint64), order.astype(np.uint64), weight[order]
 
 
-def _laplacian_terms(order: int) -> tuple[IntArray, IntArray, IntArray, Array]:
+def _laplacian_terms(order: int) -> tuple[Unsigned, Unsigned, Unsigned, Array]:
     """Terms of a'La sorted by factor, in DIPY's order, both triangles in one."""
     t, place = laplacian.tables(order), ordering.class_permutation(order)
     by = np.argsort(t.factor, kind="stable")
     row, col = place[t.row[by].astype(np.int64)], place[t.column[by].astype(np.int64)]
-    ptr = np.searchsorted(t.factor[by], np.arange(7)).astype(np.int64)
-    return ptr, row, col, t.coefficient[by] * np.where(row == col, 1.0, 2.0)
+    ptr = np.searchsorted(t.factor[by], np.arange(7))
+    return (
+        ptr.astype(np.uint64),
+        row.astype(np.uint64),
+        col.astype(np.uint64),
+        t.coefficient[by] * np.where(row == col, 1.0, 2.0),
+    )
 
 
 @lru_cache
@@ -66,7 +72,7 @@ def tables(order: int) -> IndexTables:
     m, b = n[even], origin[even]
     signed = axis * np.where(np.arange(order + 1) % 4 == 2, -1.0, 1.0)  # (-1)^(n/2) sqrt(n!)/n!!
     return IndexTables(
-        even,
+        even.astype(np.uint64),
         b,
         b * (-1.0) ** (m.sum(1) // 2),
         b * (-1.0) ** (m[:, 1:].sum(1) // 2),
@@ -136,7 +142,7 @@ def ng(coef: Array) -> float:
 
 
 @kernel()
-def _section_ng(coef: Array, ptr: IntArray, src: IntArray, weight: Array) -> float:
+def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> float:
     first, rest = 0.0, 0.0
     for group in range(ptr.size - 1):
         total = 0.0
