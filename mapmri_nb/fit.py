@@ -286,12 +286,15 @@ class MapmriFit:
 
         Parameters
         ----------
-        gtab : the table (its own deltas are used); default: the fitted one.
+        gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
-        out = propagator.values_at(self.hermite_coef(), self.mu, self.R, table.qvecs, tables)
+        R = self.R
+        if "field" in self._rows:  # E at (I + F) q in the frame R: q in the frame (I + F)'R
+            R = R + np.swapaxes(self._rows["field"], 1, 2) @ R
+        out = propagator.values_at(self.hermite_coef(), self.mu, R, table.qvecs, tables)
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]

@@ -183,6 +183,8 @@ class MapmriModel:
         mask: ArrayLike | None = None,
         *,
         scale: tuple[ArrayLike, ArrayLike] | None = None,
+        weights: Any = None,
+        grad_dev: Any = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> MapmriFit:
@@ -195,12 +197,15 @@ class MapmriModel:
         mask : bool (...), default all voxels.
         scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3, 3), columns e1 e2
             e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or volumes of its shape.
+        weights : (n,) per volume or (..., n) per sample, >= 0; 0 is a missing sample. They enter tensor, S0, fit and GCV
+            as they are, so that doubling all of them halves the Laplacian weight's effect.
+        grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9), column by column.
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked child.
         progress : show a bar.
         """
-        shape = tuple(data.shape) if hasattr(data, "shape") else np.shape(data)
         if not hasattr(data, "shape"):
             data = np.asarray(data, dtype=np.float64)
+        shape = tuple(data.shape)
         if len(shape) == 0 or shape[-1] != len(self.gtab):
             raise ValueError(f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}")
         inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
@@ -208,15 +213,18 @@ class MapmriModel:
             raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
         if threads is not None and (int(threads) != threads or threads < 1):
             raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
-        count = int(inside.sum())
         mu, R = _given_scale(scale, inside)
-        rows = self._empty_rows(count)
-        for where, y in _progress(_slabs(data, inside), count, progress):
-            given_mu, given_R = (a[where] if len(a) > 1 else a for a in (mu, R))
-            part = self.fit_rows(y, given_mu, given_R, threads)
+        weight, per_sample = _sample_weights(weights, shape)
+        field = _field(grad_dev, inside)
+        rows = self._empty_rows(int(inside.sum()))
+        arrays = [data, weights] if per_sample else [data]
+        for where, blocks in _progress(_slabs(arrays, inside), len(rows.status), progress):
+            given = [a[where] if len(a) > 1 else a for a in (mu, R, field)]
+            part = self.fit_rows(blocks[0], _checked(blocks[1]) if per_sample else weight, *given, threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
-        return MapmriFit(fit_rows(rows), inside, self.options, self.gtab)
+        named = fit_rows(rows) | ({"field": field} if len(field) else {})
+        return MapmriFit(named, inside, self.options, self.gtab)
 
     def _empty_rows(self, count: int) -> batch.Out:
         return batch.Out(
@@ -224,10 +232,10 @@ class MapmriModel:
             np.zeros((count, 9)), np.zeros(count, np.int64),
         )  # fmt: skip
 
-    def fit_rows(self, y: Array, mu: Array, R: Array, threads: int | None = None) -> batch.Out:
-        """Fit rows (V, n), float64 and C-contiguous, with given scales (or arrays of length 0)."""
+    def fit_rows(self, y: Array, weight: Array, mu: Array, R: Array, field: Array, threads: int | None = None) -> batch.Out:
+        """Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or of length 0)."""
         out = self._empty_rows(len(y))
-        data = batch.Data(y, np.ones((1, y.shape[1])), mu, R)
+        data = batch.Data(y, weight, mu, R, field)
         lanes = min(batch.LANES, len(y))
         spread(partial(batch.run, self.plan, data, lanes, out, self._solve), len(y), lanes, n_threads(threads))
         return out
@@ -306,15 +314,49 @@ def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     return mu, R
 
 
-def _slabs(data: Any, inside: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], Array]]:
+def _checked(weights: Array) -> Array:
+    """Weights, or an error; NaN weighs nothing."""
+    weights = np.nan_to_num(weights, nan=0.0, posinf=np.inf)
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"weights must be finite and >= 0; found {weights[~(weights >= 0) | np.isinf(weights)][0]}")
+    return weights
+
+
+def _sample_weights(weights: Any, shape: tuple[int, ...]) -> tuple[Array, bool]:
+    """Weights per volume as one row, and whether they are per sample instead."""
+    if weights is None:
+        return np.ones((1, shape[-1])), False
+    if np.shape(weights) == shape and len(shape) > 1:
+        return np.ones((1, shape[-1])), True
+    if np.shape(weights) != shape[-1:]:
+        raise ValueError(f"weights must have shape {shape[-1:]} or the data's {shape}, not {np.shape(weights)}")
+    return np.ascontiguousarray(_checked(np.array(weights, dtype=np.float64))[None]), False
+
+
+def _field(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
+    """Gradient non-linearity as rows (V, 3, 3); length 0 where there is none."""
+    if grad_dev is None:
+        return np.zeros((0, 3, 3))
+    F = np.asarray(grad_dev, dtype=np.float64)
+    if F.shape == (*inside.shape, 9):
+        F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
+    if F.shape != (*inside.shape, 3, 3):
+        raise ValueError(f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}")
+    rows = np.ascontiguousarray(F[inside])
+    if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
+        raise ValueError(f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}")
+    return rows
+
+
+def _slabs(arrays: list[Any], inside: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
     """
-    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous).
+    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous of each array).
 
     Files are read along their slowest spatial axis, so that every piece is one run of each volume.
     """
     number = np.full(inside.shape, -1, np.int64)
     number[inside] = np.arange(int(inside.sum()))
-    axis = 0
+    axis, data = 0, arrays[0]
     slowest_last = not isinstance(data, np.ndarray) or (data.flags.f_contiguous and not data.flags.c_contiguous)
     if inside.ndim > 1 and slowest_last:
         axis = inside.ndim - 1
@@ -326,21 +368,20 @@ def _slabs(data: Any, inside: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.in
         keep = where >= 0
         if not keep.any():
             continue
-        block = np.asarray(data[(*cut, ...)])
-        rows, y = where[keep], block[keep]
+        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)])[keep] for a in arrays]
         for k in range(0, len(rows), CHUNK):
-            yield rows[k : k + CHUNK], np.ascontiguousarray(y[k : k + CHUNK], dtype=np.float64)
+            yield rows[k : k + CHUNK], [np.ascontiguousarray(y[k : k + CHUNK], dtype=np.float64) for y in blocks]
 
 
 def _progress(
-    pieces: Iterator[tuple[NDArray[np.int64], Array]], total: int, show: bool
-) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    pieces: Iterator[tuple[NDArray[np.int64], list[Array]]], total: int, show: bool
+) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
     if not show:
         yield from pieces
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for where, y in pieces:
-            yield where, y
+        for where, blocks in pieces:
+            yield where, blocks
             bar.update(len(where))

@@ -48,12 +48,13 @@ class Plan(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows of voxels; given scales have length 0 when absent, and any array may have length 1 for all voxels."""
+    """Rows of voxels; given scales and field have length 0 when absent, and any array may have length 1 for all voxels."""
 
     y: Array  # (V, n)
     weight: Array  # (V, n) sample weights
     mu: Array  # (V, 3) given scales
     R: Array  # (V, 3, 3) given frames
+    field: Array  # (V, 3, 3) gradient non-linearity, q' = (I + field) q
 
 
 class Out(NamedTuple):
@@ -88,7 +89,8 @@ class Block:
         self.lane, self.values = empty(9), empty(3)  # values: eigenvalues of the scale tensor
         self.pivot, self.factors = empty(2), empty(6)
         self.status, self.bound = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
-        self.plain = True
+        self.plain, self.turn = True, 0 if plan.isotropic else 1
+        self.stretched = self.mu  # mu times the field's scales
 
 
 @kernel()
@@ -117,7 +119,8 @@ def load(
                 total += abs(value)
             if factor != 1.0 or not value > 0.0:
                 plain = False
-                flags |= DROPPED
+                if not (factor > 0.0 and value > 0.0):
+                    flags |= DROPPED
         for k in range(samples.size):
             if w[samples[k], l] > 0.0 and y[samples[k], l] > 0.0:
                 logs += 1
@@ -189,6 +192,63 @@ def scales(
         if isotropic:
             for i in range(3):
                 mu[i, l] = u0
+
+
+@kernel()
+def congruence(m: Array, a: Array, lane: int) -> None:
+    """a (6, V), a symmetric A as xx xy yy xz yz zz, becomes m'A m at one lane."""
+    out = np.empty(6)
+    for i in range(3):
+        for j in range(i + 1):
+            total = 0.0
+            for p in range(3):
+                for q in range(3):
+                    hi, lo = max(p, q), min(p, q)
+                    total += m[p, i] * a[hi * (hi + 1) // 2 + lo, lane] * m[q, j]
+            out[i * (i + 1) // 2 + j] = total
+    for r in range(6):
+        a[r, lane] = out[r]
+
+
+@kernel()
+def undo_field(field: Array, i0: int, b: Array) -> None:
+    """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
+    m, inverse = np.empty((3, 3)), np.empty((3, 3))
+    for l in range(b.shape[1]):
+        F = field[min(i0 + l, field.shape[0] - 1)]
+        for i in range(3):
+            for j in range(3):
+                m[i, j] = F[i, j] + (1.0 if i == j else 0.0)
+        det = tensor.determinant(m)
+        for i in range(3):
+            for j in range(3):
+                p, q, r, s = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
+                inverse[j, i] = (m[p, r] * m[q, s] - m[p, s] * m[q, r]) / det
+        congruence(inverse, b, l)
+
+
+@kernel()
+def apply_field(
+    field: Array, i0: int, isotropic: bool, R: Array, D: Array, D_scale: Array, work: moments.MomentWork, mu: Array,
+    stretched: Array,
+) -> None:  # fmt: skip
+    """Tensors as the nominal table sees them, and the map from its q to the voxel's frame, R'(I+F), in `work`."""
+    m, A = np.empty((3, 3)), np.empty((3, 3))
+    for l in range(R.shape[0]):
+        F = field[min(i0 + l, field.shape[0] - 1)]
+        for i in range(3):
+            for j in range(3):
+                m[i, j] = F[i, j] + (1.0 if i == j else 0.0)
+        for i in range(3):
+            for j in range(3):
+                A[i, j] = m[i, j]
+                if not isotropic:
+                    A[i, j] = R[l, 0, i] * m[0, j] + R[l, 1, i] * m[1, j] + R[l, 2, i] * m[2, j]
+        moments.linear_angles(A, work.angles, work.skew, work.stretch, l)
+        congruence(m, D, l)
+        congruence(m, D_scale, l)
+        for i in range(3):
+            stretched[i, l] = mu[i, l] * work.stretch[i, l]
 
 
 @kernel()
@@ -316,16 +376,21 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
         given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
     else:
         tensor.fit_tensor(plan.tensor, k.y, k.w, k.plain, k.tensor)
+        if len(data.field):
+            undo_field(data.field, i0, k.tensor.b)
         fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
     scales(plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale)
     if len(data.mu):
         column_signs(k.R, data.R, i0, k.sign)
     else:
         k.sign.fill(1.0)
+    if len(data.field):
+        k.turn, k.stretched = 2, np.empty_like(k.mu)
+        apply_field(data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched)
     tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.lane[S0])
     k.status[~(k.lane[S0] > 0.0)] |= NO_SIGNAL
     moments.normal_equations(
-        plan.moments, plan.scheme, plan.order, k.y, k.w, k.plain, k.D, k.mu, not plan.isotropic, k.moments, k.G, k.rhs
+        plan.moments, plan.scheme, plan.order, k.y, k.w, k.plain, k.D, k.stretched, k.turn, k.moments, k.G, k.rhs
     )
     weight = k.lane[WEIGHT]
     if plan.weights.size == 1:
@@ -340,7 +405,7 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
 
 def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> None:
     """Residuals, public coefficients and all rows of one block."""
-    moments.fitted_signal(plan.moments, plan.scheme, plan.order, k.x, k.mu, not plan.isotropic, k.moments, k.moments.gy)
+    moments.fitted_signal(plan.moments, plan.scheme, plan.order, k.x, k.stretched, k.turn, k.moments, k.moments.gy)
     residuals(data.y.shape[1], k.y, k.w, k.moments.gy, k.lane)
     block_map(plan.public, k.x, k.public)
     t = plan.moments

@@ -29,8 +29,8 @@ class OrderTables(NamedTuple):
 
     exponents: NDArray[np.uint64]  # (n2, 3) monomials of degree <= 2N
     exponents_low: NDArray[np.uint64]  # (n, 3) monomials of degree <= N
-    shears: Pairs  # (4, p2, 2) for x += t y, y += t x, y += t z, z += t y on moments of degree <= 2N
-    shears_low: Pairs  # (4, p, 2) the same for degree <= N
+    shears: Pairs  # (5, p2, 2) for x += t y, y += t x, y += t z, z += t y, z += t x on moments of degree <= 2N
+    shears_low: Pairs  # (5, p, 2) the same for degree <= N
     hermite: SparseMap  # (n2 -> n2) monomial to Hermite moments
     gram: SparseMap  # (n2 -> n(n+1)/2) Hermite moments to packed M'M
     right: SparseMap  # (n -> n) monomial moments of g y to M'y
@@ -104,11 +104,11 @@ def _shear_pairs(degree: int) -> Pairs:
     """
     Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y, in place.
 
-    With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x), (y,z), (z,y).
+    With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x), (y,z), (z,y), (z,x).
     """
     where = ordering.positions(ordering.monomials(degree))
     out = []
-    for a, b in ((0, 1), (1, 0), (1, 2), (2, 1)):
+    for a, b in ((0, 1), (1, 0), (1, 2), (2, 1), (2, 0)):
         pairs = []
         for total in range(0, degree + 1, 2):
             for rest in range(total + 1):
@@ -118,7 +118,7 @@ def _shear_pairs(degree: int) -> Pairs:
                 at = [where[int(x), int(y), int(z)] for x, y, z in e]
                 pairs += [(at[i], at[i - 1]) for r in range(1, m + 1) for i in range(m, r - 1, -1)]
         out.append(pairs)
-    return np.array(out, np.uint64).reshape(4, -1, 2)
+    return np.array(out, np.uint64).reshape(5, -1, 2)
 
 
 def _transposed(m: SparseMap) -> SparseMap:
@@ -169,12 +169,14 @@ class MomentWork(NamedTuple):
     low: Array  # (n 4, V)
     power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref
     angles: Array  # (6, V) tan(half) and sin of the three rotations
+    skew: Array  # (3, V) shears y += t x, z += t y, z += t x after them (gradient non-linearity)
+    stretch: Array  # (3, V) and the scales after those
 
 
 def workspace(t: OrderTables, s: Scheme, order: int, lanes: int) -> MomentWork:
     """Scratch for the kernels below."""
     rows = s.high.shape[1]
-    sizes = (rows, rows, rows, s.high.shape[0], len(t.exponents), s.low.shape[0], 3 * (2 * order + 1), 6)
+    sizes = (rows, rows, rows, s.high.shape[0], len(t.exponents), s.low.shape[0], 3 * (2 * order + 1), 6, 3, 3)
     return MomentWork(*(np.zeros((size, lanes)) for size in sizes))
 
 
@@ -210,6 +212,43 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
     angles[3, lane] = sb
     angles[4, lane] = sc / (1.0 + cc)
     angles[5, lane] = sc
+
+
+@kernel()
+def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: int) -> None:
+    """
+    Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three scales, at one lane.
+
+    A = T Q with Q a rotation and T lower triangular, by Gram-Schmidt on the rows of A: gradient non-linearity turns the
+    rotation R' into R'(I + field).
+    """
+    Q, T = np.zeros((3, 3)), np.zeros((3, 3))  # columns of Q are the rows of the rotation
+    for i in range(3):
+        for k in range(3):
+            Q[k, i] = A[i, k]
+        for j in range(i):
+            for k in range(3):
+                T[i, j] += A[i, k] * Q[k, j]
+            for k in range(3):
+                Q[k, i] -= T[i, j] * Q[k, j]
+        if i == 2:  # right-handed, whatever the sign of det A
+            for k in range(3):
+                a, b = (k + 1) % 3, (k + 2) % 3
+                Q[k, 2] = Q[a, 0] * Q[b, 1] - Q[b, 0] * Q[a, 1]
+        else:
+            length = math.sqrt(Q[0, i] ** 2 + Q[1, i] ** 2 + Q[2, i] ** 2)
+            for k in range(3):
+                Q[k, i] /= length
+        for k in range(3):
+            T[i, i] += A[i, k] * Q[k, i]
+    frame_angles(Q, angles, lane)  # may flip pairs of columns
+    for i in range(3):
+        for j in range(i + 1):
+            T[i, j] = A[i, 0] * Q[0, j] + A[i, 1] * Q[1, j] + A[i, 2] * Q[2, j]
+        stretch[i, lane] = T[i, i]
+    skew[0, lane] = T[1, 0] / T[1, 1]
+    skew[1, lane] = T[2, 1] / T[2, 2]
+    skew[2, lane] = T[2, 0] / T[2, 2]
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -248,6 +287,22 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
         _shear(first, angles[2 * k], 1.0, M)
         _shear(second, angles[2 * k + 1], -1.0, M)
         _shear(first, angles[2 * k], 1.0, M)
+
+
+@kernel()
+def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
+    """The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated one."""
+    _shear(shears[3], skew[1], 1.0, M)
+    _shear(shears[4], skew[2], 1.0, M)
+    _shear(shears[1], skew[0], 1.0, M)
+
+
+@kernel()
+def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
+    """The transpose of `skew_moments`, before `rotate_back`."""
+    _shear_adjoint(shears[1], skew[0], 1.0, M)
+    _shear_adjoint(shears[4], skew[2], 1.0, M)
+    _shear_adjoint(shears[3], skew[1], 1.0, M)
 
 
 @kernel()
@@ -330,7 +385,7 @@ def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -
 
 @kernel()
 def normal_equations(
-    t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: bool,
+    t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: int,
     work: MomentWork, G: Array, rhs: Array,
 ) -> None:  # fmt: skip
     """
@@ -338,15 +393,19 @@ def normal_equations(
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : False leaves the fixed frame.
+    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : 0 leaves the fixed frame,
+        1 rotates by work.angles, 2 shears by work.skew after that (mu then times work.stretch).
     """
     gaussian(s.design, D, work.g)
     _weigh(work.g, y, w, plain, s.design.shape[0], work.gg, work.gy)
     block_product(s.high, work.gg, work.high)
     block_product(s.low, work.gy, work.low)
-    if turn:
+    if turn > 0:
         rotate(t.shears, work.angles, work.high)
         rotate(t.shears_low, work.angles, work.low)
+    if turn == 2:
+        skew_moments(t.shears, work.skew, work.high)
+        skew_moments(t.shears_low, work.skew, work.low)
     _powers(mu, s.wave, 2 * order, work.power)
     _scale(t.exponents, 2 * order, work.power, work.high)
     _scale(t.exponents_low, 2 * order, work.power, work.low)
@@ -357,7 +416,7 @@ def normal_equations(
 
 @kernel()
 def fitted_signal(
-    t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, turn: bool, work: MomentWork, out: Array
+    t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, turn: int, work: MomentWork, out: Array
 ) -> None:
     """
     Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), by the transpose of the way to M'y.
@@ -367,7 +426,9 @@ def fitted_signal(
     block_map(t.synthesis, coef, work.low)
     _powers(mu, s.wave, 2 * order, work.power)
     _scale(t.exponents_low, 2 * order, work.power, work.low)
-    if turn:
+    if turn == 2:
+        skew_back(t.shears_low, work.skew, work.low)
+    if turn > 0:
         rotate_back(t.shears_low, work.angles, work.low)
     block_product(s.low_t, work.low, out)
     for k in range(s.design.shape[0]):
