@@ -17,7 +17,7 @@ from .kernels._jit import n_threads, spread
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from . import directions
+    from . import directions, sos
 
 Array = NDArray[np.float64]
 
@@ -237,6 +237,16 @@ class MapmriFit:
         call = partial(propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out)
         spread(call, len(out), batch.LANES, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
+
+    def certificate(self) -> sos.Certificate:
+        """
+        Proofs that propagators are nonnegative everywhere, as rows over the mask; see `sos.certify`.
+
+        A fit with positivity="global" carries its own; any other is projected on the cone of sums of squares.
+        """
+        from . import sos
+
+        return sos.certify(self.hermite_coef(), self.order, self._rows["margin"])
 
     def odf_field(self, s: float = 2) -> directions.OdfField:
         """The ODF as a function of direction, for `directions.peaks`, `gfa` and `odf_sh`."""

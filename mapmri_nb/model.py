@@ -156,6 +156,10 @@ class MapmriModel:
             from .positivity import GridSolver
 
             return GridSolver(self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"])
+        if self.positivity == "global":
+            from .sos import GlobalSolver
+
+            return GlobalSolver(self.order, self.solver, o["max_iter"])
         return batch.solve_linear
 
     def _plan(self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int) -> batch.Plan:

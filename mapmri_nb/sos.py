@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .kernels import sdp
+from .kernels import batch, sdp
 from .kernels.ordering import MAX_ORDER, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
@@ -88,9 +88,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     return out
 
 
-def solve_osqp(
-    H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5
-) -> tuple[int, Array, Array]:
+def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5) -> tuple[int, Array, Array]:
     """
     The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route, orders 2 to 6.
 
@@ -168,3 +166,34 @@ def solve_osqp(
             break
     status = sdp.conclude(B, t, work, c, info)
     return (status if status == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
+
+
+class GlobalSolver:
+    """Solves blocks of `kernels.batch` over sums of squares: the compiled interior point, or the OSQP reference route."""
+
+    TOLERANCE = 1e-9  # of the duality gap
+
+    def __init__(self, order: int, solver: str, max_iter: int) -> None:
+        if solver == "osqp" and not 2 <= order <= 6:
+            raise ValueError(f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}")
+        self.order, self.solver, self.max_iter = order, solver, max_iter
+        self.B = origin_values(index_table(order))
+
+    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
+        """Solve the first `count` voxels of a block."""
+        place, n = plan.moments.permutation, len(self.B)
+        if self.order == 0:  # the Gaussian is all there is
+            k.x[0], k.lane[batch.MARGIN] = 1.0, 1.0
+            return
+        if self.solver == "auto":
+            t = sdp.tables(self.order)
+            batch.global_lanes(place, k.G, k.rhs, self.B, t, self.max_iter, self.TOLERANCE, count, k.x, k.lane, k.status)
+            return
+        H, g = np.empty((n, n)), np.empty(n)
+        for l in range(count):
+            if not k.status[l] & batch.NO_FIT:
+                batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
+                verdict, c, info = solve_osqp(H, g, self.B, self.order)
+                k.status[l] |= batch.BY_OSQP | batch.sos_flags(verdict)
+                k.lane[[batch.KKT, batch.ITERATIONS, batch.MARGIN], l] = info[:3]
+                batch.pack(place, c, l, k.x)

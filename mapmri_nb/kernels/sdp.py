@@ -303,9 +303,7 @@ def _blend(square: Array, keep: float, reference: Array, amount: float) -> None:
 
 
 @kernel()
-def interior_point(
-    c1: Array, eta: Array, scale: float, t: Tables, max_iter: int, tol: float, work: Work, info: Array
-) -> bool:
+def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int, tol: float, work: Work, info: Array) -> bool:
     """
     Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values of z'Qz.
 
