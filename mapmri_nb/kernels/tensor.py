@@ -136,8 +136,9 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
         target, source = work.normal[28 + i], work.right[i]
         for l in range(lanes):
             target[l] = source[l]
-    block_cholesky(work.normal, 7, work.pivot)
-    block_backsolve(work.normal, 7, out)
+    n = t.design.shape[1] + 1  # 7, not as a literal: Numba would compile both callees once more
+    block_cholesky(work.normal, n, work.pivot)
+    block_backsolve(work.normal, n, out)
 
 
 @kernel()
