@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .kernels import batch, qp
 from .kernels.hermite import propagator_rows
-from .kernels.ordering import class_bounds, class_permutation, index_table, n_coef, origin_values
+from .kernels.ordering import class_bounds, class_permutation, frozen, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
 
@@ -73,8 +73,8 @@ def make_grid(order: int, points: Array) -> Grid:
     """Rows of both solvers for half-space points symmetric under a change of sign of any axis."""
     octant = points[np.all(points >= 0, axis=1)]
     values = np.ascontiguousarray(constraint_rows(order, octant)[:, class_permutation(order)].T)
-    bounds = class_bounds(order).copy()  # the kernel takes writable arrays: one signature
-    return Grid(points, constraint_rows(order, points), qp.GridRows(values, class_permutation(order).copy(), bounds))
+    rows = qp.GridRows(frozen(values), class_permutation(order), class_bounds(order))
+    return Grid(frozen(points), frozen(constraint_rows(order, points)), rows)
 
 
 @lru_cache

@@ -1,0 +1,344 @@
+"""Grid positivity: the compiled active set and OSQP against Clarabel and the KKT conditions, and inputs meant to break them."""
+
+from math import sqrt
+
+import numpy as np
+import oracle
+import pytest
+
+from mapmri_nb import positivity
+from mapmri_nb.kernels import qp
+
+TAU = 0.03
+N_SHELL = 60
+
+
+def scheme(n_shells=3):
+    """6 b0 and shells of 60 quasi-random directions, b jittered by up to 10 s/mm2 around 1000, 2000, ..."""
+    k = np.arange(N_SHELL)
+    z = 1 - 2 * (k + 0.5) / N_SHELL
+    angle = np.pi * (1 + sqrt(5)) * (k + 0.5)
+    rows = [np.zeros((6, 3))]
+    b = [np.zeros(6)]
+    for s in range(n_shells):
+        planar = np.sqrt(1 - z**2)
+        rows.append(np.stack([planar * np.cos(angle + s), planar * np.sin(angle + s), z], 1))
+        b.append(1000.0 * (s + 1) + 5.0 * (k % 5 - 2))
+    return np.concatenate(b), np.concatenate(rows)
+
+
+def signals(count, b, g, seed=0, noise=1 / 20):
+    """Mixtures of up to two fibres and an isotropic part, with Rician noise."""
+    rng = np.random.default_rng(seed)
+    out = np.empty((count, b.size))
+    for v in range(count):
+        f = rng.dirichlet([1, 1, 1])
+        clean = f[0] * np.exp(-b * rng.choice([0.7e-3, 3e-3]))
+        for share in f[1:]:
+            u = rng.normal(size=3)
+            clean = clean + share * np.exp(-b * (0.2e-3 + 1.6e-3 * (g @ (u / np.linalg.norm(u))) ** 2))
+        out[v] = 100 * np.abs(clean + noise * (rng.normal(size=b.size) + 1j * rng.normal(size=b.size)))
+    return out
+
+
+def problem(y, b, g, order, weight, mu=None, isotropic=False):
+    """H, g, B, d'd and mu of the grid QP of one voxel, dense."""
+    mu_t, R, values = oracle.fit_tensor(y, b, g, TAU)
+    mu = mu_t if mu is None else mu
+    mu = np.full(3, oracle.isotropic_scale(mu)) if isotropic else mu
+    d = y / oracle.scale_S0(y, b, g, R @ np.diag(values) @ R.T)
+    M = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU) @ R)
+    H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
+    return H, M.T @ d, oracle.aniso_origin(order), float(d @ d), mu
+
+
+def compiled(H, g, B, grid, max_iter=5000):
+    """Status, coefficients and info of the compiled solver."""
+    n, m = grid.rows.values.shape
+    c, info = np.full(n, np.nan), np.zeros(3)
+    status = qp.solve(np.ascontiguousarray(H), g, B, grid.rows, max_iter, qp.workspace(n, m), c, info)
+    return status, c, info
+
+
+def clarabel(H, g, B, K):
+    """The same QP, without ridge, by an interior point at 1e-9."""
+    solver = pytest.importorskip("clarabel")
+    from scipy.sparse import csc_matrix
+
+    settings = solver.DefaultSettings()
+    settings.verbose, settings.max_threads = False, 1
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
+    cones = [solver.ZeroConeT(1), solver.NonnegativeConeT(len(K))]
+    rows, rhs = csc_matrix(np.vstack([B, -K])), np.r_[1.0, np.zeros(len(K))]
+    return np.array(solver.DefaultSolver(csc_matrix(np.triu(H)), -g, rows, rhs, cones, settings).solve().x)
+
+
+def objective(H, g, dd, c):
+    """|Mc - d|^2 + weight c'Lc."""
+    return c @ H @ c - 2 * g @ c + dd
+
+
+def violation(K, c):
+    """Largest violation over the peak."""
+    p = K @ c
+    return max(0.0, -p.min() / p.max())
+
+
+# ---------------------------------------------------------------- the grid
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("order", [2, 4])
+def test_rows_are_the_propagator_without_its_gaussian(order):
+    grid = positivity.normalised_grid(order)
+    mu = np.array([8e-3, 5e-3, 4e-3])
+    rows = oracle.psi_matrix(order, mu, grid.points * mu) * np.exp(np.sum(grid.points**2, 1) / 2)[:, None]
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    np.testing.assert_allclose(grid.K, rows, atol=1e-13)
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("ball", [False, True])
+def test_octant_rows_are_the_whole_grid(ball):
+    """Every row of K once or, on the planes, more often; nothing else."""
+    order, mu = 4, np.array([8e-3, 5e-3, 4e-3])
+    grid = positivity.ball_grid(order, mu, pos_grid=7) if ball else positivity.normalised_grid(order)
+    n, m = grid.rows.values.shape
+    rows, row = np.empty((4 * m, n)), np.empty(n)
+    for p in range(4 * m):
+        qp._row(grid.rows, p, row)
+        rows[p] = row
+    near = np.abs(rows[:, None] - grid.K[None]).max(-1) < 1e-13
+    assert near.any(1).all()
+    assert near.any(0).all()
+
+
+@pytest.mark.nojit
+def test_grid_is_a_half_space_that_follows_the_order():
+    for order in (2, 6, 10):
+        u = positivity.grid_points(order)
+        assert np.linalg.norm(u, axis=1).max() <= sqrt(2 * order + 1) + 1.4
+        both = np.round(np.vstack([u, -u]), 9) + 0.0
+        assert len(np.unique(both, axis=0)) == 2 * len(u) - 1  # the origin alone is its own antipode
+    assert len(positivity.grid_points(6, radius=3.0, spacing=0.5)) < len(positivity.grid_points(6, radius=4.0, spacing=0.5))
+
+
+@pytest.mark.nojit
+def test_ball_is_dipys():
+    mapmri = pytest.importorskip("dipy.reconst.mapmri")
+    mu = np.array([8e-3, 5e-3, 4e-3])
+    for radius, length in (("adaptive", sqrt(5) * 8e-3), (0.02, 0.02)):
+        ours = positivity.ball_grid(2, mu, 11, radius).points * mu
+        theirs = mapmri.create_rspace(11, length)
+        whole = {tuple(r) for r in np.round(np.vstack([ours, -ours]) * 1e6).astype(int)}
+        assert {tuple(r) for r in np.round(theirs * 1e6).astype(int)} <= whole
+        assert len(whole) == 2 * len(ours) - 1
+    with pytest.raises(ValueError, match="pos_radius.*'adaptve'"):
+        positivity.ball_grid(2, mu, 11, "adaptve")
+
+
+# ---------------------------------------------------------------- optimality
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [4, 6, 8])
+@pytest.mark.parametrize("weight", [0.0, 0.01, 0.2])
+def test_against_clarabel(order, weight):
+    b, g = scheme()
+    grid = positivity.normalised_grid(order)
+    for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order)):
+        H, rhs, B, dd, _ = problem(y, b, g, order, weight, isotropic=k % 3 == 2)  # one engine for both bases
+        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
+        status, c, info = compiled(H, rhs, B, grid)
+        assert status == qp.SOLVED
+        assert abs(objective(H, rhs, dd, c) / best - 1) < (1e-7 if order < 8 else 3e-7)
+        assert violation(grid.K, c) < 1e-12
+        assert abs(B @ c - 1) < 1e-12
+        assert info[0] < 1e-8
+        assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-8
+        if order < 8 or weight > 0:
+            c, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
+            assert status == qp.SOLVED
+            assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-5
+            assert violation(grid.K, c) < 1e-12
+            assert abs(B @ c - 1) < 1e-12
+            assert kkt < 1e-8
+
+
+def test_constraint_binds_and_costs():
+    """The constrained residual is larger than the free one, equal where the free one is positive already."""
+    b, g = scheme()
+    grid, binding = positivity.normalised_grid(4), 0
+    for y in signals(12, b, g, seed=3, noise=1 / 10):
+        H, rhs, B, dd, _ = problem(y, b, g, 4, 0.0)
+        inverse = np.linalg.inv(H)
+        free = inverse @ (rhs + B * (1 - B @ inverse @ rhs) / (B @ inverse @ B))
+        _, c, info = compiled(H, rhs, B, grid)
+        if violation(grid.K, free) > 1e-9:
+            assert info[2] >= 1
+            assert objective(H, rhs, dd, c) > objective(H, rhs, dd, free) * (1 + 1e-9)
+            binding += 1
+        else:
+            assert info[2] == 0
+            np.testing.assert_allclose(c, free, rtol=0, atol=1e-7 * np.abs(free).max())  # the ridge
+    assert 0 < binding < 12
+
+
+@pytest.mark.nojit
+def test_compiled_solver_without_the_compiler():
+    b, g = scheme(2)
+    grid = positivity.normalised_grid(2)
+    H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
+    status, c, _ = compiled(H, rhs, B, grid)
+    assert status == qp.SOLVED
+    assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-10
+
+
+@pytest.mark.nojit
+def test_kkt_residual_is_scale_free_and_sees_every_condition():
+    b, g = scheme(2)
+    grid = positivity.normalised_grid(2)
+    H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
+    c, kkt, iterations, status = positivity.solve_osqp(H, rhs, B, grid.K)
+    assert (status, kkt < 1e-8, iterations > 0) == (qp.SOLVED, True, True)
+    wrong = c.copy()
+    wrong[1] += 1e-3
+    residual = positivity.kkt_residual(H, rhs, B, grid.K, wrong)
+    assert residual > 1e-5
+    assert positivity.kkt_residual(1e6 * H, 1e6 * rhs, B, grid.K, wrong) == pytest.approx(residual, rel=1e-6)
+    assert positivity.kkt_residual(H, rhs, B, grid.K, 1.01 * c) > 1e-3  # E(0) = 1
+    centre = np.eye(len(c))[0] / B[0]
+    assert positivity.kkt_residual(H, rhs, B, grid.K, centre) > 1e-3  # feasible, not optimal
+    assert positivity.kkt_residual(H, rhs, B, grid.K, np.full(len(c), np.nan)) == np.inf
+
+
+def test_pull_makes_any_point_feasible():
+    grid = positivity.normalised_grid(4)
+    B = oracle.aniso_origin(4)
+    c = np.random.default_rng(0).normal(size=len(B))
+    c /= B @ c
+    out = positivity.pull(B, grid.K, c)
+    assert (grid.K @ c).min() < 0
+    assert (grid.K @ out).min() >= -1e-15
+    assert B @ out == pytest.approx(1)
+
+
+def test_osqp_form_is_the_problem():
+    """Objective and rows of OSQP's form at z, against those of c = W'z |q|."""
+    b, g = scheme()
+    grid = positivity.normalised_grid(4)
+    H, rhs, B, _, _ = problem(signals(1, b, g)[0], b, g, 4, 0.05)
+    P, q, A, low, high = positivity.osqp_problem(H, rhs, B, grid.K)
+    c = positivity.solve_osqp(H, rhs, B, grid.K)[0]
+    n = len(c)
+    ridge, shift = qp.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
+    L = np.linalg.cholesky(H + shift * np.eye(n))
+    scale = np.linalg.norm(np.linalg.solve(L, rhs))
+    z = L.T @ c / scale
+    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2, rel=1e-12)
+    assert (A @ z)[0] == pytest.approx(low[0])
+    assert low[0] == high[0]
+    assert ((A @ z)[1:] >= low[1:] - 1e-12).all()
+    assert np.isinf(high[1:]).all()
+    np.testing.assert_allclose(np.linalg.norm(A, axis=1), 1)
+
+
+def test_osqp_answers_depend_on_their_voxel_alone():
+    b, g = scheme()
+    grid = positivity.normalised_grid(4)
+    first, second = (problem(y, b, g, 4, 0.0)[:3] for y in signals(2, b, g, noise=0.2))
+    alone = positivity.solve_osqp(*first, grid.K)[0]
+    positivity.solve_osqp(*second, grid.K)
+    assert np.array_equal(alone, positivity.solve_osqp(*first, grid.K)[0])
+    n, m = grid.rows.values.shape
+    work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
+    answers = []
+    for H, rhs, B in (first, second, first):
+        assert qp.solve(H, rhs, B, grid.rows, 5000, work, c, info) == qp.SOLVED
+        answers.append(c.copy())
+    assert np.array_equal(answers[0], answers[2])
+
+
+# ---------------------------------------------------------------- hard inputs
+
+
+def test_cap_forces_a_status():
+    b, g = scheme()
+    grid = positivity.normalised_grid(6)
+    H, rhs, B, _, _ = problem(signals(1, b, g)[0], b, g, 6, 0.0)
+    assert compiled(H, rhs, B, grid)[0] == qp.SOLVED
+    status, _, info = compiled(H, rhs, B, grid, max_iter=3)
+    assert status == qp.CAPPED
+    assert info[0] == np.inf
+
+
+@pytest.mark.jit_only
+def test_noise_alone_ends():
+    """500 voxels without signal, as in air: a status, and an answer that meets its conditions where it says so."""
+    b, g = scheme()
+    grid, rng, order = positivity.normalised_grid(6), np.random.default_rng(1), 6
+    mu = np.full(3, sqrt(2 * 1e-4 * TAU))
+    M = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU))
+    H, B = M.T @ M, oracle.aniso_origin(order)
+    n, m = grid.rows.values.shape
+    work, c, info, solved = qp.workspace(n, m), np.empty(n), np.empty(3), 0
+    for _ in range(500):
+        d = np.abs(rng.normal(size=b.size) + 1j * rng.normal(size=b.size))
+        status = qp.solve(H, M.T @ d, B, grid.rows, 2000, work, c, info)
+        assert status in (qp.SOLVED, qp.CAPPED, qp.NO_STEP, qp.INACCURATE)
+        if status == qp.SOLVED:
+            solved += 1
+            assert violation(grid.K, c) < 1e-12
+            assert info[0] < 1e-8
+    assert solved >= 450
+
+
+@pytest.mark.jit_only
+def test_singular_matrix_has_an_answer():
+    """Order 8 on three exact shells without Laplacian: H has a null space, the ridge decides inside it."""
+    b, g = scheme()
+    b = 1000 * np.round(b / 1000)
+    grid = positivity.normalised_grid(8)
+    for y in signals(3, b, g, seed=5):
+        H, rhs, B, dd, _ = problem(y, b, g, 8, 0.0)
+        assert np.linalg.matrix_rank(H) < len(H)
+        status, c, _ = compiled(H, rhs, B, grid)
+        assert status == qp.SOLVED
+        assert violation(grid.K, c) < 1e-12
+        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
+        assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["floor", "duplicated", "constant", "spike", "few"])
+def test_hard_inputs_end_with_a_status(kind):
+    b, g = scheme()
+    y = signals(1, b, g)[0]
+    if kind == "duplicated":
+        g = g[np.r_[:6, np.tile(np.arange(6, 12), 30)]]  # six directions, thirty times each
+    if kind == "few":
+        keep = np.r_[:3, 6:51]
+        b, g, y = b[keep], g[keep], y[keep]
+    y = {"constant": np.full_like(y, 100.0), "spike": np.where(np.arange(y.size) == 40, 1e4, y)}.get(kind, y)
+    mu = np.full(3, sqrt(2 * 1e-4 * TAU)) if kind == "floor" else None
+    grid = positivity.normalised_grid(6)
+    H, rhs, B, _, _ = problem(y, b, g, 6, 0.0, mu)
+    status, c, info = compiled(H, rhs, B, grid, 2000)
+    if status == qp.SOLVED:
+        assert violation(grid.K, c) < 1e-12
+        assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-7
+    else:  # the fallback's turn
+        c, _, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
+        assert status == qp.INACCURATE or violation(grid.K, c) < 1e-12
+    assert info[1] <= 2001
+
+
+@pytest.mark.nojit
+def test_not_a_problem_is_a_status():
+    grid = positivity.normalised_grid(2)
+    B, rhs = oracle.aniso_origin(2), np.ones(7)
+    for H in (np.zeros((7, 7)), -np.eye(7), np.full((7, 7), np.nan)):
+        assert compiled(H, rhs, B, grid)[0] == qp.NOT_POSITIVE
+        c, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
+        assert (status, kkt) == (qp.NOT_POSITIVE, np.inf)
+        assert np.isnan(c).all()
+    assert compiled(np.eye(7), np.full(7, np.nan), B, grid)[0] != qp.SOLVED
