@@ -159,6 +159,8 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED, INACCURATE,
     NOT_POSITIVE; c is NaN where there is no answer).
     """
+    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g))):  # Cholesky lets NaN through
+        return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     try:
         problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
     except np.linalg.LinAlgError:
@@ -202,7 +204,7 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     """
     from scipy.optimize import nnls
 
-    if not np.all(np.isfinite(c)):
+    if not (np.all(np.isfinite(c)) and np.all(np.isfinite(H))):
         return inf
     try:
         W = _whitening(_ridged(H))

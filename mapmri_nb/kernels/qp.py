@@ -22,6 +22,7 @@ SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
 RIDGE = 1e-9  # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three shells)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
+DRIFT = 1e-11  # KKT residual above which rounding errors are worked off before the answer
 PARALLEL = 1e-10  # a row whose free part is below this share of its squared norm depends on the active rows
 
 
@@ -109,9 +110,9 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _worst(grid: GridRows, c: Array, sums: Array) -> tuple[int, float, float]:
-    """The most violated row of K c (-1 where none is), its value and the peak of K c."""
-    values, order = grid.values, grid.order
+def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
+    """The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K c."""
+    values, order, sums = grid.values, grid.order, work.sums
     s, t, v, w = sums[0], sums[1], sums[2], sums[3]
     for k in range(4):
         out = sums[k]
@@ -141,6 +142,9 @@ def _worst(grid: GridRows, c: Array, sums: Array) -> tuple[int, float, float]:
             p += s.size if v[p] + w[p] > 0.0 else 0
         else:
             p += s.size * (3 if v[p] > w[p] else 2)
+    for j in range(q):
+        if work.active[j] == p:
+            p = -1
     return p, worst, peak
 
 
@@ -209,6 +213,48 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 
 @kernel()
+def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array) -> float:
+    """
+    Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active rows, signs of u.
+
+    Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the factors at hand.
+    """
+    d, z, r, row, w, u = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4], work.vectors[5]
+    _times(H, c, w)
+    most, least, drift, size = 0.0, 0.0, 0.0, 0.0
+    for k in range(c.size):
+        w[k] += ridge * c[k] - g[k]
+        row[k] = B[k]
+    for j in range(q):
+        if j > 0:
+            _row(grid, work.active[j], row)
+            most, least = max(most, u[j]), min(least, u[j])
+        r[j] = 0.0 if j > 0 else -1.0
+        for k in range(c.size):
+            r[j] += row[k] * c[k]
+            w[k] -= u[j] * row[k]
+    residual = abs(r[0]) - (least / most if most > 0.0 else 0.0)
+    _times(work.J, g, z)
+    _times(work.J, w, d)
+    for k in range(c.size):
+        drift += d[k] * d[k]
+        size += z[k] * z[k]
+    residual += math.sqrt(drift / size)
+    if residual > DRIFT:
+        _back(work.R, q, d, z)
+        for i in range(q):
+            u[i] += z[i]
+            s = r[i]
+            for k in range(i):
+                s -= work.R[k, i] * d[k]
+            d[i] = s / work.R[i, i]
+        _combine(work.J, 0, d, z)
+        for k in range(c.size):
+            c[k] -= z[k]
+    return residual
+
+
+@kernel()
 def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
     """
     Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
@@ -223,7 +269,7 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
     """
     n, u = c.size, work.vectors[5]
-    d, z, r, row, w = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
+    d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
     ridge = 0.0
     for i in range(n):
@@ -233,9 +279,9 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         return NOT_POSITIVE
     _times(work.J, g, d)
     _combine(work.J, 0, d, c)
-    q, p, bound = 0, -1, 1.0
+    q, p, sheds = 0, -1, 0
     while True:
-        mine = 0.0
+        mine, bound = 0.0, 1.0 if p < 0 else 0.0
         _times(work.J, row, d)
         free = _combine(work.J, q, d, z)
         while True:  # until row p is met
@@ -270,32 +316,11 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         _add(work, q, p, free)
         u[q] = mine
         q += 1
-        p, worst, peak = _worst(grid, c, work.sums)
-        for j in range(q):
-            p = -1 if work.active[j] == p else p
-        if p < 0 or worst > -VIOLATION * peak:
-            break
-        bound = 0.0
+        p, worst, peak = _worst(grid, c, work, q)
+        while p < 0 or worst > -VIOLATION * peak:  # no row is violated: judge, and shed the drift of an ill-conditioned H
+            info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
+            if not info[0] > DRIFT or sheds == 3:
+                return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
+            sheds += 1
+            p, worst, peak = _worst(grid, c, work, q)
         _row(grid, p, row)
-    # KKT residual: stationarity in the norm of H^-1, violations of E(0) = 1 and K c >= 0, signs of the multipliers
-    _times(H, c, w)
-    unit, most, least = -1.0, 0.0, 0.0
-    for j in range(q):
-        if j > 0:
-            _row(grid, work.active[j], row)
-            most, least = max(most, u[j]), min(least, u[j])
-        for k in range(n):
-            w[k] -= u[j] * (row[k] if j > 0 else B[k])
-    for k in range(n):
-        w[k] += ridge * c[k] - g[k]
-        unit += B[k] * c[k]
-    _times(work.J, w, d)
-    _times(work.J, g, z)
-    free = 0.0
-    gap = 0.0
-    for k in range(n):
-        gap += d[k] * d[k]
-        free += z[k] * z[k]
-    info[0] = math.sqrt(gap / free) + abs(unit) - worst / peak - (least / most if most > 0.0 else 0.0)
-    info[2] = q - 1
-    return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
