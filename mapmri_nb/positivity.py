@@ -131,7 +131,7 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     return W @ _ridged(H) @ W.T, q / scale, A / norms[:, None], low, high
 
 
-def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float) -> tuple[Array, int]:
+def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float, max_iter: int) -> tuple[Array, int]:
     """Solution and iterations of the problem on some rows of A, from a fresh setup."""
     import osqp
     from scipy.sparse import csc_matrix
@@ -140,7 +140,7 @@ def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float) -> tuple
     solver = osqp.OSQP(algebra="builtin")
     solver.setup(
         csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows],
-        verbose=False, scaling=0, eps_abs=eps, eps_rel=eps, max_iter=20000, polishing=True, warm_starting=False,
+        verbose=False, scaling=0, eps_abs=eps, eps_rel=eps, max_iter=max_iter, polishing=True, warm_starting=False,
     )  # fmt: skip
     result = solver.solve(raise_error=False)
     return np.asarray(result.x, float), int(result.info.iter)
@@ -159,14 +159,14 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED, INACCURATE,
     NOT_POSITIVE; c is NaN where there is no answer).
     """
-    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g))):  # Cholesky lets NaN through
+    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)):  # Cholesky lets NaN through
         return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     try:
         problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
     except np.linalg.LinAlgError:
         return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     scale = float(np.linalg.norm(W @ g))
-    z, iterations = _osqp(problem, slice(None), EPS)
+    z, iterations = _osqp(problem, slice(None), EPS, 4000)
     best, c = inf, np.full(len(g), np.nan)
     held = np.zeros(len(K), bool)
     for k in range(ROUNDS):
@@ -178,7 +178,7 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
             break
         p = K @ trial
         held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
-        z, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11))
+        z, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11), 20000)
         iterations += more
     c = pull(B, K, c)
     best = kkt_residual(H, g, B, K, c)
@@ -215,18 +215,16 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     rest = W @ (_ridged(H) @ c - g)
     b /= np.linalg.norm(b)
     free = np.eye(len(g)) - np.outer(b, b)  # the multiplier of B is free: project its direction out
-    A = free @ (W @ K[active].T)
-    norms = np.linalg.norm(A, axis=0)
-    try:
-        u, stationarity = (
-            nnls(A / norms, free @ rest, maxiter=30 * len(g))
-            if len(active)
-            else (np.zeros(0), float(np.linalg.norm(free @ rest)))
-        )
-    except RuntimeError:
-        return inf
-    complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
-    return stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(float(B @ c) - 1.0)
+    A, rest = free @ (W @ K[active].T), free @ rest
+    stationarity, complementarity = float(np.linalg.norm(rest)), 0.0
+    if len(active):  # SciPy's nnls crashes the process on a matrix without columns
+        norms = np.linalg.norm(A, axis=0)
+        try:
+            u, stationarity = nnls(A / norms, rest, maxiter=30 * len(g))
+        except RuntimeError:
+            return inf
+        complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
+    return float(stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(B @ c - 1.0))
 
 
 class GridSolver:
@@ -259,8 +257,8 @@ class GridSolver:
         place, n = plan.moments.permutation, len(self.B)
         failed = np.ones(lanes.stop - lanes.start, np.int64)
         if self.solver == "auto":
-            part = [np.ascontiguousarray(a[..., lanes]) for a in (k.G, k.rhs, k.x, k.lane, k.status)]
-            G, rhs, x, lane, status = part
+            G, rhs, x, lane = (np.ascontiguousarray(a[:, lanes]) for a in (k.G, k.rhs, k.x, k.lane))
+            status = np.ascontiguousarray(k.status[lanes])
             batch.grid_lanes(place, G, rhs, self.B, grid.rows, self.max_iter, len(failed), x, lane, status, failed)
             k.x[:, lanes], k.lane[:, lanes] = x, lane
         H, g = np.empty((n, n)), np.empty(n)

@@ -51,6 +51,7 @@ FASTMATH = {
     "kernels/laplacian.py": {"BLOCK_MATH"},
     "kernels/linalg.py": {"BLOCK_MATH", "CONTRACT"},
     "kernels/moments.py": {"BLOCK_MATH"},
+    "kernels/qp.py": {"BLOCK_MATH"},
     "kernels/tensor.py": {"BLOCK_MATH"},
 }
 

@@ -68,7 +68,7 @@ def problems(table, data, order, weight):
     index, out = ordering.index_table(order), []
     M, L = np.empty((data.shape[1], len(index))), np.empty((len(index), len(index)))
     for y, mu, R, S0 in zip(data, fit.mu, fit.R, fit.S0, strict=True):
-        hermite.signal_rows(np.ascontiguousarray(table.q[:, None] * table.bvecs @ R), mu, index, M)
+        hermite.signal_rows(np.ascontiguousarray(table.qvecs @ R), mu, index, M)
         laplacian.matrix(mu, index, L)
         out.append((M.T @ M + weight * L, M.T @ (y / S0), mu))
     return out
@@ -79,10 +79,9 @@ def trial(order, voxels, grid_of, dense):
     B, C, steps, spent, failed = ordering.origin_values(ordering.index_table(order)), [], [], 0.0, 0
     for H, g, mu in voxels:
         grid = grid_of(mu)
-        n, m = grid.rows.values.shape
-        c, info = np.empty(n), np.empty(3)
+        work, c, info = qp.workspace(*grid.rows.values.shape), np.empty(len(B)), np.empty(3)
         start = time.perf_counter()
-        status = qp.solve(H, g, B, grid.rows, 5000, qp.workspace(n, m), c, info)
+        status = qp.solve(H, g, B, grid.rows, 5000, work, c, info)
         spent += time.perf_counter() - start
         if status == qp.SOLVED:
             C.append(c)
@@ -92,7 +91,7 @@ def trial(order, voxels, grid_of, dense):
     mass = -100 * np.minimum(p, 0).sum(0) / np.abs(p).sum(0)
     return {
         "rows": len(grid.points), "mean": round(float(mass.mean()), 4), "max": round(float(mass.max()), 4),
-        "iterations": float(np.mean(steps)), "ms": round(1e3 * spent / len(voxels), 3), "failed": failed,
+        "iterations": round(float(np.mean(steps)), 1), "ms": round(1e3 * spent / len(voxels), 3), "failed": failed,
     }  # fmt: skip
 
 
@@ -109,17 +108,18 @@ def main():
         "cat cord": measured("catcord", options.voxels, rng),
         "MGH-like": simulated([(64, 1000), (64, 3000), (128, 5000), (256, 10000)], 0.0218, 0.0129, options.voxels, rng),
     }
+    target = Path(__file__).parent / "results" / "grid_choice.json"
+    target.parent.mkdir(exist_ok=True)
     results = []
     for order in options.orders:
         reach = sqrt(2 * order + 1)
         u = positivity.grid_points(order, reach + 3.0, 0.3 * 2 ** (1 / 3))
         K = np.empty((len(u), ordering.n_coef(order)))
         hermite.propagator_rows(u, np.ones(3), ordering.index_table(order), K)  # with the Gaussian factor
-        grids = {
-            name: (lambda mu, grid=positivity.make_grid(order, positivity.grid_points(order, reach + r, side / reach)): grid)
-            for name, (r, side) in CANDIDATES.items()
-        }
-        grids["DIPY's ball"] = lambda mu, order=order: positivity.ball_grid(order, mu)
+        grids = {"DIPY's ball": lambda mu, order=order: positivity.ball_grid(order, mu)}
+        for name, (r, side) in CANDIDATES.items():
+            fixed = positivity.make_grid(order, positivity.grid_points(order, reach + r, side / reach))
+            grids[name] = lambda mu, grid=fixed: grid
         for case, (table, data) in cases.items():
             if order == 10:
                 data = data[: max(4, options.voxels // 4)]
@@ -129,8 +129,6 @@ def main():
                     row = {"order": order, "scheme": case, "weight": weight, "grid": name, **trial(order, voxels, grid_of, K)}
                     results.append(row)
                     print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
-    target = Path(__file__).parent / "results" / "grid_choice.json"
-    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n")
 
 
