@@ -87,10 +87,10 @@ def trial(order, voxels, grid_of, dense):
             C.append(c)
             steps.append(info[1])
         failed += status != qp.SOLVED
-    p = dense @ np.array(C).T
+    p = dense @ np.array(C).reshape(-1, len(B)).T
     mass = -100 * np.minimum(p, 0).sum(0) / np.abs(p).sum(0)
     return {
-        "rows": len(grid.points), "mean": round(float(mass.mean()), 4), "max": round(float(mass.max()), 4),
+        "rows": len(grid.points), "mean": round(float(np.mean(mass)), 4), "max": round(float(np.max(mass, initial=0)), 4),
         "iterations": round(float(np.mean(steps)), 1), "ms": round(1e3 * spent / len(voxels), 3), "failed": failed,
     }  # fmt: skip
 
@@ -129,7 +129,7 @@ def main():
                     row = {"order": order, "scheme": case, "weight": weight, "grid": name, **trial(order, voxels, grid_of, K)}
                     results.append(row)
                     print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
-    target.write_text(json.dumps(results, indent=1) + "\n")
+    target.write_text("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
 RIDGE = 1e-9  # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three shells)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
-DRIFT = 1e-11  # KKT residual above which rounding errors are worked off before the answer
+DRIFT = 1e-11  # KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
+SHEDS = 20
 PARALLEL = 1e-10  # a row whose free part is below this share of its squared norm depends on the active rows
 
 
@@ -319,8 +320,12 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         p, worst, peak = _worst(grid, c, work, q)
         while p < 0 or worst > -VIOLATION * peak:  # no row is violated: judge, and shed the drift of an ill-conditioned H
             info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
-            if not info[0] > DRIFT or sheds == 3:
+            if not info[0] > DRIFT or sheds == SHEDS:
                 return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
             sheds += 1
+            for j in range(q - 1, 0, -1):
+                if u[j] < 0.0:  # held by drift alone; the next step moves c to the minimiser without it
+                    _drop(work, j, q)
+                    q -= 1
             p, worst, peak = _worst(grid, c, work, q)
         _row(grid, p, row)
