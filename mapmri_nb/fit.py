@@ -69,7 +69,7 @@ class MapmriFit:
     ----------
     coef : (V, n) in DIPY's order: anisotropic, in the frame R at scales mu; isotropic, in the b-vectors' frame.
     mu : (V, 3) mm, scales of the basis ((u0, u0, u0) when isotropic). mu_tensor : (V, 3) mm, the tensor's.
-    R : (V, 3, 3), columns e1 e2 e3. S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
+    R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None. S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
 
     Methods return volumes of the mask's shape, NaN outside it and where the status says there is no fit.
@@ -91,6 +91,7 @@ class MapmriFit:
             setattr(self, name, rows[name])
         self.order = int(options["radial_order"])
         self.isotropic = options["basis"] == "isotropic"
+        self.field: Array | None = rows.get("field")
         self._nine: Array | None = None
         self._hermite: Array | None = None
 
@@ -115,9 +116,13 @@ class MapmriFit:
         """Hermite coefficients (V, n) in the tensor's frame R at scales `mu`, for both bases."""
         if not self.isotropic:
             return self.coef
-        if self._hermite is None:
+        if self._hermite is None:  # costs a rotation a voxel
             self._hermite = self._turn(self.coef @ ordering.iso_to_aniso(self.order).T, inverse=False)
         return self._hermite
+
+    def set_hermite(self, coef: Array) -> None:
+        """Use these Hermite coefficients instead of deriving them (replicates of an isotropic fit have no others)."""
+        self._hermite = coef
 
     def _turn(self, coef: Array, inverse: bool) -> Array:
         """Rotate Hermite coefficients at equal scales between the b-vectors' frame and the tensor's."""
@@ -207,8 +212,7 @@ class MapmriFit:
     def _isotropic_scale(self) -> Array:
         """The single scale u0 (V,) of each tensor."""
         out = np.empty(len(self.mu_tensor))
-        for v, mu in enumerate(np.ascontiguousarray(self.mu_tensor)):
-            out[v] = tensor.isotropic_scale(mu)
+        tensor.isotropic_scales(np.ascontiguousarray(self.mu_tensor), out)
         return out
 
     def theta_po(self, K: int = 5) -> Array:
@@ -302,8 +306,8 @@ class MapmriFit:
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R
-        if "field" in self._rows:  # E at (I + F) q in the frame R: q in the frame (I + F)'R
-            R = R + np.swapaxes(self._rows["field"], 1, 2) @ R
+        if self.field is not None:  # E at (I + F) q in the frame R: q in the frame (I + F)'R
+            R = R + np.swapaxes(self.field, 1, 2) @ R
         out = propagator.values_at(self.hermite_coef(), self.mu, R, table.qvecs, tables)
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:

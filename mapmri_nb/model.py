@@ -236,12 +236,26 @@ class MapmriModel:
             np.zeros((count, 9)), np.zeros(count, np.int64),
         )  # fmt: skip
 
-    def fit_rows(self, y: Array, weight: Array, mu: Array, R: Array, field: Array, threads: int | None = None) -> batch.Out:
-        """Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or of length 0)."""
+    def fit_rows(
+        self,
+        y: Array,
+        weight: Array,
+        mu: Array,
+        R: Array,
+        field: Array,
+        threads: int | None = None,
+        laplacian_weight: Array | None = None,
+    ) -> batch.Out:
+        """
+        Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or of length 0).
+
+        laplacian_weight : (1,) holds the weight of a model that would choose it.
+        """
         out = self._empty_rows(len(y))
+        plan = self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
         data = batch.Data(y, weight, mu, R, field)
         lanes = min(batch.LANES, len(y))
-        spread(partial(batch.run, self.plan, data, lanes, out, self._solve), len(y), lanes, n_threads(threads))
+        spread(partial(batch.run, plan, data, lanes, out, self._solve), len(y), lanes, n_threads(threads))
         return out
 
 
@@ -316,6 +330,18 @@ def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     if not off < 1e-6:
         raise ValueError(f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}")
     return mu, R
+
+
+def sample_rows(data: Any, inside: NDArray[np.bool_], weights: Any) -> tuple[Array, Array]:
+    """Samples (V, n) and weights (V or 1, n) of a mask as rows, float64."""
+    pick = np.atleast_1d(inside)
+
+    def rows(a: Any) -> Array:
+        array = np.asarray(a, dtype=np.float64)
+        return np.ascontiguousarray(array.reshape(*pick.shape, -1)[pick])
+
+    weight, per_sample = _sample_weights(weights, np.shape(data))
+    return rows(data), _checked(rows(weights)) if per_sample else weight
 
 
 def _checked(weights: Array) -> Array:

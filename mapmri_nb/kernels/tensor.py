@@ -258,6 +258,13 @@ def isotropic_scale(mu: Array) -> float:
 
 
 @kernel()
+def isotropic_scales(mu: Array, out: Array) -> None:
+    """`isotropic_scale` of rows mu (V, 3) into out (V,)."""
+    for v in range(out.size):
+        out[v] = isotropic_scale(mu[v])
+
+
+@kernel()
 def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
     """D = R diag(values) R' into rows xx xy yy xz yz zz of out (6, V) at one lane."""
     r = 0
