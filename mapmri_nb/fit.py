@@ -69,7 +69,8 @@ class MapmriFit:
     ----------
     coef : (V, n) in DIPY's order: anisotropic, in the frame R at scales mu; isotropic, in the b-vectors' frame.
     mu : (V, 3) mm, scales of the basis ((u0, u0, u0) when isotropic). mu_tensor : (V, 3) mm, the tensor's.
-    R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None. S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
+    R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None.
+    S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
 
     Methods return volumes of the mask's shape, NaN outside it and where the status says there is no fit.
@@ -204,8 +205,8 @@ class MapmriFit:
     def _radial_cosine(self, target: Array, K: int) -> Array:
         """cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales `target` (V, 3)."""
         out = np.empty(len(self.coef))
-        rows = [np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target)]
-        call = partial(propagator.radial_cosine_rows, *rows, propagator.even_table(self.order), K, out)
+        coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
+        call = partial(propagator.radial_cosine_rows, coef, mu, target, propagator.even_table(self.order), K, out)
         spread(call, len(out), batch.LANES, n_threads(None))
         return out
 

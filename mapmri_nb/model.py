@@ -223,8 +223,8 @@ class MapmriModel:
         rows = self._empty_rows(int(inside.sum()))
         arrays = [data, weights] if per_sample else [data]
         for where, blocks in _progress(_slabs(arrays, inside), len(rows.status), progress):
-            given = [a[where] if len(a) > 1 else a for a in (mu, R, field)]
-            part = self.fit_rows(blocks[0], _checked(blocks[1]) if per_sample else weight, *given, threads)
+            m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
+            part = self.fit_rows(blocks[0], _checked(blocks[1]) if per_sample else weight, m, r, f, threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
         named = fit_rows(rows) | ({"field": field} if len(field) else {})

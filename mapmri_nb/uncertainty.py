@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 QUANTILES = (0.025, 0.16, 0.84, 0.975)
 NORMAL = (-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054)
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
+EPSILON = 0.4  # of the scaled sine of PA
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
 
@@ -176,8 +177,8 @@ def _voxelwise(
         spread(some, len(coef), 1, workers)
     finally:
         numba.set_num_threads(before)
-    parts = [{name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1)]
-    return Uncertainty(fit, *parts, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)})
+    mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
+    return Uncertainty(fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)})
 
 
 def _linear_problem(model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: Array, w: Array) -> Voxel:
@@ -264,17 +265,17 @@ def index_gradient(name: str, coef: Array, mu: Array, mu_tensor: Array, isotropi
     order = next(n for n in range(0, ordering.MAX_ORDER + 1, 2) if ordering.n_coef(n) == len(coef))
     t, B = scalars.tables(order), ordering.origin_values(ordering.index_table(order))
     mu = np.array(mu, dtype=np.float64)
+    u0 = isotropic_scale(np.array(mu_tensor))
     if name == "pa_dti":
-        u0 = isotropic_scale(np.array(mu_tensor))
-        cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
-        return float(propagator.propagator_anisotropy(cosine)), np.zeros_like(coef)
+        cosine = float(propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0)))
+        return float(propagator.propagator_anisotropy(np.array(cosine))), np.zeros_like(coef)
     if name == "pa":
-        cosine, slope = _angle(_radial_matrix(order, mu, np.full(3, isotropic_scale(np.array(mu_tensor))), 5), coef)
-        epsilon, sine2 = 0.4, max(1.0 - cosine, 1e-300)
-        s = sine2 ** (epsilon / 2)
+        cosine, slope = _angle(_radial_matrix(order, mu, np.full(3, u0), 5), coef)
+        sine2 = max(1.0 - cosine, 1e-300)
+        s = math.pow(sine2, EPSILON / 2)
         base = 1.0 - 3.0 * s + 3.0 * s * s
         by_s = (3.0 * s * s * base - s**3 * (6.0 * s - 3.0)) / base**2
-        return s**3 / base, by_s * (-epsilon / 2) * sine2 ** (epsilon / 2 - 1) * slope
+        return s**3 / base, by_s * (-EPSILON / 2) * s / sine2 * slope
     if name in ("ng", "ng_par", "ng_perp"):
         if name == "ng":
             first = _radial_matrix(order, mu, mu_tensor, 0) if isotropic else np.eye(1, len(coef))
