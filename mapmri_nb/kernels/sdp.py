@@ -394,13 +394,13 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     for k in range(2):
         s, Q, lowered, inverse = t.sizes[k], square[k, 0], square[k, 3], square[k, 2]
         for i in range(s):
-            slack = 4.0 * s * (s + 2) * EPS * Q[i, i]
+            slack = 0.0
             for j in range(s):
                 a = t.gram[k, i, j]
                 Q[i, j] += residual[a] * t.share[k, i, j]
                 lowered[i, j] = Q[i, j]
                 slack += (n + 8) * EPS * bound[a] * t.share[k, i, j]
-            lowered[i, i] -= slack
+            lowered[i, i] -= slack + 4.0 * s * (s + 2) * EPS * abs(Q[i, i])
         if not _invert(lowered, s, work.small, inverse):
             return False
         for i in range(s):
