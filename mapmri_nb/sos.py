@@ -14,22 +14,22 @@ from .kernels.ordering import MAX_ORDER, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
 
-NEAR = 1e-6  # distance at which the certified neighbour stands for the coefficients: what double precision resolves
+NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
 
 
 class Certificate(NamedTuple):
     """
-    Answer of `certify`, one entry a row. Not certified is no proof of a negative value: sums of squares are a subset.
+    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all positive p are squares.
 
     Attributes
     ----------
     certified : (V,) bool. The Gram matrices, corrected to stand for the coefficients exactly, have a Cholesky
-        factorisation with a margin for rounding. Where only those of coefficients within ``NEAR`` do, the entry is
-        True and `distance` says how far these are; with distance 0 the proof is for the coefficients themselves.
+        factorisation with a margin for rounding, here or at the fit that made the row.
     margin : (V,) largest amount (at most 1) of the reference polynomial, the inverse of the Gaussian's moment
-        matrix, that leaves a sum of squares when taken off; known to 1e-6. For rows proved by their fit, what was
-        proved there.
-    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the propagator's L2 norm.
+        matrix, that leaves a sum of squares when taken off; known to 1e-6. What the fit proved, where it did.
+    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the propagator's L2 norm:
+        0 where certified. A row without certificate and within ``NEAR`` lies on the boundary of the cone, as far as
+        double precision can tell: certified coefficients exist at that distance.
     """
 
     certified: NDArray[np.bool_]
@@ -84,7 +84,6 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
         if not out.certified[v]:
             status = sdp.solve(np.eye(n), c * (1.0 + sdp.RIDGE), B, tables, 80, 1e-14, work, near, info)
             out.distance[v] = np.nan if status == sdp.NO_FIT else np.linalg.norm(near - c) / np.linalg.norm(c)
-            out.certified[v] = out.distance[v] <= NEAR
     return out
 
 
@@ -135,7 +134,7 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
             i, j = np.triu_indices(len(u), 1)
             v = np.concatenate([u, u[i] + u[j], u[i] - u[j], more])
             monomials = np.zeros((len(v), n))
-            np.add.at(monomials, (slice(None), gram), v[:, :, None] * v[:, None, :])
+            np.add.at(monomials.T, gram, np.einsum("ki,kj->ijk", v, v))
             a = factor @ t.to_hermite @ monomials.T
             length = np.linalg.norm(a, axis=0)
             vectors.append(v / np.sqrt(length)[:, None])

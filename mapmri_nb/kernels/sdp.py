@@ -69,7 +69,8 @@ def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
 
 def _polynomials(x: Array, exponents: IntArray) -> Array:
     """Monomials (n, len(exponents)) at points (n, 3)."""
-    return np.prod(x[:, None, :] ** exponents[None, :, :], axis=2)
+    out: Array = np.prod(x[:, None, :] ** exponents[None, :, :], axis=2)
+    return out
 
 
 def _points(order: int) -> tuple[Array, Array]:
@@ -97,7 +98,7 @@ def tables(order: int) -> Tables:
     m = (max(len(b) for b in blocks) + 3) // 4 * 4
     C, B = hermite_to_monomial(order).copy(), origin_values(index_table(order))
     x, weight = _points(order)
-    gram, share = np.zeros((2, m, m), np.int64), np.zeros((2, m, m))
+    gram, share, count = np.zeros((2, m, m), np.int64), np.zeros((2, m, m)), np.zeros(n)
     Z, Q = np.zeros((2, m, n)), np.zeros((2, m, m))
     moments = np.linalg.solve(C.T, B)  # of N(0, 1): the integral of Gaussian times p is sum(aB)
     for k, block in enumerate(blocks):
@@ -105,14 +106,14 @@ def tables(order: int) -> Tables:
         gram[k, :s, :s] = [[where[tuple((a + b).tolist())] for b in block] for a in block]
         Z[k, :s] = (_polynomials(x, block) * np.sqrt(weight)[:, None]).T
         Q[k, :s, :s] = np.linalg.inv(moments[gram[k, :s, :s]]) / sum(map(len, blocks))
-    count = sum(np.bincount(gram[k, : len(b), : len(b)].ravel(), minlength=n) for k, b in enumerate(blocks))
+        count += np.bincount(gram[k, :s, :s].ravel(), minlength=n)
     for k, block in enumerate(blocks):
         s = len(block)
         share[k, :s, :s] = 1.0 / count[gram[k, :s, :s]]
     values = C.T @ (_polynomials(x, monomials(order)) * weight[:, None]).T
     sizes, reference = np.array([len(b) for b in blocks], np.int64), np.einsum("kit,kij,kjt->t", Z, Q, Z)
-    eta = np.linalg.solve(values, B)
-    return Tables(sizes, gram, share, Z, values, C, np.linalg.inv(C), eta, Q, reference)
+    inverse, eta = (np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B)))
+    return Tables(sizes, gram, share, Z, values, C, inverse, eta, Q, reference)
 
 
 @kernel()
@@ -262,7 +263,7 @@ def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: fl
 
 @kernel()
 def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float) -> float:
-    """Step <= 1, 2 % off the boundary of both cones: shrink until inside, bisect up to `precision` of the best; or 0."""
+    """Step <= 1, 2 % off the boundary of both cones: shrink until inside, bisect to `precision` of the best; or 0."""
     low, step, high = 0.0, 1.0 / 0.98, 2.0
     while step > 1e-9 and (low == 0.0 or (low < precision * high and high < 2.0)):
         inside = True
@@ -393,13 +394,13 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     for k in range(2):
         s, Q, lowered, inverse = t.sizes[k], square[k, 0], square[k, 3], square[k, 2]
         for i in range(s):
-            slack = 4.0 * s * (s + 2) * EPS * Q[i, i]
+            slack = 0.0
             for j in range(s):
                 a = t.gram[k, i, j]
                 Q[i, j] += residual[a] * t.share[k, i, j]
                 lowered[i, j] = Q[i, j]
                 slack += (n + 8) * EPS * bound[a] * t.share[k, i, j]
-            lowered[i, i] -= slack
+            lowered[i, i] -= slack + 4.0 * s * (s + 2) * EPS * abs(Q[i, i])
         if not _invert(lowered, s, work.small, inverse):
             return False
         for i in range(s):
@@ -431,7 +432,7 @@ def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
 
 @kernel()
 def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
-    """Certified coefficients of the Gram matrices in work.square[:, 0], which take a share of the reference if need be."""
+    """Certified coefficients of the Gram matrices work.square[:, 0], with a share of the reference if need be."""
     _coefficients(t, work, B, c)
     while not certify(c, t, work, info):
         info[3] = max(10.0 * info[3], 1e-12)

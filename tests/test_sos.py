@@ -1,0 +1,432 @@
+"""Sums of squares: the interior point against Clarabel, certificates against Motzkin's polynomial and exact arithmetic."""
+
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import oracle
+import pytest
+
+from mapmri_nb import sos
+from mapmri_nb.kernels import sdp
+from mapmri_nb.kernels.ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
+
+TAU = 0.0365 - 0.0157 / 3
+SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
+
+
+def directions(n, turn=0.0):
+    k = np.arange(n) + 0.5
+    z, angle = 1 - 2 * k / n, np.pi * (1 + 5**0.5) * k + turn
+    return np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], 1)
+
+
+def qvectors(n=90, b0=18, shells=(1000, 2000, 3000)):
+    q = [np.sqrt(b / TAU) / (2 * np.pi) * directions(n, s) for s, b in enumerate(shells)]
+    return np.concatenate([np.zeros((b0, 3)), *q])
+
+
+def voxel(seed, snr=20.0):
+    """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
+    rng, q = np.random.default_rng(seed), qvectors()
+    count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
+    tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
+    for _ in range(count):
+        u = rng.normal(size=3)
+        radial = rng.uniform(0.1e-3, 0.5e-3)
+        tensors.append(radial * np.eye(3) + (rng.uniform(1.3e-3, 2e-3) - radial) * np.outer(u, u) / (u @ u))
+    weights = np.r_[f, (1 - f) * rng.dirichlet([2] * count)] if count else np.ones(1)
+    y = sum(w * np.exp(-TAU * 4 * np.pi**2 * np.einsum("ki,ij,kj->k", q, D, q)) for w, D in zip(weights, tensors, strict=True))
+    if np.isfinite(snr):
+        y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
+    values, frame = np.linalg.eigh(sum(w * D for w, D in zip(weights, tensors, strict=True)))
+    return y, np.sqrt(2 * np.maximum(values, 1e-4) * TAU)[::-1], q @ frame[:, ::-1]
+
+
+def problem(order, weight, seed, snr=20.0):
+    """H, g of a voxel, and y'y."""
+    y, mu, q = voxel(seed, snr)
+    M = oracle.phi_matrix(order, mu, q)
+    return M.T @ M + weight * oracle.laplacian_matrix(order, mu), M.T @ y, y @ y
+
+
+def solve(order, H, g, work=None, tol=1e-9):
+    t, c, info = sdp.tables(order), np.zeros(len(g)), np.zeros(4)
+    work = sdp.workspace(len(g), t.Z.shape[1]) if work is None else work
+    status = sdp.solve(H, g, origin_values(index_table(order)), t, 50, tol, work, c, info)
+    return status, c, info, work
+
+
+def ridged(H):
+    return H + sdp.RIDGE * np.trace(H) / len(H) * np.eye(len(H))
+
+
+def clarabel_problem(order, P, q, linear, constant, free, extra=None):
+    """
+    Minimise 1/2 x'Px + q'x over x and Gram matrices with linear @ x + constant = monomial coefficients of z'Qz.
+
+    z is scaled by the Gaussian's standard deviations, which leaves the cone as it is. `extra` = (row, value) on x.
+    """
+    clarabel = pytest.importorskip("clarabel")
+    from scipy import sparse
+
+    where, n = positions(monomials(order)), n_coef(order)
+    spread = np.array([np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a]) for a in monomials(order)])
+    scale = 1 / np.sqrt(spread)  # of the rows: one a monomial
+    columns, cones = [linear * scale[:, None]], []
+    for block in sdp.gram_exponents(order):
+        s, k = len(block), 0
+        A = np.zeros((n, s * (s + 1) // 2))
+        d = [1 / np.sqrt(np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a])) for a in block]
+        for j in range(s):
+            for i in range(j + 1):
+                a = where[tuple(int(e) for e in block[i] + block[j])]
+                A[a, k] -= (1 if i == j else np.sqrt(2)) * d[i] * d[j] * scale[a]
+                k += 1
+        columns.append(A)
+        cones.append(clarabel.PSDTriangleConeT(s))
+    A = np.hstack(columns)
+    total = A.shape[1]
+    rows, right = [A], [-constant * scale]
+    if extra is not None:
+        rows.append(np.r_[extra[0], np.zeros(total - free)][None])
+        right.append([extra[1]])
+    zero = sum(len(r) for r in right)
+    rows.append(np.hstack([np.zeros((total - free, free)), -np.eye(total - free)]))
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
+    full = sparse.csc_matrix(np.pad(np.triu(P), (0, total - free)))
+    b = np.concatenate([*right, np.zeros(total - free)])
+    cones = [clarabel.ZeroConeT(zero), *cones]
+    problem = clarabel.DefaultSolver(
+        full, np.r_[q, np.zeros(total - free)], sparse.csc_matrix(np.vstack(rows)), b, cones, settings
+    )
+    answer = problem.solve()
+    assert str(answer.status) in ("Solved", "AlmostSolved")
+    return np.array(answer.x)[:free]
+
+
+def clarabel_fit(order, H, g):
+    """Coefficients of the sum-of-squares problem; unknowns whitened, or order 8 at weight 0 stops Clarabel."""
+    B, n = origin_values(index_table(order)), len(g)
+    R = np.linalg.cholesky(ridged(H)).T
+    inverse = np.linalg.inv(R)
+    x = clarabel_problem(
+        order, np.eye(n), -inverse.T @ g, hermite_to_monomial(order) @ inverse, np.zeros(n), n, (B @ inverse, 1.0)
+    )
+    return inverse @ x
+
+
+def clarabel_margin(order, c, metric):
+    """Largest m for which p - m (polynomial with coefficients `metric`) is a sum of squares."""
+    mono = hermite_to_monomial(order) @ c
+    return clarabel_problem(order, np.zeros((1, 1)), -np.ones(1), -metric[:, None], mono, 1)[0]
+
+
+def gram_polynomial(order, grams):
+    """Monomial coefficients of z'Qz, term by term."""
+    where, out = positions(monomials(order)), np.zeros(n_coef(order))
+    for block, Q in zip(sdp.gram_exponents(order), grams, strict=True):
+        for i, a in enumerate(block):
+            for j, b in enumerate(block):
+                out[where[tuple(int(e) for e in a + b)]] += Q[i, j]
+    return out
+
+
+def random_squares(order, rng):
+    """Hermite coefficients of a random sum of squares with E(0) = 1."""
+    factors = [rng.normal(size=(s, s)) for s in SIZES[order]]
+    c = np.linalg.solve(hermite_to_monomial(order), gram_polynomial(order, [V @ V.T for V in factors]))
+    return c / (c @ origin_values(index_table(order)))
+
+
+def motzkin():
+    c, where = np.zeros(50), positions(index_table(6))
+    p = np.zeros(50)
+    for powers, value in {(4, 2, 0): 1, (2, 4, 0): 1, (2, 2, 0): -3, (0, 0, 0): 1}.items():
+        p[positions(monomials(6))[powers]] = value
+    c = np.linalg.solve(hermite_to_monomial(6), p)
+    c /= c @ origin_values(index_table(6))
+    assert c[where[2, 2, 0]] == pytest.approx(0.375)
+    assert c[where[4, 2, 0]] == pytest.approx(0.216506, abs=1e-6)
+    return c
+
+
+# ---- the cone ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("order", SIZES)
+def test_gram_sizes_and_tables(order):
+    t = sdp.tables(order)
+    assert tuple(t.sizes) == SIZES[order] == tuple(map(len, sdp.gram_exponents(order)))
+    c = np.random.default_rng(order).normal(size=n_coef(order))
+    np.testing.assert_allclose(t.to_hermite @ (t.to_monomial @ c), c, atol=1e-12)
+    assert np.linalg.cond(t.values) < 60
+    # the values of z'Qz at the points are those of its Hermite coefficients
+    grams = [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)]
+    reference = t.to_hermite @ gram_polynomial(order, grams)
+    np.testing.assert_allclose(reference @ t.values, t.reference, rtol=1e-10)
+    assert reference @ origin_values(index_table(order)) == pytest.approx(1)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+@pytest.mark.parametrize(("order", "voxels"), [(4, 4), (6, 4), (8, 3)])
+def test_objective_is_clarabels(order, voxels, weight):
+    for seed in range(voxels):
+        H, g, yy = problem(order, weight, seed)
+
+        def objective(c, H=H, g=g, yy=yy):
+            return 0.5 * c @ ridged(H) @ c - g @ c + 0.5 * yy
+
+        status, c, info, _ = solve(order, H, g)
+        assert status == sdp.CERTIFIED
+        assert info[0] <= 1e-9
+        assert info[2] > 0
+        reference = objective(clarabel_fit(order, H, g))
+        assert abs(objective(c) - reference) < 1e-6 * reference
+        assert origin_values(index_table(order)) @ c == pytest.approx(1, abs=1e-13)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [2, 6, 10])
+def test_constrained_residual_is_above_the_free_one(order):
+    B = origin_values(index_table(order))
+    for seed, weight in ((1, 0.0), (2, 0.2), (4, 0.05)):
+        H, g, _ = problem(order, weight, seed)
+        H = ridged(H)
+        kkt = np.block([[H, B[:, None]], [B[None], np.zeros((1, 1))]])
+        free = np.linalg.solve(kkt, np.r_[g, 1.0])[:-1]
+        _, c, _, _ = solve(order, H, g)
+        gain = 0.5 * c @ H @ c - g @ c - (0.5 * free @ H @ free - g @ free)
+        assert gain > -1e-9 * abs(g @ c)
+        if sos.certify(free, order).certified[0]:
+            np.testing.assert_allclose(c, free, atol=1e-4)
+
+
+@pytest.mark.nojit
+def test_certified_free_optimum_is_kept():
+    c0 = random_squares(4, np.random.default_rng(3))
+    H = np.diag(1.0 + np.arange(22.0))
+    status, c, _, _ = solve(4, H, ridged(H) @ c0)
+    assert status == sdp.CERTIFIED
+    np.testing.assert_allclose(c, c0, atol=1e-4)
+    assert 0.5 * (c - c0) @ H @ (c - c0) < 2e-9 * c0 @ H @ c0
+
+
+@pytest.mark.jit_only
+def test_gram_matrices_are_positive_in_exact_arithmetic():
+    """What the certificate claims, in rational numbers: LDL' has positive pivots and z'Qz has the coefficients of p."""
+    for order, seed in ((2, 0), (4, 0), (4, 2), (6, 1)):
+        H, g, _ = problem(order, 0.0, seed)
+        _, c, _, work = solve(order, H, g)
+        grams = [work.square[k, 0, :s, :s] for k, s in enumerate(SIZES[order])]
+        np.testing.assert_allclose(gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14)
+        for Q in grams:
+            A = [[Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))] for i in range(len(Q))]
+            for k in range(len(A)):
+                assert A[k][k] > 0
+                for i in range(k + 1, len(A)):
+                    f = A[i][k] / A[k][k]
+                    A[i] = [x - f * y for x, y in zip(A[i], A[k], strict=True)]
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [4, 6, 8, 10])
+def test_positive_everywhere_and_bochner(order):
+    """Invariant 10 of a positive propagator with E(0) = 1."""
+    rng = np.random.default_rng(order)
+    for seed, weight in ((0, 0.0), (5, 0.2)):
+        H, g, _ = problem(order, weight, seed)
+        status, c, _, _ = solve(order, H, g)
+        assert status == sdp.CERTIFIED
+        _, mu, _ = voxel(seed)
+        x = np.r_[rng.normal(size=(4000, 3)), 3 * rng.normal(size=(2000, 3)), np.zeros((1, 3))] * mu
+        P = oracle.psi_matrix(order, mu, x) @ c
+        assert P.min() >= -1e-12 * P.max()
+        q = rng.normal(size=(40, 3)) / (2 * np.pi * mu)
+        E = oracle.phi_matrix(order, mu, (q[:, None] - q[None]).reshape(-1, 3)) @ c
+        assert np.abs(E).max() <= 1 + 1e-10
+        assert np.linalg.eigvalsh(E.reshape(40, 40)).min() > -1e-10
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [4, 6, 8, 10])
+def test_hard_inputs_end_with_a_status(order):
+    y, mu, q = voxel(1)
+    rng = np.random.default_rng(0)
+    M = oracle.phi_matrix(order, mu, q)
+    spike = np.where(np.arange(len(y)) == 40, 1e3, y)
+    few = oracle.phi_matrix(order, mu, q[::6])  # 48 measurements
+    twice = oracle.phi_matrix(order, mu, np.repeat(q[18:40], 5, 0))
+    floor = oracle.phi_matrix(order, np.full(3, np.sqrt(2e-4 * TAU)), q)
+    cases = [
+        (M, np.abs(rng.normal(size=len(y)))), (M, np.ones(len(y))), (M, spike), (few, y[::6]), (floor, np.ones(len(y))),
+        (twice, np.repeat(y[18:40], 5)), (M, 1e-8 * y), (M, 1e8 * y), (M, -y), (M[:1], y[:1]),
+    ]  # fmt: skip
+    for A, signal in cases:
+        status, c, info, _ = solve(order, A.T @ A, A.T @ signal)
+        assert status in (sdp.CERTIFIED, sdp.SHIFTED, sdp.NOT_CONVERGED)
+        assert np.isfinite(c).all()
+        assert info[2] > 0  # certified in any case
+        assert origin_values(index_table(order)) @ c == pytest.approx(1, abs=1e-12)
+    for H, g in ((np.full_like(M.T @ M, np.nan), M.T @ y), (M.T @ M, np.full(M.shape[1], np.nan)), (-M.T @ M, M.T @ y)):
+        status, c, _, _ = solve(order, H, g)
+        assert status == sdp.NO_FIT
+        assert np.isnan(c[0])
+    status, c, _, _ = solve(order, M.T @ M, np.zeros(M.shape[1]))
+    assert status == sdp.NO_FIT
+
+
+@pytest.mark.jit_only
+def test_bits_depend_on_the_voxel_alone():
+    """A bad voxel in the same scratch leaves no trace."""
+    for order in (4, 8):
+        H, g, _ = problem(order, 0.0, 2)
+        status, c, info, work = solve(order, H, g)
+        for bad in (np.nan * g, np.inf * g, 1e300 * g, g):
+            solve(order, H, bad, work)
+            again = solve(order, H, g, work)
+            assert again[0] == status
+            np.testing.assert_array_equal(again[1], c)
+            np.testing.assert_array_equal(again[2], info)
+        capped = sdp.solve(H, g, origin_values(index_table(order)), sdp.tables(order), 3, 1e-9, work, c, info)
+        assert capped == sdp.NOT_CONVERGED
+        assert info[1] == 3
+        assert info[2] > 0
+
+
+@pytest.mark.jit_only
+def test_scale_of_the_data_and_tolerance():
+    H, g, _ = problem(6, 0.2, 3)
+    _, c, _, _ = solve(6, H, g)
+    _, scaled, _, _ = solve(6, 1e6 * H, 1e6 * g)
+    np.testing.assert_allclose(scaled, c, atol=1e-6)
+    gaps = [solve(6, H, g, tol=tol)[2] for tol in (1e-4, 1e-6, 1e-9)]
+    assert all(a[1] < b[1] and a[0] > b[0] for a, b in pairwise(gaps))
+
+
+# ---- certificates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.jit_only
+def test_motzkin_has_no_certificate():
+    c = motzkin()
+    x = np.random.default_rng(0).normal(size=(20000, 3)) * 1.3
+    P = oracle.psi_matrix(6, np.ones(3), x) @ c
+    assert P.min() >= -1e-15 * P.max()
+    assert clarabel_margin(6, c, gram_polynomial(6, [np.eye(s) for s in SIZES[6]])) == pytest.approx(-1.747e-3, abs=1e-6)
+    t = sdp.tables(6)
+    reference = gram_polynomial(6, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)])
+    answer = sos.certify(c, 6)
+    assert not answer.certified[0]
+    assert answer.margin[0] == pytest.approx(clarabel_margin(6, c, reference), abs=1e-6)
+    near = clarabel_fit(6, np.eye(50), c)
+    assert answer.distance[0] == pytest.approx(np.linalg.norm(near - c) / np.linalg.norm(c), rel=1e-4)
+    constant = c.copy()
+    constant[0] += 1.0  # no constant makes it a sum of squares
+    assert not sos.certify(constant, 6).certified[0]
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", SIZES)
+def test_squares_are_certified_and_less_than_nothing_is_not(order):
+    rng = np.random.default_rng(order)
+    c = np.array([random_squares(order, rng) for _ in range(5)])
+    answer = sos.certify(c, order)
+    assert answer.certified.all()
+    assert (answer.distance == 0).all()
+    assert (answer.margin > 0).all()
+    x = np.r_[np.zeros((1, 3)), rng.normal(size=(5000, 3))]
+    p = (oracle.hermite3d(order, x) @ c.T) * np.exp(0.5 * np.sum(x * x, 1))[:, None]
+    less = c.copy()
+    less[:, 0] -= p.min(0) + 1e-3
+    B = origin_values(index_table(order))
+    answer = sos.certify(less[less @ B > 0], order)
+    assert not answer.certified.any()
+    assert (answer.margin < 0).all()
+    assert (answer.distance > 0).all()
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
+def test_boundary_points(order):
+    """MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding leaves of it."""
+    gaussian = np.eye(n_coef(order))[0]
+    fits = [solve(order, *problem(order, weight, seed)[:2])[1:3] for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0))]
+    coef = np.array([gaussian, *(c for c, _ in fits)])
+    blind = sos.certify(coef, order)
+    assert (blind.distance <= sos.NEAR).all()
+    assert ((blind.distance == 0) == blind.certified).all()
+    np.testing.assert_allclose(blind.margin[0], 0, atol=1e-5)
+    told = sos.certify(coef, order, np.array([np.nan, *(info[2] for _, info in fits)]))
+    assert told.certified[1:].all()
+    assert (told.distance[1:] == 0).all()
+    assert (told.margin[1:] == [info[2] for _, info in fits]).all()
+    # beyond the boundary by more than the tolerance
+    t = sdp.tables(order)
+    reference = t.to_hermite @ gram_polynomial(order, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)])
+    beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
+    assert not beyond.certified[:2].any()
+    np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
+
+
+@pytest.mark.nojit
+def test_certify_refuses_and_skips():
+    with pytest.raises(ValueError, match="order must be even, 0 to 10: 3"):
+        sos.certify(np.ones(7), 3)
+    with pytest.raises(ValueError, match="22 columns at order 4"):
+        sos.certify(np.ones((2, 7)), 4)
+    rows = np.zeros((4, 7))
+    rows[0], rows[1, 0], rows[2, 0], rows[3, 0] = np.nan, -1.0, 1.0, 5.0
+    answer = sos.certify(rows, 2)
+    np.testing.assert_array_equal(answer.certified, [False, False, False, False])
+    assert (answer.distance[2:] < sos.NEAR).all()  # the Gaussian: on the boundary
+    np.testing.assert_array_equal(np.isnan(answer.margin), [True, True, False, False])
+    np.testing.assert_array_equal(np.isnan(answer.distance), [True, True, False, False])
+
+
+@pytest.mark.nojit
+def test_order_zero():
+    status, c, _, _ = solve(0, np.array([[4.0]]), np.array([1.5]))
+    assert status == sdp.CERTIFIED
+    np.testing.assert_allclose(c, [1.0])
+    assert sos.certify([[0.5]], 0).certified[0]
+    assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
+
+
+# ---- the reference route ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.jit_only
+def test_osqp_route_reaches_the_optimum():
+    excess = []
+    for order in (2, 4, 6):
+        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0)):
+            H, g, yy = problem(order, weight, seed)
+            _, best, _, _ = solve(order, H, g)
+            status, c, info = sos.solve_osqp(H, g, origin_values(index_table(order)), order)
+            assert status in (sdp.CERTIFIED, sdp.SHIFTED)
+            assert info[2] > 0
+            values = [0.5 * x @ ridged(H) @ x - g @ x + 0.5 * yy for x in (best, c)]
+            excess.append(values[1] / values[0] - 1)
+    assert min(excess) > -1e-6
+    assert np.median(excess) < 1e-3
+    assert max(excess) < 5e-3
+    again = sos.solve_osqp(H, g, origin_values(index_table(6)), 6)[1]
+    np.testing.assert_array_equal(again, c)
+
+
+@pytest.mark.jit_only
+def test_osqp_route_refuses():
+    H, g, _ = problem(4, 0.2, 0)
+    with pytest.raises(ValueError, match="2, 4 or 6: 8"):
+        sos.solve_osqp(np.eye(95), np.ones(95), origin_values(index_table(8)), 8)
+    status, c, _ = sos.solve_osqp(-H, g, origin_values(index_table(4)), 4)
+    assert status == sdp.NO_FIT
+    assert np.isnan(c).all()
+    status, c, info = sos.solve_osqp(H, g, origin_values(index_table(4)), 4, rounds=1, tol=1e-12)
+    assert status == sdp.NOT_CONVERGED
+    assert info[2] > 0
