@@ -16,7 +16,7 @@ SAMPLE_NOTES = (
     "  ASSUMED, and every index with a length in it scales with them.",
     "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
 )
-WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"basis": "isotropic"}, {"positivity": "grid"})
+WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"basis": "isotropic"}, {"positivity": "grid"}, {"positivity": "global"})
 
 
 def _number(text: str) -> float | None:

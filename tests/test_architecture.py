@@ -20,7 +20,7 @@ FLOORS = {
     "fit": 2,
     "io": 3, "sos": 3, "positivity": 3,
     "model": 4,
-    "uncertainty": 5,
+    "stream": 5, "uncertainty": 5,
     "plot": 6, "report": 7, "distributed": 7, "dipy": 7,
     "cli": 8,
     "__init__": 9, "__main__": 9,
@@ -54,6 +54,7 @@ FASTMATH = {
     "kernels/moments.py": {"BLOCK_MATH"},
     "kernels/propagator.py": {"BLOCK_MATH"},
     "kernels/qp.py": {"BLOCK_MATH"},
+    "kernels/sdp.py": {"BLOCK_MATH"},
     "kernels/tensor.py": {"BLOCK_MATH"},
 }
 MOST_LINES_OF_A_FILE, MOST_LINES = 500, 5000  # docstrings and comments count
