@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .gradients import GradientTable
 from .indices import INDICES
-from .kernels import batch, moments, ordering, propagator, scalars, tensor
+from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class MapmriFit:
         """Rotate Hermite coefficients at equal scales between the b-vectors' frame and the tensor's."""
         out = np.array(coef, order="C")
         index, root = ordering.index_table(self.order), ordering.factorial_roots(self.order)
-        batch.turn(out, self.R, moments.order_tables(self.order), index, root, inverse)
+        frames.turn(out, self.R, moments.order_tables(self.order), index, root, inverse)
         return out
 
     def index_rows(self, name: str) -> Array:

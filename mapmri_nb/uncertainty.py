@@ -12,14 +12,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .fit import MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
-from .kernels._jit import n_threads, spread
+from .kernels._jit import n_threads, one_thread, spread
 from .kernels.tensor import isotropic_scale
 from .model import MapmriModel, sample_rows
 
@@ -171,12 +170,9 @@ def _voxelwise(
                 voxel = _linear_problem(model, fit, v, coef[v], y[v], w[v if len(w) > 1 else 0])
                 tables[v] = spread_of(fit, v, voxel)
 
-    workers, before = n_threads(threads), numba.get_num_threads()
-    numba.set_num_threads(1)  # the replicates of one voxel are not worth threads of their own
-    try:
+    workers = n_threads(threads)
+    with one_thread():  # the replicates of one voxel are not worth threads of their own
         spread(some, len(coef), 1, workers)
-    finally:
-        numba.set_num_threads(before)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
     return Uncertainty(fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)})
 

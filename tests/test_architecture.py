@@ -155,7 +155,8 @@ def kernel_calls(tree: ast.AST) -> list[ast.Call]:
 def test_nothing_runs_in_numbas_own_threads():
     """`parallel=True` aborts under a caller's pool and dies after a fork; `_jit.spread` is the one way to threads."""
     for name, tree in TREES.items():
-        assert not attribute_calls(tree, "prange", "set_num_threads"), name
+        assert not attribute_calls(tree, "prange"), name
+        assert name == "kernels/_jit.py" or not attribute_calls(tree, "set_num_threads"), name
         assert not [k for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg == "parallel"], name
     spreaders = {name for name, tree in TREES.items() if attribute_calls(tree, "ThreadPoolExecutor")}
     assert spreaders <= {"kernels/_jit.py", "positivity.py"}

@@ -7,8 +7,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,6 +96,17 @@ def n_threads(requested: int | None) -> int:
         return int(requested)
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
     return 1 if inside or multiprocessing.parent_process() is not None else int(numba.get_num_threads())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let everything that asks `n_threads` in this thread use one."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def spread(call: Callable[[int, int], object], count: int, grain: int, threads: int) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import gcv, laplacian, moments, qp, scalars, sdp, tensor
+from . import frames, gcv, laplacian, moments, qp, scalars, sdp, tensor
 from ._jit import BLOCK_MATH, kernel
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
@@ -22,8 +22,9 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LANES = 48
 
-FLOOR, DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 1, 2, 4, 8, 16, 32
-NO_SIGNAL, TOO_FEW, NOT_DEFINITE, NO_ORIGIN, NOT_CONVERGED = 256, 512, 1024, 2048, 4096
+FLOOR, NO_SIGNAL = frames.FLOOR, frames.NO_SIGNAL
+DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 2, 4, 8, 16, 32
+TOO_FEW, NOT_DEFINITE, NO_ORIGIN, NOT_CONVERGED = 512, 1024, 2048, 4096
 NO_FIT = NO_SIGNAL | TOO_FEW | NOT_DEFINITE | NO_ORIGIN | NOT_CONVERGED
 # rows of Block.lane
 S0, WEIGHT, YY, VALID, RMSE, R2, KKT, ITERATIONS, MARGIN = range(9)
@@ -133,136 +134,6 @@ def load(
     return plain
 
 
-@kernel()
-def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Array) -> None:
-    """Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of `tensor.UNIT`."""
-    a, eigenvalues = np.empty(6), np.empty(3)
-    for l in range(status.size):
-        finite = True
-        for i in range(6):
-            a[i] = tensor.UNIT * b[i, l]
-            finite = finite and math.isfinite(a[i])
-        if not finite:
-            status[l] |= NO_SIGNAL
-            for i in range(6):
-                a[i] = 0.0
-        tensor.eigen3(a, eigenvalues, R[l])
-        for i in range(3):
-            values[i, l] = eigenvalues[i]
-            if not eigenvalues[i] > floor:
-                values[i, l] = floor
-                status[l] |= FLOOR
-
-
-@kernel()
-def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
-    """The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the third column."""
-    for l in range(R.shape[0]):
-        given, scale = frames[min(i0 + l, frames.shape[0] - 1)], mu[min(i0 + l, mu.shape[0] - 1)]
-        flip = 1.0 if tensor.determinant(given) > 0.0 else -1.0
-        for i in range(3):
-            values[i, l] = scale[i] ** 2 / (2.0 * tau)
-            for j in range(3):
-                R[l, i, j] = given[i, j] * (flip if j == 2 else 1.0)
-
-
-@kernel()
-def scales(
-    isotropic: bool, static_scale: float, tau: float, values: Array, R: Array, angles: Array, mu: Array,
-    mu_tensor: Array, D: Array, D_scale: Array,
-) -> None:  # fmt: skip
-    """Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles of the frames."""
-    eigenvalues = np.empty(3)
-    for l in range(R.shape[0]):
-        moments.frame_angles(R[l], angles, l)
-        for i in range(3):
-            eigenvalues[i] = values[i, l]
-            mu_tensor[i, l] = math.sqrt(2.0 * tau * values[i, l])
-            mu[i, l] = mu_tensor[i, l]
-        tensor.tensor_elements(R[l], eigenvalues, D_scale, l)
-        u0 = static_scale
-        if isotropic and static_scale == 0.0:
-            for i in range(3):
-                eigenvalues[i] = mu_tensor[i, l]
-            u0 = tensor.isotropic_scale(eigenvalues)
-        for r in range(6):
-            D[r, l] = D_scale[r, l]
-            if isotropic:
-                D[r, l] = u0 * u0 / (2.0 * tau) if r == 0 or r == 2 or r == 5 else 0.0
-        if isotropic:
-            for i in range(3):
-                mu[i, l] = u0
-
-
-@kernel()
-def congruence(m: Array, a: Array, lane: int) -> None:
-    """a (6, V), a symmetric A as xx xy yy xz yz zz, becomes m'A m at one lane."""
-    out = np.empty(6)
-    for i in range(3):
-        for j in range(i + 1):
-            total = 0.0
-            for p in range(3):
-                for q in range(3):
-                    hi, lo = max(p, q), min(p, q)
-                    total += m[p, i] * a[hi * (hi + 1) // 2 + lo, lane] * m[q, j]
-            out[i * (i + 1) // 2 + j] = total
-    for r in range(6):
-        a[r, lane] = out[r]
-
-
-@kernel()
-def undo_field(field: Array, i0: int, b: Array) -> None:
-    """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
-    m, inverse = np.empty((3, 3)), np.empty((3, 3))
-    for l in range(b.shape[1]):
-        F = field[min(i0 + l, field.shape[0] - 1)]
-        for i in range(3):
-            for j in range(3):
-                m[i, j] = F[i, j] + (1.0 if i == j else 0.0)
-        det = tensor.determinant(m)
-        for i in range(3):
-            for j in range(3):
-                p, q, r, s = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
-                inverse[j, i] = (m[p, r] * m[q, s] - m[p, s] * m[q, r]) / det
-        congruence(inverse, b, l)
-
-
-@kernel()
-def apply_field(
-    field: Array, i0: int, isotropic: bool, R: Array, D: Array, D_scale: Array, work: moments.MomentWork, mu: Array,
-    stretched: Array,
-) -> None:  # fmt: skip
-    """Tensors as the nominal table sees them, and the map from its q to the voxel's frame, R'(I+F), in `work`."""
-    m, A = np.empty((3, 3)), np.empty((3, 3))
-    for l in range(R.shape[0]):
-        F = field[min(i0 + l, field.shape[0] - 1)]
-        for i in range(3):
-            for j in range(3):
-                m[i, j] = F[i, j] + (1.0 if i == j else 0.0)
-        for i in range(3):
-            for j in range(3):
-                A[i, j] = m[i, j]
-                if not isotropic:
-                    A[i, j] = R[l, 0, i] * m[0, j] + R[l, 1, i] * m[1, j] + R[l, 2, i] * m[2, j]
-        moments.linear_angles(A, work.angles, work.skew, work.stretch, l)
-        congruence(m, D, l)
-        congruence(m, D_scale, l)
-        for i in range(3):
-            stretched[i, l] = mu[i, l] * work.stretch[i, l]
-
-
-@kernel()
-def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
-    """Signs (3, V) between the columns of the frames used and those given."""
-    for l in range(R.shape[0]):
-        given = frames[min(i0 + l, frames.shape[0] - 1)]
-        for j in range(3):
-            dot = 0.0
-            for i in range(3):
-                dot += R[l, i, j] * given[i, j]
-            sign[j, l] = -1.0 if dot < 0.0 else 1.0
-
-
 @kernel(fastmath=BLOCK_MATH)
 def sum_squares(y: Array, w: Array, lane: Array) -> None:
     """y'Wy of every voxel."""
@@ -348,7 +219,7 @@ def write(
             out.coef[v, i] = public[i, l] + none
         if signed:
             for i in range(n):
-                out.coef[v, place[i]] *= parity_sign(index[i], sign, l)
+                out.coef[v, place[i]] *= frames.parity_sign(index[i], sign, l)
         for i in range(3):
             out.mu[v, i] = mu[i, l] + none
             out.mu_tensor[v, i] = mu_tensor[i, l] + none
@@ -358,35 +229,25 @@ def write(
             out.lane[v, r] = lane[r, l] + none
 
 
-@kernel()
-def parity_sign(index: IntArray, sign: Array, l: int) -> float:
-    """s1^n1 s2^n2 s3^n3 of one function, sign (3, V) at lane l."""
-    s = 1.0
-    for axis in range(3):
-        if sign[axis, l] < 0.0 and index[axis] % 2 == 1:
-            s = -s
-    return s
-
-
 def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
     """Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block."""
     k.plain = load(data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status)
     values = k.values
     if len(data.mu):
-        given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
+        frames.given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
     else:
         tensor.fit_tensor(plan.tensor, k.y, k.w, k.plain, k.tensor)
         if len(data.field):
-            undo_field(data.field, i0, k.tensor.b)
-        fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
-    scales(plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale)
+            frames.undo_field(data.field, i0, k.tensor.b)
+        frames.fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
+    frames.scales(plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale)
     if len(data.mu):
-        column_signs(k.R, data.R, i0, k.sign)
+        frames.column_signs(k.R, data.R, i0, k.sign)
     else:
         k.sign.fill(1.0)
     if len(data.field):
         k.turn, k.stretched = 2, np.empty_like(k.mu)
-        apply_field(data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched)
+        frames.apply_field(data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched)
     tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.lane[S0])
     k.status[~(k.lane[S0] > 0.0)] |= NO_SIGNAL
     moments.normal_equations(
@@ -502,30 +363,3 @@ def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: i
     """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
     for v in range(start, stop):
         scalars.nine_indices(coef[v], mu[v], t, out[v])
-
-
-@kernel()
-def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool) -> None:
-    """
-    Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
-
-    From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R may have any sign.
-    """
-    M, angles, frame = np.zeros((root.size, 1)), np.zeros((6, 1)), np.zeros((3, 3))
-    sign = np.zeros((3, 1))
-    for v in range(coef.shape[0]):
-        flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
-        for i in range(3):
-            for j in range(3):
-                frame[i, j] = R[v, i, j] * (flip if j == 2 else 1.0)
-        moments.frame_angles(frame, angles, 0)
-        for j in range(3):
-            dot = 0.0
-            for i in range(3):
-                dot += frame[i, j] * R[v, i, j]
-            sign[j, 0] = -1.0 if dot < 0.0 else 1.0
-        for i in range(root.size):
-            M[i, 0] = coef[v, i] * (parity_sign(index[i], sign, 0) if inverse else 1.0)
-        moments.turn_coefficients(t, angles, root, inverse, M)
-        for i in range(root.size):
-            coef[v, i] = M[i, 0] * (1.0 if inverse else parity_sign(index[i], sign, 0))
