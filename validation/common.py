@@ -133,34 +133,16 @@ def random_frame(rng):
     return q * np.linalg.det(q)
 
 
-def modes(radial_order=6):
-    """Every mode the model knows: name -> keyword arguments."""
-    out = {
-        "MAP": {"laplacian": None},
-        "MAPL 0.2": {"laplacian": 0.2},
-        "MAPL GCV": {"laplacian": "gcv"},
-        "isotropic 0.2": {"laplacian": 0.2, "basis": "isotropic"},
-        "isotropic GCV": {"laplacian": "gcv", "basis": "isotropic"},
-    }
-    if positivity_works():
-        out |= {
-            "CMAP": {"laplacian": None, "positivity": "grid"},
-            "CMAPL 0.2": {"laplacian": 0.2, "positivity": "grid"},
-            "CMAPL GCV": {"laplacian": "gcv", "positivity": "grid"},
-            "MAP+": {"laplacian": None, "positivity": "global"},
-            "MAPL+ 0.2": {"laplacian": 0.2, "positivity": "global"},
-            "MAPL+ GCV": {"laplacian": "gcv", "positivity": "global"},
-        }
-    return {name: {"radial_order": radial_order} | options for name, options in out.items()}
-
-
-def positivity_works():
-    """Whether this checkout's model constrains: a voxel whose unconstrained propagator is negative changes."""
-    import oracle
-    import truth
-
-    b, g = truth.scheme([20, 20], [1000, 3000], 2)
-    gtab = mapmri.GradientTable(b, g, tau=TAU)
-    y = oracle.phi_matrix(4, np.full(3, 7e-3), gtab.qvecs) @ np.r_[1.0, np.zeros(20), -0.5]
-    free, held = (mapmri.MapmriModel(gtab, 4, laplacian=1e-3, positivity=p).fit(y[None]).coef for p in (None, "grid"))
-    return not np.allclose(free, held)
+MODES = {
+    "MAP": {"laplacian": None},
+    "MAPL 0.2": {"laplacian": 0.2},
+    "MAPL GCV": {"laplacian": "gcv"},
+    "isotropic 0.2": {"laplacian": 0.2, "basis": "isotropic"},
+    "isotropic GCV": {"laplacian": "gcv", "basis": "isotropic"},
+    "CMAP": {"laplacian": None, "positivity": "grid"},
+    "CMAPL 0.2": {"laplacian": 0.2, "positivity": "grid"},
+    "CMAPL GCV": {"laplacian": "gcv", "positivity": "grid"},
+    "MAP+": {"laplacian": None, "positivity": "global"},
+    "MAPL+ 0.2": {"laplacian": 0.2, "positivity": "global"},
+    "MAPL+ GCV": {"laplacian": "gcv", "positivity": "global"},
+}  # name -> the model's keyword arguments

@@ -7,8 +7,7 @@ from common import RESULTS, Case, Table, mapmri
 from scipy import special
 from scipy.linalg import eigh_tridiagonal
 
-from mapmri_nb.fit import fit_rows
-from mapmri_nb.kernels import batch, hermite
+from mapmri_nb.kernels import hermite
 
 GEOMETRIES = ("planes", "cylinder", "sphere")
 TAU, AXIAL, RADIUS = 0.03, 1.7e-3, 5e-3  # s; mm2/s along the cylinder; mm
@@ -115,9 +114,7 @@ def pore_table(q_max, n_shells=8, n_dirs=200):
 def held_fit(gtab, y, order, mu):
     """Fit at scales mu in the frame of x, y, z with E(0) = 1: held by a large weight on the b0 samples."""
     model = mapmri.MapmriModel(gtab, order, laplacian=1e-12)  # not None: a short q-range would be refused
-    out, weight = model._empty_rows(1), np.where(gtab.bvals == 0, 1e6, 1.0)[None]
-    batch.linear(model.plan, batch.Data(y[None], weight, mu[None], np.eye(3)[None]), 1, out, 0, 1)
-    return mapmri.MapmriFit(fit_rows(out), np.ones(1, bool), model.options, gtab)
+    return model.fit(y[None], scale=(mu, np.eye(3)), weights=np.where(gtab.bvals == 0, 1e6, 1.0))
 
 
 def cylinder_signal(gtab, axial):
