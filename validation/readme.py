@@ -1,0 +1,148 @@
+"""
+The generated tables of validation/README.md and of the top README.md, from results/*.json.
+
+    python validation/readme.py      rewrite what lies between <!-- begin:NAME --> and <!-- end:NAME --> in both
+"""
+
+import json
+import re
+
+from common import RESULTS, ROOT
+
+TOP, HERE = ROOT / "README.md", ROOT / "validation" / "README.md"
+
+
+def number(value):
+    """A number as a reader wants it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, (str, int)):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.4g}"
+
+
+def markdown(columns, rows, show=number):
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(show(v).replace("|", "\\|") for v in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def values(table):
+    """One stored table with its note."""
+
+    def show(value):
+        return f"{value:.{table['digits']}g}" if isinstance(value, float) else number(value)
+
+    return markdown(table["columns"], table["rows"], show) + (f"\n\n{table['note']}" if table["note"] else "")
+
+
+def load(name):
+    """A file of results, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def fill(path, tables):
+    """Replace what lies between the markers of each named table; a marker without a table stays as it is."""
+    text = path.read_text()
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- begin:{name} -->\n).*?(<!-- end:{name} -->)", re.S)
+        if table is not None:
+            text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
+    path.write_text(text)
+
+
+def groups():
+    """Results of every group, in the order of run.py."""
+    from run import GROUPS
+
+    return [result for group in GROUPS if (result := load(group))]
+
+
+def all_cases():
+    """Every case: group, name, truth, tolerance, result, verdict."""
+    rows = []
+    for result in groups():
+        for c in result["cases"]:
+            bound = "reported" if c["tolerance"] is None else f"{'>=' if c['at_least'] else '<='} {number(c['tolerance'])}"
+            verdict = {True: "pass", False: "**fail**", None: ""}[c["passed"]]
+            rows.append([result["group"], c["name"], c["truth"], bound, c["measured"], verdict])
+    return markdown(["group", "case", "truth", "tolerance", "result", ""], rows)
+
+
+def all_tables():
+    """Every table of every group."""
+    parts = [f"### {title}\n\n{values(t)}" for result in groups() for title, t in result["tables"].items()]
+    return "\n\n".join(parts)
+
+
+def machine():
+    """Where and when, one line for each distinct environment."""
+    lines = {}
+    for result in groups():
+        e = result["environment"]
+        packages = ", ".join(f"{k} {v}" for k, v in e["packages"].items() if v)
+        cpu = f"{e['system']}, {e['cpu']} ({' '.join(e['cpu_flags'])})"
+        where = f"mapmri_nb {e['mapmri_nb']}, Python {e['python']}, {packages}; {cpu}"
+        lines.setdefault(where, []).append(f"{result['group']} {e['date']}")
+    return "\n".join(f"* {where}: {', '.join(what)}" for where, what in lines.items())
+
+
+def speed():
+    """Microseconds a voxel and the ratio to DIPY's fit, from bench.json."""
+    if not (bench := load("bench")):
+        return None
+    columns = ["mode", "order", "us a voxel, 1 thread", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
+    rows = [[r["mode"], r["order"], r["us"], r["us_threads"], r.get("dipy_ms"), r.get("ratio")] for r in bench["modes"]]
+    e = bench["environment"]
+    note = f"{bench['scheme']}; {e['cpu']}, numba {e['packages']['numba']}, DIPY {e['packages']['dipy']}, {e['date']}."
+    return markdown(columns, rows) + f"\n\n{note}"
+
+
+def start():
+    """Import, first fit and cache, from bench.json."""
+    if not (bench := load("bench")):
+        return None
+    return markdown(["what", "value"], [[k, v] for k, v in bench["start"].items()])
+
+
+def counted():
+    """Cases and how many passed, by group."""
+    rows = []
+    for result in groups():
+        judged = [c["passed"] for c in result["cases"] if c["passed"] is not None]
+        rows.append([result["group"], len(result["cases"]), f"{sum(judged)} of {len(judged)}", result["environment"]["date"]])
+    return markdown(["validation", "cases", "passed", "date"], rows) if rows else None
+
+
+def peers():
+    """The tables against DIPY."""
+    if not (result := load("against_dipy")):
+        return None
+    return "\n\n".join(values(t) for title, t in result["tables"].items() if "differ" in title)
+
+
+def lines():
+    """Lines of library, tests and validation."""
+
+    def count(folder):
+        files = [p for p in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in p.parts]
+        return [folder, len(files), sum(len(p.read_text().splitlines()) for p in files)]
+
+    return markdown(["", "files", "lines"], [count(f) for f in ("mapmri_nb", "tests", "validation")])
+
+
+def write_validation():
+    """Fill validation/README.md."""
+    fill(HERE, {"cases": all_cases(), "tables": all_tables(), "machine": machine(), "speed": speed(), "start": start()})
+
+
+def write_top():
+    """Fill README.md."""
+    fill(TOP, {"speed": speed(), "start": start(), "validation": counted(), "peers": peers(), "lines": lines()})
+
+
+if __name__ == "__main__":
+    write_validation()
+    write_top()
