@@ -7,7 +7,7 @@ import pytest
 import truth
 from phantom import TAU
 
-from mapmri_nb.kernels import batch, moments, ordering, tensor
+from mapmri_nb.kernels import batch, moments, ordering, rotation, tensor
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
 ODD_FRAMES = [np.eye(3)] + [truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)]
@@ -34,7 +34,7 @@ class Block:
         self.work = moments.workspace(self.t, self.s, order, lanes)
         self.D = np.empty((6, lanes))
         for l in range(lanes):
-            moments.frame_angles(self.R[l], self.work.angles, l)  # flips columns in pairs: R is what is used
+            rotation.frame_angles(self.R[l], self.work.angles, l)  # flips columns in pairs: R is what is used
             tensor.tensor_elements(self.R[l], self.mu[l] ** 2 / (2 * TAU), self.D, l)
         self.place = ordering.class_permutation(order)
         self.rows = [
@@ -46,7 +46,7 @@ class Block:
         G, rhs = np.full((n * (n + 1) // 2, lanes), np.nan), np.full((n, lanes), np.nan)
         moments.normal_equations(
             self.t, self.s, self.order, np.ascontiguousarray(self.y.T), np.ascontiguousarray(self.w.T), plain, self.D,
-            np.ascontiguousarray(self.mu.T), self.R, not self.isotropic, self.work, G, rhs,
+            np.ascontiguousarray(self.mu.T), int(not self.isotropic), self.work, G, rhs,
         )  # fmt: skip
         return G, rhs
 
@@ -123,7 +123,7 @@ def test_fitted_signal_against_dense_rows(order, isotropic, rng):
     block.normal_equations()  # leaves the Gaussians in the scratch
     coef = rng.normal(size=(len(block.place), 3))
     out = np.zeros_like(block.work.gy)
-    moments.fitted_signal(block.t, block.s, order, coef, np.ascontiguousarray(block.mu.T), not isotropic, block.work, out)
+    moments.fitted_signal(block.t, block.s, order, coef, np.ascontiguousarray(block.mu.T), int(not isotropic), block.work, out)
     for l, m in enumerate(block.rows):
         want = m @ coef[:, l]
         assert np.abs(out[: len(want), l] - want).max() <= 1e-11 * np.abs(want).max()
@@ -133,7 +133,7 @@ def test_fitted_signal_against_dense_rows(order, isotropic, rng):
 def test_frame_angles_only_flip_columns(rng):
     for frame in [*ODD_FRAMES, *phantom.random_rotation(rng, 200)]:
         used, angles = np.array(frame), np.zeros((6, 1))
-        moments.frame_angles(used, angles, 0)
+        rotation.frame_angles(used, angles, 0)
         sign = np.sum(used * frame, axis=0)
         np.testing.assert_allclose(np.abs(sign), 1, atol=1e-14)
         np.testing.assert_array_equal(used, frame * np.sign(sign))
@@ -151,20 +151,20 @@ def test_rotation_of_moments(degree, rng):
     frames = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 10)])
     angles = np.zeros((6, len(frames)))
     for l in range(len(frames)):
-        moments.frame_angles(frames[l], angles, l)
+        rotation.frame_angles(frames[l], angles, l)
     t, exponents = moments.order_tables(degree), ordering.monomials(degree)
     x = rng.normal(size=(30, 3)) / 2
     fixed = np.prod(x[:, None] ** exponents, axis=2).sum(0)
     M = np.repeat(fixed[:, None], len(frames), 1)
-    moments.rotate(t.shears_low, angles, M)
+    rotation.rotate(t.shears_low, angles, M)
     for l, frame in enumerate(frames):
         want = np.prod((x @ frame)[:, None] ** exponents, axis=2).sum(0)
         assert np.abs(M[:, l] - want).max() <= 1e-12 * np.abs(fixed).max()
     p, start = rng.normal(size=M.shape), np.repeat(fixed[:, None], len(frames), 1)
     back = p.copy()
-    moments.rotate_back(t.shears_low, angles, back)
+    rotation.rotate_back(t.shears_low, angles, back)
     np.testing.assert_allclose((p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max())
-    moments.rotate_polynomial(t.shears_low, angles, back)
+    rotation.rotate_polynomial(t.shears_low, angles, back)
     np.testing.assert_allclose(back, p, atol=1e-11)
 
 
