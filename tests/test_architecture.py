@@ -55,6 +55,7 @@ FASTMATH = {
     "kernels/propagator.py": {"BLOCK_MATH"},
     "kernels/qp.py": {"BLOCK_MATH"},
     "kernels/sdp.py": {"BLOCK_MATH"},
+    "kernels/rotation.py": {"BLOCK_MATH"},
     "kernels/tensor.py": {"BLOCK_MATH"},
 }
 MOST_LINES_OF_A_FILE, MOST_LINES = 500, 5000  # docstrings and comments count

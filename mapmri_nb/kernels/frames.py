@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from . import moments, tensor
+from . import moments, rotation, tensor
 from ._jit import kernel
 
 Array = NDArray[np.float64]
@@ -55,7 +55,7 @@ def scales(
     """Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles of the frames."""
     eigenvalues = np.empty(3)
     for l in range(R.shape[0]):
-        moments.frame_angles(R[l], angles, l)
+        rotation.frame_angles(R[l], angles, l)
         for i in range(3):
             eigenvalues[i] = values[i, l]
             mu_tensor[i, l] = math.sqrt(2.0 * tau * values[i, l])
@@ -125,7 +125,7 @@ def apply_field(
                 A[i, j] = m[i, j]
                 if not isotropic:
                     A[i, j] = R[l, 0, i] * m[0, j] + R[l, 1, i] * m[1, j] + R[l, 2, i] * m[2, j]
-        moments.linear_angles(A, work.angles, work.skew, work.stretch, l)
+        rotation.linear_angles(A, work.angles, work.skew, work.stretch, l)
         congruence(m, D, l)
         congruence(m, D_scale, l)
         for i in range(3):
@@ -168,7 +168,7 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
         for i in range(3):
             for j in range(3):
                 frame[i, j] = R[v, i, j] * (flip if j == 2 else 1.0)
-        moments.frame_angles(frame, angles, 0)
+        rotation.frame_angles(frame, angles, 0)
         for j in range(3):
             dot = 0.0
             for i in range(3):
@@ -176,6 +176,6 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
             sign[j, 0] = -1.0 if dot < 0.0 else 1.0
         for i in range(root.size):
             M[i, 0] = coef[v, i] * (parity_sign(index[i], sign, 0) if inverse else 1.0)
-        moments.turn_coefficients(t, angles, root, inverse, M)
+        rotation.turn_coefficients(t.shears_low, angles, root, inverse, M)
         for i in range(root.size):
             coef[v, i] = M[i, 0] * (1.0 if inverse else parity_sign(index[i], sign, 0))

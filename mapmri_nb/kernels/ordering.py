@@ -163,23 +163,23 @@ def iso_to_aniso(order: int) -> Array:
     """
     Exact map T (n_coef, n_coef): anisotropic = T @ isotropic coefficients, at equal scales in one frame.
 
-    Both families are exp(-x^2/2) times polynomials; T is the ratio of their matrices to monomials (x in units of mu).
+    Both families are exp(-x^2/2) times polynomials, and T mixes functions of one degree alone, so that it is the ratio
+    of their leading monomials (x in units of mu).
     """
     table, where = iso_index_table(order), positions(monomials(order))
-    poly = np.zeros((len(table), len(table)))
+    out = np.zeros((len(table), len(table)))
     for col, (j, el, m) in enumerate(table):
-        harmonic = solid_harmonic(int(el), int(m))
-        # Psi_jlm ~ (-1)^(j-1) rho^(l/2) L_{j-1}^{l+1/2}(2 rho) Y_lm, rho = x^2/2
-        for k in range(j):
-            laguerre = (-1.0) ** k * gamma(j + el + 0.5) / (gamma(j - k) * gamma(el + 1.5 + k) * factorial(k))
-            factor = (-1.0) ** (j - 1) * laguerre * 2.0 ** (-el / 2) * 2.0 * sqrt(pi)
-            for a in range(k + 1):
-                for b in range(k + 1 - a):
-                    c = k - a - b
-                    radial = factorial(k) / (factorial(a) * factorial(b) * factorial(c))
-                    for (px, py, pz), value in harmonic.items():
-                        poly[where[px + 2 * a, py + 2 * b, pz + 2 * c], col] += factor * radial * value
-    return frozen(np.linalg.solve(hermite_to_monomial(order), poly))
+        # Psi_jlm ~ (-1)^(j-1) rho^(l/2) L_{j-1}^{l+1/2}(2 rho) Y_lm, rho = x^2/2; leading term |x|^(l+2(j-1)) Y_lm
+        k = int(j) - 1
+        factor = 2.0 ** (1 - el / 2) * sqrt(pi) / factorial(k)
+        for a in range(k + 1):
+            for b in range(k + 1 - a):
+                c = k - a - b
+                radial = factorial(k) / (factorial(a) * factorial(b) * factorial(c))
+                for (px, py, pz), value in solid_harmonic(int(el), int(m)).items():
+                    out[where[px + 2 * a, py + 2 * b, pz + 2 * c], col] += factor * radial * value
+    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(order)  # of H_n / sqrt(2^n n!)
+    return frozen(out / leading[:, None])
 
 
 @lru_cache

@@ -1,0 +1,188 @@
+"""Normal equations, fitted signals and rotations by moments, against dense rows of the basis."""
+
+import numpy as np
+import oracle
+import phantom
+import pytest
+import truth
+from phantom import TAU
+
+from mapmri_nb.kernels import batch, frames, moments, ordering, rotation, tensor
+
+PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
+ODD_FRAMES = [np.eye(3)] + [truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)]
+
+
+class Block:
+    """Random voxels at random scales and frames, ready for the kernels."""
+
+    def __init__(self, order, lanes, seed=0, isotropic=False, frames=None, b_factor=1.0, own_frame=None):
+        rng = np.random.default_rng(seed)
+        self.b, self.g = phantom.small_scheme()
+        self.b *= b_factor
+        self.order, self.isotropic = order, isotropic
+        self.mu = 1e-3 * rng.uniform(3, 10, (lanes, 3))
+        if isotropic:
+            self.mu[:, 1:] = self.mu[:, :1]
+        self.R = phantom.random_rotation(rng, lanes) if frames is None else np.array(frames)
+        self.y = rng.uniform(0.1, 1, (lanes, len(self.b)))
+        self.w = np.ones_like(self.y)
+        q = oracle.qvectors(self.b, self.g, TAU)
+        self.t, self.s = moments.order_tables(order), moments.scheme(q, TAU, order)
+        if own_frame is not None:  # force or forbid the way that does not turn moments
+            self.s = self.s._replace(reach=self.s.reach * (1e99 if own_frame else 0.0))
+        self.work = moments.workspace(self.t, self.s, order, lanes)
+        self.D = np.empty((6, lanes))
+        for l in range(lanes):
+            rotation.frame_angles(self.R[l], self.work.angles, l)  # flips columns in pairs: R is what is used
+            tensor.tensor_elements(self.R[l], self.mu[l] ** 2 / (2 * TAU), self.D, l)
+        self.place = ordering.class_permutation(order)
+        self.rows = [
+            oracle.phi_matrix(order, self.mu[l], q if isotropic else q @ self.R[l])[:, self.place] for l in range(lanes)
+        ]
+
+    def normal_equations(self, plain=True):
+        n, lanes = len(self.place), len(self.y)
+        G, rhs = np.full((n * (n + 1) // 2, lanes), np.nan), np.full((n, lanes), np.nan)
+        moments.normal_equations(
+            self.t, self.s, self.order, np.ascontiguousarray(self.y.T), np.ascontiguousarray(self.w.T), plain, self.D,
+            np.ascontiguousarray(self.mu.T), int(not self.isotropic), self.work, G, rhs,
+        )  # fmt: skip
+        return G, rhs
+
+    def check(self, plain=True):
+        """Rounding within ten times what the kernel expects of turned moments, and small where it does not turn them."""
+        G, rhs = self.normal_equations(plain)
+        i, j = np.tril_indices(len(self.place))
+        for l, m in enumerate(self.rows):
+            want = m.T @ (self.w[l][:, None] * m)
+            turned = 0 <= self.work.strain[l] < moments.LARGEST_ROUNDING and not self.isotropic
+            tolerance = 2e-11 + (10 * self.work.strain[l] if turned else 0)
+            assert np.abs(G[:, l] - want[i, j]).max() <= tolerance * np.abs(want).max()
+            right = m.T @ (self.w[l] * self.y[l])
+            assert np.abs(rhs[:, l] - right).max() <= 1e-9 * np.abs(right).max()
+
+
+@pytest.mark.parametrize("order", [0, 2, pytest.param(4, marks=pytest.mark.nojit), 6, 8, 10])
+def test_normal_equations_against_dense_rows(order):
+    Block(order, 6, seed=order).check()
+
+
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
+def test_moments_in_the_own_frame(order):
+    """No rotation, no cancellation: the other way to the same moments, alone or beside turned lanes."""
+    Block(order, 6, b_factor=3.0, own_frame=True).check()
+    mixed = Block(order, 6, b_factor=3.0)
+    mixed.check()
+    strain = mixed.work.strain
+    if order == 10:
+        assert strain.min() < moments.LARGEST_ROUNDING < strain.max()
+    ways = [Block(order, 6, b_factor=3.0, own_frame=own).normal_equations() for own in (False, True)]
+    got = mixed.normal_equations()
+    for l in range(6):
+        chosen = ways[int(strain[l] > moments.LARGEST_ROUNDING)]
+        assert all(np.array_equal(a[:, l], b[:, l]) for a, b in zip(got, chosen, strict=True))
+
+
+def test_turned_moments_lose_what_was_expected():
+    """The estimate that decides is an upper bound (times ten), and one that is nearly reached."""
+    i, j = np.tril_indices(ordering.n_coef(8))
+    for factor in (1.0, 2.0, 3.0):
+        block = Block(8, 12, b_factor=factor, own_frame=False)
+        G, _ = block.normal_equations()
+        expected = Block(8, 12, b_factor=factor)
+        expected.normal_equations()
+        ratio = []
+        for l, m in enumerate(block.rows):
+            want = m.T @ m
+            lost = np.abs(G[:, l] - want[i, j]).max() / np.abs(want).max()
+            ratio.append(lost / (expected.work.strain[l] + 1e-13))
+        assert 0.03 < max(ratio) < 10
+
+
+def test_normal_equations_with_weights(rng):
+    block = Block(6, 4)
+    block.w[:] = rng.uniform(0, 2, block.w.shape)
+    block.w[1, ::3] = 0
+    block.check(plain=False)
+
+
+def test_normal_equations_in_the_fixed_frame():
+    Block(6, 3, isotropic=True).check()
+
+
+def test_normal_equations_in_special_frames():
+    """Quarter and half turns, where an angle of the three shears is undefined or at its largest."""
+    Block(6, len(ODD_FRAMES), frames=ODD_FRAMES).check()
+
+
+@pytest.mark.parametrize("order", [0, 2, 6, 10])
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_fitted_signal_against_dense_rows(order, isotropic, rng):
+    block = Block(order, 3, isotropic=isotropic)
+    block.normal_equations()  # leaves the Gaussians in the scratch
+    coef = rng.normal(size=(len(block.place), 3))
+    out = np.zeros_like(block.work.gy)
+    moments.fitted_signal(block.t, block.s, order, coef, np.ascontiguousarray(block.mu.T), int(not isotropic), block.work, out)
+    for l, m in enumerate(block.rows):
+        want = m @ coef[:, l]
+        assert np.abs(out[: len(want), l] - want).max() <= 1e-11 * np.abs(want).max()
+
+
+@pytest.mark.nojit
+def test_frame_angles_only_flip_columns(rng):
+    for frame in [*ODD_FRAMES, *phantom.random_rotation(rng, 200)]:
+        used, angles = np.array(frame), np.zeros((6, 1))
+        rotation.frame_angles(used, angles, 0)
+        sign = np.sum(used * frame, axis=0)
+        np.testing.assert_allclose(np.abs(sign), 1, atol=1e-14)
+        np.testing.assert_array_equal(used, frame * np.sign(sign))
+        assert np.prod(sign) > 0
+        assert np.abs(angles[::2]).max() <= 1 + 1e-15  # tan(half angle): the shears stay stable
+        turns = [np.arctan(x) * 2 for x in angles[::2, 0]]
+        np.testing.assert_allclose(np.sin(turns), angles[1::2, 0], atol=1e-15)
+        z1, x, z2 = (truth.rotation(axis, np.degrees(a)) for axis, a in zip((2, 0, 2), turns, strict=True))
+        np.testing.assert_allclose(z1 @ x @ z2, used, atol=3e-15)
+
+
+@pytest.mark.parametrize("degree", [2, 6, 12])
+def test_rotation_of_moments(degree, rng):
+    """Moments of turned points, their transpose, and the inverse of that."""
+    frames = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 10)])
+    angles = np.zeros((6, len(frames)))
+    for l in range(len(frames)):
+        rotation.frame_angles(frames[l], angles, l)
+    t, exponents = moments.order_tables(degree), ordering.monomials(degree)
+    x = rng.normal(size=(30, 3)) / 2
+    fixed = np.prod(x[:, None] ** exponents, axis=2).sum(0)
+    M = np.repeat(fixed[:, None], len(frames), 1)
+    rotation.rotate(t.shears_low, angles, M)
+    for l, frame in enumerate(frames):
+        want = np.prod((x @ frame)[:, None] ** exponents, axis=2).sum(0)
+        assert np.abs(M[:, l] - want).max() <= 1e-12 * np.abs(fixed).max()
+    p, start = rng.normal(size=M.shape), np.repeat(fixed[:, None], len(frames), 1)
+    back = p.copy()
+    rotation.rotate_back(t.shears_low, angles, back)
+    np.testing.assert_allclose((p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max())
+    rotation.rotate_polynomial(t.shears_low, angles, back)
+    np.testing.assert_allclose(back, p, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
+def test_rotation_of_coefficients(order, rng):
+    """At equal scales P does not change when coefficients and frame turn together; any signs of the columns."""
+    frames = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
+    frames[::2, :, 1] *= -1  # determinant -1
+    fixed = rng.normal(size=(len(frames), ordering.n_coef(order)))
+    t, index, root = moments.order_tables(order), ordering.index_table(order), ordering.factorial_roots(order)
+    turned = fixed.copy()
+    frames.turn(turned, frames, t, index, root, False)
+    mu, r = np.full(3, 6e-3), 8e-3 * rng.normal(size=(40, 3))
+    here = oracle.psi_matrix(order, mu, r)
+    for l, frame in enumerate(frames):
+        want = here @ fixed[l]
+        got = oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
+        assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+    np.testing.assert_allclose((turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12)  # a rotation keeps int P^2
+    frames.turn(turned, frames, t, index, root, True)
+    np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())

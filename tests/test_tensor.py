@@ -1,0 +1,152 @@
+"""The scale tensor: eigenproblem, isotropic scale, weighted fit, S0; against NumPy and the oracle."""
+
+import numpy as np
+import oracle
+import phantom
+import pytest
+import truth
+from phantom import TAU
+
+from mapmri_nb.kernels import tensor
+
+PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
+
+
+def eigen(matrix):
+    values, frame = np.empty(3), np.empty((3, 3))
+    tensor.eigen3(np.ascontiguousarray(matrix[PACKED]), values, frame)
+    return values, frame
+
+
+def matrices(rng):
+    """Symmetric matrices: random, nearly degenerate, degenerate, diagonal, singular, of any scale."""
+    spectra = [rng.normal(size=3) for _ in range(40)]
+    spectra += [
+        (1.7, 0.3, 0.3),
+        (1, 1, 1),
+        (2, 2, 1),
+        (1, 1 + 1e-12, 1 - 1e-9),
+        (1, 0, 0),
+        (0, 0, 0),
+        (1e9, 1, 1e-9),
+        (1, -1, -2),
+    ]
+    for values in spectra:
+        for turn in (np.eye(3), np.eye(3)[[2, 0, 1]], phantom.random_rotation(rng)):
+            yield rng.choice([1.0, 1e-9, 1e9]) * turn @ np.diag(values) @ turn.T
+
+
+@pytest.mark.nojit
+def test_eigenproblem(rng):
+    for matrix in matrices(rng):
+        matrix = (matrix + matrix.T) / 2
+        size = np.abs(matrix).max()
+        values, frame = eigen(matrix)
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1], atol=4e-15 * size)
+        np.testing.assert_allclose(frame @ np.diag(values) @ frame.T, matrix, atol=4e-15 * size)
+        np.testing.assert_allclose(frame.T @ frame, np.eye(3), atol=4e-15)
+        assert np.linalg.det(frame) == pytest.approx(1, abs=1e-14)
+        assert tensor.determinant(frame) == pytest.approx(1, abs=1e-14)
+
+
+def test_tensor_elements(rng):
+    out = np.full((6, 2), np.nan)
+    frame = phantom.random_rotation(rng)
+    tensor.tensor_elements(frame, np.array([1.7, 0.5, 0.2]), out, 1)
+    np.testing.assert_allclose(out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15)
+    assert np.isnan(out[:, 0]).all()
+
+
+@pytest.mark.nojit
+def test_isotropic_scale(rng):
+    for _ in range(300):
+        mu = 5e-3 * 10 ** rng.uniform(-1, 1, 3)  # tensors of anisotropy up to 1e4
+        if rng.random() < 0.2:
+            mu[:] = mu[0]
+        elif rng.random() < 0.3:
+            mu[1] = mu[2]
+        u = tensor.isotropic_scale(mu) ** 2
+        square = mu**2
+        assert abs(np.sum((square - u) / (square + u))) <= 1e-11  # stationary overlap of the two Gaussians
+        assert mu.min() * (1 - 1e-15) <= np.sqrt(u) <= mu.max() * (1 + 1e-15)
+        assert np.sqrt(u) == pytest.approx(oracle.isotropic_scale(mu), rel=1e-11)
+    assert tensor.isotropic_scale(np.full(3, 6e-3)) == 6e-3
+    truth.assert_digits(tensor.isotropic_scale(np.array([8e-3, 5e-3, 4e-3])), "5.41124834449e-3")
+
+
+def fit_tensors(y, b, g, threshold=2100, b0_threshold=50):
+    """Tensors (V, 6) in mm2/s, log S0 and tables by the kernels; NaN samples are missing."""
+    t = tensor.tables(b, g, b <= threshold, b <= b0_threshold)
+    block = np.ascontiguousarray(np.nan_to_num(y).T)
+    weight = np.ascontiguousarray(np.isfinite(y).T.astype(float))
+    work = tensor.workspace(t.pinv.shape[1], len(y))
+    plain = bool(np.isfinite(y).all() and (y > 0).all())
+    tensor.fit_tensor(t, block, weight, plain, work)
+    return work.b[:6].T * tensor.UNIT, work.b[6], t, block, weight
+
+
+def damage(y, rng):
+    """Missing, zero and negative samples in every second voxel."""
+    y = y.copy()
+    for row in y[::2]:
+        row[rng.choice(y.shape[1], 12, replace=False)] = np.repeat([np.nan, 0.0, -3.0], 4)
+    return y
+
+
+@pytest.mark.parametrize("threshold", [2100, 1100, 1e9])
+@pytest.mark.parametrize("whole", [True, False])
+def test_fit_against_the_oracle(threshold, whole, rng):
+    b, g = truth.scheme_hcp()
+    y = phantom.signals(6, b, g, seed=2)
+    y = y if whole else damage(y, rng)
+    got, logs, *_ = fit_tensors(y, b, g, threshold)
+    for v in range(len(y)):
+        _, frame, values = oracle.fit_tensor(y[v], b, g, TAU, threshold, floor=-np.inf)
+        want = frame @ np.diag(values) @ frame.T
+        np.testing.assert_allclose(got[v], want[PACKED], atol=1e-11 * np.abs(want).max())
+    assert np.isfinite(logs).all()
+
+
+@pytest.mark.nojit
+def test_one_gaussian_is_exact():
+    b, g = phantom.small_scheme()
+    want = truth.axis_tensor((1.7, 0.5, 0.2), truth.rotation(2, 40) @ truth.rotation(0, 20))
+    y = 700 * truth.mixture_signal([1.0], [want], b, g)[None]
+    got, logs, t, block, weight = fit_tensors(y, b, g)
+    np.testing.assert_allclose(got[0], want[PACKED], atol=1e-16)
+    assert logs[0] == pytest.approx(np.log(700), rel=1e-14)
+    S0 = np.empty(1)
+    tensor.signal_at_origin(t, block, weight, got.T.copy(), S0)
+    assert S0[0] == pytest.approx(700, rel=1e-13)
+
+
+def test_signal_at_origin(rng):
+    """b0 volumes at b = 15 are brought to b = 0 by the tensor; missing ones do not count; none left is NaN."""
+    b, g = phantom.odd_schemes()["b0 at 15"]
+    y = phantom.signals(5, b, g, seed=4)
+    where = np.flatnonzero(b <= 50)
+    y[1, where[:3]] = np.nan
+    y[2, where] = np.nan
+    got, _, t, block, weight = fit_tensors(y, b, g)
+    S0 = np.empty(5)
+    tensor.signal_at_origin(t, block, weight, np.ascontiguousarray(got.T), S0)
+    for v in (0, 1, 3, 4):
+        full = np.empty((3, 3))
+        full[PACKED] = got[v]
+        full[PACKED[::-1]] = got[v]
+        assert S0[v] == pytest.approx(oracle.scale_S0(y[v], b, g, full), rel=1e-13)
+    assert np.isnan(S0[2])
+    assert S0[0] > np.nanmean(y[0, where])
+
+
+def test_frame_follows_a_rotation(rng):
+    """Turning all directions turns the tensor: same eigenvalues, turned axes."""
+    b, g = phantom.small_scheme()
+    y, turn = phantom.signals(8, b, g, seed=3), phantom.random_rotation(rng)
+    first, second = fit_tensors(y, b, g)[0], fit_tensors(y, b, g @ turn.T)[0]
+    for one, two in zip(first, second, strict=True):
+        full = np.empty((2, 3, 3))
+        for k, packed in enumerate((one, two)):
+            full[k][PACKED] = packed
+            full[k][PACKED[::-1]] = packed
+        np.testing.assert_allclose(turn @ full[0] @ turn.T, full[1], atol=1e-12 * np.abs(full).max())
