@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import directions
 from . import fit as core_fit
 from . import model as core_model
 from .fit import Status
@@ -31,7 +32,7 @@ TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
 ADAPTIVE = math.sqrt(5.0)  # radius of the adaptive ball over the tensor's largest scale
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
 DEFAULT_WEIGHTS = np.linspace(0.05, 1, 20)  # 1/mm, tried by GCV when laplacian_weighting is None
-GAUSSIAN_B = 2000.0  # s/mm^2, largest bval_threshold at which non-Gaussianity has a meaning
+# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016, Eq. 11-13]
 LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
     "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
     "T_mat": (laplacian.second_moment, -2 * math.pi**1.5),
@@ -71,10 +72,9 @@ class MapmriModel:
         self.positivity_constraint, self.global_constraints = positivity_constraint, global_constraints
         self.pos_grid, self.pos_radius = pos_grid, pos_radius
         self.anisotropic_scaling, self.eigenvalue_threshold = anisotropic_scaling, eigenvalue_threshold
+        self.dti_scale_estimation, self.static_diffusivity = dti_scale_estimation, static_diffusivity
+        self.cvxpy_solver, self.dipy_compat = cvxpy_solver, dipy_compat
         self.bval_threshold = np.inf if bval_threshold is None else bval_threshold
-        self.dti_scale_estimation = dti_scale_estimation
-        self.static_diffusivity, self.cvxpy_solver = static_diffusivity, cvxpy_solver
-        self.dipy_compat = dipy_compat
         if cvxpy_solver is not None:
             _warn(f"cvxpy_solver = {cvxpy_solver!r} is ignored: mapmri_nb has solvers of its own")
         if global_constraints and not positivity_constraint:
@@ -102,10 +102,7 @@ class MapmriModel:
         self.Bm = ordering.origin_values(self.ind_mat) if anisotropic_scaling else ordering.iso_origin_values(radial_order)
 
     def __getattr__(self, name: str) -> Array:
-        """
-        DIPY's constants of the Laplacian: S_mat, T_mat, U_mat, (order + 1, order + 1), the integrals of phi_n'' phi_m'',
-        phi_n phi_m'' and phi_n phi_m at mu = 1 [Fick 2016, Eq. 11-13]; laplacian_matrix (n, n) at unit scales.
-        """
+        """DIPY's constants of the Laplacian at unit scales: S_mat, T_mat, U_mat (order + 1, order + 1), laplacian_matrix."""
         order = self.__dict__.get("radial_order", -1)
         if name == "laplacian_matrix":
             L = np.empty((ordering.n_coef(order), ordering.n_coef(order)))
@@ -123,11 +120,21 @@ class MapmriModel:
 
         ``verbose`` shows a bar and ``n_jobs`` sets the threads; DIPY's other options of parallel fits change nothing.
         """
-        jobs = kwargs.get("n_jobs")
-        threads = int(jobs) if jobs is not None and jobs > 0 else None
-        inside = None if len(np.shape(data)) == 1 else mask
-        result = self._core.fit(data, inside, threads=threads, progress=bool(kwargs.get("verbose", False)))
-        return MapmriFit(self, result)
+        threads = max(int(kwargs.get("n_jobs") or 0), 0) or None  # -1: all
+        mask = None if len(np.shape(data)) == 1 else mask
+        return MapmriFit(self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose"))))
+
+
+def _map(attribute: str, doc: str) -> property:
+    """A fit's rows as a property: a volume, zeros outside the mask."""
+    return property(lambda self: self._rows(getattr(self._fit, attribute)), doc=doc)
+
+
+def _index(name: str, doc: str) -> Callable[[Any], Any]:
+    """A method that returns the map of an index."""
+    method = lambda self: self._rows(self._fit.index_rows(name))  # noqa: E731
+    method.__doc__ = doc
+    return method
 
 
 class MapmriFit:
@@ -144,7 +151,6 @@ class MapmriFit:
 
     @cached_property
     def _numbers(self) -> NDArray[np.int64]:
-        """Row of every voxel, -1 outside the mask."""
         return self._fit.volume(np.arange(len(self._fit.coef)), fill=-1)
 
     def __getitem__(self, index: Any) -> MapmriFit | None:
@@ -156,71 +162,35 @@ class MapmriFit:
         return MapmriFit(self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab))
 
     def _rows(self, rows: NDArray[Any]) -> Any:
-        """Rows over the mask as a volume with zeros outside, or as the one voxel's own."""
+        """A volume of rows over the mask, zeros outside; of a single voxel its own row."""
         return self._fit.volume(rows, fill=0)[()]
 
-    def _volume(self, volume: NDArray[Any]) -> Any:
-        volume[~self.mask] = 0
-        return volume[()]
-
-    @property
-    def mapmri_coeff(self) -> Array:
-        """Coefficients (..., n)."""
-        return self._rows(self._fit.coef)  # type: ignore[no-any-return]
-
-    @property
-    def mapmri_mu(self) -> Array:
-        """Scales (..., 3) of the basis, mm."""
-        return self._rows(self._fit.mu)  # type: ignore[no-any-return]
-
-    @property
-    def mapmri_R(self) -> Array:
-        """Frames (..., 3, 3), columns e1 e2 e3."""
-        return self._rows(self._fit.R)  # type: ignore[no-any-return]
-
-    _mapmri_coef, mu, R = mapmri_coeff, mapmri_mu, mapmri_R
-
-    @property
-    def lopt(self) -> Any:
-        """Laplacian weight, 1/mm."""
-        return self._rows(self._fit.laplacian_weight)
+    mapmri_coeff = _mapmri_coef = _map("coef", "Coefficients (..., n) in DIPY's order.")
+    mapmri_mu = mu = _map("mu", "Scales (..., 3) of the basis, mm.")
+    mapmri_R = R = _map("R", "Frames (..., 3, 3), columns e1 e2 e3.")
+    lopt = _map("laplacian_weight", "Laplacian weight (...), 1/mm.")
 
     @property
     def errorcode(self) -> Any:
         """0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge."""
-        status = self._fit.status
-        failed = (status & int(Status.NO_FIT) != 0).astype(np.int64)
-        return self._rows(np.where(status & int(Status.NOT_CONVERGED), 2, failed))
+        no_fit, not_converged = (self._fit.status & int(flag) != 0 for flag in (Status.NO_FIT, Status.NOT_CONVERGED))
+        return self._rows(no_fit + 1 * not_converged)
 
     def odf(self, sphere: Any, s: float = 2) -> Any:
         """ODF (..., K) at the vertices of a sphere, radial moment s, mm^s [Ozarslan 2013, Eq. 32]."""
-        return self._volume(self._fit.odf(sphere, s))
+        return self._rows(self._fit.odf_field(s)(getattr(sphere, "vertices", sphere)))
 
     def odf_sh(self, s: float = 2) -> Any:
         """Isotropic basis: the ODF's harmonics up to the radial order, legacy descoteaux07 [Fick 2016, Eq. C8]."""
         if self.model.anisotropic_scaling:
             raise ValueError("odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both bases")
-        return self._volume(self._fit.odf_sh(s, self.radial_order, "descoteaux07_legacy"))
+        return self._rows(directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy"))
 
-    def rtop(self) -> Any:
-        """Return-to-origin probability, 1/mm^3."""
-        return self._rows(self._fit.index_rows("rtop"))
-
-    def rtap(self) -> Any:
-        """Return-to-axis probability, 1/mm^2."""
-        return self._rows(self._fit.index_rows("rtap"))
-
-    def rtpp(self) -> Any:
-        """Return-to-plane probability, 1/mm."""
-        return self._rows(self._fit.index_rows("rtpp"))
-
-    def msd(self) -> Any:
-        """Mean squared displacement, mm^2."""
-        return self._rows(self._fit.index_rows("msd"))
-
-    def norm_of_laplacian_signal(self) -> Any:
-        """Norm of the Laplacian of the signal, mm."""
-        return self._rows(self._fit.index_rows("lapnorm"))
+    rtop = _index("rtop", "Return-to-origin probability (...), 1/mm^3.")
+    rtap = _index("rtap", "Return-to-axis probability (...), 1/mm^2.")
+    rtpp = _index("rtpp", "Return-to-plane probability (...), 1/mm.")
+    msd = _index("msd", "Mean squared displacement (...), mm^2.")
+    norm_of_laplacian_signal = _index("lapnorm", "Norm of the Laplacian of the signal (...), mm.")
 
     def qiv(self) -> Any:
         """Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: the sum of reciprocals)."""
@@ -242,29 +212,25 @@ class MapmriFit:
 
     def ng_parallel(self) -> Any:
         """Non-Gaussianity along e1: its section's coefficients are summed, then squared (DIPY: squared, then summed)."""
-        self._check_non_gaussianity()
-        if not self.model.dipy_compat:
-            return self._rows(self._fit.index_rows("ng_par"))
-        n1, n2, n3 = ordering.index_table(self.radial_order).T
-        return self._squares_first(n2, n3, n1 == 0)
+        n1, n2, n3 = self.model.ind_mat.T
+        return self._section("ng_par", n2, n3, n1 == 0)
 
     def ng_perpendicular(self) -> Any:
         """Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out, and squares before it sums)."""
+        n1, n2, n3 = self.model.ind_mat.T
+        return self._section("ng_perp", np.where(n2 % 2 + n3 % 2 == 0, n1, 1), 0 * n1, n2 + n3 == 0)
+
+    def _section(self, name: str, first: NDArray[Any], second: NDArray[Any], gaussian: NDArray[np.bool_]) -> Any:
+        """The index, or DIPY's: weights from the two orders that the section integrates over, 0 where one is odd."""
         self._check_non_gaussianity()
         if not self.model.dipy_compat:
-            return self._rows(self._fit.index_rows("ng_perp"))
-        n1, n2, n3 = ordering.index_table(self.radial_order).T
-        even = (n2 % 2 == 0) & (n3 % 2 == 0)
-        return self._squares_first(np.where(even, n1, 1), 0 * n1, (n2 == 0) & (n3 == 0))
-
-    def _squares_first(self, first: NDArray[np.int64], second: NDArray[np.int64], gaussian: NDArray[np.bool_]) -> Any:
-        """DIPY's sine: weights from the orders that the section integrates over, 0 where one is odd."""
-        at_origin = np.array([ordering.axis_origin_value(int(n)) if n % 2 == 0 else 0.0 for n in range(self.radial_order + 1)])
+            return self._rows(self._fit.index_rows(name))
+        at_origin = np.array([0.0 if n % 2 else ordering.axis_origin_value(n) for n in range(self.radial_order + 1)])
         square = (self._fit.coef * at_origin[first] * at_origin[second]) ** 2
         return self._rows(np.sqrt(square[:, ~gaussian].sum(1) / square.sum(1)))
 
     def _check_non_gaussianity(self) -> None:
-        if self.model.bval_threshold > GAUSSIAN_B:
+        if self.model.bval_threshold > 2000.0:
             _warn("model bval_threshold must be lower than 2000 for the non-Gaussianity to be physically meaningful")
         if not self.model.anisotropic_scaling:
             raise ValueError("non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves both bases")
@@ -282,25 +248,21 @@ class MapmriFit:
         qvals_or_gtab : q-vectors (K, 3) in 1/mm, or a gradient table, whose own deltas (if it has any) are used.
         S0 : number, or array of the fit's `shape` (with or without a last axis K); default 100 of one voxel, 1 of many.
         """
+        table, q = qvals_or_gtab, qvals_or_gtab
+        if not isinstance(table, np.ndarray):
+            own = _taus(table) if self.model.deltas_given else None
+            q = np.sqrt(table.bvals / (self.model.tau if own is None else own))[:, None] / (2 * np.pi) * table.bvecs
         tables = propagator.point_tables(self.radial_order, propagator.SIGNAL)
-        q = np.ascontiguousarray(self._qvecs(qvals_or_gtab), dtype=np.float64)
-        signal = propagator.values_at(self._fit.hermite_coef(), self._fit.mu, self._fit.R, q, tables)
+        coef, q = self._fit.hermite_coef(), np.ascontiguousarray(q, dtype=np.float64)
+        signal = propagator.values_at(coef, self._fit.mu, self._fit.R, q, tables)
         scale = np.asarray((1.0 if self.shape else 100.0) if S0 is None else S0, dtype=np.float64)
         if scale.shape[: self.mask.ndim] == self.shape:
-            scale = scale[self.mask]
-            scale = scale[:, None] if scale.ndim == 1 else scale
+            scale = scale[self.mask].reshape(len(signal), -1)
         return self._rows(signal * scale)
-
-    def _qvecs(self, table: Any) -> Array:
-        if isinstance(table, np.ndarray):
-            return table
-        own = _taus(table) if self.model.deltas_given else None
-        taus = self.model.tau if own is None else own
-        return np.asarray(np.sqrt(table.bvals / taus)[:, None] / (2 * np.pi) * table.bvecs)
 
     def pdf(self, r_points: Array) -> Any:
         """Propagator (..., K), 1/mm^3, at displacements (K, 3) in mm."""
-        return self._volume(self._fit.pdf(r_points))
+        return self._rows(self._fit.pdf(r_points)[self.mask])
 
 
 class _Core(core_model.MapmriModel):
@@ -327,25 +289,22 @@ class _Ball(GridSolver):
         self.points = ball_grid(order, np.ones(3), int(pos_grid), 1.0).points
 
     def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
+        place = ordering.class_permutation(self.order).copy()  # the kernel takes writable arrays
+        bounds, K = ordering.class_bounds(self.order).copy(), np.empty((len(self.points), len(place)))
         for l in range(count):
             if not k.status[l] & batch.NO_FIT:
                 r = self.points * (self.radius or ADAPTIVE * k.mu_tensor[:, l].max())
-                self._lanes(plan, k, self._grid(r, np.ascontiguousarray(k.mu[:, l])), slice(l, l + 1))
-
-    def _grid(self, r: Array, mu: Array) -> Grid:
-        place = ordering.class_permutation(self.order)
-        K = np.empty((len(r), len(place)))
-        propagator_rows(r, mu, ordering.index_table(self.order), K)
-        K += SLACK * self.B
-        K /= np.linalg.norm(K, axis=1)[:, None]
-        octant = np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T)
-        return Grid(r, K, qp.GridRows(octant, place.copy(), ordering.class_bounds(self.order).copy()))
+                propagator_rows(r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K)
+                K += SLACK * self.B
+                K /= np.linalg.norm(K, axis=1)[:, None]
+                octant = np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T)
+                self._lanes(plan, k, Grid(r, K, qp.GridRows(octant, place, bounds)), slice(l, l + 1))
 
 
 def _warn(message: str) -> None:
-    """A UserWarning that points at the line which called into this file."""
+    """A UserWarning that points at the line which called into this package."""
     depth, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("mapmri_nb."):
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=depth)
 
@@ -364,11 +323,10 @@ def _table(gtab: Any, taus: Array) -> GradientTable:
     """A table of this package; a diffusion time above 1 s, refused elsewhere, is taken as DIPY takes it."""
     if isinstance(gtab, GradientTable):
         return gtab
-    longest = float(taus.max())
-    unit = max(longest, 1.0)
+    unit = max(float(taus.max()), 1.0)
     table = GradientTable.of(gtab, tau=taus / unit)
-    if longest > 1.0:
-        _warn(f"tau = {longest:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds")
+    if unit > 1.0:
+        _warn(f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds")
         table.taus, table.qvals, table.qvecs = table.taus * unit, table.qvals / unit**0.5, table.qvecs / unit**0.5
         table._timing["tau"] = table.taus
     return table
