@@ -29,9 +29,7 @@ from .positivity import Grid, GridSolver, ball_grid
 Array = NDArray[np.float64]
 
 TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
-ADAPTIVE = math.sqrt(5.0)  # radius of the adaptive ball over the tensor's largest scale
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
-DEFAULT_WEIGHTS = np.linspace(0.05, 1, 20)  # 1/mm, tried by GCV when laplacian_weighting is None
 # Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016, Eq. 11-13]
 LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
     "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
@@ -84,7 +82,7 @@ class MapmriModel:
         if taus is None:
             _warn("gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices have no true units")
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
-        weights = DEFAULT_WEIGHTS if laplacian_weighting is None else laplacian_weighting
+        weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
         self._core = _Core(
             _table(gtab, taus),
             radial_order,
@@ -293,7 +291,7 @@ class _Ball(GridSolver):
         bounds, K = ordering.class_bounds(self.order).copy(), np.empty((len(self.points), len(place)))
         for l in range(count):
             if not k.status[l] & batch.NO_FIT:
-                r = self.points * (self.radius or ADAPTIVE * k.mu_tensor[:, l].max())
+                r = self.points * (self.radius or 5**0.5 * k.mu_tensor[:, l].max())
                 propagator_rows(r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K)
                 K += SLACK * self.B
                 K /= np.linalg.norm(K, axis=1)[:, None]

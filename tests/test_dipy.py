@@ -1,6 +1,7 @@
 """The drop-in against DIPY itself: interface, conventions, and numbers wherever DIPY's are right."""
 
 import inspect
+import pickle
 import subprocess
 import sys
 import warnings
@@ -339,6 +340,21 @@ def test_a_bad_voxel_is_nan_with_a_code_and_costs_no_other():
     assert fit.rtop()[0, 2] == MapmriModel(GTAB).fit(DATA).rtop()[0, 2]
 
 
+def test_dipys_own_tools_take_the_model():
+    peaks = pytest.importorskip("dipy.direction").peaks_from_model
+    options = {"relative_peak_threshold": 0.5, "min_separation_angle": 25, "mask": MASK}
+    expected, found = (peaks(m(GTAB), DATA, SPHERE, **options) for m in (theirs.MapmriModel, MapmriModel))
+    assert_array_equal(found.peak_indices, expected.peak_indices)
+    assert_allclose(found.peak_values, expected.peak_values, rtol=1e-8)
+
+
+def test_fits_and_models_pickle():
+    fit = MapmriModel(GTAB, radial_order=2, positivity_constraint=True).fit(DATA, mask=MASK)
+    again = pickle.loads(pickle.dumps(fit))
+    assert_array_equal(again.rtop(), fit.rtop())
+    assert_array_equal(again.model.fit(DATA, mask=MASK).rtop(), fit.rtop())
+
+
 # ---- warnings, deltas ------------------------------------------------------------------------------------------------
 
 
@@ -430,3 +446,29 @@ def test_grid_constraint_equals_dipys_problem(options):
     peak = free.pdf(np.zeros((1, 3)))[0]
     assert ours.pdf(ball).min() > -0.1 - 1e-8 * peak
     assert free.pdf(ball).min() < -1e-3 * peak
+
+
+@pytest.mark.parametrize("anisotropic", [True, False])
+def test_global_constraint_keeps_the_laplacian(anisotropic):
+    y = crossings(noise=6.0)[0]
+    options = {"anisotropic_scaling": anisotropic, "positivity_constraint": True, "global_constraints": True}
+    weak, strong = (MapmriModel(GTAB, laplacian_weighting=w, **options).fit(y) for w in (0.05, 0.5))
+    basis = "anisotropic" if anisotropic else "isotropic"
+    core = mapmri_nb.MapmriModel(GTAB, basis=basis, laplacian=0.5, positivity="global", bval_threshold=None).fit(y)
+    assert_array_equal(strong.errorcode, 0)
+    assert_array_equal(strong.rtop(), core.rtop())
+    assert (strong.norm_of_laplacian_signal() < weak.norm_of_laplacian_signal()).all()
+    r = theirs.create_rspace(17, 0.03).astype(float)
+    assert (weak.pdf(r).min(-1) > -1e-9 * weak.pdf(r).max(-1)).all()
+    assert_allclose(weak.predict(np.zeros((1, 3))), 1, rtol=1e-9)
+
+
+def test_global_constraint_equals_dipys_where_the_signal_is_a_propagators():
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    y = multi_tensor(GTAB, np.array([[1.6e-3, 0.4e-3, 0.3e-3]] * 2), angles=[(0, 0), (60, 0)], fractions=[50, 50], snr=None)[0]
+    options = {"positivity_constraint": True, "global_constraints": True, "laplacian_regularization": False}
+    dipy = theirs.MapmriModel(GTAB, cvxpy_solver="CLARABEL", **options).fit(y)
+    ours = MapmriModel(GTAB, **options).fit(y)
+    for name in ("rtop", "rtap", "rtpp", "msd"):
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=0.02, err_msg=name)
