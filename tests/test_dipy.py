@@ -1,0 +1,475 @@
+"""The drop-in against DIPY itself: interface, conventions, and numbers wherever DIPY's are right."""
+
+import inspect
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import mapmri_nb
+from mapmri_nb import directions
+from mapmri_nb.dipy import MapmriFit, MapmriModel
+
+pytest.importorskip("dipy")
+from dipy.core.gradients import gradient_table
+from dipy.core.sphere import Sphere
+from dipy.reconst import mapmri as theirs
+from dipy.sims.voxel import multi_tensor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*legacy.*:PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:model bval_threshold:UserWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:cvxpy"),
+]
+INDICES = ["rtop", "rtap", "rtpp", "msd", "norm_of_laplacian_signal"]
+NON_GAUSSIANITY = ["ng", "ng_parallel", "ng_perpendicular"]
+SPHERE = Sphere(xyz=directions.sphere(100).vertices)
+
+
+def scheme(big_delta=0.0365, small_delta=0.0157, b0_threshold=50):
+    half = directions.sphere(100).vertices[:50]
+    bvals = np.r_[np.zeros(5), np.repeat([1000.0, 2000.0, 4000.0], [16, 17, 17]), np.repeat([1500.0, 3000.0], 20)]
+    bvecs = np.r_[np.zeros((5, 3)), half, half[:40]]
+    return gradient_table(bvals, bvecs=bvecs, big_delta=big_delta, small_delta=small_delta, b0_threshold=b0_threshold)
+
+
+GTAB = scheme()
+
+
+def crossings(shape=(2, 3), noise=2.0):
+    """Crossings of random angles and shares, (*shape, n), with Rician noise: all samples are positive."""
+    rng = np.random.default_rng(3)
+    evals = np.array([[1.6e-3, 0.4e-3, 0.3e-3], [1.4e-3, 0.5e-3, 0.25e-3]])
+    rows = []
+    for angle, share, turn in zip(rng.uniform(30, 90, 6), rng.uniform(30, 70, 6), rng.uniform(0, 180, 6), strict=True):
+        pair = [(turn, 20), (turn + angle, 70)]
+        rows.append(multi_tensor(GTAB, evals, S0=100.0, angles=pair, fractions=[share, 100 - share], snr=None)[0])
+    data = np.array(rows).reshape(*shape, -1)
+    return np.hypot(data + noise * rng.standard_normal(data.shape), noise * rng.standard_normal(data.shape))
+
+
+DATA = crossings()
+MASK = np.array([[True, False, True], [True, True, False]])
+
+
+def both(data=DATA, mask=MASK, gtab=GTAB, **options):
+    """The same fit by DIPY and by us."""
+    return theirs.MapmriModel(gtab, **options).fit(data, mask=mask), MapmriModel(gtab, **options).fit(data, mask=mask)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Fits by DIPY and by us in both bases, DIPY's index formulas on our side."""
+    out = {}
+    for anisotropic in (True, False):
+        dipy = theirs.MapmriModel(GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100).fit(DATA, mask=MASK)
+        ours = MapmriModel(GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100, dipy_compat=True).fit(DATA, mask=MASK)
+        out["anisotropic" if anisotropic else "isotropic"] = dipy, ours
+    return out
+
+
+# ---- interface -------------------------------------------------------------------------------------------------------
+
+
+def test_constructor_has_the_same_arguments_and_defaults():
+    expected = [(p.name, p.default) for p in inspect.signature(theirs.MapmriModel).parameters.values()]
+    found = [(p.name, p.default) for p in inspect.signature(MapmriModel).parameters.values()]
+    assert found == [*expected, ("dipy_compat", False)]
+
+
+def test_every_public_name_of_the_fit_and_its_arguments_exist():
+    ours = MapmriModel(GTAB).fit(DATA[0, 0])
+    dipy = theirs.MapmriModel(GTAB).fit(DATA[0, 0])
+    for name in (n for n in dir(dipy) if not n.startswith("__")):
+        assert hasattr(ours, name), name
+        if inspect.isroutine(getattr(dipy, name)):
+            arguments = list(inspect.signature(getattr(dipy, name)).parameters)
+            assert list(inspect.signature(getattr(ours, name)).parameters) == arguments, name
+
+
+@pytest.mark.parametrize("anisotropic", [True, False])
+def test_model_attributes(anisotropic):
+    dipy, ours = (
+        m(GTAB, radial_order=4, anisotropic_scaling=anisotropic, bval_threshold=2000) for m in (theirs.MapmriModel, MapmriModel)
+    )
+    names = ["tau", "cutoff", "ind_mat", "Bm", "radial_order", "eigenvalue_threshold", "laplacian_weighting"]
+    names += ["S_mat", "T_mat", "U_mat"] if anisotropic else ["laplacian_matrix"]
+    for name in names:
+        assert_allclose(getattr(ours, name), getattr(dipy, name), rtol=1e-12, atol=1e-10, err_msg=name)
+    assert ours.gtab is GTAB
+    with pytest.raises(AttributeError, match="no_such"):
+        ours.no_such  # noqa: B018
+
+
+def test_import_without_dipy():
+    code = "import sys; sys.modules['dipy'] = None; import mapmri_nb.dipy as d; assert d.MapmriModel; print('fine')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "fine\n"
+
+
+def test_positional_arguments_as_in_older_versions():
+    fit = MapmriModel(GTAB, 4, True, 0.1).fit(DATA, MASK)
+    assert fit.mapmri_coeff.shape == (2, 3, 22)
+    assert fit.odf(SPHERE, 0).shape == (2, 3, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"radial_order": 3}, "radial_order"),
+        ({"radial_order": -2}, "radial_order"),
+        ({"laplacian_weighting": "notGCV"}, "laplacian"),
+        ({"laplacian_weighting": -1.0}, "laplacian"),
+        ({"positivity_constraint": True, "pos_radius": "infinity"}, "pos_radius"),
+        ({"positivity_constraint": True, "pos_radius": -1}, "pos_radius"),
+        ({"positivity_constraint": True, "pos_grid": 1}, "pos_grid"),
+    ],
+)
+def test_bad_arguments_are_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        MapmriModel(GTAB, **options)
+
+
+def test_a_table_without_b0_is_refused():
+    with pytest.raises(ValueError, match="b0"):
+        MapmriModel(gradient_table(GTAB.bvals[5:], bvecs=GTAB.bvecs[5:], big_delta=0.03, small_delta=0.01))
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+@pytest.mark.parametrize("name", [*INDICES, "qiv"])
+def test_indices_equal_dipys(pairs, basis, name):
+    dipy, ours = pairs[basis]
+    found = getattr(ours, name)()
+    assert_allclose(found, getattr(dipy, name)(), rtol=1e-9)
+    assert_array_equal(found[~MASK], 0)
+
+
+@pytest.mark.parametrize("name", NON_GAUSSIANITY)
+def test_non_gaussianity_equals_dipys(pairs, name):
+    dipy, ours = pairs["anisotropic"]
+    assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-8)
+    with pytest.raises(ValueError, match="anisotropic_scaling"):
+        getattr(pairs["isotropic"][1], name)()
+
+
+@pytest.mark.parametrize("name", ["qiv", "ng_parallel", "ng_perpendicular"])
+def test_wrong_indices_are_ours_unless_asked(pairs, name):
+    right = MapmriModel(GTAB, bval_threshold=2100).fit(DATA, mask=MASK)
+    core = mapmri_nb.MapmriModel(GTAB, bval_threshold=2100).fit(DATA, MASK)
+    short = {"ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}.get(name, name)
+    assert_allclose(getattr(right, name)()[MASK], getattr(core, short)()[MASK], rtol=1e-12)
+    assert (np.abs(getattr(right, name)()[MASK] / getattr(pairs["anisotropic"][1], name)()[MASK] - 1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_scales_frames_and_coefficients(pairs, basis):
+    dipy, ours = pairs[basis]
+    assert_allclose(ours.mapmri_mu, dipy.mapmri_mu, rtol=1e-9)
+    signs = np.einsum("xyij,xyij->xyj", ours.mapmri_R, dipy.mapmri_R)
+    assert_allclose(np.abs(signs[MASK]), 1, rtol=1e-9)
+    coef = ours.mapmri_coeff
+    if basis == "anisotropic":  # odd functions follow the sign of their axis
+        coef = coef * np.prod(np.where(signs < 0, -1.0, 1.0)[..., None, :] ** ours.model.ind_mat, axis=-1)
+    assert_allclose(coef, dipy.mapmri_coeff, rtol=0, atol=1e-9)
+    assert_array_equal(coef[~MASK], 0)
+    assert ours.mu.shape == (2, 3, 3)
+    assert ours.R.shape == (2, 3, 3, 3)
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_odf_propagator_and_signal(pairs, basis):
+    dipy, ours = pairs[basis]
+    points = theirs.create_rspace(7, 0.02).astype(float)
+    q = 20.0 * SPHERE.vertices[:9]
+    other = scheme()
+    for call in (
+        lambda fit: fit.odf(SPHERE),
+        lambda fit: fit.odf(SPHERE, s=0),
+        lambda fit: fit.pdf(points),
+        lambda fit: fit.fitted_signal(),
+        lambda fit: fit.fitted_signal(gtab=other),
+        lambda fit: fit.predict(GTAB),
+        lambda fit: fit.predict(GTAB, S0=7.0),
+        lambda fit: fit.predict(GTAB, S0=np.arange(6.0).reshape(2, 3)),
+        lambda fit: fit.predict(GTAB, S0=np.arange(6.0 * len(GTAB.bvals)).reshape(2, 3, -1)),
+        lambda fit: fit.predict(q),
+        lambda fit: fit[0, 0].predict(GTAB),
+        lambda fit: fit[1, 0].odf(SPHERE),
+    ):
+        expected = call(dipy)
+        assert_allclose(call(ours), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_harmonics_of_the_odf(pairs):
+    dipy, ours = pairs["isotropic"]
+    for s in (0, 2):
+        expected = dipy.odf_sh(s=s)
+        assert_allclose(ours.odf_sh(s=s), expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="anisotropic_scaling=False"):
+        pairs["anisotropic"][1].odf_sh()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"laplacian_regularization": False, "laplacian_weighting": 0.3},
+        {"laplacian_weighting": 0, "radial_order": 4},
+        {"bval_threshold": 2000},
+        {"eigenvalue_threshold": 4e-4},
+        {"anisotropic_scaling": False, "dti_scale_estimation": False, "static_diffusivity": 0.6e-3},
+        {"anisotropic_scaling": False, "dti_scale_estimation": False, "laplacian_regularization": False},
+    ],
+)
+def test_options(options):
+    dipy, ours = both(data=DATA[0, 0], mask=None, **options)
+    for name in INDICES:
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-8, err_msg=name)
+    assert_allclose(ours.mu, dipy.mu, rtol=1e-9)
+    assert ours.lopt == dipy.lopt
+    assert ours.errorcode == dipy.errorcode == 0
+
+
+def test_static_scale_is_exact():
+    ours = MapmriModel(GTAB, anisotropic_scaling=False, dti_scale_estimation=False).fit(DATA)
+    assert np.all(ours.mu == np.sqrt(2 * 0.7e-3 * ours.model.tau))
+
+
+def test_volumes_at_the_threshold_stay_out_of_the_tensor():
+    at, above = (MapmriModel(GTAB, bval_threshold=b) for b in (2000.0, 2000.1))
+    assert at.cutoff.sum() == (GTAB.bvals < 2000).sum()
+    assert not np.allclose(at.fit(DATA[0, 0]).mu, above.fit(DATA[0, 0]).mu, rtol=1e-6)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights():
+    fixed, unregularised = MapmriModel(GTAB, laplacian_weighting=0.1), MapmriModel(GTAB, laplacian_regularization=False)
+    lopt = fixed.fit(DATA, mask=MASK).lopt
+    assert_array_equal(lopt, 0.1 * MASK)
+    assert_array_equal(unregularised.fit(DATA, mask=MASK).lopt, 0)
+    choices = np.linspace(0.05, 1, 20)
+    chosen = MapmriModel(GTAB, laplacian_weighting=None).fit(DATA).lopt
+    assert np.isin(chosen, choices).all()
+    assert_array_equal(chosen, MapmriModel(GTAB, laplacian_weighting=list(choices)).fit(DATA).lopt)
+
+
+def test_gcv_equals_dipys_where_it_converges():
+    dipy, ours = both(mask=None, laplacian_weighting="GCV")
+    cost = [[_gcv(weight, y) for weight in (float(a), float(b))] for a, b, y in zip(
+        dipy.lopt.ravel(), ours.lopt.ravel(), DATA.reshape(-1, DATA.shape[-1]), strict=True)]  # fmt: skip
+    dipys, mine = np.array(cost).T
+    assert (mine <= dipys * (1 + 1e-9)).all()
+    assert np.median(np.abs(ours.lopt / np.squeeze(dipy.lopt) - 1)) < 0.02
+
+
+def _gcv(weight, y):
+    """DIPY's own cost."""
+    model = theirs.MapmriModel(GTAB)
+    fit = model.fit(y)
+    q = (np.sqrt(GTAB.bvals / model.tau) / (2 * np.pi))[:, None] * GTAB.bvecs @ fit.R
+    M = theirs.mapmri_phi_matrix(6, fit.mu, q)
+    L = theirs.mapmri_laplacian_reg_matrix(model.ind_mat, fit.mu, model.S_mat, model.T_mat, model.U_mat)
+    return float(np.squeeze(theirs.gcv_cost_function(weight, (y, M, M.T @ M, len(y), L))))
+
+
+# ---- masks, shapes, indexing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 1, 2), (1, 2, 3, 1)])
+def test_shapes(shape):
+    data = DATA.reshape(*shape, -1)
+    fit = MapmriModel(GTAB, radial_order=4).fit(data)
+    assert fit.shape == shape
+    assert fit.rtop().shape == shape
+    assert fit.mapmri_coeff.shape == (*shape, 22)
+    assert fit.pdf(np.zeros((2, 3))).shape == (*shape, 2)
+    assert_array_equal(fit.rtop().ravel(), MapmriModel(GTAB, radial_order=4).fit(DATA).rtop().ravel())
+
+
+def test_one_voxel_gives_numbers_and_rows():
+    fit = MapmriModel(GTAB).fit(DATA[0, 0], mask=np.ones((4, 4)))  # DIPY ignores the mask of one voxel
+    assert fit.shape == ()
+    assert isinstance(fit.rtop(), float)
+    assert isinstance(fit.lopt, float)
+    assert fit.errorcode == 0
+    assert fit.mapmri_coeff.shape == fit._mapmri_coef.shape == (50,)
+    assert fit.mapmri_R.shape == (3, 3)
+    assert fit.odf(SPHERE).shape == (100,)
+    assert_allclose(fit.predict(GTAB), 100 * fit.fitted_signal(), rtol=1e-14)
+
+
+@pytest.mark.nojit
+def test_indexing():
+    fit = MapmriModel(GTAB, radial_order=2).fit(DATA, mask=MASK)
+    assert fit[0, 1] is None
+    assert isinstance(fit[0, 0], MapmriFit)
+    assert fit[0, 0].rtop() == fit.rtop()[0, 0]
+    assert_array_equal(fit[1, 1].mapmri_coeff, fit.mapmri_coeff[1, 1])
+    assert_array_equal(fit[:, 0].msd(), fit.msd()[:, 0])
+    assert_array_equal(fit[1][1:].mask, MASK[1][1:])
+    assert_array_equal(fit[MASK].rtpp(), fit.rtpp()[MASK])
+    assert [row.shape for row in fit] == [(3,), (3,)]
+    with pytest.raises(IndexError):
+        fit[2, 0]
+
+
+def test_masks_of_other_types_and_shapes():
+    model = MapmriModel(GTAB, radial_order=2)
+    expected = model.fit(DATA, mask=MASK).rtop()
+    assert_array_equal(model.fit(DATA, mask=MASK.astype(np.uint8), engine="serial", n_jobs=-1, verbose=False).rtop(), expected)
+    assert_array_equal(model.fit(DATA, mask=np.zeros((2, 3), bool)).rtop(), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="mask"):
+        model.fit(DATA, mask=MASK.T)
+
+
+def test_a_bad_voxel_is_nan_with_a_code_and_costs_no_other():
+    data = DATA.copy()
+    data[0, 0] = 0
+    data[1, 1, 7] = np.nan
+    fit = MapmriModel(GTAB).fit(data, mask=MASK)
+    assert_array_equal(fit.errorcode, [[1, 0, 0], [0, 0, 0]])
+    assert np.isnan(fit.rtop()[0, 0])
+    assert np.isfinite(fit.rtop()[1]).all()
+    assert fit.rtop()[0, 2] == MapmriModel(GTAB).fit(DATA).rtop()[0, 2]
+
+
+def test_dipys_own_tools_take_the_model():
+    peaks = pytest.importorskip("dipy.direction").peaks_from_model
+    options = {"relative_peak_threshold": 0.5, "min_separation_angle": 25, "mask": MASK}
+    expected, found = (peaks(m(GTAB), DATA, SPHERE, **options) for m in (theirs.MapmriModel, MapmriModel))
+    agree = np.abs(np.einsum("xykj,xykj->xyk", found.peak_dirs, expected.peak_dirs))  # either end of an axis
+    assert_allclose(agree, expected.peak_indices >= 0, rtol=1e-9)
+    assert_allclose(found.peak_values, expected.peak_values, rtol=1e-8)
+
+
+def test_fits_and_models_pickle():
+    fit = MapmriModel(GTAB, radial_order=2, positivity_constraint=True).fit(DATA, mask=MASK)
+    again = pickle.loads(pickle.dumps(fit))
+    assert_array_equal(again.rtop(), fit.rtop())
+    assert_array_equal(again.model.fit(DATA, mask=MASK).rtop(), fit.rtop())
+
+
+# ---- warnings, deltas ------------------------------------------------------------------------------------------------
+
+
+def warned(call):
+    """What a call warns of, as (text, file)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [(str(w.message), w.filename) for w in caught if w.category is UserWarning]
+
+
+def test_warnings_of_the_model():
+    assert warned(lambda: MapmriModel(GTAB)) == []
+    for options, gtab, text in (
+        ({"cvxpy_solver": "MOSEK", "positivity_constraint": True}, GTAB, "cvxpy_solver"),
+        ({"global_constraints": True}, GTAB, "positivity_constraint"),
+        ({}, scheme(None, None), "tau"),
+        ({}, scheme(36.5, 15.7), "milliseconds"),
+        ({"radial_order": 8, "laplacian_regularization": False}, GTAB, "radial_order: 8"),
+    ):
+        found = warned(lambda gtab=gtab, options=options: MapmriModel(gtab, **options))
+        assert len(found) == 1
+        assert text in found[0][0]
+        assert found[0][1] == __file__
+
+
+def test_non_gaussianity_warns_above_2000():
+    for threshold, count in ((np.inf, 1), (2100, 1), (2000, 0), (None, 1)):
+        fit = MapmriModel(GTAB, radial_order=2, bval_threshold=threshold).fit(DATA)
+        for name in NON_GAUSSIANITY:
+            found = warned(getattr(fit, name))
+            assert len(found) == count
+            assert all("bval_threshold must be lower than 2000" in text and file == __file__ for text, file in found)
+
+
+@pytest.mark.parametrize("deltas", [(None, None), (5.0, 3.0)])
+@pytest.mark.filterwarnings("ignore:gtab has no:UserWarning", "ignore:tau =:UserWarning")
+def test_odd_deltas_are_taken_as_dipy_takes_them(deltas):
+    dipy, ours = both(data=DATA[0, 0], mask=None, gtab=scheme(*deltas))
+    assert ours.model.tau == dipy.model.tau
+    for name in INDICES:
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-9, err_msg=name)
+    assert_allclose(ours.predict(scheme(*deltas)), dipy.predict(scheme(*deltas)), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:gtab has no:UserWarning")
+def test_prediction_at_another_diffusion_time_uses_that_time():
+    fit = MapmriModel(GTAB).fit(DATA[0, 0])
+    longer = scheme(0.06, 0.0157)
+    q = np.sqrt(longer.bvals / (0.06 - 0.0157 / 3))[:, None] * longer.bvecs / (2 * np.pi)
+    assert_allclose(fit.predict(longer), fit.predict(q), rtol=1e-13)
+    assert_allclose(fit.predict(scheme(None, None)), fit.predict(GTAB), rtol=1e-13)
+    assumed = MapmriModel(scheme(None, None)).fit(DATA[0, 0])  # its time is not a real one: b alone counts
+    assert_allclose(assumed.predict(longer), assumed.predict(GTAB), rtol=1e-13)
+
+
+def test_our_own_tables_are_tables_too():
+    own = mapmri_nb.GradientTable.of(GTAB)
+    assert_allclose(MapmriModel(own).fit(DATA).rtop(), MapmriModel(GTAB).fit(DATA).rtop(), rtol=1e-12)
+
+
+# ---- positivity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"laplacian_regularization": False, "pos_grid": 20},
+        {"pos_radius": 0.02, "pos_grid": 11},
+        {"anisotropic_scaling": False, "laplacian_regularization": False},
+    ],
+)
+def test_grid_constraint_equals_dipys_problem(options):
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    y = crossings(noise=6.0)[0, 1]
+    dipy = theirs.MapmriModel(GTAB, positivity_constraint=True, cvxpy_solver="CLARABEL", **options).fit(y)
+    ours = MapmriModel(GTAB, positivity_constraint=True, **options).fit(y)
+    free = MapmriModel(GTAB, **{k: v for k, v in options.items() if not k.startswith("pos_")}).fit(y)
+    assert ours.errorcode == 0
+    for name in ("rtop", "rtap", "rtpp", "msd"):
+        change = abs(getattr(dipy, name)() - getattr(free, name)())
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=0, atol=1e-3 * change, err_msg=name)
+    radius = options.get("pos_radius", np.sqrt(5) * ours._fit.mu_tensor.max())
+    ball = theirs.create_rspace(options.get("pos_grid", 15), radius).astype(float)
+    if options.get("anisotropic_scaling", True):
+        ball = ball @ ours.R.T
+    peak = free.pdf(np.zeros((1, 3)))[0]
+    assert ours.pdf(ball).min() > -0.1 - 1e-8 * peak
+    assert free.pdf(ball).min() < -1e-3 * peak
+
+
+@pytest.mark.parametrize("anisotropic", [True, False])
+def test_global_constraint_keeps_the_laplacian(anisotropic):
+    y = crossings(noise=6.0)[0]
+    options = {"anisotropic_scaling": anisotropic, "positivity_constraint": True, "global_constraints": True}
+    weak, strong = (MapmriModel(GTAB, laplacian_weighting=w, **options).fit(y) for w in (0.05, 0.5))
+    basis = "anisotropic" if anisotropic else "isotropic"
+    core = mapmri_nb.MapmriModel(GTAB, basis=basis, laplacian=0.5, positivity="global", bval_threshold=None).fit(y)
+    assert_array_equal(strong.errorcode, 0)
+    assert_array_equal(strong.rtop(), core.rtop())
+    assert (strong.norm_of_laplacian_signal() < weak.norm_of_laplacian_signal()).all()
+    r = theirs.create_rspace(17, 0.03).astype(float)
+    assert (weak.pdf(r).min(-1) > -1e-9 * weak.pdf(r).max(-1)).all()
+    assert_allclose(weak.predict(np.zeros((1, 3))), 1, rtol=1e-9)
+
+
+def test_global_constraint_equals_dipys_where_the_signal_is_a_propagators():
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    y = multi_tensor(GTAB, np.array([[1.6e-3, 0.4e-3, 0.3e-3]] * 2), angles=[(0, 0), (60, 0)], fractions=[50, 50], snr=None)[0]
+    options = {"positivity_constraint": True, "global_constraints": True, "laplacian_regularization": False}
+    dipy = theirs.MapmriModel(GTAB, cvxpy_solver="CLARABEL", **options).fit(y)
+    ours = MapmriModel(GTAB, **options).fit(y)
+    for name in ("rtop", "rtap", "rtpp", "msd"):
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=0.02, err_msg=name)
