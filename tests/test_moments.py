@@ -7,7 +7,7 @@ import pytest
 import truth
 from phantom import TAU
 
-from mapmri_nb.kernels import batch, frames, moments, ordering, rotation, tensor
+from mapmri_nb.kernels import moments, ordering, rotation, tensor
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
 ODD_FRAMES = [np.eye(3)] + [truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)]
@@ -171,18 +171,18 @@ def test_rotation_of_moments(degree, rng):
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_rotation_of_coefficients(order, rng):
     """At equal scales P does not change when coefficients and frame turn together; any signs of the columns."""
-    frames = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
-    frames[::2, :, 1] *= -1  # determinant -1
-    fixed = rng.normal(size=(len(frames), ordering.n_coef(order)))
+    turns = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
+    turns[::2, :, 1] *= -1  # determinant -1
+    fixed = rng.normal(size=(len(turns), ordering.n_coef(order)))
     t, index, root = moments.order_tables(order), ordering.index_table(order), ordering.factorial_roots(order)
     turned = fixed.copy()
-    frames.turn(turned, frames, t, index, root, False)
+    frames.turn(turned, turns, t, index, root, False)
     mu, r = np.full(3, 6e-3), 8e-3 * rng.normal(size=(40, 3))
     here = oracle.psi_matrix(order, mu, r)
-    for l, frame in enumerate(frames):
+    for l, frame in enumerate(turns):
         want = here @ fixed[l]
         got = oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
         assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
     np.testing.assert_allclose((turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12)  # a rotation keeps int P^2
-    frames.turn(turned, frames, t, index, root, True)
+    frames.turn(turned, turns, t, index, root, True)
     np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())
