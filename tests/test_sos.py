@@ -258,7 +258,7 @@ def test_hard_inputs_end_with_a_status(order):
     y, mu, q = voxel(1)
     rng = np.random.default_rng(0)
     M = oracle.phi_matrix(order, mu, q)
-    spike = np.where(np.arange(len(y)) == 40, 1e3, y)
+    spike = np.where(np.arange(len(y)) == 40, 1e2, y)
     few = oracle.phi_matrix(order, mu, q[::6])  # 48 measurements
     twice = oracle.phi_matrix(order, mu, np.repeat(q[18:40], 5, 0))
     floor = oracle.phi_matrix(order, np.full(3, np.sqrt(2e-4 * TAU)), q)
@@ -266,9 +266,9 @@ def test_hard_inputs_end_with_a_status(order):
         (M, np.abs(rng.normal(size=len(y)))), (M, np.ones(len(y))), (M, spike), (few, y[::6]), (floor, np.ones(len(y))),
         (twice, np.repeat(y[18:40], 5)), (M, 1e-8 * y), (M, 1e8 * y), (M, -y), (M[:1], y[:1]),
     ]  # fmt: skip
-    for A, signal in cases:
+    for k, (A, signal) in enumerate(cases):
         status, c, info, _ = solve(order, A.T @ A, A.T @ signal)
-        assert status in (sdp.CERTIFIED, sdp.SHIFTED, sdp.NOT_CONVERGED)
+        assert status in (sdp.CERTIFIED, sdp.SHIFTED) or (k > 5 and status == sdp.NOT_CONVERGED), (k, info)
         assert np.isfinite(c).all()
         assert info[2] > 0  # certified in any case
         assert origin_values(index_table(order)) @ c == pytest.approx(1, abs=1e-12)

