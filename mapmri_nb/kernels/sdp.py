@@ -297,9 +297,9 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
     """
     Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values of z'Qz.
 
-    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and
-    corrector, one step length because P couples both sides. Q stays positive definite. True once the gap is below
-    tol scale and the equation holds (to 1e-6: what rounding leaves where H is singular; else 1e-12). info[0] = gap / scale, info[1] = iterations.
+    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and corrector, one
+    step length because P couples both sides. Q stays positive definite. True once the gap is below tol scale and the equation
+    holds (to 1e-6: what rounding leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
     """
     n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
     gradient, dy, values, center = work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
