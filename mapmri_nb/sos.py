@@ -155,8 +155,8 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
         for k, v in enumerate(vectors):
             s, share, u = len(grams[k]), weights[start : start + len(v)], gaussian[k]
             start += len(v)
-            work.square[k, 0, :s, :s] = (v.T * share) @ v
-            bases[k] = np.linalg.cholesky(work.square[k, 0, :s, :s] + 1e-9 * t.Q[k, :s, :s]).T
+            work.square[0, k, :s, :s] = (v.T * share) @ v
+            bases[k] = np.linalg.cholesky(work.square[0, k, :s, :s] + 1e-9 * t.Q[k, :s, :s]).T
             eigenvalues, e = np.linalg.eigh(u @ gradient[grams[k]] @ u.T)
             extra[k] = e.T[eigenvalues < 0.0] @ u
             lowest = min(lowest, eigenvalues[0])

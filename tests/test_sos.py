@@ -222,7 +222,7 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
     for order, seed in ((2, 0), (4, 0), (4, 2), (6, 1)):
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
-        grams = [work.square[k, 0, :s, :s] for k, s in enumerate(SIZES[order])]
+        grams = [work.square[0, k, :s, :s] for k, s in enumerate(SIZES[order])]
         np.testing.assert_allclose(gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14)
         for Q in grams:
             A = [[Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))] for i in range(len(Q))]
@@ -258,7 +258,7 @@ def test_hard_inputs_end_with_a_status(order):
     y, mu, q = voxel(1)
     rng = np.random.default_rng(0)
     M = oracle.phi_matrix(order, mu, q)
-    spike = np.where(np.arange(len(y)) == 40, 1e3, y)
+    spike = np.where(np.arange(len(y)) == 40, 1e2, y)
     few = oracle.phi_matrix(order, mu, q[::6])  # 48 measurements
     twice = oracle.phi_matrix(order, mu, np.repeat(q[18:40], 5, 0))
     floor = oracle.phi_matrix(order, np.full(3, np.sqrt(2e-4 * TAU)), q)
@@ -266,9 +266,9 @@ def test_hard_inputs_end_with_a_status(order):
         (M, np.abs(rng.normal(size=len(y)))), (M, np.ones(len(y))), (M, spike), (few, y[::6]), (floor, np.ones(len(y))),
         (twice, np.repeat(y[18:40], 5)), (M, 1e-8 * y), (M, 1e8 * y), (M, -y), (M[:1], y[:1]),
     ]  # fmt: skip
-    for A, signal in cases:
+    for k, (A, signal) in enumerate(cases):
         status, c, info, _ = solve(order, A.T @ A, A.T @ signal)
-        assert status in (sdp.CERTIFIED, sdp.SHIFTED, sdp.NOT_CONVERGED)
+        assert status in (sdp.CERTIFIED, sdp.SHIFTED) or (k > 5 and status == sdp.NOT_CONVERGED), (k, info)
         assert np.isfinite(c).all()
         assert info[2] > 0  # certified in any case
         assert origin_values(index_table(order)) @ c == pytest.approx(1, abs=1e-12)
@@ -371,6 +371,20 @@ def test_boundary_points(order):
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
     np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
+
+
+@pytest.mark.nojit
+def test_proof_ends_at_zero():
+    """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
+    B, where = origin_values(index_table(2)), positions(monomials(2))
+    for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
+        p = np.zeros(7)
+        p[[where[2, 0, 0], where[0, 2, 0], where[0, 0, 2]]] = 1.0
+        p[where[0, 0, 0]] = level
+        c = np.linalg.solve(hermite_to_monomial(2), p)
+        answer = sos.certify(c / (c @ B), 2)
+        assert answer.certified[0] == (level > 1e-6)
+        assert (answer.distance[0] == 0) == (level > 1e-6)
 
 
 @pytest.mark.nojit

@@ -1,11 +1,10 @@
 """
 Global positivity of one voxel: interior point over the two parity Gram blocks, with its certificate.
 
-The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive semidefinite and z the
-monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q splits into an even and an odd block.
-Polynomials enter by their values at n unisolvent points, not by coefficients, which makes the Schur complement an
-entrywise product of dense ones [Lofberg & Parrilo 2004]. The dual unknowns eta are weights of these points, their
-matrices M = Z diag(eta) Z' moment matrices.
+The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive semidefinite and z the monomials
+of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q splits into an even and an odd block. Polynomials enter by their
+values at n unisolvent points, not by coefficients, which makes the Schur complement an entrywise product of dense matrices
+[Lofberg & Parrilo 2004]. The dual unknowns eta are weights of these points, M = Z diag(eta) Z' their moment matrices.
 """
 
 import math
@@ -55,22 +54,21 @@ class Work(NamedTuple):
     S: Array  # (n, n)
     vectors: Array  # (8, n)
     tall: Array  # (2, 2, m, n) by block: QZ, WZ
-    square: Array  # (2, 6, m, m) by block: Q, M, W = M^-1, dQ, dM, X
+    square: Array  # (6, 2, m, m) Q, M, W = M^-1, dQ, dM, X of both blocks
     small: Array  # (2m, 2m)
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
     """Exponents of z, even and odd degrees; (1,3), (7,3), (7,13), (22,13), (22,34) rows at orders 2 .. 10."""
-    half = order // 2
-    z = np.array([(n - i - j, j, i) for n in range(half + 1) for i in range(n + 1) for j in range(n + 1 - i)], np.int64)
+    degrees = range(order // 2 + 1)
+    z = np.array([(n - i - j, j, i) for n in degrees for i in range(n + 1) for j in range(n + 1 - i)], np.int64)
     odd = z.sum(axis=1) % 2 == 1
     return z[~odd], z[odd]
 
 
 def _polynomials(x: Array, exponents: IntArray) -> Array:
     """Monomials (n, len(exponents)) at points (n, 3)."""
-    out: Array = np.prod(x[:, None, :] ** exponents[None, :, :], axis=2)
-    return out
+    return np.asarray(np.prod(x[:, None, :] ** exponents[None, :, :], axis=2))
 
 
 def _points(order: int) -> tuple[Array, Array]:
@@ -107,20 +105,18 @@ def tables(order: int) -> Tables:
         Z[k, :s] = (_polynomials(x, block) * np.sqrt(weight)[:, None]).T
         Q[k, :s, :s] = np.linalg.inv(moments[gram[k, :s, :s]]) / sum(map(len, blocks))
         count += np.bincount(gram[k, :s, :s].ravel(), minlength=n)
-    for k, block in enumerate(blocks):
-        s = len(block)
-        share[k, :s, :s] = 1.0 / count[gram[k, :s, :s]]
+        share[k, :s, :s] = 1.0
     values = C.T @ (_polynomials(x, monomials(order)) * weight[:, None]).T
     sizes, reference = np.array([len(b) for b in blocks], np.int64), np.einsum("kit,kij,kjt->t", Z, Q, Z)
     inverse, eta = (np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B)))
-    return Tables(sizes, gram, share, Z, values, C, inverse, eta, Q, reference)
+    return Tables(sizes, gram, share / count[gram], Z, values, C, inverse, eta, Q, reference)
 
 
 @kernel()
 def workspace(n: int, m: int) -> Work:
     """Scratch for n coefficients and padded block size m = `Tables.Z.shape[1]`."""
-    A, small, P, S = np.zeros((2 * n + 2, 2 * n + 2)), np.zeros((2 * m, 2 * m)), np.zeros((n, n)), np.zeros((n, n))
-    return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((2, 6, m, m)), small)
+    A, P, S, small = np.zeros((2 * n + 2, 2 * n + 2)), np.zeros((n, n)), np.zeros((n, n)), np.zeros((2 * m, 2 * m))
+    return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((6, 2, m, m)), small)
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -147,8 +143,7 @@ def eliminate(A: Array, size: int, pivots: int) -> bool:
                 row[j] *= f
         r0, r1, r2, r3 = A[k0], A[min(k0 + 1, k1 - 1)], A[min(k0 + 2, k1 - 1)], A[k1 - 1]
         for i in range(k0):
-            f0, row = r0[i], A[i]
-            f1, f2, f3 = r1[i], r2[i], r3[i]
+            f0, f1, f2, f3, row = r0[i], r1[i], r2[i], r3[i], A[i]
             if k1 - k0 < 4:  # a short last group: its repeated rows count once
                 f1, f2, f3 = f1 if k1 - k0 > 1 else 0.0, f2 if k1 - k0 > 2 else 0.0, 0.0
             for j in range(i + 1):
@@ -229,8 +224,7 @@ def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Arra
     """S_tu += (z_t'Q z_u) (z_t'W z_u) in the lower triangle, U = QZ, V = WZ."""
     for t in range(S.shape[0]):
         for u in range(t + 1):
-            a[u] = 0.0
-            b[u] = 0.0
+            a[u], b[u] = 0.0, 0.0
         for i in range(0, s, 4):  # the padding is zero
             z0, z1, z2, z3 = Z[i], Z[i + 1], Z[i + 2], Z[i + 3]
             f0, f1, f2, f3 = U[i, t], U[i + 1, t], U[i + 2, t], U[i + 3, t]
@@ -247,13 +241,12 @@ def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Arra
 def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: float, second: float, dy: Array) -> None:
     """Steps dM = Z diag(dy) Z' and dQ = center W - Q - sym((Q dM + second X) W) of both blocks, then X = dQ dM."""
     for k in range(2):
-        s, Q, W, dQ, dM, X = sizes[k], square[k, 0], square[k, 2], square[k, 3], square[k, 4], square[k, 5]
+        s, Q, W, dQ, dM, X = sizes[k], square[0, k], square[2, k], square[3, k], square[4, k], square[5, k]
         _moments(dy, Z[k], s, row, dM)
         _product(Q, dM, s, s, dQ)
-        if second != 0.0:
-            for i in range(s):
-                for j in range(s):
-                    dQ[i, j] += second * X[i, j]
+        for i in range(s if second != 0.0 else 0):
+            for j in range(s):
+                dQ[i, j] += second * X[i, j]
         _product(dQ, W, s, s, X)
         for i in range(s):
             for j in range(s):
@@ -263,22 +256,19 @@ def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: fl
 
 @kernel()
 def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float) -> float:
-    """Step <= 1, 2 % off the boundary of both cones: shrink until inside, bisect to `precision` of the best; or 0."""
-    low, step, high = 0.0, 1.0 / 0.98, 2.0
-    while step > 1e-9 and (low == 0.0 or (low < precision * high and high < 2.0)):
-        inside = True
-        for k in range(4):
-            X, D, s = square[k // 2, k % 2], square[k // 2, k % 2 + 3], sizes[k // 2]
+    """Step <= 1, 2 % off the boundary of both cones: each matrix in turn shrinks it and bisects to `precision`; or 0."""
+    step = 1.0 / 0.98
+    for k in range(4):
+        X, D, s = square[k % 2, k // 2], square[k % 2 + 3, k // 2], sizes[k // 2]
+        low, trial, high = 0.0, step, step
+        while trial > 1e-9 and (low == 0.0 or low < precision * high):
             for i in range(s):
                 for j in range(i + 1):
-                    small[i, j] = X[i, j] + step * D[i, j]
-            inside = inside and eliminate(small, s, s)
-        if inside:
-            low = step
-        else:
-            high = step
-        step = 0.5 * (low + high) if low > 0.0 else 0.75 * step
-    return 0.98 * low
+                    small[i, j] = X[i, j] + trial * D[i, j]
+            low, high = (trial, high) if eliminate(small, s, s) else (low, trial)
+            trial = 0.5 * (low + high) if low > 0.0 else 0.75 * trial
+        step = low
+    return 0.98 * step
 
 
 @kernel()
@@ -288,19 +278,18 @@ def _gap(sizes: IntArray, square: Array, step: float) -> float:
     for k in range(2):
         for i in range(sizes[k]):
             for j in range(sizes[k]):
-                Q = square[k, 0, i, j] + step * square[k, 3, i, j]
-                gap += Q * (square[k, 1, i, j] + step * square[k, 4, i, j])
+                Q = square[0, k, i, j] + step * square[3, k, i, j]
+                gap += Q * (square[1, k, i, j] + step * square[4, k, i, j])
     return gap
 
 
 @kernel()
-def _blend(square: Array, keep: float, reference: Array, amount: float) -> None:
-    """Q = keep Q + amount times the reference's; keep = 0 clears whatever was there."""
+def _blend(Q: Array, keep: float, other: Array, amount: float) -> None:
+    """Q = keep Q + amount times the other; keep = 0 clears whatever was there."""
     for k in range(2):
-        for i in range(reference.shape[1]):
-            for j in range(reference.shape[1]):
-                old = keep * square[k, 0, i, j] if keep > 0.0 else 0.0
-                square[k, 0, i, j] = old + amount * reference[k, i, j]
+        for i in range(Q.shape[1]):
+            for j in range(Q.shape[1]):
+                Q[k, i, j] = (keep * Q[k, i, j] if keep > 0.0 else 0.0) + amount * other[k, i, j]
 
 
 @kernel()
@@ -308,36 +297,37 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
     """
     Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values of z'Qz.
 
-    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and
-    corrector, one step length because P couples both sides. Q stays positive definite. True once the gap is below
-    tol scale and the equation holds. info[0] = gap / scale, info[1] = iterations.
+    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and corrector, one
+    step length because P couples both sides. Q stays positive definite. True once the gap is below tol scale and the equation
+    holds (to 1e-6: what rounding leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
     """
-    n, size, square, rough, close = eta.size, t.sizes[0] + t.sizes[1], work.square, 0.0, 0.95
+    n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
     gradient, dy, values, center = work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
-    _blend(square, 0.0, t.Q, 1.0)
+    _blend(square[0], 0.0, t.Q, 1.0)
     for iteration in range(max_iter + 1):
         largest = residual = 0.0
-        for k in range(2):
-            s, Q, W = t.sizes[k], square[k, 0], square[k, 2]
-            _moments(eta, t.Z[k], s, work.vectors[0], square[k, 1])
-            if not _invert(square[k, 1], s, work.small, W):
-                return False
-            _product(Q, t.Z[k], s, n, work.tall[k, 0])
-            _product(W, t.Z[k], s, n, work.tall[k, 1])
         for i in range(n):
             gradient[i], values[i], center[i] = c1[i], 0.0, 0.0
-            for j in range(n):
-                gradient[i] += work.P[i, j] * eta[j]
-                work.S[i, j] = work.P[i, j]
+        for j in range(n):
+            f, row, target = eta[j], work.P[j], work.S[j]
+            for i in range(n):
+                gradient[i] += f * row[i]
+                target[i] = row[i]
         for k in range(2):
-            _add_values(work.tall[k, 0], t.Z[k], t.sizes[k], 1.0, values)
-            _add_values(work.tall[k, 1], t.Z[k], t.sizes[k], 1.0, center)
+            s, Z, U, V = t.sizes[k], t.Z[k], work.tall[k, 0], work.tall[k, 1]
+            _moments(eta, Z, s, work.vectors[0], square[1, k])
+            if not _invert(square[1, k], s, work.small, square[2, k]):
+                return False
+            _product(square[0, k], Z, s, n, U)
+            _product(square[2, k], Z, s, n, V)
+            _add_values(U, Z, s, 1.0, values)
+            _add_values(V, Z, s, 1.0, center)
         for i in range(n):
             largest = max(largest, abs(gradient[i]))
             residual = max(residual, abs(gradient[i] - values[i]))
         gap = _gap(t.sizes, square, 0.0)
         info[0], info[1] = gap / scale, iteration
-        if gap <= tol * scale and residual <= 1e-8 * largest:
+        if gap <= tol * scale and residual <= 1e-6 * largest:
             return True
         for k in range(2):
             _add_schur(work.tall[k, 0], work.tall[k, 1], t.Z[k], t.sizes[k], values, work.vectors[5], work.S)
@@ -347,24 +337,21 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
             dy[i] = -gradient[i]
         _solve_factored(work.S, dy)
         _directions(t.sizes, t.Z, square, work.vectors[0], 0.0, 0.0, dy)
-        ratio = _gap(t.sizes, square, _longest_step(t.sizes, square, work.small, rough)) / gap
+        ratio = _gap(t.sizes, square, _longest_step(t.sizes, square, work.small, 0.0)) / gap
         mu = gap / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
         for i in range(n):
             dy[i] = mu * center[i] - gradient[i]
         for k in range(2):  # Mehrotra's second-order term, the values of z'dQ dM Wz
-            _product(square[k, 5], work.tall[k, 1], t.sizes[k], n, work.tall[k, 0])
+            _product(square[5, k], work.tall[k, 1], t.sizes[k], n, work.tall[k, 0])
             _add_values(work.tall[k, 0], t.Z[k], t.sizes[k], -1.0, dy)
         _solve_factored(work.S, dy)
         _directions(t.sizes, t.Z, square, work.vectors[0], mu, 1.0, dy)
-        step = _longest_step(t.sizes, square, work.small, close)
+        step = _longest_step(t.sizes, square, work.small, 0.95)
         if step < 1e-8:
             return False
         for i in range(n):
             eta[i] += step * dy[i]
-        for k in range(2):
-            for i in range(t.sizes[k]):
-                for j in range(t.sizes[k]):
-                    square[k, 0, i, j] += step * square[k, 3, i, j]
+        _blend(square[0], 1.0, square[3], step)
     return False
 
 
@@ -373,9 +360,9 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     """
     Correct the Gram matrices so that they stand for c exactly, and prove them positive semidefinite.
 
-    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the residual is shared
-    among them. Proof: a Cholesky factorisation succeeds after the diagonal was lowered by s^2 eps of itself (its own
-    rounding, Higham Thm 10.7) and by the row sums of what rounding can leave in the residuals (Gershgorin).
+    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the residual is shared among
+    them. Proof: a Cholesky factorisation succeeds after the diagonal was lowered by 4 s (s + 2) eps of itself (its rounding,
+    Higham Thm 10.7) and by the row sums of what rounding can leave in the residuals (Gershgorin).
     info[2] is the margin proved: this amount of the reference Gram matrices can be taken off; 0 without a proof.
     """
     n, square, residual, bound, trace = c.size, work.square, work.vectors[0], work.vectors[1], 0.0
@@ -389,10 +376,11 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     for k in range(2):
         for i in range(t.sizes[k]):
             for j in range(t.sizes[k]):
-                residual[t.gram[k, i, j]] -= square[k, 0, i, j]
-                bound[t.gram[k, i, j]] += abs(square[k, 0, i, j])
+                square[0, k, i, j] = square[0, k, max(i, j), min(i, j)]  # symmetric to the last bit: one triangle is proved
+                residual[t.gram[k, i, j]] -= square[0, k, i, j]
+                bound[t.gram[k, i, j]] += abs(square[0, k, i, j])
     for k in range(2):
-        s, Q, lowered, inverse = t.sizes[k], square[k, 0], square[k, 3], square[k, 2]
+        s, Q, lowered, inverse = t.sizes[k], square[0, k], square[3, k], square[2, k]
         for i in range(s):
             slack = 0.0
             for j in range(s):
@@ -412,14 +400,14 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
 
 @kernel()
 def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
-    """Hermite coefficients of z'Qz, then both divided by E(0) = B'c."""
+    """Hermite coefficients of z'Qz; both divided by E(0) = B'c."""
     mono, square, origin = work.vectors[0], work.square, 0.0
     for i in range(c.size):
         mono[i] = 0.0
     for k in range(2):
         for i in range(t.sizes[k]):
             for j in range(t.sizes[k]):
-                mono[t.gram[k, i, j]] += square[k, 0, i, j]
+                mono[t.gram[k, i, j]] += square[0, k, i, j]
     for i in range(c.size):
         c[i] = 0.0
         for j in range(c.size):
@@ -427,19 +415,20 @@ def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
         origin += B[i] * c[i]
     for i in range(c.size):
         c[i] /= origin
-    _blend(square, 1.0 / origin, t.Q, 0.0)
+    _blend(square[0], 1.0 / origin, t.Q, 0.0)
 
 
 @kernel()
 def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
-    """Certified coefficients of the Gram matrices work.square[:, 0], with a share of the reference if need be."""
+    """Certified coefficients of the Gram matrices work.square[0], with a share of the reference if need be."""
     _coefficients(t, work, B, c)
     while not certify(c, t, work, info):
         info[3] = max(10.0 * info[3], 1e-12)
         if not info[3] < 1e-2:
-            c[0] = math.nan
+            for i in range(c.size):
+                c[i] = math.nan
             return NO_FIT
-        _blend(work.square, 1.0 - info[3], t.Q, info[3])
+        _blend(work.square[0], 1.0 - info[3], t.Q, info[3])
         _coefficients(t, work, B, c)
     return SHIFTED if info[3] > 0.0 else CERTIFIED
 
@@ -453,7 +442,7 @@ def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, wo
     ----------
     H : (n, n) symmetric, a ridge is added. g, B : (n,). t : `tables(order)`. work : `workspace(n, t.Z.shape[1])`.
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
-    c : (n,), written; its Gram matrices are left in work.square[0, 0] and work.square[1, 0].
+    c : (n,), written; its Gram matrices are left in work.square[0].
     info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference blended in.
 
     Returns
@@ -466,16 +455,13 @@ def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, wo
         c[i] = math.nan
         ridge += RIDGE * H[i, i] / n
     for i in range(n + 2):
-        for j in range(i + 1):
+        for j in range(n + 2):
             A[i, j] = 0.0
     for i in range(n):
         row = A[n + 2 + i]
         for j in range(n):
-            row[j] = t.values[i, j]
-            row[n + 2 + j] = H[i, j]
-        row[n] = g[i]
-        row[n + 1] = B[i]
-        row[n + 2 + i] += ridge
+            row[j], row[n + 2 + j] = t.values[i, j], H[i, j]
+        row[n], row[n + 1], row[n + 2 + i] = g[i], B[i], row[n + 2 + i] + ridge
     if not eliminate(A, 2 * n + 2, n):
         return NO_FIT
     scale, gB, BB = -0.5 * A[n, n], -A[n + 1, n], -A[n + 1, n + 1]
@@ -510,5 +496,5 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info
     info[3] = 1.0
     for i in range(c.size):
         info[3] -= t.reference[i] * eta[i]
-    _blend(work.square, 1.0, t.Q, info[3])
+    _blend(work.square[0], 1.0, t.Q, info[3])
     return certify(c, t, work, info)
