@@ -63,9 +63,9 @@ def left_out(name):
             decay = [-1e3 * np.log(np.median(mean[:, abs(b - x) < 10])) / x for x in (190, 1682)]
             note += (
                 f" The sample's own shells disagree: -ln(E)/b of the median signal is {decay[0]:.2f}e-3 mm2/s at b = 190 and "
-                f"{decay[1]:.2f}e-3 at b = 1682, so that the decay speeds up with b; hardly any positive propagator does that, and "
-                "the positive modes (CMAP, MAP+) leave the b = 190 shell misfitted by 0.04 S0. Their larger errors here say that "
-                "of the data, and the smaller errors of the free modes are bought with a negative propagator."
+                f"{decay[1]:.2f}e-3 at b = 1682. A decay that speeds up with b is beyond any mixture of Gaussians, and the "
+                "positive modes (CMAP, MAP+) leave the b = 190 shell misfitted by 0.04 S0; their larger errors here are that "
+                "misfit, and the free modes fit the shell with a propagator that is negative somewhere."
             )
         return ratio, [Table(f"Prediction of left-out measurements, {name}", ["mode", *cut], rows, note, 4)]
 

@@ -1,0 +1,259 @@
+"""
+Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first fit, the import.
+
+    python validation/bench.py [--only MODE] [--rounds K] [--no-dipy]
+
+Ours and DIPY's alternate, so that a busy machine slows both; a time is the smallest of the rounds, a ratio the median of
+the rounds' ratios. One thread is timed in CPU seconds, several by the clock. Ours is the whole fit with its nine indices,
+DIPY's is `fit` alone. Nothing is asserted.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+for name in ("OPENBLAS", "OMP", "MKL"):  # before NumPy loads: DIPY's and the floor's BLAS on one core, as ours is
+    os.environ[f"{name}_NUM_THREADS"] = "1"
+
+import common  # noqa: E402
+import numpy as np  # noqa: E402
+import readme  # noqa: E402
+import truth  # noqa: E402
+from common import MODES, RESULTS, ROOT, mapmri  # noqa: E402
+
+from mapmri_nb import data, io  # noqa: E402
+
+ORDERS = (4, 6, 8)
+DELTAS = {"big_delta": 0.0365, "small_delta": 0.0157}
+SCHEME = "18 b0 + 3 x 90 directions, b = 1000, 2000, 3000 jittered by 0.75 %, SNR 30, crossings"
+NINE = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "ng", "ng_par", "ng_perp")
+DIPY = {  # how DIPY is asked for a mode, and how many voxels it gets
+    "MAP": (25, {"laplacian_regularization": False}),
+    "MAPL 0.2": (25, {"laplacian_weighting": 0.2}),
+    "MAPL GCV": (10, {"laplacian_weighting": "GCV"}),
+    "isotropic 0.2": (25, {"laplacian_weighting": 0.2, "anisotropic_scaling": False}),
+    "isotropic GCV": (10, {"laplacian_weighting": "GCV", "anisotropic_scaling": False}),
+    "CMAP": (3, {"laplacian_regularization": False, "positivity_constraint": True, "cvxpy_solver": "CLARABEL"}),
+    "CMAPL 0.2": (3, {"laplacian_weighting": 0.2, "positivity_constraint": True, "cvxpy_solver": "CLARABEL"}),
+    "MAP+": (5, {"laplacian_regularization": False, "positivity_constraint": True, "global_constraints": True,
+                 "cvxpy_solver": "CLARABEL"}),
+}  # fmt: skip
+
+
+def voxels(count):
+    """Table and noisy voxels: crossings of random angle and orientation, random jitter of b."""
+    rng = np.random.default_rng(0)
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000], 18)
+    gtab = mapmri.GradientTable(b * (1 + 0.0075 * rng.standard_normal(len(b))), g, **DELTAS)
+    y = np.empty((count, len(b)))
+    for v in range(count):
+        f, d = truth.crossing(rng.uniform(0, 45), (1.7, 0.3, 0.3), rng.uniform(0.3, 0.7))
+        turn = common.random_frame(rng)
+        clean = truth.mixture_signal(f, [turn @ t @ turn.T for t in d], gtab.bvals, gtab.bvecs)
+        y[v] = 1000 * np.hypot(clean + rng.standard_normal(len(b)) / 30, rng.standard_normal(len(b)) / 30)
+    return gtab, y
+
+
+def whole(model, y, threads):
+    """CPU and wall seconds of a fit with its nine indices."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    fit = model.fit(y, threads=threads)
+    for index in NINE if not fit.isotropic else NINE[:7]:
+        getattr(fit, index)()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def dipy_fit(mode, order, gtab):
+    """A function that fits some voxels with DIPY and returns CPU seconds a voxel, or None where DIPY has no such mode."""
+    if mode not in DIPY or (mode in ("CMAP", "CMAPL 0.2", "MAP+") and order != 6):
+        return None
+    from against_dipy import dipy_table
+    from dipy.reconst.mapmri import MapmriModel
+
+    count, options = DIPY[mode]
+    model = MapmriModel(dipy_table(gtab), radial_order=order, bval_threshold=2100, **options)
+
+    def run(y):
+        start = time.process_time()
+        model.fit(y[:count])
+        return (time.process_time() - start) / count
+
+    return run
+
+
+def measure(mode, order, gtab, y, rounds, threads, with_dipy):
+    """One row: the mode's times at one order."""
+    constrained = "positivity" in MODES[mode]
+    y = y[: 480 if constrained else len(y)]
+    try:
+        model = mapmri.MapmriModel(gtab, order, **MODES[mode])
+    except ValueError:  # not identifiable without regularisation
+        return None
+    whole(model, y[:96], threads)
+    peer = dipy_fit(mode, order, gtab) if with_dipy else None
+    one, alone, many, other = [], [], [], []
+    for _ in range(rounds):
+        cpu, wall = whole(model, y, 1)
+        one.append(cpu / len(y))
+        alone.append(wall / len(y))
+        many.append(whole(model, y, threads)[1] / len(y))
+        if peer:
+            try:
+                other.append(peer(y))
+            except Exception as error:
+                print(f"DIPY, {mode}, order {order}: {type(error).__name__}", file=sys.stderr)
+                peer = None
+    row = {"mode": mode, "order": order, "voxels": len(y), "us": 1e6 * min(one), "us_threads": 1e6 * min(many)}
+    row["gain"] = float(np.median(np.divide(alone, many)))
+    if other:
+        row |= {"dipy_ms": 1e3 * min(other), "ratio": float(np.median(np.divide(other, one[: len(other)])))}
+    if mode == "MAPL 0.2":
+        row["mflop"] = flops(model) / 1e6
+    return row
+
+
+def flops(model):
+    """Floating-point operations of a fixed-weight voxel: moments, maps, Cholesky, tensor sums; neither exp nor log."""
+    t, s = model.plan.moments, model.plan.scheme
+    n, n_coef = len(model.gtab), t.origin.size
+    maps = sum(m.coef.size for m in (t.hermite, t.gram, t.right, t.synthesis))
+    products = s.high.size + 2 * s.low.size + 2 * 28 * n
+    return float(2 * products + 2 * maps + n_coef**3 / 3 + 2 * n_coef**2)
+
+
+def matrix_rate():
+    """The core's double-precision matrix-product rate, flop/s: CPU seconds, the best of some products of 600 x 600."""
+    a = np.random.default_rng(0).standard_normal((600, 600))
+    best = np.inf
+    for _ in range(20):
+        start = time.process_time()
+        a @ a
+        best = min(best, time.process_time() - start)
+    return 2 * 600**3 / best
+
+
+def bare_gain(threads):
+    """What a bare compute loop gains from threads, in the same minute: the yardstick of `gain`."""
+    a = np.random.default_rng(0).standard_normal((200, 200))
+
+    def work(_):
+        for _ in range(150):
+            a @ a
+
+    gains = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            for k in range(threads):
+                work(k)
+            middle = time.perf_counter()
+            list(pool.map(work, range(threads)))
+            gains.append((middle - start) / (time.perf_counter() - middle))
+    return float(np.median(gains))
+
+
+def child(code, **env):
+    """CPU seconds of a fresh interpreter that runs `code` in this checkout."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+FIRST = """
+import numpy as np
+import mapmri_nb as mapmri
+rng = np.random.default_rng(0)
+g = rng.standard_normal((60, 3))
+b = np.r_[np.zeros(4), np.repeat([1000.0, 2000.0], 28)]
+gtab = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1, keepdims=True), big_delta=0.0365, small_delta=0.0157)
+y = np.exp(-b * 0.7e-3) + 0.02 * rng.standard_normal((50, 60))
+fit = mapmri.MapmriModel(gtab, 4, **{options!r}).fit(y)
+fit.rtop()
+"""
+
+
+def first_fits():
+    """CPU seconds of a first fit in a fresh interpreter, from an empty and from a warm cache, and the cache's size."""
+    out = {}
+    wanted = {"MAPL": "MAPL 0.2", "GCV": "MAPL GCV", "grid": "CMAPL 0.2", "global": "MAPL+ 0.2"}
+    with tempfile.TemporaryDirectory() as everything:
+        for title, mode in wanted.items():
+            code = FIRST.replace("{options!r}", repr(MODES[mode]))
+            with tempfile.TemporaryDirectory() as cache:
+                out[f"first fit, {title}: empty cache, CPU s"] = round(child(code, NUMBA_CACHE_DIR=cache), 2)
+            child(code, NUMBA_CACHE_DIR=everything)
+            out[f"first fit, {title}: warm cache, CPU s"] = round(child(code, NUMBA_CACHE_DIR=everything), 2)
+        size = sum(p.stat().st_size for p in Path(everything).rglob("*") if p.is_file())
+    return out | {"cache after these four, MB": round(size / 1e6, 2)}
+
+
+def imports(rounds=7):
+    """`import mapmri_nb` against `import numba`: smallest CPU seconds of alternating fresh interpreters."""
+    pairs = [(child("import mapmri_nb"), child("import numba"), child("pass")) for _ in range(rounds)]
+    ours, numba, bare = np.min(pairs, axis=0)
+    ratio = float(np.median([(a - bare) / (b - bare) for a, b, _ in pairs]))
+    return {"import mapmri_nb, CPU s": round(float(ours), 3), "import numba, CPU s": round(float(numba), 3),
+            "their ratio, interpreter taken off": round(ratio, 2)}  # fmt: skip
+
+
+def reading():
+    """Rates of reading a compressed series: inflating alone, and through the library."""
+    path = data.sample_dwi("catcord")
+    raw = path.read_bytes()
+    start = time.perf_counter()
+    size = len(zlib.decompress(raw, 31))
+    middle = time.perf_counter()
+    np.asarray(io.load_dwi(path).data)
+    end = time.perf_counter()
+    return {"inflating a series, MB/s": round(size / (middle - start) / 1e6, 1),
+            "reading it through mapmri_nb.io, MB/s": round(size / (end - middle) / 1e6, 1)}  # fmt: skip
+
+
+def main(argv=None):
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--only", metavar="MODE", help="part of a mode's name; nothing is written")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-dipy", action="store_true")
+    args = parser.parse_args(argv)
+    threads, rate = min(2, os.cpu_count() or 1), matrix_rate()
+    gtab, y = voxels(4800)
+    rows = []
+    for mode in MODES:
+        for order in ORDERS:
+            if args.only and args.only not in mode:
+                continue
+            row = measure(mode, order, gtab, y, args.rounds, threads, not args.no_dipy)
+            if row and "mflop" in row:
+                row["floor_us"] = 1e6 * row["mflop"] * 1e6 / rate
+            if row:
+                rows.append(row)
+                print({k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in row.items()}, flush=True)
+    if args.only:
+        return 0
+    gain = bare_gain(threads)
+    start = imports() | first_fits() | reading()
+    floor = {f"floor of MAPL 0.2, order {r['order']}, us": round(r["floor_us"], 2) for r in rows if "floor_us" in r}
+    start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)} | floor
+    start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
+    out = {"environment": common.environment(), "scheme": SCHEME, "threads": threads, "rounds": args.rounds}
+    out |= {"modes": rows, "start": start}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(out, indent=1) + "\n")
+    readme.write_validation()
+    for key, value in start.items():
+        print(f"{key}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
