@@ -49,8 +49,9 @@ def assert_rows(fit, v, want, tolerance=1e-9):
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 @pytest.mark.parametrize(("order", "weight"), [(0, 0.0), (2, 0.2), (4, 0.0), (6, 0.2), (6, 0.0), (8, 0.05), (10, 0.2)])
 def test_fit_against_dense_fit(scheme, gtab, data, basis, order, weight):
-    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight).fit(data[:6])
-    for v in range(6):
+    count = 6 if order < 8 else 1  # the oracle takes seconds there
+    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight).fit(data[:count])
+    for v in range(count):
         assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, order, weight, basis), 1e-8 if weight == 0 else 1e-9)
     assert (fit.status == 0).all()
     assert (fit.laplacian_weight == weight).all()
@@ -383,6 +384,8 @@ def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplac
         weights = np.ones(100)
         weights[missing] = 0
         fits.append(model.fit(data[:3], weights=weights))
+        assert phantom.same(fits[0], fits[1])
+        assert phantom.same(fits[0], fits[3])
         for fit in fits:
             flip = np.sign(np.sum(fit.R * want.R, axis=1))
             parity = np.prod(flip[:, None] ** ordering.index_table(4), axis=2) if basis == "anisotropic" else 1.0

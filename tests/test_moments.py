@@ -7,7 +7,7 @@ import pytest
 import truth
 from phantom import TAU
 
-from mapmri_nb.kernels import batch, frames, moments, ordering, rotation, tensor
+from mapmri_nb.kernels import moments, ordering, rotation, tensor
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
 ODD_FRAMES = [np.eye(3)] + [truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)]
