@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -75,12 +76,13 @@ class MapmriModel:
         self.positivity = None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
         self.solver = _choice("solver", solver, ("auto", "osqp"))
         self.weights = _weights(laplacian)
-        if not (np.isfinite(eigenvalue_threshold) and eigenvalue_threshold > 0):
-            raise ValueError(f"eigenvalue_threshold must be positive, in mm2/s, not {eigenvalue_threshold!r}")
-        if static_diffusivity is not None and self.basis != "isotropic":
-            raise ValueError("static_diffusivity is for basis='isotropic' alone")
-        if static_diffusivity is not None and not (np.isfinite(static_diffusivity) and static_diffusivity > 0):
-            raise ValueError(f"static_diffusivity must be positive, in mm2/s, not {static_diffusivity!r}")
+        _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s")
+        if static_diffusivity is not None:
+            _positive("static_diffusivity", static_diffusivity, "in mm2/s")
+            if self.basis != "isotropic":
+                raise ValueError(f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone")
+        if bval_threshold is not None:
+            _positive("bval_threshold", bval_threshold, "in s/mm2, or None")
         self.options: dict[str, Any] = {
             "radial_order": self.order,
             "basis": self.basis,
@@ -116,8 +118,6 @@ class MapmriModel:
                 f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
                 f"the smallest b is {b.min():g} s/mm2"
             )
-        if bval_threshold is not None and not bval_threshold > 0:
-            raise ValueError(f"bval_threshold must be positive or None, not {bval_threshold!r}")
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
         design = np.column_stack([tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0), np.ones(use.sum())])
         if np.linalg.matrix_rank(design) < 7:
@@ -151,7 +151,7 @@ class MapmriModel:
         """What turns normal equations into coefficients, block by block."""
         o = self.options
         if o["pos_grid"] is not None and self.positivity != "grid":
-            raise ValueError("pos_grid is for positivity='grid' alone")
+            raise ValueError(f"pos_grid = {o['pos_grid']} is for positivity='grid' alone")
         if self.positivity == "grid":
             from .positivity import GridSolver
 
@@ -215,7 +215,7 @@ class MapmriModel:
         inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
         if inside.shape != shape[:-1]:
             raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
-        if threads is not None and (int(threads) != threads or threads < 1):
+        if threads is not None and not (_is_whole(threads) and threads >= 1):
             raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
         mu, R = _given_scale(scale, inside)
         weight, per_sample = _sample_weights(weights, shape)
@@ -271,9 +271,18 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
 
 
 def _order(order: Any) -> int:
-    if isinstance(order, bool) or int(order) != order or order % 2 or not 0 <= order <= ordering.MAX_ORDER:
+    if not (_is_whole(order) and order % 2 == 0 and 0 <= order <= ordering.MAX_ORDER):
         raise ValueError(f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}")
     return int(order)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+
+
+def _positive(name: str, value: Any, unit: str) -> None:
+    if not (isinstance(value, numbers.Real) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -310,6 +319,8 @@ def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     """The caller's (mu, R) as rows, or arrays of length 0."""
     if scale is None:
         return np.zeros((0, 3)), np.zeros((0, 3, 3))
+    if not (isinstance(scale, tuple | list) and len(scale) == 2):
+        raise ValueError(f"scale must be a pair (mu, R), not {scale!r}")
     out = []
     count = int(inside.sum())
     for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):

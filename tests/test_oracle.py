@@ -146,7 +146,7 @@ def quadrature_indices(signal, propagator, mu):
         g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
         own = oracle.integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
         rest = oracle.integrate(lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2) * g
-        return sqrt(1 - rest**2 / own)
+        return sqrt(max(0.0, 1 - rest**2 / own))
 
     return {
         "rtop": oracle.integrate(signal, mu, "q"),

@@ -1,0 +1,171 @@
+"""An answer depends on its voxel alone: bit for bit, whatever the block, its neighbours, the threads or the chunks."""
+
+import numpy as np
+import phantom
+import pytest
+
+import mapmri_nb as mapmri
+from mapmri_nb import model as model_module
+from mapmri_nb.kernels import batch
+
+NONE = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
+MODES = {
+    "mapl": {"laplacian": 0.2},
+    "map": {"laplacian": None},
+    "gcv": {"laplacian": "gcv"},
+    "array": {"laplacian": [0.01, 0.1, 0.5]},
+    "isotropic": {"laplacian": 0.2, "basis": "isotropic"},
+    "isotropic gcv": {"laplacian": "gcv", "basis": "isotropic"},
+    "static": {"laplacian": 0.2, "basis": "isotropic", "static_diffusivity": 0.7e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    return phantom.small_scheme()
+
+
+@pytest.fixture(scope="module")
+def data(scheme):
+    """101 voxels: two whole blocks and one short one."""
+    return phantom.signals(101, *scheme, seed=11)
+
+
+def made(scheme, mode, order=4):
+    return mapmri.MapmriModel(phantom.table(*scheme), order, **MODES[mode])
+
+
+def run(model, y, lanes, start=0, stop=None):
+    """Rows of the output for blocks of `lanes` voxels."""
+    out = model._empty_rows(len(y))
+    y = np.ascontiguousarray(y)
+    rows = batch.Data(y, np.ones((1, y.shape[1])), *NONE)
+    batch.run(model.plan, rows, lanes, out, model._solve, start, len(y) if stop is None else stop)
+    return out
+
+
+def assert_same(a, b, rows_a=slice(None), rows_b=slice(None)):
+    for name, one, two in zip(batch.Out._fields, a, b, strict=True):
+        assert np.array_equal(one[rows_a], two[rows_b], equal_nan=True), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_block_size_does_not_matter(scheme, data, mode):
+    model = made(scheme, mode)
+    whole = run(model, data, 48)
+    assert np.isfinite(whole.coef).all()
+    assert_same(whole, run(model, data, 7))
+    alone = [run(model, data[v : v + 1], 1) for v in range(0, 101, 9)]
+    for k, one in enumerate(alone):
+        assert_same(whole, one, slice(9 * k, 9 * k + 1))
+
+
+def test_block_size_does_not_matter_at_high_order():
+    """Order 8 at b = 9000: some lanes take their moments in their own frame."""
+    b, g = phantom.small_scheme()
+    b = b * 3
+    y = phantom.signals(52, b, g, seed=3)
+    model = mapmri.MapmriModel(phantom.table(b, g), 8, laplacian=0.2, bval_threshold=3500)
+    whole = run(model, y, 48)
+    for v in range(0, 52, 5):
+        assert_same(whole, run(model, y[v : v + 1], 1), slice(v, v + 1))
+
+
+@pytest.mark.parametrize("mode", ["mapl", "gcv", "isotropic"])
+def test_place_in_the_block_does_not_matter(scheme, data, mode, rng):
+    model, shuffle = made(scheme, mode), rng.permutation(len(data))
+    assert_same(run(model, data, 48), run(model, data[shuffle], 48), shuffle)
+
+
+@pytest.mark.nojit
+def test_last_block_writes_its_own_rows_only(scheme, data):
+    """Rows 48 to 60 of 101: the block repeats voxel 100 at most, and writes nothing outside."""
+    model = made(scheme, "mapl", 2)
+    out, whole = run(model, data[:61], 48, 48, 61), run(model, data[:61], 48)
+    assert_same(out, whole, slice(48, 61), slice(48, 61))
+    assert not out.coef[:48].any()
+    short = run(model, data[:3], 48)
+    assert_same(short, whole, rows_b=slice(0, 3))
+
+
+def bad_voxels(y):
+    """Rows that no fit survives, or hardly: by name."""
+    rng, n = np.random.default_rng(2), len(y)
+    spiky = y.copy()
+    spiky[rng.integers(n)] *= 1e6
+    return {
+        "nan": np.full(n, np.nan),
+        "inf": np.full(n, np.inf),
+        "some inf": np.where(rng.random(n) < 0.3, np.inf, y),
+        "some nan": np.where(rng.random(n) < 0.3, np.nan, y),
+        "zero": np.zeros(n),
+        "constant": np.full(n, 7.0),
+        "negative": -y,
+        "huge": y * 1e150,
+        "tiny": y * 1e-150,
+        "denormal": np.full(n, 5e-324),
+        "one sample": np.where(np.arange(n) == 5, y, np.nan),
+        "spiky": spiky,
+        "growing": 100 * np.exp(np.linspace(0, 30, n)),
+        "noise": rng.normal(size=n),
+        "extremes": np.where(rng.random(n) < 0.5, 1e300, 1e-300),
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bad_voxels_never_disturb_others(scheme, data, mode):
+    """All of them at once among good ones, which come out as without them."""
+    model = made(scheme, mode)
+    bad = bad_voxels(data[0])
+    clean = run(model, data[:40], 48)
+    mixed = np.vstack([np.vstack([data[k], row]) for k, row in enumerate(bad.values())] + [data[len(bad) : 40]])
+    good = np.r_[np.arange(len(bad)) * 2, np.arange(2 * len(bad), len(mixed))]
+    assert_same(run(model, mixed, 48), clean, good)
+    for row in bad.values():
+        assert_same(run(model, np.vstack([row, data[:5], row, row]), 48), clean, slice(1, 6), slice(0, 5))
+
+
+@pytest.mark.parametrize("mode", ["mapl", "gcv", "isotropic"])
+def test_bad_voxels_end_as_a_status_or_a_finite_fit(scheme, data, mode):
+    """Never garbage: NaN with a reason, or finite numbers with E(0) = 1."""
+    bad = bad_voxels(data[0])
+    fit = made(scheme, mode).fit(np.array(list(bad.values())))
+    none = (fit.status & mapmri.Status.NO_FIT) != 0
+    assert np.isnan(fit.coef[none]).all()
+    assert np.isfinite(fit.coef[~none]).all()
+    assert np.isfinite(fit.rtop()[~none]).all()
+    assert np.isnan(fit.S0[none]).all()
+    assert (fit.S0[~none] > 0).all()
+    status = dict(zip(bad, fit.status, strict=True))
+    for name in ("nan", "inf", "zero"):
+        assert status[name] & mapmri.Status.NO_SIGNAL, name
+    for name in ("one sample", "negative"):
+        assert status[name] & mapmri.Status.NO_FIT, name
+    for name in ("some nan", "some inf", "huge", "tiny", "constant"):
+        assert not status[name] & mapmri.Status.NO_FIT, name
+    for name in ("some nan", "some inf"):
+        assert status[name] & mapmri.Status.DROPPED, name
+
+
+@pytest.mark.parametrize("mode", ["mapl", "gcv", "isotropic"])
+def test_threads_do_not_matter(scheme, data, mode):
+    model, y = made(scheme, mode), np.tile(data, (4, 1))
+    one = model.fit(y, threads=1)
+    for threads in (2, 3):
+        assert phantom.same(one, model.fit(y, threads=threads))
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 37])
+def test_chunks_do_not_matter(scheme, data, chunk, monkeypatch):
+    """Pieces of the volume, with bad voxels among them and a mask."""
+    model = made(scheme, "mapl", 2)
+    volume = data[:100].reshape(5, 4, 5, -1).copy()
+    volume[1, 2, 3], volume[0, 0, 0, :9] = np.nan, 0.0
+    mask = np.random.default_rng(0).random((5, 4, 5)) < 0.7
+    mask[1, 2, 3] = True
+    mu, R = np.full((5, 4, 5, 3), [8e-3, 5e-3, 4e-3]), np.broadcast_to(np.eye(3), (5, 4, 5, 3, 3))
+    whole, scaled = model.fit(volume, mask), model.fit(volume, mask, scale=(mu, R))
+    monkeypatch.setattr(model_module, "CHUNK", chunk)
+    assert phantom.same(whole, model.fit(volume, mask))
+    assert phantom.same(scaled, model.fit(volume, mask, scale=(mu, R)))
+    assert phantom.same(whole, model.fit(np.asfortranarray(volume), mask))

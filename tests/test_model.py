@@ -1,0 +1,466 @@
+"""Options and data of the model: errors that name argument and value, scales, shapes, missing samples, status bits."""
+
+import numpy as np
+import oracle
+import phantom
+import pytest
+import truth
+from phantom import TAU
+
+import mapmri_nb as mapmri
+from mapmri_nb.kernels import ordering
+
+Status = mapmri.Status
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    return phantom.small_scheme()
+
+
+@pytest.fixture(scope="module")
+def gtab(scheme):
+    return phantom.table(*scheme)
+
+
+@pytest.fixture(scope="module")
+def data(scheme):
+    return phantom.signals(24, *scheme, seed=7)
+
+
+def assert_rows(fit, v, want, tolerance=1e-9):
+    """One voxel of a fit against the oracle's dense fit; signs of the frame's columns are free."""
+    flip = np.sign(np.sum(fit.R[v] * want["R"], axis=0))
+    np.testing.assert_allclose(fit.R[v], want["R"] * flip, atol=1e-9)
+    np.testing.assert_allclose(fit.mu[v], want["mu"], rtol=1e-11)
+    np.testing.assert_allclose(fit.mu_tensor[v], want["mu_tensor"], rtol=1e-11)
+    coef = want["coef"]
+    if not fit.isotropic:
+        coef = coef * np.prod(flip ** ordering.index_table(fit.order), axis=1)
+    assert np.abs(fit.coef[v] - coef).max() <= tolerance * np.abs(coef).max()
+    assert fit.S0[v] == pytest.approx(want["S0"], rel=tolerance)
+    assert fit.rmse().ravel()[v] == pytest.approx(want["rmse"], rel=1e-9)
+    assert fit.r2().ravel()[v] == pytest.approx(want["r2"], rel=1e-9)
+
+
+# ---------------------------------------------------------------- against the oracle
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+@pytest.mark.parametrize(("order", "weight"), [(0, 0.0), (2, 0.2), (4, 0.0), (6, 0.2), (6, 0.0), (8, 0.05), (10, 0.2)])
+def test_fit_against_dense_fit(scheme, gtab, data, basis, order, weight):
+    count = 6 if order < 8 else 1  # the oracle takes seconds there
+    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight).fit(data[:count])
+    for v in range(count):
+        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, order, weight, basis), 1e-8 if weight == 0 else 1e-9)
+    assert (fit.status == 0).all()
+    assert (fit.laplacian_weight == weight).all()
+
+
+@pytest.mark.nojit
+def test_small_fit(scheme, gtab, data):
+    fit = mapmri.MapmriModel(gtab, 2, laplacian=0.1).fit(data[:2])
+    for v in range(2):
+        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 2, 0.1))
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_gcv_against_dense_fit(scheme, gtab, data, basis):
+    fit = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian="gcv").fit(data[:4])
+    for v in range(4):
+        want = oracle.fit(data[v], *scheme, TAU, 4, "gcv", basis)
+        assert fit.laplacian_weight[v] == pytest.approx(want["weight"], rel=1e-4)  # the oracle's search is the coarser one
+        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 4, fit.laplacian_weight[v], basis))
+
+
+def test_array_of_weights_takes_the_best(scheme, gtab, data):
+    """Every weight counts, the first and the last as well; a single one is a fixed weight."""
+    weights = [0.5, 1e-3, 0.1, 0.02]
+    q = oracle.qvectors(*scheme, TAU)
+    fit = mapmri.MapmriModel(gtab, 4, laplacian=weights).fit(data)
+    for v, y in enumerate(data):
+        m, lap = oracle.phi_matrix(4, fit.mu[v], q @ fit.R[v]), oracle.laplacian_matrix(4, fit.mu[v])
+        scores = [oracle.gcv(m, lap, y, w)[0] for w in weights]
+        assert fit.laplacian_weight[v] == weights[int(np.argmin(scores))]
+    at_end = np.isin(fit.laplacian_weight, [0.5, 1e-3])
+    assert np.array_equal((fit.status & Status.WEIGHT_AT_BOUND) != 0, at_end)
+    one = mapmri.MapmriModel(gtab, 4, laplacian=(0.1,)).fit(data)
+    assert phantom.same(one, mapmri.MapmriModel(gtab, 4, laplacian=0.1).fit(data))
+
+
+def test_static_diffusivity(scheme, gtab, data):
+    """One scale for all voxels; the tensor is still fitted for the axes."""
+    model = mapmri.MapmriModel(gtab, 4, basis="isotropic", laplacian=0.2, static_diffusivity=0.7e-3)
+    fit = model.fit(data[:3])
+    np.testing.assert_allclose(fit.mu, np.sqrt(2 * 0.7e-3 * TAU), rtol=1e-15)
+    for v in range(3):
+        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 4, 0.2, "isotropic", static=0.7e-3))
+
+
+# ---------------------------------------------------------------- options
+
+BAD_OPTIONS = [
+    ({"radial_order": 3}, "radial_order.*3"),
+    ({"radial_order": 12}, "radial_order.*12"),
+    ({"radial_order": -2}, "radial_order.*-2"),
+    ({"radial_order": 2.5}, "radial_order.*2.5"),
+    ({"radial_order": True}, "radial_order.*True"),
+    ({"radial_order": "six"}, "radial_order.*'six'"),
+    ({"radial_order": None}, "radial_order.*None"),
+    ({"radial_order": float("nan")}, "radial_order.*nan"),
+    ({"basis": "iso"}, "basis.*'iso'"),
+    ({"basis": None}, "basis.*None"),
+    ({"laplacian": "best"}, "laplacian.*'best'"),
+    ({"laplacian": -0.1}, "laplacian.*-0.1"),
+    ({"laplacian": float("nan")}, "laplacian.*nan"),
+    ({"laplacian": float("inf")}, "laplacian.*inf"),
+    ({"laplacian": []}, r"laplacian.*\[\]"),
+    ({"laplacian": [0.1, -1]}, r"laplacian.*-1"),
+    ({"laplacian": [[0.1]]}, r"laplacian.*\[\[0.1\]\]"),
+    ({"laplacian": True}, "laplacian.*True"),
+    ({"laplacian": ["a"]}, "laplacian.*'a'"),
+    ({"positivity": "soft"}, "positivity.*'soft'"),
+    ({"positivity": True}, "positivity.*True"),
+    ({"solver": "gurobi"}, "solver.*'gurobi'"),
+    ({"bval_threshold": 0}, "bval_threshold.*0"),
+    ({"bval_threshold": -5}, "bval_threshold.*-5"),
+    ({"bval_threshold": 500}, "bval_threshold.*500"),
+    ({"bval_threshold": float("nan")}, "bval_threshold.*nan"),
+    ({"bval_threshold": "all"}, "bval_threshold.*'all'"),
+    ({"eigenvalue_threshold": 0}, "eigenvalue_threshold.*0"),
+    ({"eigenvalue_threshold": float("inf")}, "eigenvalue_threshold.*inf"),
+    ({"eigenvalue_threshold": None}, "eigenvalue_threshold.*None"),
+    ({"basis": "isotropic", "static_diffusivity": -1e-3}, "static_diffusivity.*-0.001"),
+    ({"basis": "isotropic", "static_diffusivity": "x"}, "static_diffusivity.*'x'"),
+    ({"static_diffusivity": 1e-3}, "static_diffusivity.*0.001"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[str(o) for o, _ in BAD_OPTIONS])
+@pytest.mark.nojit
+def test_bad_options_are_named(gtab, options, message):
+    with pytest.raises(ValueError, match=message):
+        mapmri.MapmriModel(gtab, **{"radial_order": 4, **options})
+
+
+@pytest.mark.nojit
+def test_options_come_by_name(gtab):
+    with pytest.raises(TypeError):
+        mapmri.MapmriModel(gtab, 4, "isotropic")
+    with pytest.raises(TypeError):
+        mapmri.MapmriModel(gtab, 4).fit(np.ones((1, len(gtab))), None, (1, 2))
+
+
+@pytest.mark.nojit
+def test_good_options(gtab):
+    for order in (0, 2, 4, 6, 8, 10, 6.0, np.int64(4)):
+        assert mapmri.MapmriModel(gtab, order).n_coef == len(oracle.aniso_table(int(order)))
+    for weight in (None, 0, 0.0, 1, "gcv", "GCV", (0.1,), np.array([0.1, 0.2]), np.float32(0.2), range(1, 3)):
+        mapmri.MapmriModel(gtab, 4, laplacian=weight)
+    mapmri.MapmriModel(gtab, 4, bval_threshold=None)
+
+
+@pytest.mark.nojit
+def test_table_must_suit_a_fit(scheme):
+    b, g = scheme
+    with pytest.raises(ValueError, match=r"b0.*1000"):
+        mapmri.MapmriModel(phantom.table(b[b > 0], g[b > 0]))
+    with pytest.raises(ValueError, match=r"gtab.*list"):
+        mapmri.MapmriModel([1, 2, 3])
+    planar = g.copy()
+    planar[:, 2] = 0
+    planar[b > 0] = phantom.unit(planar[b > 0])
+    with pytest.raises(ValueError, match="tensor"):
+        mapmri.MapmriModel(phantom.table(b, planar), 2)
+    mixed = mapmri.GradientTable(b, g, big_delta=np.where(b > 1500, 0.05, 0.03), small_delta=0.01)
+    with pytest.raises(ValueError, match="tau"):
+        mapmri.MapmriModel(mixed)
+
+
+# ---------------------------------------------------------------- identifiability
+
+
+@pytest.mark.parametrize(
+    ("bvals", "order", "safe"),
+    [
+        ([1000, 2000, 3000], 8, 6),
+        ([1000, 2000, 3000], 10, 6),
+        ([1000, 2500], 6, 4),
+        ([1500], 4, 2),
+        ([1000, 3000, 5000, 10000], 10, 8),
+    ],
+)
+def test_unidentifiable_orders_are_refused(bvals, order, safe):
+    """The message lists the shells and the largest safe order, which is then accepted."""
+    table = phantom.table(*truth.scheme([150] * len(bvals), bvals))
+    with pytest.raises(ValueError, match=rf"radial_order: {order}.*150 at b = {bvals[0]}.*safe order is {safe}\b"):
+        mapmri.MapmriModel(table, order, laplacian=None)
+    with pytest.raises(ValueError, match="radial_order"):
+        mapmri.MapmriModel(table, order, laplacian=0)
+    mapmri.MapmriModel(table, safe, laplacian=None)
+    for weight in (0.2, "gcv", [0.0, 0.2]):
+        mapmri.MapmriModel(table, order, laplacian=weight)
+
+
+@pytest.mark.nojit
+def test_condition_is_that_of_the_design():
+    b, g = truth.scheme_hcp()
+    model = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=None)
+    mu = np.sqrt(2 * TAU * np.array([1.7e-3, 0.3e-3, 0.3e-3]))
+    for order in (2, 4, 6):
+        want = np.linalg.cond(oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU)))
+        assert model.condition(order) == pytest.approx(want, rel=1e-9)
+    assert not np.isfinite(model.condition(10)) or model.condition(10) > 5e3
+
+
+# ---------------------------------------------------------------- given scales
+
+
+def improper(rng, count):
+    """Frames of both determinants, columns of any sign."""
+    R = phantom.random_rotation(rng, count)
+    return R * rng.choice([-1.0, 1.0], (count, 1, 3))
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_given_scale_is_used_as_it_is(scheme, gtab, data, basis, rng):
+    """Neither sorted nor clipped nor flipped: coefficients in exactly this R, determinant -1 too."""
+    mu, R = 1e-3 * rng.uniform(2, 10, (8, 3)), improper(rng, 8)
+    assert {-1, 1} == {round(np.linalg.det(r)) for r in R}
+    fit = mapmri.MapmriModel(gtab, 6, basis=basis).fit(data[:8], scale=(mu, R))
+    assert np.array_equal(fit.R, R)
+    np.testing.assert_allclose(fit.mu_tensor, mu, rtol=1e-14)
+    for v in range(8):
+        want = oracle.fit(data[v], *scheme, TAU, 6, 0.2, basis, scale=(mu[v], R[v]))
+        assert np.abs(fit.coef[v] - want["coef"]).max() <= 1e-9 * np.abs(want["coef"]).max()
+        assert np.abs(fit.hermite_coef()[v] - want["hermite"]).max() <= 1e-9 * np.abs(want["hermite"]).max()
+        assert fit.S0[v] == pytest.approx(want["S0"], rel=1e-9)
+
+
+def test_flipped_columns_flip_odd_coefficients(gtab, data, rng):
+    model, mu = mapmri.MapmriModel(gtab, 4), np.array([8e-3, 5e-3, 4e-3])
+    R = phantom.random_rotation(rng)
+    fit = model.fit(data, scale=(mu, R))
+    for sign in np.array([[1, 1, -1], [1, -1, 1], [-1, 1, 1], [-1, -1, -1], [-1, -1, 1]]):
+        other = model.fit(data, scale=(mu, R * sign))
+        parity = np.prod(sign ** ordering.index_table(4), axis=1)
+        np.testing.assert_allclose(other.coef * parity, fit.coef, rtol=1e-10, atol=1e-12)
+        assert np.array_equal(other.R[0], R * sign)
+        np.testing.assert_allclose(other.rtap(), fit.rtap(), rtol=1e-11)
+
+
+def test_scales_of_any_shape(gtab, data):
+    """One for all, one per row of the mask, or volumes."""
+    model, volume = mapmri.MapmriModel(gtab, 2), data[:24].reshape(2, 3, 4, -1)
+    mu, R = np.array([8e-3, 5e-3, 4e-3]), np.eye(3)
+    mask = np.arange(24).reshape(2, 3, 4) % 3 > 0
+    count = int(mask.sum())
+    fit = model.fit(volume, mask, scale=(mu, R))
+    rows = np.tile(mu, (count, 1)), np.tile(R, (count, 1, 1))
+    volumes = np.full((2, 3, 4, 3), np.nan), np.full((2, 3, 4, 3, 3), np.nan)
+    volumes[0][mask], volumes[1][mask] = rows
+    for scale in (rows, volumes, (mu, rows[1]), (rows[0], R), (mu.tolist(), R.tolist())):
+        assert phantom.same(fit, model.fit(volume, mask, scale=scale))
+
+
+EYE = np.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("mu", "R", "message"),
+    [
+        ([8e-3, 5e-3], EYE, r"mu.*\(2,\)"),
+        ([8e-3, 5e-3, 4e-3], np.eye(2), r"R.*\(2, 2\)"),
+        (np.ones((5, 3)) * 5e-3, EYE, r"mu.*\(5, 3\)"),
+        ([8e-3, 5e-3, 0], EYE, "mu.*0"),
+        ([8e-3, 5e-3, -1e-3], EYE, "mu.*-0.001"),
+        ([8e-3, 5e-3, np.nan], EYE, "mu.*nan"),
+        ([8.0, 5.0, 4.0], EYE, "mu.*8.*micro"),
+        ([8e-3, 5e-3, 4e-3], 2 * EYE, "R.*3"),
+        ([8e-3, 5e-3, 4e-3], EYE + 0.01, "R.*orthonormal"),
+        ([8e-3, 5e-3, 4e-3], EYE * np.nan, "R.*nan"),
+    ],
+)
+def test_bad_scales_are_named(gtab, data, mu, R, message):
+    with pytest.raises(ValueError, match=f"scale.*{message}"):
+        mapmri.MapmriModel(gtab, 2).fit(data[:2], scale=(mu, R))
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, y: m.fit(y[:, :-1]), r"data.*100.*\(24, 99\)"),
+        (lambda m, y: m.fit(np.float64(3)), r"data.*\(\)"),
+        (lambda m, y: m.fit(y.T), r"data.*\(100, 24\)"),
+        (lambda m, y: m.fit(y, np.ones(23)), r"mask.*\(23,\)"),
+        (lambda m, y: m.fit(y, np.ones((24, 1))), r"mask.*\(24, 1\)"),
+        (lambda m, y: m.fit(y, threads=0), "threads.*0"),
+        (lambda m, y: m.fit(y, threads=1.5), "threads.*1.5"),
+        (lambda m, y: m.fit(y, threads="two"), "threads.*'two'"),
+        (lambda m, y: m.fit(y, weights=np.ones(7)), r"weights.*\(7,\)"),
+        (lambda m, y: m.fit(y, weights=-np.ones(100)), "weights.*-1"),
+        (lambda m, y: m.fit(y, grad_dev=np.zeros((24, 8))), r"grad_dev.*\(24, 8\)"),
+        (lambda m, y: m.fit(y, scale=5), "scale.*5"),
+    ],
+)
+@pytest.mark.nojit
+def test_bad_data_is_named(gtab, data, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(mapmri.MapmriModel(gtab, 2), data)
+
+
+def test_any_layout_and_type(gtab, data, tmp_path):
+    """F order, memory maps, float32, int16, big-endian, lists, 1-D and 2-D: the values decide alone."""
+    model, volume = mapmri.MapmriModel(gtab, 2), np.round(data[:24]).reshape(2, 3, 4, -1)
+    fit = model.fit(volume)
+    np.save(tmp_path / "data.npy", volume.astype(np.int16))
+    twice = np.repeat(volume, 2, axis=2)
+    readonly = volume.copy()
+    readonly.setflags(write=False)
+    for other in (
+        np.asfortranarray(volume), volume.astype(np.float32), volume.astype(np.int16), volume.astype(">f8"), twice[:, :, ::2],
+        np.load(tmp_path / "data.npy", mmap_mode="r"), readonly, volume.tolist(),
+    ):  # fmt: skip
+        assert phantom.same(fit, model.fit(other))
+    flat = model.fit(volume.reshape(24, -1))
+    assert np.array_equal(flat.coef, fit.coef)
+    assert flat.rtop().shape == (24,)
+    one = model.fit(volume[0, 1, 2])
+    assert np.array_equal(one.coef, fit.coef[6:7])
+    assert one.rtop().shape == ()
+    assert one.predict().shape == (100,)
+    assert model.fit(np.empty((0, 100))).rtop().shape == (0,)
+
+
+def test_proxy_is_read_in_pieces(gtab, data):
+    """An object with a shape and slices, such as nibabel's, is never asked for all of itself at once when it is long."""
+
+    class Proxy:
+        shape, asked = (2, 3, 4, 100), []
+
+        def __getitem__(self, cut):
+            self.asked.append(cut)
+            return data.reshape(2, 3, 4, -1)[cut]
+
+    model, proxy = mapmri.MapmriModel(gtab, 2), Proxy()
+    assert phantom.same(model.fit(proxy), model.fit(data.reshape(2, 3, 4, -1)))
+    assert proxy.asked
+
+
+def test_masks(gtab, data):
+    model, volume = mapmri.MapmriModel(gtab, 2), data.reshape(2, 3, 4, -1)
+    whole, mask = model.fit(volume), np.arange(24).reshape(2, 3, 4) % 5 == 1
+    fit = model.fit(volume, mask)
+    assert np.array_equal(fit.mask, mask)
+    assert np.array_equal(fit.coef, whole.coef[mask.ravel()])
+    for name in phantom.INDEX_NAMES:
+        got, want = fit.index(name), whole.index(name)
+        assert np.array_equal(got[mask], want[mask])
+        assert np.isnan(got[~mask]).all()
+    for other in (mask.astype(int), mask.astype(np.uint8) * 7, mask.tolist()):
+        assert phantom.same(fit, model.fit(volume, other))
+    empty = model.fit(volume, np.zeros((2, 3, 4), bool))
+    assert empty.coef.shape == (0, 7)
+    assert np.isnan(empty.rtop()).all()
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+@pytest.mark.parametrize("laplacian", [0.2, None, "gcv"])
+def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplacian):
+    """NaN, inf and weight 0 all mean: not measured."""
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=laplacian)
+    rng = np.random.default_rng(1)
+    for missing in (rng.choice(100, 12, replace=False), np.flatnonzero(scheme[0] == 0)[:3]):
+        keep = np.setdiff1d(np.arange(100), missing)
+        want = mapmri.MapmriModel(gtab[keep], 4, basis=basis, laplacian=laplacian).fit(data[:3, keep])
+        fits = []
+        for value in (np.nan, np.inf, -np.inf):
+            y = data[:3].copy()
+            y[:, missing] = value
+            fits.append(model.fit(y))
+        weights = np.ones(100)
+        weights[missing] = 0
+        fits.append(model.fit(data[:3], weights=weights))
+        assert phantom.same(fits[0], fits[1])
+        assert phantom.same(fits[0], fits[3])
+        for fit in fits:
+            flip = np.sign(np.sum(fit.R * want.R, axis=1))
+            parity = np.prod(flip[:, None] ** ordering.index_table(4), axis=2) if basis == "anisotropic" else 1.0
+            np.testing.assert_allclose(fit.coef * parity, want.coef, atol=1e-8)
+            np.testing.assert_allclose(fit.S0, want.S0, rtol=1e-9)
+            np.testing.assert_allclose(fit.laplacian_weight, want.laplacian_weight, rtol=1e-6)
+            np.testing.assert_allclose(fit.rmse(), want.rmse(), rtol=1e-8)
+            np.testing.assert_allclose(fit.r2(), want.r2(), rtol=1e-8)
+            assert (fit.status & Status.DROPPED).all()
+
+
+def test_samples_below_zero_stay_in_the_linear_fit(scheme, gtab, data):
+    """Left out of the logarithm, but not of the least squares."""
+    y = data[0].copy()
+    y[[20, 50, 70]] = [0.0, -5.0, -1.0]
+    fit = mapmri.MapmriModel(gtab, 4).fit(y)
+    assert_rows(fit, 0, oracle.fit(y, *scheme, TAU, 4, 0.2))
+    assert fit.status[0] == Status.DROPPED
+
+
+# ---------------------------------------------------------------- status
+
+
+def test_floor(scheme, gtab):
+    """Also when every eigenvalue lies below it."""
+    y = 100 * truth.mixture_signal([1.0], [truth.axis_tensor(0.05)], *scheme)
+    fit = mapmri.MapmriModel(gtab, 2).fit(y)
+    assert fit.status[0] & Status.FLOOR
+    np.testing.assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 1e-4 * TAU), rtol=1e-12)
+    fit = mapmri.MapmriModel(gtab, 2, eigenvalue_threshold=3e-5).fit(y)
+    assert fit.status[0] == 0
+    np.testing.assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 0.5e-4 * TAU), rtol=1e-9)
+
+
+def test_too_few_samples(gtab, data):
+    for keep, laplacian, flag in ((6, 0.2, True), (40, 0.2, False), (40, None, True), (60, None, False)):
+        y = data[0].copy()
+        y[keep:] = np.nan
+        status = mapmri.MapmriModel(gtab, 6, laplacian=laplacian).fit(y).status[0]
+        assert bool(status & Status.TOO_FEW) == flag, (keep, laplacian)
+
+
+def test_no_b0_left_is_no_signal(scheme, gtab, data):
+    y = data[0].copy()
+    y[scheme[0] == 0] = np.nan
+    assert mapmri.MapmriModel(gtab, 2).fit(y).status[0] & Status.NO_SIGNAL
+
+
+def test_not_definite():
+    """A shell missing in one voxel: the model is sound, this voxel is not. A weight makes it sound again."""
+    b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
+    y = phantom.signals(2, b, g)
+    y[0, b == 3000] = np.nan
+    fit = mapmri.MapmriModel(phantom.table(b, g), 6, laplacian=None).fit(y)
+    assert fit.status[0] & Status.NOT_DEFINITE
+    assert fit.status[1] == 0
+    assert np.isnan(fit.coef[0]).all()
+    assert np.isnan(fit.rtop()[0])
+    assert not mapmri.MapmriModel(phantom.table(b, g), 6).fit(y).status[0] & Status.NO_FIT
+
+
+def test_origin_below_zero(scheme, gtab):
+    """Signal that grows with b and is nearly nothing at b = 0."""
+    b, _ = scheme
+    y = 100 * np.where(b == 0, 1e-6, np.where(b < 1500, -3.0, 5.0))
+    fit = mapmri.MapmriModel(gtab, 4).fit(y)
+    assert fit.status[0] & Status.NO_FIT
+    assert np.isnan(fit.S0[0])
+
+
+def test_rtop_below_zero_is_a_warning(scheme, gtab, data):
+    """The fit stands: unregularised order 6 on noise; and the flag says exactly where."""
+    rng = np.random.default_rng(3)
+    y = np.abs(data + 0.15 * data.max(1, keepdims=True) * rng.normal(size=data.shape))
+    fit = mapmri.MapmriModel(gtab, 6, laplacian=None).fit(np.tile(y, (2, 1)))
+    flag, fitted = (fit.status & Status.RTOP_NOT_POSITIVE) != 0, (fit.status & Status.NO_FIT) == 0
+    assert flag.any()
+    assert np.array_equal(flag[fitted], fit.rtop()[fitted] <= 0)
