@@ -1,4 +1,4 @@
-"""Linear algebra of the kernels: exp and log that vectorise, small dense factorisations of one voxel, and of blocks."""
+"""Linear algebra of blocks of voxels, arrays [row][V]: exp and log that vectorise, products, Cholesky, sparse maps."""
 
 import math
 from typing import NamedTuple
@@ -9,64 +9,6 @@ from numpy.typing import NDArray
 from ._jit import BLOCK_MATH, CONTRACT, kernel
 
 Array = NDArray[np.float64]
-
-# ---- one voxel, square row-major arrays -----------------------------------------------------------------------------
-
-
-@kernel()
-def cholesky(A: Array, floor: float) -> bool:
-    """Lower Cholesky factor in place of the lower triangle of A (n, n); False where a pivot is not above `floor`."""
-    n = A.shape[0]
-    for j in range(n):
-        for k in range(j):
-            s = A[j, k]
-            for i in range(k):
-                s -= A[j, i] * A[k, i]
-            A[j, k] = s / A[k, k]
-        s = A[j, j]
-        for i in range(j):
-            s -= A[j, i] * A[j, i]
-        if not s > floor:
-            return False
-        A[j, j] = math.sqrt(s)
-    return True
-
-
-@kernel()
-def invert_lower(L: Array, X: Array) -> None:
-    """X = L^-1 for lower triangular L (n, n); the upper triangle of X is set to zero."""
-    n = L.shape[0]
-    for i in range(n):
-        for j in range(n):
-            X[i, j] = 0.0
-        X[i, i] = 1.0
-        for k in range(i):
-            f = L[i, k]
-            for j in range(k + 1):
-                X[i, j] -= f * X[k, j]
-        r = 1.0 / L[i, i]
-        for j in range(i + 1):
-            X[i, j] *= r
-
-
-@kernel()
-def cholesky_solve(L: Array, b: Array) -> None:
-    """Solve L L' x = b in place."""
-    n = L.shape[0]
-    for i in range(n):
-        s = b[i]
-        for k in range(i):
-            s -= L[i, k] * b[k]
-        b[i] = s / L[i, i]
-    for i in range(n - 1, -1, -1):
-        s = b[i] / L[i, i]
-        b[i] = s
-        for k in range(i):
-            b[k] -= L[i, k] * s
-
-
-# ---- blocks of voxels, arrays [row][V] -------------------------------------------------------------------------------
-
 
 @kernel(fastmath=CONTRACT)
 def exp(x: float) -> float:
