@@ -277,11 +277,11 @@ def _order(order: Any) -> int:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
 
 
 def _positive(name: str, value: Any, unit: str) -> None:
-    if not (isinstance(value, numbers.Real) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) > 0):
         raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
 
 

@@ -10,6 +10,7 @@ from ._jit import BLOCK_MATH, CONTRACT, kernel
 
 Array = NDArray[np.float64]
 
+
 @kernel(fastmath=CONTRACT)
 def exp(x: float) -> float:
     """exp to 2e-16, branch-free so that the calling loop vectorises; clamps |x| at 700 (NaN gives a finite value)."""
