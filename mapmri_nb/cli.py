@@ -4,7 +4,8 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,26 @@ def _table(args: argparse.Namespace, beside: Path) -> Any:
     return GradientTable.from_bids(beside, bval=args.bval, bvec=args.bvec, json=args.json, **timing)
 
 
-def _announce_compilation() -> None:
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Say so when a kernel is really compiled: not when it comes from the cache, and once."""
+    from numba.core import event
+
     from .kernels._jit import CACHE_DIR
 
-    if CACHE_DIR is None:
-        log.info("compiling kernels, a quarter of a minute (nothing is kept: no writable cache, or caching is off)")
-    elif not any(CACHE_DIR.rglob("*.nbi")):
-        log.info("first use on this machine: compiling kernels into %s, a quarter of a minute, once", CACHE_DIR)
+    class Announcement(event.Listener):
+        said = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.said:
+                log.info("compiling kernels, once per machine and version (into %s)", CACHE_DIR or "memory")
+            self.said = True
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Announcement()):
+        yield
 
 
 def _usable(data: Any, gtab: Any) -> Any:
@@ -129,11 +143,7 @@ def _usable(data: Any, gtab: Any) -> Any:
     for volume in np.flatnonzero(gtab.b0s_mask):
         mean += np.asarray(data[..., volume])
     mask = mean > 0
-    log.info(
-        "no --mask: fitting the %d of %d voxels with signal at b = 0; a brain mask is faster and cleaner",
-        mask.sum(),
-        mask.size,
-    )
+    log.info("fitting %d of %d voxels, those with signal at b = 0: give a brain --mask", mask.sum(), mask.size)
     return mask
 
 
@@ -145,16 +155,8 @@ def _fit(args: argparse.Namespace) -> None:
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
     gtab = _table(args, args.dwi)
     names = select(args.indices, args.basis)
-    _announce_compilation()
-    model = MapmriModel(
-        gtab,
-        radial_order=args.radial_order,
-        basis=args.basis,
-        laplacian=args.laplacian,
-        positivity=None if args.positivity == "none" else args.positivity,
-        solver=args.solver,
-        bval_threshold=args.bval_threshold,
-    )
+    options = {name: getattr(args, name) for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")}
+    model = MapmriModel(gtab, positivity=None if args.positivity == "none" else args.positivity, **options)
     if len(gtab) != image.data.shape[-1]:
         raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
     mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
@@ -246,7 +248,6 @@ def _demo(args: argparse.Namespace) -> None:
     from .indices import INDICES, select
     from .model import MapmriModel
 
-    _announce_compilation()
     fits = {}
     for name in SAMPLES:
         dwi = sample_dwi(name)
@@ -274,7 +275,6 @@ def _warmup(args: argparse.Namespace) -> None:
     from .kernels._jit import CACHE_DIR
     from .model import MapmriModel
 
-    _announce_compilation()
     dwi = sample_dwi("small101d")
     data, gtab = np.asarray(io.load_dwi(dwi).data[2, 2, :4]), GradientTable.from_bids(dwi)
     start = time.perf_counter()
@@ -289,7 +289,6 @@ def _warmup(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     import os
     import platform
-    from contextlib import suppress
     from importlib import import_module, metadata
 
     import llvmlite.binding
@@ -339,7 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
     try:
-        args.run(args)
+        with _announced():
+            args.run(args)
     except KeyboardInterrupt:
         log.error("interrupted")
         return INTERRUPTED
