@@ -16,27 +16,20 @@ SAMPLE_NOTES = (
     "  ASSUMED, and every index with a length in it scales with them.",
     "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
 )
-WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"laplacian": "gcv"}, {"basis": "isotropic"})
+WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"basis": "isotropic"}, {"positivity": "grid"})
 
 
-def _laplacian(text: str) -> Any:
-    """``none``, ``gcv``, a weight, or a list of weights."""
+def _number(text: str) -> float | None:
+    """A number or ``none``; what is neither is a ValueError, which argparse words."""
+    return None if text.lower() == "none" else float(text)
+
+
+def _weights(text: str) -> Any:
+    """``none``, ``gcv``, a weight, or weights separated by commas."""
     if text.lower() in ("none", "gcv"):
         return None if text.lower() == "none" else "gcv"
-    try:
-        weights = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        weights = []
-    if not weights:
-        raise argparse.ArgumentTypeError(f"{text!r} is not none, gcv, a weight, or weights separated by commas")
-    return weights[0] if len(weights) == 1 and "," not in text else weights
-
-
-def _number_or_none(text: str) -> float | None:
-    try:
-        return None if text.lower() == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
+    weights = [float(part) for part in text.split(",")]
+    return weights if len(weights) > 1 else weights[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, **a_folder, help="folder for the fit")
     add("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
     add("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
-    add("--laplacian", type=_laplacian, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
+    add("--laplacian", type=_weights, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
     add("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
     add("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
-    limit: dict[str, Any] = {"type": _number_or_none, "default": 2100.0, "metavar": "B|none"}
+    limit: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
     add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")
     add("--threads", type=int, metavar="N", help="(default: Numba's number)")
 
@@ -96,9 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", **a_file, help="(default: report.html in the fit's folder)")
 
     add = command(_demo, "fit the two bundled samples, print and write their maps", quiet)
-    demo: dict[str, Any] = {"type": Path, "metavar": "DIR", "default": Path("mapmri-demo")}
-    add("--out", **demo, help="(default: ./mapmri-demo; an earlier demo there is rewritten)")
-    add("--threads", type=int, metavar="N", help="(default: Numba's number)")
+    text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
+    add("--out", default=Path("mapmri-demo"), **a_folder, help=text)
 
     command(_warmup, "compile every kernel into the cache, once per machine", quiet)
     command(_info, "versions, threads, cache: what to paste into a bug report")
@@ -109,8 +101,8 @@ def _table(args: argparse.Namespace, beside: Path) -> Any:
     """Gradient table from the files named, or from those beside a series; deltas on the command line go first."""
     from .gradients import GradientTable
 
-    timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
-    return GradientTable.from_bids(beside, bval=args.bval, bvec=args.bvec, json=args.json, **timing)
+    files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
+    return GradientTable.from_bids(beside, **files, big_delta=args.big_delta, small_delta=args.small_delta)
 
 
 @contextmanager
@@ -141,14 +133,15 @@ def _usable(data: Any, gtab: Any) -> Any:
 
     mean = np.zeros(data.shape[:-1])
     for volume in np.flatnonzero(gtab.b0s_mask):
-        mean += np.asarray(data[..., volume])
+        mean += np.nan_to_num(np.asarray(data[..., volume]), posinf=0.0, neginf=0.0)
     mask = mean > 0
     log.info("fitting %d of %d voxels, those with signal at b = 0: give a brain --mask", mask.sum(), mask.size)
     return mask
 
 
-def _fit(args: argparse.Namespace) -> None:
+def _fit(args: argparse.Namespace) -> Any:
     from . import io
+    from .fit import Status
     from .indices import select
     from .model import MapmriModel
 
@@ -161,25 +154,17 @@ def _fit(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
     mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
     io.check_output(args.out, prefix, args.force)
-    fit, seconds = _timed_fit(model, image.data, mask, args)
+    start = time.perf_counter()
+    fit = model.fit(image.data, mask, threads=args.threads, progress=not args.quiet and sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    counts = {flag.name: int(((fit.status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
+    notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
+    log.info("%d voxels in %.1f s%s", len(fit.status), seconds, notes)
     run = {"Seconds": round(seconds, 3), "Threads": args.threads}
     sources = [path.name for path in (args.dwi, args.mask) if path]
     io.save_fit(fit, args.out, affine=image.affine, prefix=prefix, force=args.force, sources=sources, run=run)
     _write_maps(fit, names, args.out, prefix, image.affine, args)
-
-
-def _timed_fit(model: Any, data: Any, mask: Any, args: argparse.Namespace) -> tuple[Any, float]:
-    """The fit and its seconds; says how many voxels and what became of them."""
-    from .fit import Status
-
-    start = time.perf_counter()
-    fit = model.fit(data, mask, threads=args.threads, progress=not args.quiet and sys.stderr.isatty())
-    seconds = time.perf_counter() - start
-    counts = {flag.name: int(((fit.status & flag) != 0).sum()) for flag in Status}
-    notes = "".join(f"; {name} {count}" for name, count in counts.items() if count)
-    failed = int(((fit.status & Status.NO_FIT) != 0).sum())
-    log.info("%d voxels in %.1f s, %d without a fit%s", len(fit.status), seconds, failed, notes)
-    return fit, seconds
+    return fit
 
 
 def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:
@@ -208,12 +193,27 @@ def _indices(args: argparse.Namespace) -> None:
 
 
 def _odf(args: argparse.Namespace) -> None:
+    """Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants them."""
+    import numpy as np
+
     from . import io
+    from .directions import sh_rotation
+    from .gradients import to_scanner
 
     fit, saved = _load(args.dir)
-    maps = {"odf": fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)}
-    entries = {"Description": f"ODF, radial moment {args.s}", "Order": args.sh_order, "Basis": args.sh_basis}
-    io.write_maps(args.out or args.dir, saved.prefix, maps, saved.affine, force=args.force, sidecars={"odf": entries})
+    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
+    F = to_scanner(np.eye(3), saved.affine, fit.gtab.frame).T
+    vectors, heights = fit.peaks(s=args.s)
+    peaks = to_scanner(vectors, saved.affine, fit.gtab.frame) * heights[..., None]
+    maps = {"odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T, "peaks": peaks.reshape(*fit.mask.shape, -1)}
+    basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
+    axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
+    sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
+    text = f"ODF, radial moment s = {args.s:g}, scanner (RAS) axes"
+    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
+    text = f"peaks of the {text}; length: height"
+    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
+    io.write_maps(args.out or args.dir, saved.prefix, maps, saved.affine, force=args.force, sidecars=sidecars)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -233,30 +233,24 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from . import report
-
     fit, _ = _load(args.dir)
-    report.write_report(fit, args.out or args.dir / "report.html", force=args.force)
+    from .report import write_report
+
+    write_report(fit, args.out or args.dir / "report.html", force=args.force)
 
 
 def _demo(args: argparse.Namespace) -> None:
+    """`fit` as a user would type it, on both samples."""
     import numpy as np
 
-    from . import io
     from .data import SAMPLES, sample_dwi
-    from .gradients import GradientTable
-    from .indices import INDICES, select
-    from .model import MapmriModel
+    from .indices import INDICES
 
     fits = {}
     for name in SAMPLES:
         dwi = sample_dwi(name)
-        image, out, prefix = io.load_dwi(dwi), args.out / name, io.prefix_of(dwi)
-        mask = io.load_mask(next(dwi.parent.glob("*_mask.nii.gz")), image.data.shape[:3])
-        fits[name], _ = _timed_fit(MapmriModel(GradientTable.from_bids(dwi)), image.data, mask, args)
-        io.save_fit(fits[name], out, affine=image.affine, prefix=prefix, force=True, sources=[dwi.name])
-        args.units, args.fill, args.force = "mm", "nan", True
-        _write_maps(fits[name], select("all", "anisotropic"), out, prefix, image.affine, args)
+        words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
+        fits[name] = _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
     print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():
@@ -266,30 +260,28 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _warmup(args: argparse.Namespace) -> None:
-    """Fit a few voxels in every mode, serial and parallel; dtypes and layouts are those of every fit."""
+    """Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of every fit."""
     import numpy as np
 
-    from . import io
     from .data import sample_dwi
     from .gradients import GradientTable
     from .kernels._jit import CACHE_DIR
     from .model import MapmriModel
 
-    dwi = sample_dwi("small101d")
-    data, gtab = np.asarray(io.load_dwi(dwi).data[2, 2, :4]), GradientTable.from_bids(dwi)
     start = time.perf_counter()
+    gtab = GradientTable.from_bids(sample_dwi("catcord"))
+    data = np.exp(-np.outer([0.5e-3, 1e-3, 2e-3], gtab.bvals))
     for options in WARMUP_MODES:
-        for threads in (1, None):
-            fit = MapmriModel(gtab, radial_order=4, **options).fit(data, threads=threads)
-        fit.index_rows("rtop")
-        fit.predict()
+        fit = MapmriModel(gtab, radial_order=4, **options).fit(data)
+        for compute in (fit.rtop, fit.pa, fit.negative, fit.predict, fit.odf_sh, fit.peaks):
+            compute()
     log.info("compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only")
 
 
 def _info(args: argparse.Namespace) -> None:
     import os
     import platform
-    from importlib import import_module, metadata
+    from importlib import metadata
 
     import llvmlite.binding
     import numba
@@ -302,13 +294,7 @@ def _info(args: argparse.Namespace) -> None:
         facts[package] = "not installed"
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
-    layers = []  # in the order in which Numba tries them
-    for layer in ("tbb", "omp", "workqueue"):
-        with suppress(ImportError):
-            import_module(f"numba.np.ufunc.{'workqueue' if layer == 'workqueue' else layer + 'pool'}")
-            layers.append(layer)
-    facts["threads"] = f"{numba.get_num_threads()} of {os.cpu_count()} CPUs"
-    facts["layer"] = f"{os.environ.get('NUMBA_THREADING_LAYER', layers[0])} (of {', '.join(layers)})"
+    facts["threads"] = f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
     sizes = [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()] if CACHE_DIR else []
     facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
     facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"

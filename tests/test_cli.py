@@ -15,7 +15,9 @@ import pytest
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
-from mapmri_nb.cli import main
+from mapmri_nb.cli import _announced, main
+from mapmri_nb.directions import sh_matrix
+from mapmri_nb.kernels import _jit
 
 CUT = {"small101d": np.s_[:3, 2:4, 3:5], "catcord": np.s_[24:28, 20:22, :]}
 
@@ -94,7 +96,7 @@ def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
     assert command(*common, "--json", sidecar, "--out", tmp_path / "1") == 0
     assert command(*common, "--big-delta", 0.0488, "--small-delta", 0.03, "--out", tmp_path / "2") == 0
     assert command(*common, "--json", sidecar, "--big-delta", 0.2, "--small-delta", 0.03, "--out", tmp_path / "3") == 0
-    one, two, three = ((tmp_path / n / "model-mapmri_param-rtop_dwimap.nii.gz") for n in "123")
+    one, two, three = ((tmp_path / n / "a_model-mapmri_param-rtop_dwimap.nii.gz") for n in "123")
     assert one.is_file()
     first, second, third = (np.asarray(nib.load(p).dataobj) for p in (one, two, three))
     np.testing.assert_array_equal(first, second)
@@ -156,6 +158,33 @@ def test_predict_on_another_table(fitted, tmp_path):
     np.testing.assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_odf_is_in_scanner_axes(tmp_path, sign):
+    """The cord runs along the third voxel axis: along the affine's third column, whatever the sign of its determinant."""
+    dwi = cut("catcord", tmp_path)
+    oblique = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = oblique * np.sign(np.linalg.det(oblique)) * [sign, 1, 1] * [0.156, 0.156, 1.49]
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(dwi).dataobj), affine), dwi)
+    assert command("fit", dwi, "--out", tmp_path / "o", "--quiet") == 0
+    assert command("odf", tmp_path / "o", "--sh-order", 6, "--quiet") == 0
+    (path,) = (tmp_path / "o").glob("*param-peaks_dwimap.nii.gz")
+    first = np.asarray(nib.load(path).dataobj)[..., :3].reshape(-1, 3)
+    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    first = first[np.isfinite(first).all(1)]
+    assert len(first) == 8
+    assert np.median(np.abs(first @ along) / np.linalg.norm(first, axis=1)) > 0.98
+    (path,) = (tmp_path / "o").glob("*param-odf_dwimap.nii.gz")
+    coef = np.asarray(nib.load(path).dataobj).reshape(8, 28)
+    directions = np.random.default_rng(0).normal(size=(200, 3))
+    directions /= np.linalg.norm(directions, axis=1)[:, None]
+    values = coef @ sh_matrix(np.vstack([directions, along]), 6).T
+    assert (values[:, -1:] > np.percentile(values[:, :-1], 90, axis=1, keepdims=True)).all()
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
+    assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
+
+
 def test_demo(tmp_path, capsys):
     assert command("demo", "--out", tmp_path / "d", "--quiet") == 0
     out = capsys.readouterr().out
@@ -173,6 +202,19 @@ def test_info_says_what_a_bug_report_needs(capsys):
     out = capsys.readouterr().out
     for word in (mapmri.__version__, np.__version__, "numba", "osqp", "threads", "cache", "CPU"):
         assert word in out
+
+
+@pytest.mark.jit_only
+def test_compilation_is_announced_when_it_happens_and_once(caplog):
+    kernel = _jit.kernel()(lambda x: x + 1)
+    with caplog.at_level(logging.INFO), _announced():
+        assert kernel(1) == 2
+        assert kernel(1.5) == 2.5
+    assert sum("compiling" in line for line in caplog.messages) == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO), _announced():
+        assert kernel(2) == 3
+    assert not caplog.messages
 
 
 def test_quiet_is_silent(brain, tmp_path, capsys):

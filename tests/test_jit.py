@@ -83,6 +83,23 @@ print(hits, misses)
 
 
 @pytest.mark.jit_only
+def test_nothing_is_left_to_compile_after_warmup(warm, tmp_path):
+    run("from mapmri_nb.cli import main; assert main(['warmup']) == 0", tmp_path, NUMBA_CACHE_DIR=warm)
+    code = """
+import sys
+from mapmri_nb.cli import main
+from mapmri_nb.data import sample_dwi
+sys.stderr = sys.stdout
+for mode in ('none', 'grid'):
+    words = ['fit', str(sample_dwi('small101d')), '--out', mode, '--radial-order', '2', '--positivity', mode]
+    assert main(words) == 0
+"""
+    out = run(code, tmp_path, NUMBA_CACHE_DIR=warm)
+    assert "voxels" in out
+    assert "compiling" not in out
+
+
+@pytest.mark.jit_only
 @pytest.mark.parametrize("layer", ["workqueue", None])
 def test_two_threads_of_a_caller_finish(warm, tmp_path, layer):
     """Numba's own workqueue layer aborts the process here; ours must not depend on the layer."""
@@ -144,9 +161,7 @@ def test_read_only_install_without_home(tmp_path):
     wall.write_text("")
     for path in [*copy.rglob("*"), copy]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    code = (
-        TABLE + "assert _jit.CACHE_DIR is None; print(mapmri.__file__, mapmri.MapmriModel(gtab, 4, laplacian=0).n_coef)"
-    )
+    code = TABLE + "assert _jit.CACHE_DIR is None; print(mapmri.__file__, mapmri.MapmriModel(gtab, 4, laplacian=0).n_coef)"
     out = run(code, tmp_path, PYTHONPATH=str(copy.parent), HOME=str(wall / "home"), XDG_CACHE_HOME=None)
     assert out.split() == [str(copy / "__init__.py"), "22"], "the model's own check has run compiled kernels"
     copy.chmod(0o755)
