@@ -79,7 +79,9 @@ def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     return Map(values, short if n == 1 else f"{short}^(1/{n})", unit)
 
 
-def view_of(mask: NDArray[np.bool_], axis: int | None = None, index: int | None = None, affine: ArrayLike | None = None) -> View:
+def view_of(
+    mask: NDArray[np.bool_], axis: int | None = None, index: int | None = None, affine: ArrayLike | None = None
+) -> View:
     """The slice asked for; by default normal to an axis of length 1, or the last, where the mask is largest."""
     mask = _three(mask)
     if axis is None:
@@ -123,7 +125,11 @@ def compare_maps(
     fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
     kwargs = [map_kwargs or {}] * len(maps) if map_kwargs is None or isinstance(map_kwargs, dict) else list(map_kwargs)
-    for what, given, wanted in (("fit_labels", fit_labels, fits), ("map_labels", map_labels or maps, maps), ("map_kwargs", kwargs, maps)):
+    for what, given, wanted in (
+        ("fit_labels", fit_labels, fits),
+        ("map_labels", map_labels or maps, maps),
+        ("map_kwargs", kwargs, maps),
+    ):
         if len(given) != len(wanted):
             raise ValueError(f"{what}: {len(given)} given for {len(wanted)}")
     columns = [[map_of(fit, name, units) for fit in fits] for name in maps]
@@ -235,7 +241,9 @@ def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None, show:
             panel.contour(1e3 * x, 1e3 * x, p, [-levels[0]], colors=NO_FIT, linestyles="-", linewidths=1)
         panel.set(xlabel=f"along e{a + 1} (µm)", ylabel=f"along e{b + 1} (µm)", aspect="equal")
     figure.colorbar(filled, ax=list(panels), label="P / P(0)", ticks=levels[::2])
-    figure.suptitle(f"voxel {tuple(map(int, voxel))}: P(0) = {1e-9 * origin:.3g} µm⁻³; least P / P(0) shown {least:.2g}", fontsize=11)
+    figure.suptitle(
+        f"voxel {tuple(map(int, voxel))}: P(0) = {1e-9 * origin:.3g} µm⁻³; least P / P(0) shown {least:.2g}", fontsize=11
+    )
     return _finish(figure, filename, show)
 
 
@@ -312,7 +320,9 @@ def _colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Arra
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     below, above = (pooled < low).any(), (pooled > high).any()
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]
-    bar = figure.colorbar(picture, ax=axes, location=place, extend=extend, label=" ".join(words) or "no unit", shrink=shrink, aspect=18)
+    bar = figure.colorbar(
+        picture, ax=axes, location=place, extend=extend, label=" ".join(words) or "no unit", shrink=shrink, aspect=18
+    )
     bar.ax.tick_params(labelsize=8)
     bar.locator = matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10])
     bar.formatter = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
