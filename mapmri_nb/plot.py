@@ -17,6 +17,7 @@ try:
     import matplotlib as mpl
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 except ImportError:  # pragma: no cover
     raise ImportError("pictures need matplotlib: pip install 'mapmri_nb[plot]'") from None
 
@@ -258,8 +259,6 @@ def overview(fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None =
         panels[name].set_title(m.label)
     _glyphs(figure, panels["odf"], fit, view, 2, "plasma", 0.5)
     figure.suptitle(title)
-    engine: Any = figure.get_layout_engine()
-    engine.set(h_pad=0.14)
     return _saved(figure, filename)
 
 
@@ -273,11 +272,13 @@ def _three(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 def new_figure(width: float, height: float, show: bool = False) -> Figure:
+    """An empty figure in inches, of pyplot only where it is to be shown."""
+    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.14)
     if show:
         from matplotlib import pyplot
 
-        return pyplot.figure(figsize=(width, height), dpi=100, layout="constrained")
-    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+        return pyplot.figure(figsize=(width, height), dpi=100, layout=layout)
+    return Figure(figsize=(width, height), dpi=100, layout=layout)
 
 
 def _saved(figure: Figure, filename: Any) -> Figure:
@@ -287,6 +288,7 @@ def _saved(figure: Figure, filename: Any) -> Figure:
 
 
 def caption(view: View) -> str:
+    """What a slice shows, in words."""
     return f"slice {'xyz'[view.axis]} = {view.at}: {'xyz'[view.right]} to the right, {'xyz'[view.up]} upwards"
 
 
