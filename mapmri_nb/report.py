@@ -36,7 +36,8 @@ body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-wid
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top }
 th { font-weight: 600 } td.n { text-align: right; font-variant-numeric: tabular-nums } .note { color: #666; font-size: .9rem }
-.cards, .beside { display: flex; flex-wrap: wrap; gap: .6rem; margin-top: 1rem } .beside { flex-wrap: nowrap; gap: 2rem } .cards img, .beside img { width: 18rem } .beside img { flex: none; align-self: start } img { max-width: 100% }
+.cards, .beside { display: flex; gap: 1rem; margin-top: 1rem } .cards { flex-wrap: wrap } img { max-width: 100% }
+.cards img, .beside img { width: 18rem } .beside img { flex: none; align-self: start }
 .swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888; vertical-align: -.1em }
 """
 
@@ -65,7 +66,7 @@ def page(saved: io.SavedFit) -> str:
     names = [SHORT.get(n, n) for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
     maps = [plot.map_of(fit, name, "um") for name in names]
     quality = [plot.map_of(fit, name) for name in ("rmse", "r2", "negative_mass")]
-    if np.ptp(fit.laplacian_weight) > 0:
+    if len(np.unique(fit.laplacian_weight[np.isfinite(fit.laplacian_weight)])) > 1:
         quality.append(plot.Map(fit.volume(fit.laplacian_weight), "Laplacian weight", "mm⁻¹"))
     title = f"MAP-MRI fit {saved.prefix}".strip()
     glyphs = plot.odf_slice(fit, size=(1100, 1000), affine=saved.affine)

@@ -97,8 +97,8 @@ def tutorial(folder, args, out):
     labels = list(fits)
     plot.compare_maps(fits.values(), ["rtop"], labels, ["RTOP"], filename=out / "1_rtop.png", **where)
     spread = {name: np.nanstd(np.diff(one.rtop(), axis=0)) / np.nanmean(one.rtop()) for name, one in fits.items()}
-    say("""RTOP: alike as pictures, not in size; medians, 1/mm^3: %s. Standard deviation of the difference between neighbours, over
-        the mean RTOP, as a rough measure of smoothness: %s.""",
+    say("""RTOP: alike as pictures, not in size; medians, 1/mm^3: %s. Standard deviation of the difference between
+        neighbours, over the mean RTOP, as a rough measure of smoothness: %s.""",
         ", ".join(f"{name} {median(one.rtop()):.4g}" for name, one in fits.items()),
         ", ".join(f"{name} {value:.3f}" for name, value in spread.items()))  # fmt: skip
     weights = {w: median(fit(f"weight {w}", gtab, series, mask, laplacian=w).rtop()) for w in (0.02, 0.2, 2.0)}
@@ -110,14 +110,14 @@ def tutorial(folder, args, out):
     plot.compare_maps(fits.values(), names, labels, ["Norm of Laplacian"], kwargs, out / "2_laplacian.png", **where)
     say("""Norm of the Laplacian, mm: large where the fitted signal oscillates. 99th percentiles: %s.""",
         ", ".join(f"{name} {np.nanpercentile(one.lapnorm(), 99):.3g}" for name, one in fits.items()))  # fmt: skip
-    say("""A Laplacian weight makes the propagator smooth but not positive, as the tutorial grants; a grid makes it positive at its
-        points; only sums of squares do so everywhere. Negative mass, mean over the voxels: %s.""",
+    say("""A Laplacian weight makes the propagator smooth but not positive, as the tutorial grants; a grid makes it positive at
+        its points; only sums of squares do so everywhere. Negative mass, mean over the voxels: %s.""",
         ", ".join(f"{name} {np.nanmean(one.negative()[1]):.1e}" for name, one in fits.items()))  # fmt: skip
     chosen = fit("MAPL, weight by GCV", gtab, series, mask, laplacian="gcv")
     aniso = chosen.pa_dti() > np.nanpercentile(chosen.pa_dti(), 80)
     weight = chosen.volume(chosen.laplacian_weight)
-    say("""The weight may also be chosen for each voxel by generalised cross-validation, or from a list. GCV "may select very low
-        weights in very anisotropic white matter": median weight %.3g in the fifth of the voxels with the largest PA of the
+    say("""The weight may also be chosen for each voxel by generalised cross-validation, or from a list. GCV "may select very
+        low weights in very anisotropic white matter": median weight %.3g in the fifth of the voxels with the largest PA of the
         tensor, %.3g elsewhere.""", median(weight[aniso]), median(weight[mask & ~aniso]))  # fmt: skip
     fit("MAPL, weight of a list", gtab, series, mask, laplacian=[0.05, 0.1, 0.2, 0.4])
 
@@ -129,8 +129,8 @@ def tutorial(folder, args, out):
     free = best.msd() > np.nanpercentile(best.msd(), 95)
     rest = mask & ~free
     low = {name: (median(getattr(best, name)()[free]), median(getattr(best, name)()[rest])) for name in names}
-    say("""What they mean; in brackets the medians in the twentieth of the voxels with the largest MSD (fluid, in a brain), and in
-        the others. MSD, mm^2 (%.3g, %.3g): the mean squared displacement; low where water is hindered. QIV, mm^5 (%.3g,
+    say("""What they mean; in brackets the medians in the twentieth of the voxels with the largest MSD (fluid, in a brain), and
+        in the others. MSD, mm^2 (%.3g, %.3g): the mean squared displacement; low where water is hindered. QIV, mm^5 (%.3g,
         %.3g): the inverse of the signal's second moment in q; high where diffusion is free. RTOP, 1/mm^3 (%.3g, %.3g): the
         probability density of no net displacement; the smaller the pores, the higher. RTAP, 1/mm^2 (%.3g, %.3g): of none
         away from the main axis; its inverse is a mean cross section of straight pores, under strong assumptions. RTPP,
@@ -149,18 +149,20 @@ def tutorial(folder, args, out):
     values, par, perp = best.ng(), best.ng_par(), best.ng_perp()
     parts = np.fmax(par, perp)
     all_b = fit("b threshold off", gtab, series, mask, bval_threshold=None, **models[next(iter(ng))])
-    say("""From 0 (Gaussian) to 1. Medians: NG %.3f, perpendicular %.3f, parallel %.3f; with the tensor of all b-values NG would be
-        %.3f. "The overall NG is always higher than or equal to each of its components", the tutorial says: it is not. The
+    say("""From 0 (Gaussian) to 1. Medians: NG %.3f, perpendicular %.3f, parallel %.3f; with the tensor of all b-values NG would
+        be %.3f. "The overall NG is always higher than or equal to each of its components", the tutorial says: it is not. The
         components are sections through the propagator, with other weights than the whole; for two fibres at 60 degrees, by
         closed form, NG is 0.1835 and both components 0.1890. Here NG is below a component in %d of %d voxels, at worst
         by %.3f.""", median(values), median(perp), median(par), median(all_b.ng()), (parts > values).sum(), mask.sum(),
         max(0.0, np.nanmax(parts - values)))  # fmt: skip
-    say("""NG should be low in fluid and higher in white matter, noise and partial volume allowing: %.3f where MSD is largest, %.3f
-        elsewhere. A change of it points to no one change of the tissue.""", median(values[free]), median(values[rest]))  # fmt: skip
+    say("""NG should be low in fluid and higher in white matter, noise and partial volume allowing: %.3f where MSD is largest,
+        %.3f elsewhere. A change of it points to no one change of the tissue.""",
+        median(values[free]), median(values[rest]))  # fmt: skip
 
     print("\n-- Orientation distribution functions")
-    say("""For tractography take the isotropic basis: the anisotropic one draws crossing fibres together (validation/crossings.py
-        shows by how much, and where it is the other way round). It needs more functions for the same signal: order 8.""")
+    say("""For tractography take the isotropic basis: the anisotropic one draws crossing fibres together
+        (validation/crossings.py shows by how much, and where it is the other way round). It needs more functions for the
+        same signal: order 8.""")
     iso = fit("CMAPL, isotropic, order 8", gtab, series, mask, 8, basis="isotropic", laplacian=0.1, positivity="grid")
     start = time.perf_counter()
     odf = iso.odf(directions.sphere(724), s=2)
