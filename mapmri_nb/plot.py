@@ -204,22 +204,20 @@ def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None
     for k, colour, name in ((0, "#440154", "along e1"), (1, "#5ec962", "along e2"), (2, "#b5a300", "along e3")):
         line = GradientTable(b, np.tile(one.R[0, :, k], (200, 1)), tau=table.tau)
         top.plot(b, one.predict(line)[0], color=colour, label=f"fit {name}", lw=1.5, zorder=1)
-    points = top.scatter(table.bvals[~b0], y[~b0], c=angle[~b0], **style, label="measured")
-    top.scatter(table.bvals[b0], y[b0], s=14, color="0.4", label="measured, b0")
-    residual = y - one.predict()[0]
-    bottom.scatter(table.bvals[~b0], residual[~b0], c=angle[~b0], **style)
-    bottom.scatter(table.bvals[b0], residual[b0], s=14, color="0.4")
+    for axes, values in ((bottom, y - one.predict()[0]), (top, y)):
+        points = axes.scatter(table.bvals[~b0], values[~b0], c=angle[~b0], **style, label="measured")
+        axes.scatter(table.bvals[b0], values[b0], s=14, color="0.4", label="measured, b0")
     bottom.axhline(0, color="0.4", lw=0.8)
     rmse = float(one.rmse()[0])
-    bottom.axhspan(-rmse, rmse, color="0.9", zorder=0, label=f"± RMSE {rmse:.3g}")
+    band = bottom.axhspan(-rmse, rmse, color="0.9", zorder=0, label=f"± RMSE {rmse:.3g}")
     if (y[np.isfinite(y)] > 0).all():
         top.set_yscale("log")
-        for which in (top.yaxis.set_major_formatter, top.yaxis.set_minor_formatter):
-            which(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        top.yaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), minor_formatter=mpl.ticker.NullFormatter())
+        top.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     top.set(title=f"voxel {tuple(map(int, voxel))}", ylabel="signal (units of the data)")
     bottom.set(xlabel="b (s/mm²)", ylabel="measured − fit")
     top.legend(fontsize=8)
-    bottom.legend(fontsize=8, loc="upper right")
+    bottom.legend(handles=[band], fontsize=8, loc="upper right")
     figure.colorbar(points, ax=[top, bottom], label="angle to e1 (degrees)", pad=0.02)
     return _saved(figure, filename)
 
@@ -325,14 +323,11 @@ def _part(fit: MapmriFit, keep: NDArray[np.bool_]) -> MapmriFit:
 
 
 def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
-    chosen = np.zeros(fit.mask.shape, bool)
-    try:
-        chosen[tuple(voxel)] = True
-    except IndexError:
-        raise ValueError(f"voxel {tuple(voxel)} lies outside the volume {fit.mask.shape}") from None
-    if chosen.sum() != 1 or not fit.mask[chosen].all() or not np.isfinite(fit.coef[chosen[fit.mask]]).all():
-        raise ValueError(f"voxel {tuple(voxel)} has no fit, or is not one voxel of the volume {fit.mask.shape}")
-    return _part(fit, chosen[fit.mask])
+    """The fit of one voxel of the mask, with a fit."""
+    at, shape = tuple(voxel), fit.mask.shape
+    if len(at) != len(shape) or not all(0 <= i < n for i, n in zip(at, shape, strict=True)) or np.isnan(fit.rtop()[at]):
+        raise ValueError(f"voxel {at} has no fit, or does not lie in the volume {shape}")
+    return _part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
 
 
 def _from_voxel_axes(vectors: Array, fit: MapmriFit, affine: Any) -> Array:

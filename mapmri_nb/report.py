@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io as streams
 from html import escape
 from pathlib import Path
@@ -51,9 +52,11 @@ def write_report(folder: io.File, out: io.File | None = None, force: bool = Fals
     FileExistsError
         The page is there already and `force` is not given. Errors of a folder that is no fit: see `io.read_fit`.
     """
-    saved = io.read_fit(folder)
     base = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     target = base / "report.html" if out is None else Path(out)
+    saved = io.read_fit(folder)
+    if target.exists() and not force:
+        raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
     with io.staged(target.parent, force) as stage:
         (stage / target.name).write_text(page(saved), encoding="utf-8")
     return target
