@@ -233,10 +233,9 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    fit, _ = _load(args.dir)
     from .report import write_report
 
-    write_report(fit, args.out or args.dir / "report.html", force=args.force)
+    log.info("%s", write_report(args.dir, args.out, args.force))
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -251,6 +250,10 @@ def _demo(args: argparse.Namespace) -> None:
         dwi = sample_dwi(name)
         words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
         fits[name] = _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
+        with suppress(ImportError):  # without matplotlib there is no picture
+            from .plot import overview
+
+            overview(fits[name], args.out / name / "overview.png", affine=io.load_dwi(dwi).affine, title=name)
     print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():

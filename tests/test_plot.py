@@ -1,0 +1,321 @@
+"""Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no state left behind."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mapmri_nb as mapmri
+from mapmri_nb import gradients
+
+matplotlib = pytest.importorskip("matplotlib")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.collections import PathCollection, PolyCollection  # noqa: E402
+
+from mapmri_nb import plot  # noqa: E402
+
+SHAPE = (4, 3, 2)
+
+
+def tensor_signal(gtab, e1):
+    """Signals of tensors (1.7, .3, .3)e-3 along e1 (..., 3)."""
+    along = np.einsum("...i,ki->...k", e1, gtab.bvecs)
+    return 100 * np.exp(-gtab.bvals * (0.3e-3 + 1.4e-3 * along**2))
+
+
+@pytest.fixture(scope="module")
+def gtab():
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(120, 3))
+    g /= np.linalg.norm(g, axis=1)[:, None]
+    b = np.repeat([0.0, 1000.0, 2000.0, 3000.0], 30)
+    g[:30] = 0
+    return mapmri.GradientTable(b, g, big_delta=0.04, small_delta=0.01)
+
+
+@pytest.fixture(scope="module")
+def data(gtab):
+    """Fibres in the x-y plane, at 45 degrees; one voxel is empty, one outside the mask."""
+    e1 = np.tile(np.array([1.0, 1.0, 0.0]) / np.sqrt(2), (*SHAPE, 1))
+    series = tensor_signal(gtab, e1) * np.linspace(1, 2, 24).reshape(SHAPE)[..., None]
+    series += np.random.default_rng(1).normal(size=series.shape)
+    series[1, 2, 1] = 0
+    return series
+
+
+@pytest.fixture(scope="module")
+def fit(gtab, data):
+    mask = np.ones(SHAPE, bool)
+    mask[3, 0, 1] = False
+    mask[0, 0, 0] = False
+    mask[0, 1, 0] = False
+    return mapmri.MapmriModel(gtab, radial_order=4).fit(data, mask)
+
+
+def panels(figure):
+    """Axes that show a map, and those that are colour bars."""
+    shown = [a for a in figure.axes if a.images]
+    return shown, [a for a in figure.axes if a not in shown]
+
+
+def test_values_under_the_pixels_and_where_they_lie(fit):
+    figure = plot.compare_maps([fit], ["rtop"], index=0)
+    (axes,), _ = panels(figure)
+    image = axes.images[0]
+    shown = image.get_array()
+    assert shown.shape == (SHAPE[1], SHAPE[0])
+    assert tuple(image.get_extent()) == (-0.5, SHAPE[0] - 0.5, -0.5, SHAPE[1] - 0.5)
+    rtop = fit.rtop()
+    for i, j in ((3, 0), (2, 2), (0, 2)):
+        assert shown[j, i] == rtop[i, j, 0]
+    assert image.origin == "lower"
+    assert bool(shown.mask[0, 0])
+
+
+def test_missing_voxels_are_seen(fit):
+    """No fit: crimson; outside the mask: the panel's grey. As drawn, not as asked for."""
+    figure = plot.compare_maps([fit], ["msd"], index=1)
+    (axes,), _ = panels(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    height = pixels.shape[0]
+
+    def at(i, j):
+        x, y = axes.transData.transform((i, j))
+        return pixels[height - 1 - int(y), int(x), :3] / 255
+
+    assert at(1, 2) == pytest.approx(matplotlib.colors.to_rgb(plot.NO_FIT), abs=0.01)
+    assert at(3, 0) == pytest.approx(matplotlib.colors.to_rgb(plot.OUTSIDE), abs=0.01)
+    assert np.ptp(at(2, 1)) > 0.05
+    assert at(2, 1) != pytest.approx(matplotlib.colors.to_rgb(plot.NO_FIT), abs=0.05)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (2, 3)), (1, (2, 4)), (2, (3, 4))])
+def test_any_axis(fit, axis, shape):
+    figure = plot.compare_maps([fit], ["rtpp"], axis=axis, index=1)
+    (axes,), _ = panels(figure)
+    shown = axes.images[0].get_array()
+    assert shown.shape == shape
+    np.testing.assert_array_equal(shown.filled(np.nan), np.take(fit.rtpp(), 1, axis).T)
+    assert f"slice {'xyz'[axis]} = 1" in figure.get_supxlabel()
+
+
+def test_default_slice_and_bad_ones(fit):
+    assert plot.view_of(fit.mask)[:2] == (2, 1), "the larger mask"
+    assert plot.view_of(np.ones((5, 1, 7), bool))[:2] == (1, 0)
+    assert plot.view_of(np.ones((5, 6, 7), bool))[:2] == (2, 3), "of equals the middle one"
+    assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, not 3"):
+        plot.view_of(fit.mask, axis=3)
+    with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 2"):
+        plot.view_of(fit.mask, index=2)
+    with pytest.raises(ValueError, match="3 dimensions"):
+        plot.view_of(np.ones((2, 2, 2, 2), bool))
+
+
+def test_proportions_of_voxels(fit):
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    figure = plot.compare_maps([fit], ["rtpp"], axis=0, affine=affine)
+    assert panels(figure)[0][0].get_aspect() == pytest.approx(5)
+
+
+def test_one_range_for_all_fits_and_robust(gtab, data, fit):
+    other = mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)
+    figure = plot.compare_maps([fit, other], ["rtop", "ng"], ["one", "two"], index=0)
+    shown, bars = panels(figure)
+    assert len(shown) == 4
+    assert len(bars) == 2
+    for name in ("rtop", "ng"):
+        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in (fit, other)])
+        limits = [a.images[0].get_clim() for a in shown if a.images[0].get_array().max() in pooled]
+        assert len(set(limits)) == 1
+        assert limits[0] == pytest.approx(np.nanpercentile(pooled, plot.ROBUST))
+
+
+def test_layout_and_labels_as_the_tutorial_has_them(fit):
+    maps = ["msd", "qiv", "rtop", "rtap", "rtpp"]
+    figure = plot.compare_maps([fit, fit], maps=maps, fit_labels=["A", "B"], map_labels=[m.upper() for m in maps])
+    shown, bars = panels(figure)
+    assert [a.get_title() for a in shown[:5]] == ["MSD", "QIV", "RTOP", "RTAP", "RTPP"]
+    assert [shown[0].get_ylabel(), shown[5].get_ylabel()] == ["A", "B"]
+    FigureCanvasAgg(figure).draw()
+    assert [b.get_xlabel() for b in bars] == ["10⁻⁶ mm²", "10⁻⁹ mm⁵", "10³ mm⁻³", "mm⁻²", "mm⁻¹"]
+    figure = plot.compare_maps(
+        [fit] * 4, ["norm_of_laplacian_signal"], map_kwargs={"vmin": 0, "vmax": 3}, fit_labels=list("abcd")
+    )
+    shown, bars = panels(figure)
+    assert [a.get_title() for a in shown] == list("abcd")
+    assert len(bars) == 1
+    assert bars[0].get_ylabel() == "mm"
+    assert shown[2].images[0].get_clim() == (0, 3)
+    np.testing.assert_array_equal(shown[0].images[0].get_array().filled(np.nan), fit.lapnorm()[..., 1].T)
+
+
+def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
+    figure = plot.compare_maps([fit], ["rtop"])
+    _, (bar,) = panels(figure)
+    FigureCanvasAgg(figure).draw()
+    assert bar.get_xlabel() == "10³ mm⁻³"
+    texts = {text.get_position()[0]: text.get_text() for text in bar.get_xticklabels() if text.get_text()}
+    assert len(texts) >= 2
+    for place, text in texts.items():
+        assert float(text) * 1e3 == pytest.approx(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "unit", "value"),
+    [
+        ("ng_parallel", "mm", "1", lambda f: f.ng_par()),
+        ("ng_perpendicular", "mm", "1", lambda f: f.ng_perp()),
+        ("msd", "um", "µm²", lambda f: f.msd() * 1e6),
+        ("rtop^(1/3)", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
+        ("rtap^(1/2)", "mm", "mm⁻¹", lambda f: np.sqrt(f.rtap())),
+        ("rmse", "um", "units of the data", lambda f: f.rmse()),
+        ("negative_mass", "um", "1", lambda f: f.negative()[1]),
+    ],
+)
+def test_maps_by_name(fit, name, units, unit, value):
+    found = plot.map_of(fit, name, units)
+    assert found.unit == unit
+    np.testing.assert_allclose(found.values, value(fit), rtol=1e-12)
+
+
+def test_wrong_calls_are_named(fit, gtab, data):
+    with pytest.raises(ValueError, match="'rtxp'"):
+        plot.compare_maps([fit], ["rtxp"])
+    with pytest.raises(ValueError, match=r"rtop\^\(1/2\)"):
+        plot.map_of(fit, "rtop^(1/2)")
+    with pytest.raises(ValueError, match="fit_labels: 1 given for 2"):
+        plot.compare_maps([fit, fit], ["rtop"], ["one"])
+    with pytest.raises(ValueError, match="map_kwargs"):
+        plot.compare_maps([fit], ["rtop"], map_kwargs=[{}, {}])
+    for voxel in ((0, 0, 0), (9, 0, 0), (1, 2, 1), (1,)):
+        with pytest.raises(ValueError, match="voxel"):
+            plot.propagator(fit, voxel)
+    with pytest.raises(ValueError, match="120 volumes"):
+        plot.signal(fit, (1, 1, 1), data[..., :50])
+
+
+# ---- glyphs ----------------------------------------------------------------------------------------------------------
+
+
+def glyph_axes(figure):
+    """Long axis of each glyph in the picture, (n, 2) unit vectors, and its centre and largest radius."""
+    (collection,) = [c for a in figure.axes for c in a.collections if isinstance(c, PolyCollection) and len(c.get_paths()) > 9]
+    points = np.array([p.vertices[:3] for p in collection.get_paths()]).reshape(-1, 2)
+    centres = np.round(points)
+    out = {}
+    for centre in np.unique(centres, axis=0):
+        away = points[(centres == centre).all(1)] - centre
+        out[tuple(centre)] = np.linalg.svd(away, full_matrices=False)[2][0], np.linalg.norm(away, axis=1).max()
+    return out
+
+
+def test_glyphs_lie_in_their_voxels_along_the_fibres(fit):
+    figure = plot.odf_slice(fit, index=0, size=(300, 250), scale=0.45)
+    assert tuple(figure.get_size_inches() * figure.dpi) == (300, 250)
+    glyphs = glyph_axes(figure)
+    assert set(glyphs) == {tuple(float(x) for x in v) for v in np.argwhere(fit.mask[..., 0])}
+    for axis, radius in glyphs.values():
+        assert abs(axis @ [1, 1]) / np.sqrt(2) > 0.95
+        assert 0.35 < radius <= 0.45 + 1e-9
+    assert set(glyph_axes(plot.odf_slice(fit, index=1))) == {
+        tuple(float(x) for x in v) for v in np.argwhere(fit.mask[..., 1]) if tuple(v) != (1, 2)
+    }, "no glyph where there is no fit"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("frame", ["image", "scanner"])
+def test_glyphs_follow_the_affine(gtab, sign, frame):
+    """A fibre along the voxel direction (1, 1, 0) is drawn so, whatever the affine and the table's frame."""
+    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [2 * sign, 2, 2]
+    along = affine[:3, :3] @ [1, 1, 0] / np.linalg.norm([2, 2])
+    e1 = along if frame == "scanner" else gradients.to_image(along, affine)
+    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame=frame)
+    one = mapmri.MapmriModel(table, radial_order=4).fit(tensor_signal(table, e1)[None, None, None])
+    ((axis, _),) = glyph_axes(plot.odf_slice(one, axis=2, affine=affine)).values()
+    assert abs(axis @ [1, 1]) / np.sqrt(2) > 0.99
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, [1, 0]), (1, [1, 0])])
+def test_glyphs_from_the_side(fit, axis, expected):
+    """Seen along x or y, fibres in the x-y plane lie flat."""
+    glyphs = glyph_axes(plot.odf_slice(fit, axis=axis))
+    assert all(abs(long @ expected) > 0.95 for long, _ in glyphs.values())
+
+
+def test_background_is_gfa(fit):
+    figure = plot.odf_slice(fit, index=0)
+    (axes,), _ = panels(figure)
+    shown = axes.images[0].get_array()
+    assert shown.min() > 0.3
+    assert shown.max() <= 1
+    assert "GFA" in axes.get_title()
+    assert "s = 2" in axes.get_title()
+
+
+# ---- one voxel -------------------------------------------------------------------------------------------------------
+
+
+def test_signal_shows_the_samples_and_the_fit(fit, gtab, data):
+    figure = plot.signal(fit, (2, 1, 1), data)
+    top, bottom = figure.axes[:2]
+    points = np.concatenate([c.get_offsets() for c in top.collections if isinstance(c, PathCollection)])
+    order = np.argsort(~gtab.b0s_mask, kind="stable")
+    np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(data[2, 1, 1]))
+    residual = np.concatenate([c.get_offsets() for c in bottom.collections if isinstance(c, PathCollection)])
+    np.testing.assert_allclose(np.sort(residual[:, 1]), np.sort((data - fit.predict())[2, 1, 1]), rtol=1e-9)
+    assert len(order) == len(points)
+    lines = {line.get_label(): line for line in top.lines}
+    b, y = lines["fit along e1"].get_data()
+    np.testing.assert_allclose(y[0], fit.S0[np.flatnonzero(fit.mask.ravel()).searchsorted(2 * 6 + 1 * 2 + 1)])
+    near = y[np.abs(b - 1000).argmin()] / y[0]
+    assert near == pytest.approx(np.exp(-1.7), abs=0.03)
+    assert bottom.get_xlabel() == "b (s/mm²)"
+    assert plot.signal(fit, (2, 1, 1), data[2, 1, 1]).axes[0].get_title() == "voxel (2, 1, 1)"
+
+
+def test_propagator_is_longest_along_e1(fit):
+    figure = plot.propagator(fit, (2, 1, 1))
+    left, right = figure.axes[:2]
+    assert left.get_xlabel() == "along e1 (µm)"
+    assert right.get_ylabel() == "along e3 (µm)"
+    level = left.collections[1].get_paths()[-3].vertices  # P / P(0) = 0.1: a contour of a Gaussian, nearly
+    width, height = np.ptp(level, axis=0)
+    assert width / height == pytest.approx(np.sqrt(1.7 / 0.3), rel=0.15)
+
+
+def test_overview(fit, tmp_path):
+    figure = plot.overview(fit, tmp_path / "o.png", title="two words")
+    shown, bars = panels(figure)
+    assert (tmp_path / "o.png").stat().st_size > 20000
+    titles = [a.get_title() for a in shown]
+    for word in ("RTOP^(1/3)", "RTAP^(1/2)", "RTPP", "MSD", "QIV", "NG", "PA", "LAPNORM"):
+        assert word in titles
+    assert len(bars) == len(shown) == 9
+    np.testing.assert_allclose(shown[titles.index("MSD")].images[0].get_array(), fit.msd()[..., 1].T * 1e6)
+
+
+def test_no_state_of_pyplot_is_touched():
+    code = """
+import sys, numpy as np, mapmri_nb as m
+g = m.GradientTable([0, *[1000] * 12], np.vstack([[0, 0, 0], np.random.default_rng(0).normal(size=(12, 3))]) /
+    np.linalg.norm(np.vstack([[1, 1, 1], np.random.default_rng(0).normal(size=(12, 3))]), axis=1)[:, None], 0.04, 0.01)
+f = m.MapmriModel(g, 2).fit(np.exp(-g.bvals * 1e-3)[None])
+from mapmri_nb import plot
+plot.compare_maps([f], ["rtop"], filename="a.png")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(mapmri.__file__).parents[1])
+        env = {**__import__("os").environ, "PYTHONPATH": path, "DISPLAY": ""}
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=env)
+        assert (Path(folder) / "a.png").stat().st_size > 1000
