@@ -251,6 +251,7 @@ def _demo(args: argparse.Namespace) -> None:
         words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
         fits[name] = _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
         with suppress(ImportError):  # without matplotlib there is no picture
+            from . import io
             from .plot import overview
 
             overview(fits[name], args.out / name / "overview.png", affine=io.load_dwi(dwi).affine, title=name)
