@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import oracle
 import truth
-from common import MODES, TAU, Case, Table, load_sample, made_fit, mapmri
+from common import MODES, TAU, Case, Table, load_sample, mapmri
 from numpy.polynomial import hermite as physicists
 
 ORDERS, BASES, WEIGHTS = (4, 6, 8), ("anisotropic", "isotropic"), (None, 0.01, 0.2, "gcv")
@@ -304,7 +304,9 @@ def motzkin(quick):
     coef = np.zeros(len(table))
     for n, value in truth.MOTZKIN.items():
         coef[table.index(list(n))] = value
-    return float(made_fit(coef, [8e-3, 5e-3, 4e-3]).certificate().certified.sum())
+    from mapmri_nb import sos
+
+    return float(sos.certify(coef, 6).certified.sum())
 
 
 def cases():
