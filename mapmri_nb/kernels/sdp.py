@@ -273,13 +273,16 @@ def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float
 
 @kernel()
 def _gap(sizes: IntArray, square: Array, step: float) -> float:
-    """<Q, M> summed over the blocks, after a step."""
+    """<Q, M> summed over the blocks, after a step; at step 0 the directions may be those of a voxel that ended in NaN."""
     gap = 0.0
     for k in range(2):
         for i in range(sizes[k]):
             for j in range(sizes[k]):
-                Q = square[0, k, i, j] + step * square[3, k, i, j]
-                gap += Q * (square[1, k, i, j] + step * square[4, k, i, j])
+                Q, M = square[0, k, i, j], square[1, k, i, j]
+                if step > 0.0:
+                    Q += step * square[3, k, i, j]
+                    M += step * square[4, k, i, j]
+                gap += Q * M
     return gap
 
 

@@ -1,0 +1,384 @@
+"""The constrained modes through MapmriModel: hard inputs, fallback, bases, bits, certificates. Never an answer in silence."""
+
+from functools import lru_cache
+
+import numpy as np
+import oracle
+import pytest
+import truth
+
+import mapmri_nb as mapmri
+from mapmri_nb import Status, positivity, sos
+
+TAU = 0.03
+MODES = ("grid", "global")
+DIRECTIONS = 30
+
+
+@lru_cache
+def table(kind="full"):
+    """Three shells: of 30 directions, of 15 (48 measurements in all), or of the same six directions again and again."""
+    b, g = truth.scheme([15 if kind == "few" else DIRECTIONS] * 3, [1000, 2000, 3000], 3)
+    if kind == "duplicated":
+        g[3:] = np.tile(truth.scheme([6], [1])[1][6:], (15, 1))
+    return mapmri.GradientTable(b, g, tau=TAU)
+
+
+def signals(gtab, count, sigma=0.04, seed=0):
+    """Mixtures of the reference at random turns with Rician noise, (count, n)."""
+    rng, out, mixtures = np.random.default_rng(seed), [], list(truth.MIXTURES.values())
+    for k in range(count):
+        fractions, tensors = mixtures[k % len(mixtures)]
+        turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+        clean = truth.mixture_signal(fractions, [turn @ t @ turn.T for t in tensors], gtab.bvals, gtab.bvecs)
+        noise = sigma * rng.standard_normal((2, clean.size))
+        out.append(100 * np.hypot(clean + noise[0], noise[1]))
+    return np.array(out)
+
+
+def hard(gtab):
+    """Signals that break solvers, by name, (n,) each."""
+    rng, b, n = np.random.default_rng(1), gtab.bvals, len(gtab)
+    clean, at = signals(gtab, 5, 0.0)[4], np.arange(n)
+    air = {f"noise {k}": np.abs(rng.normal(size=n) + 1j * rng.normal(size=n)) for k in range(4)}
+    return air | {
+        "clean": clean,
+        "noise about zero": rng.normal(size=n) + np.where(b < 50, 3.0, 0.0),
+        "constant": np.full(n, 100.0),
+        "one spike": np.where(at == n // 2, 1e4, clean),
+        "spikes": np.where(at % 7 == 3, 1e4, clean),
+        "huge spike": np.where(at == n // 2, 1e12, clean),
+        "growing": np.exp(b / 1000),
+        "alternating": np.where(at % 2, 1.0, -1.0),
+        "negative": -clean,
+        "zeros": np.zeros(n),
+        "one sample": np.where(at == n // 2, 1.0, 0.0),
+        "b0 alone": np.where(b < 50, 100.0, 0.0),
+        "no b0": np.where(b < 50, 1e-9, 100.0),
+        "gone at once": 100 * np.exp(-0.05 * b),
+        "tiny": 1e-250 * clean,
+        "missing": np.where(at % 3 == 0, np.nan, clean),
+        "infinite": np.where(at == 9, np.inf, clean),
+        "all missing": np.full(n, np.nan),
+        "six decades": np.exp(5 * rng.normal(size=n)),
+    }
+
+
+ORDINARY = ("clean", "noise 0", "noise 1", "constant", "one spike", "spikes", "growing", "missing", "infinite")  # have answers
+
+
+def solved_frame(fit, v):
+    """Hermite coefficients and R of row v where its problem was solved: an isotropic one in the b-vectors' frame."""
+    if fit.isotropic:
+        return oracle.iso_to_aniso(fit.order) @ fit.coef[v], np.eye(3)
+    return fit.coef[v], fit.R[v]
+
+
+def objective(fit, v, y, c, R):
+    """|M c - d|^2 + weight c'Lc of row v, dense."""
+    residual = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ R) @ c - y / fit.S0[v]
+    return residual @ residual + fit.laplacian_weight[v] * c @ oracle.laplacian_matrix(fit.order, fit.mu[v]) @ c
+
+
+def check_rows(fit, K=None):
+    """Every row has a feasible answer or NaN with a status; returns which have an answer."""
+    B, certified = oracle.aniso_origin(fit.order), None
+    answered = (fit.status & Status.NO_FIT) == 0
+    if fit.options["positivity"] == "global":
+        certified = fit.certificate().certified
+    else:
+        K = positivity.normalised_grid(fit.order).K if K is None else K
+    for v in range(len(fit.coef)):
+        if not answered[v]:
+            assert np.isnan(fit.coef[v]).all()
+            continue
+        c, _ = solved_frame(fit, v)
+        assert np.isfinite(c).all()
+        assert abs(B @ c - 1) < 1e-10
+        if certified is not None:
+            assert certified[v]
+        else:
+            p = K @ c
+            assert p.min() >= -1e-11 * p.max()
+    maps = fit.rtop(), fit.msd(), fit.rmse()
+    assert all(np.array_equal(np.isfinite(m), answered) or m is maps[2] for m in maps)
+    return answered
+
+
+def random_points(order, count, seed=0):
+    """Normalised points (count, 3) in and around the reach of the functions."""
+    u = np.random.default_rng(seed).standard_normal((count, 3))
+    return u * (0.5 * np.sqrt(2 * order + 1))
+
+
+# ---------------------------------------------------------------- hard inputs
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("order", "kind", "basis", "weight"),
+    [
+        (6, "full", "anisotropic", None),
+        (6, "full", "isotropic", 0.2),
+        (6, "full", "anisotropic", "gcv"),
+        (6, "duplicated", "anisotropic", None),
+        (8, "few", "anisotropic", None),
+        (8, "few", "isotropic", "gcv"),
+        (4, "few", "isotropic", None),
+        (2, "full", "anisotropic", None),
+        (0, "full", "anisotropic", 0.2),
+    ],
+)
+def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
+    gtab = table(kind)
+    inputs = hard(gtab)
+    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight, positivity=mode).fit(np.array(list(inputs.values())))
+    answered = dict(zip(inputs, check_rows(fit), strict=True))
+    assert not any(answered[name] for name in ("negative", "zeros", "all missing"))
+    missing = [name for name in ORDINARY if not answered[name]]
+    assert not missing, [(name, Status(int(fit.status[list(inputs).index(name)]))) for name in missing]
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("mode", MODES)
+def test_order_ten(mode):
+    gtab = mapmri.GradientTable(*truth.scheme([12, 24, 36, 48], [1000, 3000, 6000, 10000], 4), tau=TAU)
+    inputs = hard(gtab)
+    y = np.array([inputs[k] for k in ("clean", "noise 0", "one spike", "zeros")])
+    assert check_rows(mapmri.MapmriModel(gtab, 10, laplacian=0.05, positivity=mode).fit(y)).tolist() == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scales_at_the_floor(mode):
+    """All eigenvalues below the floor, in both bases."""
+    gtab = table()
+    for basis in ("anisotropic", "isotropic"):
+        model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3)
+        fit = model.fit(signals(gtab, 3))
+        assert np.all(fit.status & Status.FLOOR)
+        np.testing.assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))
+        assert check_rows(fit).all()
+
+
+def test_order_zero_is_the_gaussian():
+    gtab = table()
+    for mode in MODES:
+        fit = mapmri.MapmriModel(gtab, 0, positivity=mode).fit(signals(gtab, 2))
+        np.testing.assert_allclose(fit.coef, 1.0, rtol=1e-13)
+        assert fit.certificate().certified.all()
+
+
+def test_one_bad_voxel_leaves_its_neighbours_alone():
+    gtab = table()
+    good, inputs = signals(gtab, 4), hard(gtab)
+    mixed = np.array([good[0], inputs["huge spike"], good[1], inputs["zeros"], good[2], inputs["no b0"], good[3]])
+    for mode in MODES:
+        model = mapmri.MapmriModel(gtab, 4, laplacian=None, positivity=mode)
+        assert np.array_equal(model.fit(mixed).coef[::2], model.fit(good).coef)
+
+
+# ---------------------------------------------------------------- fallback, OSQP
+
+
+@pytest.mark.parametrize("weight", [None, 0.2])
+def test_iteration_cap_forces_osqp_to_the_same_optimum(weight):
+    gtab = table()
+    y = signals(gtab, 6)
+    auto, capped, osqp = (
+        mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity="grid", **options).fit(y)
+        for options in ({}, {"max_iter": 1}, {"solver": "osqp"})
+    )
+    assert not np.any(auto.status & Status.BY_OSQP)
+    assert np.all(osqp.status & Status.BY_OSQP)
+    by_osqp = (capped.status & Status.BY_OSQP) != 0
+    assert by_osqp.sum() >= 3  # where no point of the grid binds, one step is all it takes
+    assert np.array_equal(capped.coef[by_osqp], osqp.coef[by_osqp])
+    for fit in (auto, capped, osqp):
+        assert check_rows(fit).all()
+        assert (fit.rows()["kkt"] < 1e-6).all()
+    for v in range(len(y)):
+        best = objective(auto, v, y[v], auto.coef[v], auto.R[v])
+        assert objective(capped, v, y[v], capped.coef[v], capped.R[v]) == pytest.approx(best, rel=1e-7)
+
+
+@pytest.mark.jit_only
+def test_global_by_osqp_is_near_the_optimum():
+    """The reference route: certified, feasible, a little above the interior point."""
+    gtab = table()
+    y = signals(gtab, 2, seed=3)
+    options = {"laplacian": 0.2, "positivity": "global"}
+    auto, osqp = (mapmri.MapmriModel(gtab, 4, solver=s, **options).fit(y) for s in ("auto", "osqp"))
+    assert np.all(osqp.status & Status.BY_OSQP)
+    assert check_rows(osqp).all()
+    for v in range(len(y)):
+        best = objective(auto, v, y[v], auto.coef[v], auto.R[v])
+        assert best * (1 - 1e-6) <= objective(osqp, v, y[v], osqp.coef[v], osqp.R[v]) <= best * (1 + 1e-2)
+
+
+def test_global_cap_is_a_status():
+    gtab = table()
+    fit = mapmri.MapmriModel(gtab, 4, positivity="global", max_iter=1).fit(signals(gtab, 3))
+    assert np.all(fit.status & Status.NOT_CONVERGED)
+    assert not check_rows(fit).any()
+
+
+# ---------------------------------------------------------------- bases, grids, bits
+
+
+@pytest.mark.parametrize("weight", [None, 0.1])
+@pytest.mark.parametrize("mode", MODES)
+def test_bases_agree_at_equal_scales(mode, weight):
+    """One space at mu = (u, u, u): the same answer. Sums of squares in any frame, the grid in the b-vectors' own."""
+    gtab = table()
+    y = signals(gtab, 3)
+    R = np.linalg.qr(np.random.default_rng(5).standard_normal((3, 3)))[0] if mode == "global" else np.eye(3)
+    scale = (np.full(3, 6e-3), R)
+    hermite, radial = (
+        mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=weight, positivity=mode).fit(y, scale=scale)
+        for basis in ("anisotropic", "isotropic")
+    )
+    assert check_rows(hermite).all()
+    assert check_rows(radial).all()
+    np.testing.assert_allclose(radial.mu, 6e-3)
+    close = 1e-8 if mode == "grid" else 2e-4
+    np.testing.assert_allclose(radial.hermite_coef(), hermite.coef, atol=close * np.abs(hermite.coef).max())
+    np.testing.assert_allclose(radial.rtop(), hermite.rtop(), rtol=close)
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+@pytest.mark.parametrize("mode", MODES)
+def test_bits_depend_on_the_voxel_alone(mode, basis):
+    """Threads, order of the rows, neighbours and block do not matter, fallback included."""
+    gtab = table()
+    y = signals(gtab, 75, 0.1)
+    cap = {"max_iter": 24} if mode == "grid" else {}
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity=mode, **cap)
+    fit = model.fit(y, threads=1)
+    if mode == "grid":
+        assert 0 < np.count_nonzero(fit.status & Status.BY_OSQP) < len(y)
+    for other, rows in (
+        (model.fit(y, threads=2), slice(None)),
+        (model.fit(y[::-1]), slice(None, None, -1)),
+        (model.fit(y[70]), 70),
+    ):
+        for name in ("coef", "S0", "status", "laplacian_weight"):
+            whole = getattr(fit, name)[rows]
+            assert np.array_equal(np.reshape(getattr(other, name), np.shape(whole)), whole, equal_nan=True), name
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_dipys_ball(basis):
+    """K follows each voxel's scales; the answer is that of the ball alone."""
+    gtab = table()
+    y = signals(gtab, 4)
+    for radius in ("adaptive", 0.02):
+        model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity="grid", pos_grid=11, pos_radius=radius)
+        fit = model.fit(y)
+        for v in range(len(y)):
+            c, R = solved_frame(fit, v)
+            grid = positivity.ball_grid(4, fit.mu[v], 11, radius)
+            p = grid.K @ c
+            assert p.min() >= -1e-12 * p.max()
+            M, L = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ R), oracle.laplacian_matrix(4, fit.mu[v])
+            H, g = M.T @ M + fit.laplacian_weight[v] * L, M.T @ (y[v] / fit.S0[v])
+            assert positivity.kkt_residual(H, g, oracle.aniso_origin(4), grid.K, c) < 1e-7
+    with pytest.raises(ValueError, match="pos_grid"):
+        mapmri.MapmriModel(gtab, 4, positivity="global", pos_grid=11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weight_is_chosen_before_the_constraint(mode):
+    gtab = table()
+    y = signals(gtab, 6)
+    for laplacian in ("gcv", [0.02, 0.1, 0.5]):
+        free, bound = (mapmri.MapmriModel(gtab, 4, laplacian=laplacian, positivity=p).fit(y) for p in (None, mode))
+        assert np.array_equal(free.laplacian_weight, bound.laplacian_weight)
+        assert check_rows(bound).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scale_of_the_data_does_not_matter(mode):
+    gtab = table()
+    y = signals(gtab, 5)
+    model = mapmri.MapmriModel(gtab, 4, laplacian=0.05, positivity=mode)
+    small, large = model.fit(1e-6 * y), model.fit(1e6 * y)
+    np.testing.assert_allclose(small.coef, large.coef, atol=1e-6)
+    np.testing.assert_allclose(1e12 * small.S0, large.S0, rtol=1e-10)
+
+
+# ---------------------------------------------------------------- certificates, invariant 10
+
+
+def test_certificates_of_fits():
+    gtab = table()
+    y = np.vstack([signals(gtab, 6, 0.1), hard(gtab)["zeros"]])
+    proofs = {}
+    for mode in (None, *MODES):
+        fit = mapmri.MapmriModel(gtab, 4, laplacian=0.2, positivity=mode).fit(y)
+        proofs[mode] = fit.certificate()
+        low = fit.negative()[0][:6]
+        assert not proofs[mode].certified[6]
+        assert np.isnan(proofs[mode].margin[6])
+        assert (low[proofs[mode].certified[:6]] >= -1e-12).all()
+        far = proofs[mode].distance[:6] > sos.NEAR
+        assert (far[low < -1e-4]).all()  # a negative propagator lies outside the cone
+    assert proofs["global"].certified[:6].all()
+    assert (proofs["global"].distance[:6] == 0).all()
+    assert (proofs[None].distance[:6] > sos.NEAR).any()  # so that the comparison above has met some
+    # the grid comes closer to the cone than the free fit
+    assert np.median(proofs["grid"].distance[:6]) <= np.median(proofs[None].distance[:6])
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_certificate_means_positive_and_bochner(order):
+    """P >= 0 at any point, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite [reference 10, invariant 10]."""
+    gtab, rng = table(), np.random.default_rng(order)
+    fit = mapmri.MapmriModel(gtab, order, laplacian=0.01, positivity="global").fit(signals(gtab, 5, 0.1, seed=order))
+    assert check_rows(fit).all()
+    u = random_points(order, 20000)
+    psi = oracle.psi_matrix(order, np.ones(3), u) @ fit.coef.T
+    assert (psi.min(0) >= -1e-12 * psi.max(0)).all()
+    nodes = rng.standard_normal((40, 3)) * 20.0
+    pairs = (nodes[:, None] - nodes[None]).reshape(-1, 3)
+    for v in range(len(fit.coef)):
+        E = oracle.phi_matrix(order, fit.mu[v], pairs @ fit.R[v]) @ fit.coef[v]
+        assert np.abs(E).max() <= 1 + 1e-10
+        assert np.linalg.eigvalsh(E.reshape(40, 40)).min() >= -1e-10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_constraint_costs_unless_the_free_answer_is_certified(mode):
+    """Against the minimum with E(0) = 1 alone, dense; equal where that one is certified (a clean Gaussian's is)."""
+    gtab, weight = table(), 0.02
+    smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
+    y = np.vstack([signals(gtab, 5, 0.1), smooth])
+    fit, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode).fit(y), 0
+    B = oracle.aniso_origin(4)
+    for v in range(len(y)):
+        M, L = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v]), oracle.laplacian_matrix(4, fit.mu[v])
+        stacked = np.vstack([M, np.sqrt(weight) * np.linalg.cholesky(L).T])
+        free = oracle.constrained_lstsq(stacked, np.r_[y[v] / fit.S0[v], np.zeros(len(L))], B)
+        best, ours = (objective(fit, v, y[v], c, fit.R[v]) for c in (free, fit.coef[v]))
+        assert ours >= best * (1 - 1e-12)
+        if sos.certify(free, 4).certified[0]:
+            kept += 1
+            assert ours == pytest.approx(best, rel=1e-6)
+            np.testing.assert_allclose(fit.coef[v], free, atol=1e-4 * np.abs(free).max())
+        else:
+            assert ours > best * (1 + 1e-6)
+    assert 0 < kept < len(y)
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("mode", MODES)
+def test_without_the_compiler(mode):
+    gtab = mapmri.GradientTable(*truth.scheme([8, 8], [1000, 2000], 1), tau=TAU)
+    fit = mapmri.MapmriModel(gtab, 2, laplacian=None, positivity=mode).fit(signals(gtab, 2))
+    assert check_rows(fit).all()
