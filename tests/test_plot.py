@@ -319,3 +319,22 @@ assert "matplotlib.pyplot" not in sys.modules
         env = {**__import__("os").environ, "PYTHONPATH": path, "DISPLAY": ""}
         subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=env)
         assert (Path(folder) / "a.png").stat().st_size > 1000
+
+
+def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
+    """The tutorial's call, with a fit of DIPY's own in the row."""
+    pytest.importorskip("dipy")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from dipy.core.gradients import gradient_table
+        from dipy.reconst.mapmri import MapmriModel
+
+        table = gradient_table(gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta)
+        theirs = MapmriModel(table, radial_order=4).fit(data, mask=fit.mask)
+        figure = plot.compare_maps([theirs, fit], ["norm_of_laplacian_signal", "ng_parallel"], index=0)
+        want = theirs.norm_of_laplacian_signal()[..., 0].T
+    shown, _ = panels(figure)
+    np.testing.assert_array_equal(shown[0].images[0].get_array().filled(0), want)
+    np.testing.assert_allclose(want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05)

@@ -1,0 +1,84 @@
+"""Files of `mapmri-nb odf` read by MRtrix itself, where it is installed: its values, its peaks, its own frame."""
+
+import json
+import shutil
+import subprocess
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mapmri_nb as mapmri
+from mapmri_nb import gradients
+from mapmri_nb.cli import main
+
+pytestmark = pytest.mark.skipif(shutil.which("sh2amp") is None, reason="MRtrix is not installed")
+
+
+def mrtrix(*words):
+    subprocess.run([*map(str, words), "-quiet", "-force"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module", params=[1, -1], ids=["det>0", "det<0"])
+def files(request, tmp_path_factory):
+    """An oblique series of single fibres in random directions, its fit, its ODF files, for both signs of the determinant."""
+    folder, rng = tmp_path_factory.mktemp("mrtrix"), np.random.default_rng(4)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [request.param * 2.0, 2.0, 2.5]
+    g, fibres = rng.normal(size=(90, 3)), rng.normal(size=(3, 4, 2, 3))
+    g, fibres = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (g, fibres))
+    b = np.repeat([0.0, 1000.0, 2000.0], 30)
+    series = 1000 * np.exp(-b * (0.3e-3 + 1.4e-3 * (fibres @ g.T) ** 2))
+    nib.save(nib.Nifti1Image(series.astype(np.float32), affine), folder / "a_dwi.nii.gz")
+    np.savetxt(folder / "a_dwi.bval", b[None])
+    np.savetxt(folder / "a_dwi.bvec", g.T)
+    words = "--radial-order 4 --laplacian none --big-delta 0.04 --small-delta 0.01 --quiet".split()
+    assert main(["fit", str(folder / "a_dwi.nii.gz"), "--out", str(folder / "fit"), *words]) == 0
+    assert main(["odf", str(folder / "fit"), "--sh-order", "14", "--quiet"]) == 0
+    (odf,) = folder.glob("fit/*param-odf_dwimap.nii.gz")
+    (peaks,) = folder.glob("fit/*param-peaks_dwimap.nii.gz")
+    return folder, affine, odf, peaks
+
+
+def angles(a, b):
+    """Angles in degrees between axes (..., 3), signs and lengths aside."""
+    cosine = np.abs((a * b).sum(-1)) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return np.degrees(np.arccos(np.minimum(cosine, 1)))
+
+
+def test_values_are_those_of_the_fit(files):
+    """MRtrix's sum of its harmonics along scanner directions is the ODF along the same directions."""
+    folder, affine, odf, _ = files
+    directions = np.random.default_rng(5).normal(size=(40, 3))
+    directions /= np.linalg.norm(directions, axis=1)[:, None]
+    np.savetxt(folder / "directions.txt", directions)
+    mrtrix("sh2amp", odf, folder / "directions.txt", folder / "amp.nii")
+    want = mapmri.load_fit(folder / "fit").odf(gradients.to_image(directions, affine))
+    got = np.asarray(nib.load(folder / "amp.nii").dataobj)
+    assert np.abs(got - want).max() < 0.02 * want.max(), "degree 14 against the exact ODF"
+
+
+def test_peaks_are_those_mrtrix_finds(files):
+    folder, _, odf, peaks = files
+    mrtrix("sh2peaks", odf, folder / "peaks.nii", "-num", 1)
+    ours, theirs = (np.asarray(nib.load(p).dataobj)[..., :3] for p in (peaks, folder / "peaks.nii"))
+    assert np.median(angles(ours, theirs)) < 0.5
+    assert angles(ours, theirs).max() < 3
+
+
+def test_frame_is_the_one_mrtrix_gives_its_own_tensor(files):
+    """From the series by MRtrix alone: FSL's b-vectors, the affine, a tensor, its first eigenvector in scanner axes."""
+    folder, _, _, peaks = files
+    series = [folder / f"a_dwi.{ending}" for ending in ("nii.gz", "bvec", "bval")]
+    mrtrix("dwi2tensor", series[0], folder / "dt.nii", "-fslgrad", series[1], series[2])
+    mrtrix("tensor2metric", folder / "dt.nii", "-vector", folder / "v1.nii")
+    ours, theirs = (np.asarray(nib.load(p).dataobj)[..., :3] for p in (peaks, folder / "v1.nii"))
+    assert angles(ours, theirs).max() < 0.5
+
+
+def test_sidecars_say_the_frame(files):
+    _, _, odf, peaks = files
+    for path in (odf, peaks):
+        said = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert said["OrientationEncoding"]["Reference"] == "xyz"
