@@ -135,7 +135,10 @@ def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
     reference = float(length.max()) or 1.0
     unit = qvecs / np.where(length > 0, length, 1.0)[:, None]
     s = qvecs / reference
-    high, low = (np.prod(s[None] ** ordering.monomials(degree)[:, None, :], axis=2) for degree in (2 * order, order))
+    powers = np.cumprod(np.concatenate([np.ones((1, *s.shape)), np.repeat(s[None], 2 * order, 0)]), axis=0)
+    high, low = (  # products, not pow: -q gives the very same bits
+        np.prod([powers[m[:, k], :, k] for k in range(3)], axis=0) for m in map(ordering.monomials, (2 * order, order))
+    )
     design = design_matrix(4 * math.pi**2 * length**2 * tau, unit) * UNIT
     reach = (math.sqrt(5) * length / reference) ** (2 * order) * 2.2e-16 / math.factorial(order)
     wave = 2 * math.pi * reference
