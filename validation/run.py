@@ -15,7 +15,10 @@ import traceback
 import common
 import readme
 
-GROUPS = ("golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "recovery", "against_dipy", "real_data")
+GROUPS = (
+    *("golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "recovery", "against_dipy", "real_data"),
+    "crossings",
+)
 
 
 def plain(value):
