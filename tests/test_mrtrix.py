@@ -33,7 +33,7 @@ def files(request, tmp_path_factory):
     nib.save(nib.Nifti1Image(series.astype(np.float32), affine), folder / "a_dwi.nii.gz")
     np.savetxt(folder / "a_dwi.bval", b[None])
     np.savetxt(folder / "a_dwi.bvec", g.T)
-    words = "--radial-order 4 --laplacian none --big-delta 0.04 --small-delta 0.01 --quiet".split()
+    words = ["--radial-order", "4", "--laplacian", "none", "--big-delta", "0.04", "--small-delta", "0.01", "--quiet"]
     assert main(["fit", str(folder / "a_dwi.nii.gz"), "--out", str(folder / "fit"), *words]) == 0
     assert main(["odf", str(folder / "fit"), "--sh-order", "14", "--quiet"]) == 0
     (odf,) = folder.glob("fit/*param-odf_dwimap.nii.gz")
