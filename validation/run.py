@@ -16,9 +16,9 @@ import common
 import readme
 
 GROUPS = (
-    *("golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "recovery", "against_dipy", "real_data"),
+    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "recovery", "against_dipy", "real_data",
     "crossings",
-)
+)  # fmt: skip
 
 
 def plain(value):
