@@ -165,5 +165,5 @@ def cases():
         ),
         Case("mixtures projected: L2 error falls", "closed form; largest ratio of consecutive orders", 1.0, projections),
         Case("projection errors of X60", "independent code, printed digits (half units of the last)", 1.01, projection_digits),
-        Case("bias of a Laplacian weight", "dense solution by QR, relative", 1e-9, regularised),
+        Case("effect of a Laplacian weight", "dense solution by QR, relative", 1e-9, regularised),
     ]

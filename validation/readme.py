@@ -71,10 +71,18 @@ def all_cases():
     return markdown(["group", "case", "truth", "tolerance", "result", ""], rows)
 
 
+def others():
+    """Results with tables that scripts of their own wrote (large data, interruptions)."""
+    from run import GROUPS
+
+    found = [load(p.stem) for p in sorted(RESULTS.glob("*.json")) if p.stem not in (*GROUPS, "bench")]
+    return [f for f in found if isinstance(f, dict) and "tables" in f]
+
+
 def all_tables():
     """Every table of every group."""
-    parts = [f"### {title}\n\n{values(t)}" for result in groups() for title, t in result["tables"].items()]
-    return "\n\n".join(parts)
+    tables = [(title, t) for result in groups() + others() for title, t in result["tables"].items()]
+    return "\n\n".join(f"### {title}\n\n{values(t)}" for title, t in tables)
 
 
 def machine():
@@ -89,6 +97,13 @@ def machine():
     return "\n".join(f"* {where}: {', '.join(what)}" for where, what in lines.items())
 
 
+def short(value):
+    """Three digits, never an exponent."""
+    if not isinstance(value, float):
+        return number(value)
+    return f"{float(f'{value:.3g}'):.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def speed():
     """Microseconds a voxel and the ratio to DIPY's fit, from bench.json."""
     if not (bench := load("bench")):
@@ -97,7 +112,7 @@ def speed():
     rows = [[r["mode"], r["order"], r["us"], r["us_threads"], r.get("dipy_ms"), r.get("ratio")] for r in bench["modes"]]
     e = bench["environment"]
     note = f"{bench['scheme']}; {e['cpu']}, numba {e['packages']['numba']}, DIPY {e['packages']['dipy']}, {e['date']}."
-    return markdown(columns, rows) + f"\n\n{note}"
+    return markdown(columns, rows, short) + f"\n\n{note}"
 
 
 def start():
@@ -116,11 +131,16 @@ def counted():
     return markdown(["validation", "cases", "passed", "date"], rows) if rows else None
 
 
-def peers():
-    """The tables against DIPY."""
-    if not (result := load("against_dipy")):
-        return None
-    return "\n\n".join(values(t) for title, t in result["tables"].items() if "differ" in title)
+def recovery():
+    """Errors of every mode at order 6 and SNR 30, from recovery.json."""
+    found = (load("recovery") or {"tables": {}})["tables"].get("Recovery of simulated truth, SNR 30")
+    return found and values(found | {"columns": found["columns"][1:], "rows": [r[1:] for r in found["rows"] if r[0] == 6]})
+
+
+def large():
+    """Time and memory of a whole brain, from large_data.json."""
+    found = (load("large_data") or {"tables": {}})["tables"].get("Large data")
+    return found and values(found)
 
 
 def lines():
@@ -140,7 +160,8 @@ def write_validation():
 
 def write_top():
     """Fill README.md."""
-    fill(TOP, {"speed": speed(), "start": start(), "validation": counted(), "peers": peers(), "lines": lines()})
+    tables = {"speed": speed(), "start": start(), "validation": counted(), "lines": lines()}
+    fill(TOP, tables | {"recovery": recovery(), "large": large()})
 
 
 if __name__ == "__main__":

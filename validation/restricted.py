@@ -81,7 +81,7 @@ def radial_modes(geometry, n, cells):
 
 def finite_time(quick):
     """Largest difference between the eigenmode series and finite differences (planes, cylinder, sphere)."""
-    cells, rows, worst = 300 if quick else 800, [], 0.0
+    cells, rows, worst = 600 if quick else 800, [], 0.0
     grid = [(x, dt) for x in (1.0, 3.0) for dt in (0.02, 0.1, 0.5)]
     for geometry in GEOMETRIES:
         total = dict.fromkeys(grid, 0.0)
