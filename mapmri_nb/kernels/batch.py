@@ -100,7 +100,7 @@ def load(
     status: IntArray,
 ) -> bool:  # fmt: skip
     """
-    Transpose a block of samples into y (n, V); a sample that is not finite is missing (value 0, weight 0).
+    Transpose a block of samples into y (n, V); a sample not finite or of weight 0 is missing (0 and 0).
 
     The last block repeats its last voxel. True where all weights are 1 and all samples positive. Sets the status.
     """
@@ -111,7 +111,7 @@ def load(
         valid, logs, total, flags = 0, 0, 0.0, 0
         for k in range(rows.shape[1]):
             value, factor = rows[v, k], weight[k]
-            if not math.isfinite(value):
+            if not (math.isfinite(value) and factor > 0.0):
                 value, factor = 0.0, 0.0
             y[k, l] = value
             w[k, l] = factor
