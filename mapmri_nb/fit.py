@@ -27,7 +27,7 @@ class Status(enum.IntFlag):
 
     OK = 0
     FLOOR = batch.FLOOR  # an eigenvalue of the scale tensor was raised to the floor
-    DROPPED = batch.DROPPED  # samples were missing, had weight other than 1, or were <= 0 (left out of the logarithm)
+    DROPPED = batch.DROPPED  # samples were missing, had weight 0, or were <= 0 (left out of the logarithm)
     RTOP_NOT_POSITIVE = batch.RTOP_NOT_POSITIVE
     WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND  # GCV chose an end of its range
     BY_OSQP = batch.BY_OSQP  # answered by OSQP, the compiled solver's fallback

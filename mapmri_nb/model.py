@@ -343,16 +343,11 @@ def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     return mu, R
 
 
-def sample_rows(data: Any, inside: NDArray[np.bool_], weights: Any) -> tuple[Array, Array]:
-    """Samples (V, n) and weights (V or 1, n) of a mask as rows, float64."""
-    pick = np.atleast_1d(inside)
-
-    def rows(a: Any) -> Array:
-        array = np.asarray(a, dtype=np.float64)
-        return np.ascontiguousarray(array.reshape(*pick.shape, -1)[pick])
-
+def sample_slabs(data: Any, inside: NDArray[np.bool_], weights: Any) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+    """Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n)."""
     weight, per_sample = _sample_weights(weights, np.shape(data))
-    return rows(data), _checked(rows(weights)) if per_sample else weight
+    for rows, blocks in _slabs([data, weights] if per_sample else [data], inside):
+        yield rows, blocks[0], _checked(blocks[1]) if per_sample else weight
 
 
 def _checked(weights: Array) -> Array:

@@ -266,6 +266,14 @@ class GridSolver:
             if not k.status[l] & batch.NO_FIT:
                 self._lanes(plan, k, ball_grid(self.order, k.mu[:, l], *self.ball), slice(l, l + 1))
 
+    def many(self, H: Array, g: Array, mu: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Answers (V, n) of the compiled solver for rows of g (V, n) with one H at scales mu (3,), and where it has none."""
+        grid = normalised_grid(self.order) if self.ball is None else ball_grid(self.order, mu, *self.ball)
+        c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
+        if self.solver == "auto":
+            qp.solve_many(H, g, self.B, grid.rows, self.max_iter, c, failed)
+        return c, failed != 0
+
     def _lanes(self, plan: batch.Plan, k: batch.Block, grid: Grid, lanes: slice) -> None:
         place, n = plan.moments.permutation, len(self.B)
         failed = np.ones(lanes.stop - lanes.start, np.int64)

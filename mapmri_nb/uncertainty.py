@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +19,19 @@ from .fit import MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
-from .kernels.tensor import isotropic_scale
-from .model import MapmriModel, sample_rows
+from .kernels.linalg import block_product
+from .kernels.tensor import isotropic_scale, pad4
+from .model import MapmriModel, sample_slabs
+from .positivity import GridSolver
 
 Array = NDArray[np.float64]
 
 QUANTILES = (0.025, 0.16, 0.84, 0.975)
 NORMAL = (-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054)
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
+SIGNS = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # (256, 8): of the bits of a byte
+LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
+RADIAL = 5  # k of PA
 EPSILON = 0.4  # of the scaled sine of PA
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
@@ -39,7 +44,8 @@ class Uncertainty(NamedTuple):
     ----------
     fit : the fit itself.
     mean, sd : name -> volume, over the replicates; the posterior's mean is the fit's own index.
-    intervals : name -> (*mask.shape, 4) quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 % intervals.
+    intervals : name -> (*mask.shape, 4) quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 % intervals, about the
+        fit's own value. They speak of the estimator's scatter about its own mean; the bias of a regularised fit is not in it.
     """
 
     fit: MapmriFit
@@ -48,17 +54,29 @@ class Uncertainty(NamedTuple):
     intervals: dict[str, Array]
 
 
+class Forms(NamedTuple):
+    """What indices are made of at one mu: functionals of the Hermite coefficients, all in one matrix."""
+
+    rows: Array  # (r, n_coef)
+    part: dict[str, slice]  # name -> rows: one functional, L, or those of which the share of the squares is cos^2
+    whole: dict[str, slice]  # name -> rows that the share is of; absent: of the coefficients themselves
+    B: Array  # (n_coef,) E(0) = B'c
+    pa_dti: float
+
+
 class Voxel(NamedTuple):
     """One voxel's linear problem in Hermite coefficients at held mu and R."""
 
+    row: int  # in the mask
     y: Array  # (n,) samples, missing ones 0
     w: Array  # (n,) weights, missing ones 0
     M: Array  # (n, n_coef) design
     A: Array  # (n_coef, n) H^-1 M'W: samples to coefficients
     H: Array  # (n_coef, n_coef) M'WM + weight L
-    S0: float
     coef: Array  # (n_coef,) E(0) = 1
+    fitted: Array  # (n,) S0 M coef
     leverage: Array  # (n,) diagonal of M A
+    forms: Forms
 
 
 def bootstrap(
@@ -87,7 +105,8 @@ def bootstrap(
 
     Notes
     -----
-    h is the leverage of the linear fit with the voxel's weight, also for the constrained modes.
+    h is the leverage of the linear fit with the voxel's weight, also for the constrained modes. Replicates without a
+    fit are left out; fewer than two give NaN.
     """
     if int(n) != n or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
@@ -95,22 +114,19 @@ def bootstrap(
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
     names = select(indices, model.basis)
 
-    def replicate(fit: MapmriFit, v: int, voxel: Voxel) -> Array:
-        rng = np.random.default_rng([seed, v])
-        signs = rng.integers(0, 2, (len(voxel.y), int(n))) * 2.0 - 1.0
-        fitted = voxel.S0 * (voxel.M @ voxel.coef)
+    def replicate(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
-        residual = np.where(voxel.w > 0, (voxel.y - fitted) / room, 0.0)
-        if hold and model.positivity is None:
-            raw = (voxel.A @ fitted)[:, None] + (voxel.A * residual) @ signs
-            again = _held(fit, v, np.ascontiguousarray(raw.T))
+        residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
+        bits = np.frombuffer(np.random.default_rng([seed, voxel.row]).bytes(len(residual) * (-(-n // 8))), np.uint8)
+        signs = np.ascontiguousarray(SIGNS[bits].reshape(len(residual), -1)[:, :n])
+        if not hold:
+            values = _refitted(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names, False)
+        elif model.positivity is None:
+            raw = (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
+            values = index_values(names, voxel.forms, raw)
         else:
-            y = np.ascontiguousarray((fitted[:, None] + residual[:, None] * signs).T)
-            again = _refitted(model, fit, v, y, voxel.w, hold)
-        values = np.stack([again.index(name) for name in names])
-        with np.errstate(invalid="ignore"):
-            mean, sd = np.nanmean(values, axis=1), np.nanstd(values, axis=1, ddof=1)
-        return np.column_stack([mean, sd, np.nanquantile(values, QUANTILES, axis=1).T])
+            values = _constrained(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names)
+        return _summary(values, index_values(names, voxel.forms, voxel.coef[:, None]))
 
     return _voxelwise(model, data, mask, names, replicate, threads, fit_options)
 
@@ -134,15 +150,14 @@ def posterior(
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
     names = select(indices, model.basis)
 
-    def propagate(fit: MapmriFit, v: int, voxel: Voxel) -> Array:
-        used = voxel.w > 0
-        rss = float(np.sum(voxel.w * (voxel.y - voxel.S0 * (voxel.M @ voxel.coef)) ** 2))
-        variance = rss / max(used.sum() - voxel.leverage[used].sum(), 1.0) / voxel.S0**2
+    def propagate(fit: MapmriFit, voxel: Voxel) -> Array:
+        rss = float(np.sum(voxel.w * (voxel.y - voxel.fitted) ** 2))
+        free = max((voxel.w > 0).sum() - voxel.leverage.sum(), 1.0)
+        covariance = rss / free / fit.S0[voxel.row] ** 2 * np.linalg.inv(voxel.H)
         out = np.empty((len(names), 2 + len(QUANTILES)))
-        inverse = np.linalg.inv(voxel.H)
         for i, name in enumerate(names):
-            value, gradient = index_gradient(name, voxel.coef, fit.mu[v], fit.mu_tensor[v], fit.isotropic)
-            sd = math.sqrt(max(0.0, variance * float(gradient @ inverse @ gradient)))
+            value, gradient = index_gradient(name, voxel.forms, voxel.coef)
+            sd = math.sqrt(max(0.0, float(gradient @ covariance @ gradient)))
             out[i] = [value, sd, *(value + z * sd for z in NORMAL)]
         return out
 
@@ -154,64 +169,108 @@ def _voxelwise(
     data: Any,
     mask: ArrayLike | None,
     names: list[str],
-    spread_of: Callable[[MapmriFit, int, Voxel], Array],
+    spread_of: Callable[[MapmriFit, Voxel], Array],
     threads: int | None,
     fit_options: dict[str, Any],
 ) -> Uncertainty:
-    """Fit, then one (names, 2 + quantiles) table a voxel, on threads."""
+    """Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by slab."""
     fit = model.fit(data, mask, threads=threads, **fit_options)
-    y, w = sample_rows(data, fit.mask, fit_options.get("weights"))
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
 
-    def some(start: int, stop: int) -> None:
-        for v in range(start, stop):
-            if not fit.status[v] & Status.NO_FIT:
-                voxel = _linear_problem(model, fit, v, coef[v], y[v], w[v if len(w) > 1 else 0])
-                tables[v] = spread_of(fit, v, voxel)
+    def some(rows: NDArray[np.int64], y: Array, w: Array, start: int, stop: int) -> None:
+        for k in range(start, stop):
+            if not fit.status[rows[k]] & Status.NO_FIT:
+                voxel = _linear_problem(model, fit, int(rows[k]), coef[rows[k]], y[k], w[k if len(w) > 1 else 0])
+                tables[rows[k]] = spread_of(fit, voxel)
 
     workers = n_threads(threads)
     with one_thread():  # the replicates of one voxel are not worth threads of their own
-        spread(some, len(coef), 1, workers)
+        for rows, y, w in sample_slabs(data, fit.mask, fit_options.get("weights")):
+            spread(partial(some, rows, y, w), len(rows), 1, workers)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
     return Uncertainty(fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)})
 
 
 def _linear_problem(model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: Array, w: Array) -> Voxel:
     index = ordering.index_table(fit.order)
-    frame = fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v]
     M, L = np.empty((len(y), len(index))), np.empty((len(index), len(index)))
-    hermite.signal_rows(np.ascontiguousarray(model.gtab.qvecs @ frame), fit.mu[v].copy(), index, M)
+    hermite.signal_rows(np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M)
     laplacian.matrix(fit.mu[v].copy(), index, L)
     w = np.where(np.isfinite(y), w, 0.0)
     H = (M.T * w) @ M + fit.laplacian_weight[v] * L
-    if model.positivity is not None:
-        H[np.diag_indices_from(H)] += RIDGE * np.trace(H) / len(H)
-    A = np.linalg.solve(H, M.T * w)
-    return Voxel(np.where(w > 0, y, 0.0), w, M, A, H, float(fit.S0[v]), coef, np.einsum("kn,nk->k", M, A))
+    ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
+    A = np.linalg.solve(H + ridge * np.eye(len(H)), M.T * w)
+    made_of = forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, L)
+    return Voxel(v, np.where(w > 0, y, 0.0), w, M, A, H, coef, fit.S0[v] * (M @ coef), (M.T * A).sum(0), made_of)
 
 
-def _held(fit: MapmriFit, v: int, raw: Array) -> MapmriFit:
-    """Replicates of one voxel from unnormalised Hermite coefficients (n, n_coef) at its mu and R."""
-    origin = raw @ ordering.origin_values(ordering.index_table(fit.order))
-    coef = np.where(origin > 0, 1.0, np.nan)[:, None] * raw / origin[:, None]
-    rows = {k: np.repeat(a[v : v + 1], len(raw), axis=0) for k, a in fit.rows().items()} | {"coef": coef}
-    again = MapmriFit(rows, np.ones(len(raw), bool), fit.options, fit.gtab)
-    again.set_hermite(coef)
-    return again
+def _frame(fit: MapmriFit, v: int) -> Array:
+    """The matrix that takes rows q to the frame R, at (I + F) q where the fit has a field."""
+    return np.asarray(fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v])
 
 
-def _refitted(model: MapmriModel, fit: MapmriFit, v: int, y: Array, w: Array, hold: bool) -> MapmriFit:
-    """Fit replicates (n, samples) of one voxel by the model itself, its mu, R and weight held or not."""
-    none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(v, v + 1)
+def _constrained(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str]) -> Array:
+    """Values (names, n) of replicates y (samples, n) at held scales: one H for all of them where the solver takes that."""
+    v, gtab, failed = voxel.row, model.gtab, np.ones(y.shape[1], bool)
+    values = np.empty((len(names), y.shape[1]))
+    if isinstance(model._solve, GridSolver):
+        b0 = gtab.b0s_mask
+        decay = gtab.bvals * ((gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau)))
+        S0 = (voxel.w * np.exp(decay))[b0] @ y[b0] / voxel.w[b0].sum()  # as `tensor.signal_at_origin`
+        g = _product(voxel.M.T * voxel.w, y) / S0
+        coef, failed = model._solve.many(voxel.H, np.ascontiguousarray(g.T), fit.mu[v])
+        failed |= ~(S0 > 0)
+        values[:, ~failed] = index_values(names, voxel.forms, coef[~failed].T)
+    if failed.any():
+        values[:, failed] = _refitted(model, fit, voxel, y[:, failed], names, True)
+    return values
+
+
+def _refitted(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], hold: bool) -> Array:
+    """Values (names, n) of replicates y (samples, n) fitted by the model itself, mu, R and weight held or not."""
+    none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
     scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if hold else none
     weight = fit.laplacian_weight[row].copy() if hold else None
     field = none[1] if fit.field is None else fit.field[row].copy()
-    out = model.fit_rows(y, np.ascontiguousarray(w[None]), *scale, field, 1, weight)
-    return MapmriFit(fit_rows(out), np.ones(len(y), bool), fit.options, fit.gtab)
+    out = model.fit_rows(np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, 1, weight)
+    again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
+    return np.stack([again.index(name) for name in names])
 
 
-# ---- exact gradients -------------------------------------------------------------------------------------------------
+def _summary(values: Array, own: Array) -> Array:
+    """
+    Mean, sd and interval (names, 6) of values (names, n) over the replicates that have them all; own (names, 1).
+
+    The quantiles are taken about the replicates' mean and laid about the fit's own value: a regularised fit of a fit
+    shrinks once more, and plain percentiles would cover the mean of the estimator in anything from 20 to 100 %.
+    """
+    kept = values[:, np.isfinite(values).all(0)]
+    if kept.shape[1] < 2:
+        return np.full((len(values), 2 + len(QUANTILES)), np.nan)
+    mean = kept.mean(1, keepdims=True)
+    return np.hstack([mean, kept.std(1, ddof=1, keepdims=True), own - mean + np.quantile(kept, QUANTILES, axis=1).T])
+
+
+def _product(A: Array, X: Array) -> Array:
+    """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
+    P = pad4(A)
+    out = np.empty((len(P), X.shape[1]))
+    block_product(P, X if len(X) == P.shape[1] else np.vstack([X, np.zeros((P.shape[1] - len(X), X.shape[1]))]), out)
+    return out[: len(A)]
+
+
+# ---- indices and their exact gradients -------------------------------------------------------------------------------
+
+
+@lru_cache
+def _origin(order: int) -> Array:
+    return ordering.origin_values(ordering.index_table(order))
+
+
+@lru_cache
+def _axis_origin(K: int) -> Array:
+    return np.array([ordering.axis_origin_value(2 * m) for m in range(K + 1)])
 
 
 @lru_cache
@@ -224,71 +283,85 @@ def _section_matrix(order: int, which: str) -> Array:
     return out
 
 
-def _angle(matrix: Array, coef: Array, all_of: Array | None = None) -> tuple[float, Array]:
-    """cos^2 = |matrix c|^2 / |all_of c|^2 (all_of: the identity) and its gradient by c."""
-    part, whole = matrix @ coef, coef if all_of is None else all_of @ coef
-    size = float(whole @ whole)
-    cosine = float(part @ part) / size
-    back = whole if all_of is None else all_of.T @ whole
-    return cosine, 2.0 * (matrix.T @ part - cosine * back) / size
-
-
 def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
     """Rows g_k / sqrt(b_k) of `propagator.radial_cosine_rows` as functionals of the coefficients, (K + 1, n_coef)."""
-    overlap = [np.empty((order + 1, 2 * K + 1)) for _ in range(3)]
+    n = ordering.index_table(order)
+    axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
     for axis in range(3):
-        propagator._overlaps(float(mu[axis]), float(target[axis]), overlap[axis])
-    B = [ordering.axis_origin_value(2 * m) for m in range(K + 1)]
-    out, n, b = np.zeros((K + 1, ordering.n_coef(order))), ordering.index_table(order), 1.0
-    for k in range(K + 1):
-        for m1 in range(k + 1):
-            for m2 in range(k - m1 + 1):
-                m = (m1, m2, k - m1 - m2)
-                term = np.prod([B[m[a]] * overlap[a][n[:, a], 2 * m[a]] for a in range(3)], axis=0)
-                out[k] += term / math.sqrt(b)
-        b *= (k + 1.5) / (k + 1.0)
+        overlap = np.empty((order + 1, 2 * K + 1))
+        propagator._overlaps(float(mu[axis]), float(target[axis]), overlap)
+        axes.append(_axis_origin(K)[:, None] * overlap[n[:, axis], ::2].T)
+    for axis in (1, 2):  # sums over m1 + m2 + m3 = k are convolutions
+        axes[0] = np.array([(axes[0][: k + 1] * axes[axis][k::-1]).sum(0) for k in range(K + 1)])
+    return np.asarray(axes[0] / np.sqrt(b)[:, None])
+
+
+def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) -> Forms:
+    """What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis, L its Laplacian."""
+    u0, unit = isotropic_scale(np.array(mu_tensor)), np.eye(ordering.n_coef(order))
+    nine = np.empty((len(unit), 9))  # a linear functional is known by its values on unit vectors
+    batch.indices(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
+    nine[:, INDICES["qiv"].column] = np.nan_to_num(1.0 / nine[:, INDICES["qiv"].column])  # 1 / QIV is; NaN: no part in it
+    parts = {name: nine[:, [INDICES[name].column]].T for name in LINEAR}
+    parts |= {"lapnorm": L, "pa": _radial_matrix(order, mu, np.full(3, u0), RADIAL)}
+    parts["ng"] = _radial_matrix(order, mu, mu_tensor, 0) if isotropic else unit[:1]
+    sections = {} if isotropic else {f"ng_{which}": _section_matrix(order, which) for which in ("par", "perp")}
+    ends = np.cumsum([0, *map(len, (parts | sections).values())]).tolist()
+    where = {name: slice(a, b) for name, a, b in zip(parts | sections, ends[:-1], ends[1:], strict=True)}
+    first = {name: slice(where[name].start, where[name].start + 1) for name in sections}
+    cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
+    return Forms(
+        np.vstack([*parts.values(), *sections.values()]),
+        where | first,
+        {name: where[name] for name in sections},
+        _origin(order),
+        float(propagator.propagator_anisotropy(cosine)),
+    )
+
+
+def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
+    """Indices (names, n) of unnormalised Hermite coefficients (n_coef, n); NaN where E(0) is not positive."""
+    origin = made_of.B @ raw
+    coef = raw / np.where(origin > 0, origin, np.nan)
+    values, out = _product(made_of.rows, coef), np.empty((len(names), raw.shape[1]))
+    size = (coef * coef).sum(0)
+    for i, name in enumerate(names):
+        if name == "pa_dti":
+            out[i] = made_of.pa_dti + 0.0 * size
+            continue
+        part = values[made_of.part[name]]
+        if name in LINEAR:
+            out[i] = 1.0 / part[0] if name == "qiv" else part[0]
+        elif name == "lapnorm":
+            out[i] = (coef * part).sum(0)
+        else:
+            cosine = (part * part).sum(0) / ((values[made_of.whole[name]] ** 2).sum(0) if name in made_of.whole else size)
+            out[i] = propagator.propagator_anisotropy(cosine) if name == "pa" else np.sqrt(np.maximum(1.0 - cosine, 0.0))
     return out
 
 
-def index_gradient(name: str, coef: Array, mu: Array, mu_tensor: Array, isotropic: bool) -> tuple[float, Array]:
-    """
-    One index of one voxel and its gradient by the unnormalised coefficients, at E(0) = 1.
-
-    Parameters
-    ----------
-    name : of `INDICES`. coef : (n_coef,) Hermite, B'coef = 1. mu, mu_tensor : (3,) mm. isotropic : the fit's basis.
-    """
-    order = next(n for n in range(0, ordering.MAX_ORDER + 1, 2) if ordering.n_coef(n) == len(coef))
-    t, B = scalars.tables(order), ordering.origin_values(ordering.index_table(order))
-    mu = np.array(mu, dtype=np.float64)
-    u0 = isotropic_scale(np.array(mu_tensor))
+def index_gradient(name: str, made_of: Forms, coef: Array) -> tuple[float, Array]:
+    """One index of one voxel and its gradient (n_coef,) by the unnormalised coefficients, at E(0) = B'coef = 1."""
+    value = float(index_values([name], made_of, coef[:, None])[0, 0])
     if name == "pa_dti":
-        cosine = float(propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0)))
-        return float(propagator.propagator_anisotropy(np.array(cosine))), np.zeros_like(coef)
-    if name == "pa":
-        cosine, slope = _angle(_radial_matrix(order, mu, np.full(3, u0), 5), coef)
-        sine2 = max(1.0 - cosine, 1e-300)
-        s = math.pow(sine2, EPSILON / 2)
-        base = 1.0 - 3.0 * s + 3.0 * s * s
-        by_s = (3.0 * s * s * base - s**3 * (6.0 * s - 3.0)) / base**2
-        return s**3 / base, by_s * (-EPSILON / 2) * s / sine2 * slope
-    if name in ("ng", "ng_par", "ng_perp"):
-        if name == "ng":
-            first = _radial_matrix(order, mu, mu_tensor, 0) if isotropic else np.eye(1, len(coef))
-            cosine, slope = _angle(first, coef)
-        else:
-            sections = _section_matrix(order, "par" if name == "ng_par" else "perp")
-            cosine, slope = _angle(sections[:1], coef, sections)
-        value = math.sqrt(max(1.0 - cosine, 0.0))
-        return value, -slope / (2.0 * value) if value > 0 else np.full_like(coef, np.nan)
-    value = float(getattr(scalars, {"lapnorm": "laplacian_norm"}.get(name, name))(np.array(coef), mu, t))
+        return value, np.zeros_like(coef)
+    part, B = made_of.rows[made_of.part[name]], made_of.B
+    if name in LINEAR:
+        return value, -(value**2) * (part[0] - B / value) if name == "qiv" else part[0] - value * B
     if name == "lapnorm":
-        L = np.empty((len(coef), len(coef)))
-        laplacian.matrix(mu, ordering.index_table(order), L)
-        return value, 2.0 * (L @ coef - value * B)
-    nine = np.empty((len(coef), 9))  # a linear functional is known by its values on unit vectors
-    batch.indices(np.eye(len(coef)), np.tile(mu, (len(coef), 1)), t, nine, 0, len(coef))
-    row = nine[:, INDICES[name].column]
-    if name == "qiv":  # 1 / QIV is the linear one; unit vectors without a part in it give NaN
-        return value, -(value**2) * (np.nan_to_num(1.0 / row) - B / value)
-    return value, row - value * B
+        return value, 2.0 * (part @ coef - value * B)
+    inside, whole = part @ coef, coef
+    back = whole
+    if name in made_of.whole:
+        whole = made_of.rows[made_of.whole[name]] @ coef
+        back = made_of.rows[made_of.whole[name]].T @ whole
+    size = float(whole @ whole)
+    cosine = float(inside @ inside) / size
+    slope = 2.0 * (part.T @ inside - cosine * back) / size  # of cos^2, which is homogeneous: B plays no part
+    if name != "pa":
+        return value, -slope / (2.0 * value) if value > 0 else np.full_like(coef, np.nan)
+    sine2 = max(1.0 - cosine, 1e-300)
+    s = math.pow(sine2, EPSILON / 2)
+    base = 1.0 - 3.0 * s + 3.0 * s * s
+    by_s = (3.0 * s * s * base - s**3 * (6.0 * s - 3.0)) / base**2
+    return value, by_s * (-EPSILON / 2) * s / sine2 * slope

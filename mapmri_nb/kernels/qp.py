@@ -256,32 +256,29 @@ def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, r
 
 
 @kernel()
-def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
-    """
-    Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
-
-    Parameters
-    ----------
-    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped rows together.
-    work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual, iterations, active rows.
-
-    Returns
-    -------
-    SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
-    """
+def _pursue(
+    H: Array, g: Array, B: Array, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork, c: Array, info: Array
+) -> int:  # fmt: skip
+    """The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not even B)."""
     n, u = c.size, work.vectors[5]
     d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
-    info[0], info[1], info[2] = math.inf, 0.0, 0.0
-    ridge = 0.0
-    for i in range(n):
-        ridge += H[i, i] * RIDGE / n
-        row[i] = B[i]
-    if not _whiten(H, ridge, work.upper, work.J):
-        return NOT_POSITIVE
-    _times(work.J, g, d)
-    _combine(work.J, 0, d, c)
-    q, p, sheds = 0, -1, 0
+    for k in range(n):
+        row[k] = B[k]
+    p, sheds = -1, 0
     while True:
+        if q > 0:
+            p, worst, peak = _worst(grid, c, work, q)
+            while p < 0 or worst > -VIOLATION * peak:  # no row is violated: judge, shed the drift of an ill-conditioned H
+                info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
+                if not info[0] > DRIFT or sheds == SHEDS:
+                    return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
+                sheds += 1
+                for j in range(q - 1, 0, -1):
+                    if u[j] < 0.0:  # held by drift alone; the next step moves c to the minimiser without it
+                        _drop(work, j, q)
+                        q -= 1
+                p, worst, peak = _worst(grid, c, work, q)
+            _row(grid, p, row)
         mine, bound = 0.0, 1.0 if p < 0 else 0.0
         _times(work.J, row, d)
         free = _combine(work.J, q, d, z)
@@ -317,15 +314,97 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
         _add(work, q, p, free)
         u[q] = mine
         q += 1
-        p, worst, peak = _worst(grid, c, work, q)
-        while p < 0 or worst > -VIOLATION * peak:  # no row is violated: judge, and shed the drift of an ill-conditioned H
-            info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
-            if not info[0] > DRIFT or sheds == SHEDS:
-                return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
-            sheds += 1
-            for j in range(q - 1, 0, -1):
-                if u[j] < 0.0:  # held by drift alone; the next step moves c to the minimiser without it
-                    _drop(work, j, q)
-                    q -= 1
-            p, worst, peak = _worst(grid, c, work, q)
-        _row(grid, p, row)
+
+
+@kernel()
+def _ridge(H: Array) -> float:
+    """What is added to the diagonal of H."""
+    total = 0.0
+    for i in range(H.shape[0]):
+        total += H[i, i] * RIDGE / H.shape[0]
+    return total
+
+
+@kernel()
+def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
+    """
+    Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
+
+    Parameters
+    ----------
+    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped rows together.
+    work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual, iterations, active rows.
+
+    Returns
+    -------
+    SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
+    """
+    info[0], info[1], info[2] = math.inf, 0.0, 0.0
+    ridge = _ridge(H)
+    if not _whiten(H, ridge, work.upper, work.J):
+        return NOT_POSITIVE
+    _times(work.J, g, work.vectors[0])
+    _combine(work.J, 0, work.vectors[0], c)
+    return _pursue(H, g, B, grid, ridge, max_iter, 0, work, c, info)
+
+
+@kernel()
+def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
+    """
+    From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows still held.
+
+    With t = R^-T e_0 the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g); negative u leave.
+    """
+    R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
+    _times(work.J, g, d)
+    worst = 1
+    while worst > 0:
+        for i in range(q):
+            s = 1.0 if i == 0 else 0.0
+            for k in range(i):
+                s -= R[k, i] * t[k]
+            t[i] = s / R[i, i]
+            work.vectors[4, i] = t[i] - d[i]
+        _back(R, q, work.vectors[4], u)
+        worst = 0
+        for j in range(1, q):
+            if u[j] < 0.0 and (worst == 0 or u[j] < u[worst]):
+                worst = j
+        if worst > 0:
+            _drop(work, worst, q)
+            q -= 1
+    for i in range(q):
+        d[i] = t[i]
+    _combine(work.J, 0, d, c)
+    return q
+
+
+@kernel()
+def solve_many(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, c: Array, failed: IntArray) -> None:
+    """
+    `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
+
+    Each starts from the rows active for the mean of g, less those whose multipliers its own g makes negative: the
+    optimum is one whatever the start, and this one is some steps away from it instead of some dozens.
+    """
+    n, info, mean = B.size, np.empty(3), np.zeros(B.size)
+    work, J, R, active = workspace(n, grid.values.shape[1]), np.empty((n, n)), np.empty((n, n)), np.empty(n, np.int64)
+    for v in range(g.shape[0]):
+        for k in range(n):
+            mean[k] += g[v, k] / g.shape[0]
+    usable = solve(H, mean, B, grid, max_iter, work, c[0], info) == SOLVED
+    held, ridge = int(info[2]) + 1, _ridge(H)
+    for i in range(n):
+        active[i] = work.active[i]
+        for k in range(n):
+            J[i, k], R[i, k] = work.J[i, k], work.R[i, k]
+    for v in range(g.shape[0]):
+        failed[v] = 1
+        if usable:
+            for i in range(n):
+                work.active[i] = active[i]
+                for k in range(n):
+                    work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
+            info[1] = 0.0
+            q = _restart(work, held, g[v], c[v])
+            failed[v] = 1 if _pursue(H, g[v], B, grid, ridge, max_iter, q, work, c[v], info) != SOLVED else 0

@@ -1,0 +1,271 @@
+"""Error bars: against closed forms, sampling, finite differences and the fits themselves."""
+
+from math import sqrt
+
+import numpy as np
+import oracle
+import pytest
+import truth
+
+import mapmri_nb as mapmri
+from mapmri_nb import model as model_module
+from mapmri_nb import uncertainty
+from mapmri_nb.indices import INDICES, select
+from mapmri_nb.kernels import ordering, qp
+from mapmri_nb.positivity import normalised_grid
+
+TAU = 0.03
+BASES = ("anisotropic", "isotropic")
+LINEAR = ("rtop", "rtap", "rtpp", "msd")
+
+
+def table():
+    return mapmri.GradientTable(*truth.scheme([20, 30], [1000, 2500]), tau=TAU)
+
+
+def noisy(gtab, rng, count=1, sigma=0.01, name="X60"):
+    clean = truth.mixture_signal(*truth.MIXTURES[name], gtab.bvals, gtab.bvecs)
+    return 700 * (clean + sigma * rng.standard_normal((count, len(gtab))))
+
+
+def pieces(fit, v=0):
+    """Dense design, Laplacian and B of one voxel, from the oracle."""
+    q = fit.gtab.qvecs @ fit.R[v]
+    return oracle.phi_matrix(fit.order, fit.mu[v], q), oracle.laplacian_matrix(fit.order, fit.mu[v]), oracle.aniso_origin(fit.order)
+
+
+def parts_of(fit, v=0):
+    lap = oracle.laplacian_matrix(fit.order, fit.mu[v])
+    return uncertainty.forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, lap)
+
+
+def index_of(name, fit, coef):
+    """An index of any Hermite coefficients at a fit's scales, by the accessors of a fit."""
+    c = coef / (oracle.aniso_origin(fit.order) @ coef)
+    rows = {key: row[:1] for key, row in fit.rows().items()}
+    other = mapmri.MapmriFit(rows | {"coef": c[None]}, np.ones(1, bool), fit.options, fit.gtab)
+    other._hermite = c[None]
+    return float(other.index(name)[0])
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_indices_and_gradients(basis, rng):
+    """Values are those of the fit's accessors; gradients those of central differences, E(0) divided out."""
+    gtab = table()
+    fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng, sigma=0.05))
+    made_of, coef, names = parts_of(fit), fit.hermite_coef()[0], select(None, basis)
+    values = uncertainty.index_values(names, made_of, np.column_stack([coef, 3 * coef]))
+    for name, value in zip(names, values, strict=True):
+        own = float(fit.index(name)[0])
+        assert value == pytest.approx([own, own], rel=1e-11), name
+        found, gradient = uncertainty.index_gradient(name, made_of, coef)
+        assert found == pytest.approx(own, rel=1e-11)
+        for direction in rng.standard_normal((3, len(coef))):
+            h = 1e-5
+            slope = (index_of(name, fit, coef + h * direction) - index_of(name, fit, coef - h * direction)) / (2 * h)
+            assert gradient @ direction == pytest.approx(slope, rel=1e-6, abs=1e-7 * np.linalg.norm(gradient)), name
+        if name != "pa_dti":
+            assert np.linalg.norm(gradient) > 0
+    assert np.isnan(uncertainty.index_values(names, made_of, -coef[:, None])).all()
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("hc", [0, 2, 3])
+def test_bootstrap_meets_the_closed_form(basis, hc, rng):
+    """Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M'; for the linear indices within 5 / sqrt(2 B)."""
+    gtab, B, w = table(), 1500, 0.05
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w)
+    y = noisy(gtab, rng, sigma=0.005)
+    found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
+    fit = found.fit
+    M, L, origin = pieces(fit)
+    A = np.linalg.solve(M.T @ M + w * L, M.T)
+    e, h = y[0] - M @ (A @ y[0]), np.einsum("kn,nk->k", M, A)
+    half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
+    a = A @ y[0]
+    mean = A @ (M @ a)
+    for name in LINEAR:
+        row = np.array([oracle_linear(name, unit, fit.mu[0]) for unit in np.eye(len(a))])
+        value = row @ mean / (origin @ mean)
+        slope = (row - value * origin) / (origin @ mean)
+        assert found.sd[name][0] == pytest.approx(np.linalg.norm(slope @ half), rel=5 / sqrt(2 * B)), name
+        assert found.mean[name][0] == pytest.approx(value, abs=5 * found.sd[name][0] / sqrt(B))
+        own, (low95, low68, high68, high95) = float(fit.index(name)[0]), found.intervals[name][0]
+        assert low95 < low68 < own < high68 < high95  # about the fit's own value
+        assert high68 - low68 == pytest.approx(2 * found.sd[name][0], rel=0.15)
+        assert high95 - low95 == pytest.approx(3.92 * found.sd[name][0], rel=0.15)
+
+
+def oracle_linear(name, coef, mu):
+    """A linear index of coefficients that need not have E(0) = 1."""
+    with np.errstate(all="ignore"):  # its other indices
+        return oracle.aniso_indices(coef, mu)[name]
+
+
+def test_no_residual_no_spread(rng):
+    """Signals of the basis at given scales: nothing to resample; at other scales there is."""
+    gtab = table()
+    model = mapmri.MapmriModel(gtab, 4, laplacian=None)
+    fit = model.fit(noisy(gtab, rng, sigma=0.03))
+    exact = uncertainty.bootstrap(model, fit.predict(), n=20, scale=(fit.mu, fit.R))
+    other = uncertainty.bootstrap(model, fit.predict(), n=20, scale=(1.1 * fit.mu, fit.R))
+    for name in select(None, "anisotropic"):
+        assert exact.sd[name][0] <= 1e-8 * exact.mean[name][0], name
+        assert name == "pa_dti" or other.sd[name][0] > 1e-5 * other.mean[name][0], name
+
+
+@pytest.mark.parametrize("options", [{}, {"basis": "isotropic"}, {"positivity": "grid"}], ids=str)
+def test_seeded_and_the_same_on_any_threads(options, rng, monkeypatch):
+    gtab = table()
+    model, y = mapmri.MapmriModel(gtab, 4, **options), noisy(gtab, rng, 7)
+    call = lambda **more: uncertainty.bootstrap(model, y, n=30, seed=5, **more)  # noqa: E731
+    one, three = call(threads=1), call(threads=3)
+    monkeypatch.setattr(model_module, "CHUNK", 2)  # slabs of two voxels
+    cut = call(threads=2)
+    other = uncertainty.bootstrap(model, y, n=30, seed=6)
+    for name in one.sd:
+        for again in (three, cut):
+            np.testing.assert_array_equal(one.sd[name], again.sd[name])
+            np.testing.assert_array_equal(one.intervals[name], again.intervals[name])
+        assert name == "pa_dti" or (one.sd[name] != other.sd[name]).all()
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_posterior_meets_sampling(basis, rng):
+    """Draws of a ~ N(a_hat, s^2 (M'M + w L)^-1) through the indices of a fit."""
+    gtab, w, B = table(), 0.2, 800
+    y = noisy(gtab, rng, sigma=0.002, name="WM3")
+    found = uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w), y)
+    fit = found.fit
+    M, L, _ = pieces(fit)
+    H = M.T @ M + w * L
+    a = np.linalg.solve(H, M.T @ y[0])
+    trace = np.trace(M @ np.linalg.solve(H, M.T))
+    s = np.linalg.norm(y[0] - M @ a) / sqrt(len(gtab) - trace)
+    draws = a[:, None] + s * np.linalg.solve(np.linalg.cholesky(H).T, rng.standard_normal((len(a), B)))
+    for name in select(None, basis):
+        sd, own = found.sd[name][0], float(fit.index(name)[0])
+        assert found.mean[name][0] == pytest.approx(own, rel=1e-11)
+        if name == "pa_dti":
+            assert sd == 0
+            continue
+        sampled = np.std([index_of(name, fit, draw) for draw in draws.T], ddof=1)
+        # beside the sampling error, what curvature adds: the noise is small, the prior's share of H is not
+        assert sd == pytest.approx(sampled, rel=5 / sqrt(2 * B) + 0.03), name
+        np.testing.assert_allclose(found.intervals[name][0], own + sd * np.array(uncertainty.NORMAL), rtol=1e-11)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+@pytest.mark.parametrize("order", [4, 6])
+def test_many_answers_of_one_matrix(order, weight, rng):
+    """The restarted active set finds what a fresh one does; without steps it says so."""
+    gtab = mapmri.GradientTable(*truth.scheme([20, 30, 40], [1000, 2000, 3000]), tau=TAU)
+    mu, grid = np.array([9e-3, 5e-3, 4e-3]), normalised_grid(order)
+    M, B = oracle.phi_matrix(order, mu, gtab.qvecs), ordering.origin_values(ordering.index_table(order))
+    H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
+    g = np.ascontiguousarray((noisy(gtab, rng, 40, sigma=0.1) / 700) @ M)
+    c, failed, one, info = np.empty_like(g), np.empty(40, np.int64), np.empty(len(B)), np.empty(3)
+    qp.solve_many(H, g, B, grid.rows, 2000, c, failed)
+    work, active = qp.workspace(len(B), grid.rows.values.shape[1]), set()
+    assert not failed.any()
+    for k in range(40):
+        assert qp.solve(H, g[k], B, grid.rows, 2000, work, one, info) == qp.SOLVED
+        active.add(int(info[2]))
+        np.testing.assert_allclose(c[k], one, atol=1e-10)
+    assert len(active) > 3  # they differ in what holds them
+    qp.solve_many(H, g, B, grid.rows, 1, c, failed)
+    assert failed.all()
+
+
+def test_held_replicates_are_fits(rng):
+    """One matrix for all replicates gives what the model's own fits of them give: S0, weights, field and all."""
+    b, g = truth.scheme([20, 30, 30], [1000, 2000, 3000])
+    b[:6] = 15.0  # a b0 that is not E = 1
+    g[:6] = g[6:12]
+    gtab = mapmri.GradientTable(b, g, tau=TAU)
+    model = mapmri.MapmriModel(gtab, 6, positivity="grid", laplacian=0.05)
+    weights, field = rng.uniform(0.5, 2, len(gtab)), 0.05 * rng.standard_normal((1, 3, 3))
+    y = noisy(gtab, rng, sigma=0.05)
+    y[0, 17] = np.nan
+    fit = model.fit(y, weights=weights, grad_dev=field)
+    names, w = select(None, "anisotropic"), np.where(np.isnan(y[0]), 0, weights)
+    voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)
+    np.testing.assert_array_equal(voxel.w, w)
+    np.testing.assert_allclose(voxel.fitted, fit.predict()[0], rtol=1e-9)
+    again = voxel.fitted[:, None] + 20 * rng.standard_normal((len(gtab), 12))
+    many = uncertainty._constrained(model, fit, voxel, again, names)
+    np.testing.assert_allclose(many, uncertainty._refitted(model, fit, voxel, again, names, True), rtol=1e-7)
+    capped = mapmri.MapmriModel(gtab, 6, positivity="grid", laplacian=0.05, max_iter=3)  # most go to OSQP
+    np.testing.assert_allclose(uncertainty._constrained(capped, fit, voxel, again[:, :3], names), many[:, :3], rtol=1e-4)
+
+
+def test_leverage_of_weighted_fits(rng):
+    """h_k = w_k m_k'(M'WM + w L)^-1 m_k, also in the fit's own field."""
+    gtab = table()
+    weights, field = rng.uniform(0, 2, len(gtab)), 0.05 * rng.standard_normal((1, 3, 3))
+    model = mapmri.MapmriModel(gtab, 4, laplacian=0.1)
+    y = noisy(gtab, rng)
+    fit = model.fit(y, weights=weights, grad_dev=field)
+    voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)
+    M = oracle.phi_matrix(4, fit.mu[0], gtab.qvecs @ (np.eye(3) + field[0]).T @ fit.R[0])
+    root = np.sqrt(weights)[:, None] * M
+    S = root @ np.linalg.solve(root.T @ root + 0.1 * oracle.laplacian_matrix(4, fit.mu[0]), root.T)
+    np.testing.assert_allclose(voxel.leverage, np.diag(S), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(voxel.fitted * np.sqrt(weights), S @ (np.sqrt(weights) * y[0]), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize(
+    "options",
+    [{"positivity": "grid"}, {"positivity": "global"}, {"positivity": "grid", "solver": "osqp"}, {"laplacian": "gcv"}],
+    ids=str,
+)
+@pytest.mark.parametrize("hold", [True, False])
+def test_every_mode_has_a_spread(options, hold, rng):
+    """Replicates through a mode scatter as repeated measurements do, to the accuracy of few replicates."""
+    gtab, n = table(), 16 if options.get("solver") else 60
+    model = mapmri.MapmriModel(gtab, 4, **options)
+    y = noisy(gtab, rng, 60, sigma=0.03)
+    repeated = model.fit(y)
+    voxels = y[:1] if options.get("solver") else y[:6]
+    found = uncertainty.bootstrap(model, voxels, n=n, hold=hold, indices="rtpp,msd")
+    np.testing.assert_array_equal(found.fit.coef, repeated.coef[: len(voxels)])
+    for name in ("rtpp", "msd"):
+        ratio = np.median(found.sd[name]) / np.std(repeated.index(name), ddof=1)
+        assert 0.4 < ratio < 1.6, (name, ratio)
+
+
+def test_hold_or_estimate_again(rng):
+    gtab = table()
+    model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
+    held, free = (uncertainty.bootstrap(model, y, n=50, hold=hold) for hold in (True, False))
+    assert held.sd["pa_dti"][0] == 0 < free.sd["pa_dti"][0]
+    assert held.sd["ng"][0] != free.sd["ng"][0]
+
+
+def test_bad_voxels_and_a_mask(rng):
+    gtab = table()
+    y = noisy(gtab, rng, 4).reshape(2, 2, -1)
+    y[0, 1], y[1, 0, 3] = 0.0, np.nan
+    mask = np.array([[True, True], [True, False]])
+    model = mapmri.MapmriModel(gtab, 4)
+    alone = uncertainty.bootstrap(model, y[1, 0], n=20, indices="rtop")
+    for found in (uncertainty.bootstrap(model, y, mask, n=20), uncertainty.posterior(model, y, mask)):
+        for name in INDICES:
+            for volume in (found.mean[name], found.sd[name], found.intervals[name][..., 0]):
+                assert np.isnan(volume).tolist() == [[False, True], [False, True]], name
+    assert found.intervals["rtop"].shape == (2, 2, 4)
+    assert alone.sd["rtop"].shape == ()
+
+
+def test_what_cannot_be(rng):
+    gtab = table()
+    model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
+    with pytest.raises(ValueError, match="n must be .* not 1"):
+        uncertainty.bootstrap(model, y, n=1)
+    with pytest.raises(ValueError, match="hc must be 0, 2 or 3, not 1"):
+        uncertainty.bootstrap(model, y, hc=1)
+    with pytest.raises(ValueError, match="posterior: .*'grid'.*bootstrap"):
+        uncertainty.posterior(mapmri.MapmriModel(gtab, 4, positivity="grid"), y)
+    with pytest.raises(ValueError, match="ng_par"):
+        uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis="isotropic"), y, indices="ng_par")
