@@ -31,7 +31,8 @@ def noisy(gtab, rng, count=1, sigma=0.01, name="X60"):
 def pieces(fit, v=0):
     """Dense design, Laplacian and B of one voxel, from the oracle."""
     q = fit.gtab.qvecs @ fit.R[v]
-    return oracle.phi_matrix(fit.order, fit.mu[v], q), oracle.laplacian_matrix(fit.order, fit.mu[v]), oracle.aniso_origin(fit.order)
+    L, B = oracle.laplacian_matrix(fit.order, fit.mu[v]), oracle.aniso_origin(fit.order)
+    return oracle.phi_matrix(fit.order, fit.mu[v], q), L, B
 
 
 def parts_of(fit, v=0):
@@ -261,11 +262,11 @@ def test_bad_voxels_and_a_mask(rng):
 def test_what_cannot_be(rng):
     gtab = table()
     model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
-    with pytest.raises(ValueError, match="n must be .* not 1"):
+    with pytest.raises(ValueError, match=r"n must be .* not 1"):
         uncertainty.bootstrap(model, y, n=1)
     with pytest.raises(ValueError, match="hc must be 0, 2 or 3, not 1"):
         uncertainty.bootstrap(model, y, hc=1)
-    with pytest.raises(ValueError, match="posterior: .*'grid'.*bootstrap"):
+    with pytest.raises(ValueError, match=r"posterior: .*'grid'.*bootstrap"):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, positivity="grid"), y)
     with pytest.raises(ValueError, match="ng_par"):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis="isotropic"), y, indices="ng_par")

@@ -447,10 +447,7 @@ def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, wo
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
     c : (n,), written; its Gram matrices are left in work.square[0].
     info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference blended in.
-
-    Returns
-    -------
-    int : CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not finite: c is NaN).
+    Returns CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not finite: c is NaN).
     """
     n, A, ridge = g.size, work.A, 0.0
     info[0] = info[1] = info[2] = info[3] = 0.0
