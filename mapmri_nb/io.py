@@ -49,6 +49,7 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     "r2_rows": ("r2", "1", "coefficient of determination"),
     "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
     "iterations": ("iterations", "1", "steps of the constrained solver"),
+    "field": ("graddev", "1", "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij"),
     "margin": ("margin", "1", "smallest Gram eigenvalue of a globally positive fit"),
 }
 

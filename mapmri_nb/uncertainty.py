@@ -99,7 +99,7 @@ def bootstrap(
     ----------
     model, data, mask : as for `MapmriModel.fit`; fit_options (scale, weights, grad_dev) too.
     n : replicates. seed : of the signs; a voxel's replicates depend on the seed and its row alone.
-    hold : keep mu, R and the Laplacian weight of the fit; False estimates them again for every replicate.
+    hold : keep mu, R and the Laplacian weight of the fit; False estimates again what the fit had estimated.
     hc : 0, 2 or 3, g = 0, 1/2 or 1. HC2 is calibrated (sd 0.996 of the truth; HC0 0.77, HC3 1.33).
     indices : names, as in `INDICES`; default all of the basis.
 
@@ -120,7 +120,8 @@ def bootstrap(
         bits = np.frombuffer(np.random.default_rng([seed, voxel.row]).bytes(len(residual) * (-(-n // 8))), np.uint8)
         signs = np.ascontiguousarray(SIGNS[bits].reshape(len(residual), -1)[:, :n])
         if not hold:
-            values = _refitted(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names, False)
+            given = fit_options.get("scale") is not None
+            values = _refitted(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names, given, None)
         elif model.positivity is None:
             raw = (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
             values = index_values(names, voxel.forms, raw)
@@ -223,15 +224,17 @@ def _constrained(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, nam
         failed |= ~(S0 > 0)
         values[:, ~failed] = index_values(names, voxel.forms, coef[~failed].T)
     if failed.any():
-        values[:, failed] = _refitted(model, fit, voxel, y[:, failed], names, True)
+        weight = fit.laplacian_weight[v : v + 1].copy()
+        values[:, failed] = _refitted(model, fit, voxel, y[:, failed], names, True, weight)
     return values
 
 
-def _refitted(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], hold: bool) -> Array:
-    """Values (names, n) of replicates y (samples, n) fitted by the model itself, mu, R and weight held or not."""
+def _refitted(
+    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], hold: bool, weight: Array | None
+) -> Array:
+    """Values (names, n) of replicates y (samples, n) fitted by the model itself, mu and R held or not, weight (1,) if held."""
     none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
     scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if hold else none
-    weight = fit.laplacian_weight[row].copy() if hold else None
     field = none[1] if fit.field is None else fit.field[row].copy()
     out = model.fit_rows(np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, 1, weight)
     again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
