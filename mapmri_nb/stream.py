@@ -63,7 +63,7 @@ class Job(NamedTuple):
             head = stream.read(4096)  # the header, and of a packed series some data
         found = self.source.stat()
         entries = {
-            "version": __version__,
+            "version": [__version__, SLAB],
             "series": [found.st_size, found.st_mtime_ns, _digest(head)],
             "gradient table": _digest(json.dumps(self.model.gtab.to_dict()).encode()),
             "mask": _digest(np.packbits(self.mask).tobytes()),
