@@ -59,7 +59,7 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
             stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}))
             address: Any = scheduler
             if address is None:
-                local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+                local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
                 address = stack.enter_context(local)
             client = stack.enter_context(Client(address))
             spec, running = _spec(model), dict[Any, int]()
