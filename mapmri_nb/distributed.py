@@ -87,10 +87,8 @@ def _layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
 
 def _block(data: NDArray[Any], inside: NDArray[np.bool_], spec: str, names: list[str], outside: list[float]) -> Any:
     """In a worker: the values of a chunk as a volume, `outside` where the mask is not."""
-    keep = inside[..., 0]
-    table = np.full((*keep.shape, len(outside)), outside)
-    if keep.any():
-        table[keep] = values(_model(spec), names, data[keep], threads=1).T
+    table = np.full((*inside.shape[:-1], len(outside)), outside)
+    table[inside[..., 0]] = values(_model(spec), names, data[inside[..., 0]], threads=1).T
     return table
 
 
@@ -127,12 +125,12 @@ def fit(model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: s
     more = {"spec": _spec(model), "names": names, "outside": outside}
     inside = inside.rechunk(chunks)[..., None]
     table = da.map_blocks(_block, data, inside, **more, dtype=np.float64, chunks=(*chunks, (len(outside),)), meta=np.empty(0))
-    volumes, first = {}, 0
-    for name, row in kinds.items():
-        part = table[..., first : first + math.prod(row.shape[1:])]
-        first += math.prod(row.shape[1:])
-        volumes[name] = part.reshape(*shape, *row.shape[1:]).astype(row.dtype)
-    return volumes
+    ends = np.cumsum([math.prod(row.shape[1:]) for row in kinds.values()])
+    parts = np.split(np.arange(len(outside)), ends[:-1])
+    return {
+        name: table[..., part[0] : part[-1] + 1].reshape(*shape, *row.shape[1:]).astype(row.dtype)
+        for (name, row), part in zip(kinds.items(), parts, strict=True)
+    }
 
 
 def collect(model: MapmriModel, volumes: dict[str, Any], mask: ArrayLike | None = None) -> MapmriFit:

@@ -18,7 +18,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,23 +38,18 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """
-    What is to be fitted and where to.
-
-    source : the series' file. image : the same, opened. mask : bool volume. folder, prefix : of the results.
-    names, units, fill : of the index maps. sources : names of the input files, for the JSON.
-    """
+    """What is to be fitted and where to."""
 
     model: MapmriModel
-    source: Path
-    image: io.Image
+    source: Path  # the series' file
+    image: io.Image  # the same, opened
     mask: NDArray[np.bool_]
     folder: Path
     prefix: str
-    names: list[str]
+    names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -94,8 +88,8 @@ class Store:
     disk. As a context it is removed when all went well, or when there is nothing in it worth keeping.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], columns: int, count: int, resume: bool) -> None:
-        self.folder, self.count, self.columns = folder, count, columns
+    def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
+        self.folder, self.count, self._key = folder, count, key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
         self.publishing = False
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -111,14 +105,13 @@ class Store:
         os.ftruncate(self._journal, len(found))
         self._end = len(found)
         if found:
-            self._take_up([json.loads(line) for line in found.splitlines()], key)
-        self._key = key
+            self._take_up([json.loads(line) for line in found.splitlines()])
         self._rows = os.open(folder / "rows", os.O_RDWR | os.O_CREAT, 0o666)
         for stage in folder.glob(".mapmri-*"):  # of a fit that was killed while it wrote its results
             shutil.rmtree(stage)
 
-    def _take_up(self, notes: list[Any], key: dict[str, Any]) -> None:
-        changed = [name for name in key if notes[0].get(name) != key[name]]
+    def _take_up(self, notes: list[Any]) -> None:
+        changed = [name for name, value in self._key.items() if notes[0].get(name) != value]
         if changed:
             os.close(self._journal)
             text = f"resume: changed since the fit was interrupted: {', '.join(changed)}"
@@ -126,7 +119,8 @@ class Store:
         self.publishing = PUBLISH in notes
         self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
 
-    def _note(self, entry: Any) -> None:
+    def note(self, entry: Any) -> None:
+        """A line of the journal, on the disk when this returns."""
         line = json.dumps(entry).encode() + b"\n"
         _write(self._journal, line, self._end)
         os.fsync(self._journal)
@@ -140,27 +134,18 @@ class Store:
         os.fsync(self._rows)
         seconds = [reading, fitting, time.perf_counter() - start]
         if not self.seconds:
-            self._note(self._key)
-        self._note([slab, *(round(s, 4) for s in seconds)])
+            self.note(self._key)
+        self.note([slab, *(round(s, 4) for s in seconds)])
         self.seconds[slab] = seconds
-
-    def publish(self) -> None:
-        """Note that the results are about to move to their folder."""
-        self._note(PUBLISH)
 
     def column(self, k: int) -> Array:
         """Values (V,) of a column, in file order."""
         return np.fromfile(self.folder / "rows", np.float64, self.count, offset=8 * k * self.count)
 
-    def space(self, size: int) -> None:
-        """OSError unless there is room for the rest of the rows and `size` bytes of results."""
-        used = os.fstat(self._rows).st_blocks * 512
-        io.require_space(self.folder, 8 * self.columns * self.count - used + size, "fit")
-
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: Any, *more: Any) -> None:
         os.close(self._rows)
         if kind and self.seconds:
             slabs = -(-self.count // SLAB)
@@ -229,6 +214,8 @@ def fit_series(
     FileExistsError
         Results, or an interrupted fit, are there. ValueError: input or options changed since the interruption.
     """
+    from tqdm import tqdm
+
     key, entries = job.key(), io.model_entries(job.model.options, job.model.gtab, job.mask.shape)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
@@ -244,13 +231,17 @@ def fit_series(
     blank = job.model.fit(np.zeros((0, len(job.model.gtab)))).rows()
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    with Store(hidden, key, sum(sizes) + len(job.names), len(where), resume) as store:
-        store.space(job.mask.size * (8 * sum(sizes) + 4 * len(job.names)))
+    columns = sum(sizes) + len(job.names)
+    with Store(hidden, key, len(where), resume) as store, tqdm(total=len(where), unit="voxel", disable=not progress) as bar:
+        bar.update(min(len(where), SLAB * len(store.seconds)))
+        rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
         tables = engine(job.model, job.names, _read(job.image.data, where, todo, reading))
-        for slab, table, seconds in _shown(tables, len(where), progress):
+        for slab, table, seconds in tables:
             store.put(slab, table, reading.pop(slab), seconds)
+            bar.update(table.shape[1])
         start = time.perf_counter()
         spent = dict(
             zip(("Reading", "Fitting", "Writing"), np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
@@ -274,16 +265,6 @@ def fit_series(
             section = io.run_section(Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run)
             more = {"Sources": list(job.sources), "Run": section}
             io.stage_fit(stage, job.prefix, parts(), where, entries, more, job.image.affine)
-            store.publish()
+            store.note(PUBLISH)
         status = [*blank].index("status")
         return store.column(sum(sizes[:status])).astype(np.int64)
-
-
-def _shown(tables: Tables, total: int, progress: bool) -> Tables:
-    """The same tables, with a bar."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="voxel", disable=not progress) as bar:
-        for slab, table, seconds in tables:
-            yield slab, table, seconds
-            bar.update(table.shape[1])
