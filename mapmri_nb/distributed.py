@@ -17,7 +17,7 @@ from .fit import MapmriFit, Status
 from .gradients import GradientTable
 from .indices import select
 from .model import MapmriModel
-from .stream import Engine, Slabs, Tables, values
+from .stream import Engine, Slabs, Tables, layout, values
 
 QUEUED = 2  # slabs per thread of the cluster that are on their way; more would only fill memory
 
@@ -41,13 +41,9 @@ def _values(spec: str, names: list[str], samples: NDArray[Any]) -> tuple[NDArray
 
 def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engine:
     """
-    An engine for `stream.fit_series` whose slabs are fitted by the workers of a `distributed` cluster.
+    An engine for `stream.fit_series`: slabs go to the workers of a `distributed` cluster.
 
-    Parameters
-    ----------
-    scheduler : address of a running one; default: a cluster on this machine, for as long as the fit takes.
-    workers : processes of that cluster, default one per CPU.
-
+    scheduler : its address; default a cluster on this machine of `workers` processes (one per CPU), for this fit alone.
     The slab of a worker that dies is fitted by another; several deaths over one slab are an OSError.
     """
 
@@ -57,15 +53,12 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
 
         with ExitStack() as stack:
             stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}))
-            address: Any = scheduler
-            if address is None:
-                local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
-                address = stack.enter_context(local)
-            client = stack.enter_context(Client(address))
+            local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+            client = stack.enter_context(Client(scheduler or stack.enter_context(LocalCluster(**local))))
             spec, running = _spec(model), dict[Any, int]()
 
-            def finished(most: int) -> Tables:
-                while len(running) > most:
+            def finished(all_but: int) -> Tables:
+                while len(running) > all_but:
                     for future in wait([*running], return_when="FIRST_COMPLETED").done:
                         yield running.pop(future), *future.result()
 
@@ -78,11 +71,6 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
                 raise OSError(errno.ECHILD, f"workers died over one slab, again and again ({error})") from error
 
     return engine
-
-
-def _layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
-    """Rows of a fit of no voxel: names, shapes and types."""
-    return model.fit(np.zeros((0, len(model.gtab)))).rows()
 
 
 def _block(data: NDArray[Any], inside: NDArray[np.bool_], spec: str, names: list[str], outside: list[float]) -> Any:
@@ -118,7 +106,7 @@ def fit(model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: s
     inside = da.ones(shape, dtype=bool, chunks=chunks) if mask is None else da.asarray(mask).astype(bool)
     if inside.shape != shape:
         raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape}")
-    kinds = _layout(model) | {name: np.zeros(0) for name in names}
+    kinds = layout(model) | {name: np.zeros(0) for name in names}
     outside: list[float] = []
     for name, row in kinds.items():
         outside += [float(Status.OUTSIDE) if name == "status" else math.nan] * math.prod(row.shape[1:])
@@ -137,7 +125,7 @@ def collect(model: MapmriModel, volumes: dict[str, Any], mask: ArrayLike | None 
     """Compute what `fit` gave for `model` and `mask`, as a MapmriFit in this process."""
     import dask
 
-    (found,) = dask.base.compute({name: volumes[name] for name in _layout(model)})
+    (found,) = dask.base.compute({name: volumes[name] for name in layout(model)})
     inside = np.ones(found["status"].shape, bool) if mask is None else np.asarray(mask).astype(bool)
     rows = {name: np.ascontiguousarray(volume[inside]) for name, volume in found.items()}
     return MapmriFit.from_rows(rows, inside, model.options, model.gtab)

@@ -16,7 +16,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,11 @@ from .model import MapmriModel
 
 Array = NDArray[np.float64]
 Slabs = Iterator[tuple[int, NDArray[Any]]]  # number of a slab, its samples (v, n)
-Tables = Iterator[tuple[int, Array, float]]  # number of a slab, its values (columns, v), seconds that the fit took
+Tables = Generator[tuple[int, Array, float], None, None]  # number of a slab, its values (columns, v), seconds that the fit took
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
 SLAB = 16384  # voxels: what an interruption costs, and most of the memory
+KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,6 @@ class Store:
     def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
         self.folder, self.count, self._key = folder, count, key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
-        self.publishing = False
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = os.open(folder / "journal", os.O_RDWR | os.O_CREAT, 0o666)
@@ -116,7 +117,6 @@ class Store:
             os.close(self._journal)
             text = f"resume: changed since the fit was interrupted: {', '.join(changed)}"
             raise ValueError(f"{text}; undo that, or start anew with force ({self.folder})")
-        self.publishing = PUBLISH in notes
         self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
 
     def note(self, entry: Any) -> None:
@@ -133,7 +133,7 @@ class Store:
             _write(self._rows, run.data, 8 * (k * self.count + slab * SLAB))
         os.fsync(self._rows)
         seconds = [reading, fitting, time.perf_counter() - start]
-        if not self.seconds:
+        if not self._end:
             self.note(self._key)
         self.note([slab, *(round(s, 4) for s in seconds)])
         self.seconds[slab] = seconds
@@ -148,14 +148,18 @@ class Store:
     def __exit__(self, kind: Any, *more: Any) -> None:
         os.close(self._rows)
         if kind and self.seconds:
-            slabs = -(-self.count // SLAB)
-            log.warning("%d of %d slabs are kept in %s; resume goes on there", len(self.seconds), slabs, self.folder)
+            log.warning("%d of %d slabs are kept in %s for resume", len(self.seconds), -(-self.count // SLAB), self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             for parent in self._made[1:] if kind else []:
                 if not any(parent.iterdir()):
                     parent.rmdir()
         os.close(self._journal)  # and with it the lock
+
+
+def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
+    """Rows of a fit of no voxel: names, shapes and types."""
+    return model.fit(np.zeros((0, len(model.gtab)))).rows()
 
 
 def values(model: MapmriModel, names: list[str], samples: NDArray[Any], threads: int | None = None) -> Array:
@@ -205,14 +209,8 @@ def fit_series(
     resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what is there.
     run : more entries for the run section of the JSON, which tells the seconds spent on reading, fitting, writing.
 
-    Returns
-    -------
-    status (V,) of the voxels; None where `resume` found the job done.
-
-    Raises
-    ------
-    FileExistsError
-        Results, or an interrupted fit, are there. ValueError: input or options changed since the interruption.
+    Returns status (V,) of the voxels, None where `resume` found the job done. Results, or an interrupted fit, that are there
+    are a FileExistsError; input or options that changed since the interruption a ValueError.
     """
     from tqdm import tqdm
 
@@ -226,9 +224,9 @@ def fit_series(
         return None
     if notes and not (resume or force):
         raise FileExistsError(errno.EEXIST, "an interrupted fit is there (resume goes on, force starts anew)", str(hidden))
-    if not (resume and json.dumps(PUBLISH).encode() in notes):
-        io.check_output(job.folder, job.prefix, force)
-    blank = job.model.fit(np.zeros((0, len(job.model.gtab)))).rows()
+    force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
+    io.check_output(job.folder, job.prefix, force)
+    blank = layout(job.model)
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
     columns = sum(sizes) + len(job.names)
@@ -238,14 +236,12 @@ def fit_series(
         io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        tables = engine(job.model, job.names, _read(job.image.data, where, todo, reading))
-        for slab, table, seconds in tables:
-            store.put(slab, table, reading.pop(slab), seconds)
-            bar.update(table.shape[1])
+        with closing(engine(job.model, job.names, _read(job.image.data, where, todo, reading))) as tables:
+            for slab, table, seconds in tables:
+                store.put(slab, table, reading.pop(slab), seconds)
+                bar.update(table.shape[1])
         start = time.perf_counter()
-        spent = dict(
-            zip(("Reading", "Fitting", "Writing"), np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
-        )
+        spent = dict(zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True))
 
         def parts() -> Iterator[io.Part]:
             first = 0
@@ -260,7 +256,7 @@ def fit_series(
                 (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
                 yield name, volume.reshape(job.mask.shape, order="F")
 
-        with io.staged(job.folder, force or store.publishing, within=hidden) as stage:
+        with io.staged(job.folder, force, within=hidden) as stage:
             io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
             section = io.run_section(Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run)
             more = {"Sources": list(job.sources), "Run": section}

@@ -273,11 +273,13 @@ def test_starting_anew(dwi, interrupted, tmp_path, capsys):
     assert not (interrupted / HIDDEN).exists()
 
 
-def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_path):
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_path, lines):
     journal = interrupted / HIDDEN / "journal"
-    journal.write_bytes(journal.read_bytes()[:-3])
+    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs
+    journal.write_bytes(b"".join(whole[:lines]) + whole[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
-    assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 5
+    assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 6 - max(0, lines - 1)
     assert main(words(dwi, tmp_path / "whole")) == 0
     assert content(interrupted) == content(tmp_path / "whole")
 

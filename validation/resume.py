@@ -24,6 +24,7 @@ from large_data import generate
 
 from mapmri_nb import io
 
+DONE = "all results: it was done"
 SLAB = 200  # voxels; the library's own would make one slab of this brain
 SHAPE = (24, 24, 24)
 MODEL, HIDDEN = io.map_name("brain", "", ".json"), "." + io.map_name("brain", "", ".partial")
@@ -64,7 +65,7 @@ def killed(folder, out, count, after):
     process.send_signal(signal.SIGKILL)
     process.wait()
     if (out / MODEL).exists():
-        return "all results (it was done)"
+        return DONE
     moved = len([path for path in out.iterdir() if not path.name.startswith(".")])
     stages = " and half-written images" if list((out / HIDDEN).glob(".mapmri-*")) else ""
     return f"{moved} results without their JSON" if moved else f"{kept(out)} slabs{stages}"
@@ -100,18 +101,21 @@ def main():
         for count in (1, slabs):
             await_slabs(process, base / "whole", count)
             times.append(time.perf_counter())
-        assert process.wait() == 0
+        while not (base / "whole" / MODEL).exists():
+            time.sleep(0.002)
         fitting, writing = (times[1] - times[0]) / slabs, time.perf_counter() - times[1]
+        assert process.wait() == 0
         expected = content(base / "whole")
         for k in range(args.kills):
-            out, count = base / f"out{k}", min(slabs, rng.integers(slabs * 3 // 2))  # a third of them while it writes
-            after = rng.uniform(0, writing if count == slabs else fitting)
-            left = killed(base, out, count, after)
+            out, left, count = base / f"out{k}", DONE, min(slabs, rng.integers(slabs * 3 // 2))
+            while left == DONE:
+                shutil.rmtree(out, ignore_errors=True)
+                after = rng.uniform(0, writing if count == slabs else fitting)  # a third of the fits while they write
+                left = killed(base, out, count, after)
             code = start(base, out, "--resume").wait()
             fitted = json.loads((out / MODEL).read_text())["Run"]["FittedNow"] if code == 0 else -1
-            rows.append(
-                [f"kill -9, {1000 * after:.0f} ms after slab {count}", left, fitted, code == 0 and content(out) == expected]
-            )
+            same = code == 0 and content(out) == expected
+            rows.append([f"kill -9, {1000 * after:.0f} ms after slab {count}", left, fitted, same])
             print(*rows[-1], sep="\t", flush=True)
             shutil.rmtree(out)
         left, code = worker_killed(base, base / "cluster", slabs)
