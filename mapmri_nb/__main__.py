@@ -2,4 +2,5 @@
 
 from mapmri_nb.cli import run
 
-run()
+if __name__ == "__main__":  # a worker process that dask spawns imports this file too
+    run()

@@ -71,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
     limit: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
     add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")
-    add("--threads", type=int, metavar="N", help="(default: Numba's number)")
+    add("--threads", type=int, metavar="N", help="(default: Numba's number); with dask, workers of a local cluster")
+    add("--resume", action="store_true", help="go on with an interrupted fit of the same input and options")
+    add("--engine", choices=("threads", "dask"), default="threads", help="(default: threads)")
+    add("--scheduler", metavar="ADDRESS", help="of a running cluster for --engine dask (default: one on this machine)")
 
     add = command(_indices, "index maps of a saved fit", saved, maps, force, quiet)
     add("--out", **a_folder, help="(default: the fit's own folder)")
@@ -139,8 +142,8 @@ def _usable(data: Any, gtab: Any) -> Any:
     return mask
 
 
-def _fit(args: argparse.Namespace) -> Any:
-    from . import io
+def _fit(args: argparse.Namespace) -> None:
+    from . import io, stream
     from .fit import Status
     from .indices import select
     from .model import MapmriModel
@@ -153,18 +156,22 @@ def _fit(args: argparse.Namespace) -> Any:
     if len(gtab) != image.data.shape[-1]:
         raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
     mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
-    io.check_output(args.out, prefix, args.force)
-    start = time.perf_counter()
-    fit = model.fit(image.data, mask, threads=args.threads, progress=not args.quiet and sys.stderr.isatty())
-    seconds = time.perf_counter() - start
-    counts = {flag.name: int(((fit.status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
-    notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
-    log.info("%d voxels in %.1f s%s", len(fit.status), seconds, notes)
-    run = {"Seconds": round(seconds, 3), "Threads": args.threads}
-    sources = [path.name for path in (args.dwi, args.mask) if path]
-    io.save_fit(fit, args.out, affine=image.affine, prefix=prefix, force=args.force, sources=sources, run=run)
-    _write_maps(fit, names, args.out, prefix, image.affine, args)
-    return fit
+    sources = tuple(path.name for path in (args.dwi, args.mask) if path)
+    job = stream.Job(model, args.dwi, image, mask, args.out, prefix, names, args.units, float(args.fill), sources)
+    engine = stream.on_threads(args.threads)
+    if args.engine == "dask":
+        from .distributed import on_cluster
+
+        engine = on_cluster(args.scheduler, args.threads)
+    elif args.scheduler:
+        raise ValueError("--scheduler goes with --engine dask")
+    start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
+    run = {"Threads": args.threads, "Engine": args.engine}
+    status = stream.fit_series(job, engine, resume=args.resume, force=args.force, progress=progress, run=run)
+    if status is not None:
+        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
+        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
+        log.info("%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
 
 
 def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:
@@ -249,12 +256,12 @@ def _demo(args: argparse.Namespace) -> None:
     for name in SAMPLES:
         dwi = sample_dwi(name)
         words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
-        fits[name] = _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
+        _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
+        fits[name], saved = _load(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
-            from . import io
             from .plot import overview
 
-            overview(fits[name], args.out / name / "overview.png", affine=io.load_dwi(dwi).affine, title=name)
+            overview(fits[name], args.out / name / "overview.png", affine=saved.affine, title=name)
     print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():

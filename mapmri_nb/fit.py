@@ -13,6 +13,7 @@ from .gradients import GradientTable
 from .indices import INDICES
 from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
+from .kernels.linalg import block_map, sparse_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +119,11 @@ class MapmriFit:
         if not self.isotropic:
             return self.coef
         if self._hermite is None:  # costs a rotation a voxel
-            self._hermite = self._turn(self.coef @ ordering.iso_to_aniso(self.order).T, inverse=False)
+            matrix = ordering.iso_to_aniso(self.order)
+            where = np.nonzero(matrix)
+            out = np.empty(self.coef.shape[::-1])  # BLAS would give a row other bits beside other rows
+            block_map(sparse_map(*where, matrix[where], len(matrix)), np.ascontiguousarray(self.coef.T), out)
+            self._hermite = self._turn(out.T, inverse=False)
         return self._hermite
 
     def set_hermite(self, coef: Array) -> None:

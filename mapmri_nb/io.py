@@ -9,6 +9,7 @@ import gzip
 import json
 import logging
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -45,8 +46,8 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     "S0": ("s0", "arbitrary", "signal without diffusion weighting"),
     "laplacian_weight": ("weight", "mm^-1", "weight of the Laplacian"),
     "status": ("status", "1", f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask"),
-    "rmse_rows": ("rmse", "arbitrary", "root mean squared residual"),
-    "r2_rows": ("r2", "1", "coefficient of determination"),
+    "rmse": ("rmse", "arbitrary", "root mean squared residual"),
+    "r2": ("r2", "1", "coefficient of determination"),
     "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
     "iterations": ("iterations", "1", "steps of the constrained solver"),
     "field": ("graddev", "1", "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij"),
@@ -74,13 +75,26 @@ class Scaled:
     def __getitem__(self, key: Any) -> NDArray[np.float64]:
         return np.asarray(self._raw[key] * np.float64(self._slope) + self._inter)
 
+    def reshape(self, *shape: int, order: Any) -> Scaled:
+        """Another shape of the same map."""
+        return Scaled(self._raw.reshape(*shape, order=order), self._slope, self._inter)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[...].astype(dtype or np.float64, copy=False)
 
 
-def read_nii(path: File, mode: Literal["r", "r+"] = "r") -> Image:
+def release(data: Any) -> None:
+    """Give back the memory behind what was read of an `Image`'s data: pages of a map count as the process's own."""
+    data = data._raw if isinstance(data, Scaled) else data
+    while isinstance(data, np.ndarray):
+        data = data.base
+    if isinstance(data, mmap.mmap):
+        data.madvise(mmap.MADV_DONTNEED)
+
+
+def read_nii(path: File) -> Image:
     """
-    A .nii memory-mapped ("r+": to write into); a .nii.gz unpacked to a nameless temporary file and mapped there.
+    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there.
 
     Raises
     ------
@@ -121,7 +135,7 @@ def read_nii(path: File, mode: Literal["r", "r+"] = "r") -> Image:
         found = path.stat().st_size if source is path else source.tell()
         if found < size:
             raise ValueError(f"{path}: truncated, holds {found} bytes where its header promises {size}")
-        raw = np.memmap(source, dtype, mode, offset, shape, order="F")
+        raw = np.memmap(source, dtype, "r", offset, shape, order="F")
     return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine, image.header)
 
 
@@ -179,14 +193,18 @@ def check_output(folder: File, prefix: str, force: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def staged(folder: File, force: bool = False) -> Iterator[Path]:
-    """A hidden folder to write into; its files then move to `folder`, or an OSError tells why not and nothing stays."""
+def staged(folder: File, force: bool = False, within: Path | None = None) -> Iterator[Path]:
+    """
+    A hidden folder to write into; its files then move to `folder`, or an OSError tells why not and nothing stays.
+
+    `within` is where to make it, default `folder` itself; it must be on the same disk.
+    """
     folder = Path(folder).absolute()
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     stage = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".mapmri-", dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=".mapmri-", dir=within or folder))
         yield stage
         publish(stage, folder, force)
         made = []
@@ -218,7 +236,8 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
         for old in (folder / model.name, *folder.glob(f"{stem}_param-*_dwimap.*")):
             old.unlink(missing_ok=True)
     for file in files:
-        os.replace(file, folder / file.name)
+        if file.name != DESCRIPTION or not (folder / DESCRIPTION).exists():
+            os.replace(file, folder / file.name)
 
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
@@ -228,11 +247,10 @@ def write_json(path: Path, entries: dict[str, Any]) -> None:
 
 
 def write_description(stage: Path) -> None:
-    """BIDS's description of a derivative data set, unless the folder of `stage` has one."""
+    """BIDS's description of a derivative data set."""
     by = [{"Name": "mapmri_nb", "Version": __version__}]
     entries = {"Name": "MAP-MRI fits", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": by}
-    if not (stage.parent / DESCRIPTION).exists():
-        write_json(stage / DESCRIPTION, entries)
+    write_json(stage / DESCRIPTION, entries)
 
 
 def write_nii(path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike) -> None:
@@ -266,18 +284,14 @@ def row_positions(mask: Mask) -> NDArray[np.int64]:
     return np.asarray(np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F"), np.int64)
 
 
-def volumes(rows: NDArray[Any], mask: Mask, fill: float) -> Iterator[NDArray[Any]]:
-    """The volumes of rows (V, n), one by one in file order, `fill` outside the mask."""
-    where = row_positions(mask)
-    for k in range(rows.shape[1]):
-        volume = np.full(mask.size, fill, rows.dtype)
-        volume[where] = rows[:, k]
+def volumes(
+    columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
+) -> Iterator[NDArray[Any]]:
+    """Columns (V,) as volumes in file order, one by one: values at `where`, `fill` elsewhere."""
+    for column in columns:
+        volume = np.full(size, fill, dtype)
+        volume[where] = column
         yield volume
-
-
-def put_rows(image: NDArray[Any], mask: Mask, rows: NDArray[Any]) -> None:
-    """Write rows (V, ...) over `mask` into an image that `write_nii` made and `read_nii` mapped with "r+"."""
-    image.reshape(mask.size, -1, order="F")[row_positions(mask)] = rows.reshape(len(rows), -1)
 
 
 def write_maps(
@@ -297,21 +311,35 @@ def write_maps(
     Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces NaN;
     `sidecars` holds more JSON entries by name.
     """
-    names = []
     with staged(folder, force) as stage:
-        for name, values in maps.items():
-            index = INDICES.get(name)
-            label = index.label if index else "".join(filter(str.isalnum, name))
-            factor = unit_factor(index.power if index else 0, units)
-            pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
-            clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-            names.append(map_name(prefix, label))
-            write_nii(stage / names[-1], clean, values.shape, np.float32, affine)
-            entries: dict[str, Any] = {"Description": index.long_name, "Units": index.unit(units)} if index else {}
-            entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **(sidecars or {}).get(name, {})}
-            write_json(stage / map_name(prefix, label, ".json"), entries)
-        write_description(stage)
+        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
     return [Path(folder) / name for name in names]
+
+
+def stage_maps(
+    stage: Path,
+    prefix: str,
+    maps: Iterable[tuple[str, NDArray[Any]]],
+    affine: ArrayLike,
+    units: str,
+    fill: float,
+    sidecars: dict[str, dict[str, Any]],
+) -> list[str]:
+    """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
+    names = []
+    for name, values in maps:
+        index = INDICES.get(name)
+        label = index.label if index else "".join(filter(str.isalnum, name))
+        factor = unit_factor(index.power if index else 0, units)
+        pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
+        clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
+        names.append(map_name(prefix, label))
+        write_nii(stage / names[-1], clean, values.shape, np.float32, affine)
+        entries: dict[str, Any] = {"Description": index.long_name, "Units": index.unit(units)} if index else {}
+        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
+        write_json(stage / map_name(prefix, label, ".json"), entries)
+    write_description(stage)
+    return names
 
 
 def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[int]) -> dict[str, Any]:
@@ -352,22 +380,46 @@ def save_fit(
     `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources` names the input
     files; `run` goes into the JSON's run section.
     """
-    rows, parts = fit.rows(), {}
+    rows, where = fit.rows(), row_positions(fit.mask)
+    parts = (Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T) for key, v in rows.items())
+    entries = model_entries(fit.options, fit.gtab, fit.mask.shape)
+    more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
     with staged(folder, force) as stage:
         require_space(stage, 8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()), "save")
-        for key, values in rows.items():
-            label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
-            whole, tail = values.dtype.kind in "iub", values.shape[1:]
-            flat = values.reshape(len(values), math.prod(tail)).astype(np.int32 if whole else np.float64, copy=False)
-            pieces = volumes(flat, fit.mask, OUTSIDE if key == "status" else 0 if whole else np.nan)
-            shape = (*fit.mask.shape, 1, 1)[:3] + (flat.shape[1:] if tail else ())
-            name = map_name(prefix, label, ".nii" if tail else ".nii.gz")  # the large ones can be memory-mapped
-            write_nii(stage / name, pieces, shape, flat.dtype, np.eye(4) if affine is None else affine)
-            write_json(stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit})
-            parts[key] = {"File": name, "Shape": list(tail)}
-        more = {"Parts": parts, "Sources": list(sources), "Run": run_section(**(run or {}))}
-        write_json(stage / map_name(prefix, "", ".json"), model_entries(fit.options, fit.gtab, fit.mask.shape) | more)
-        write_description(stage)
+        stage_fit(stage, prefix, parts, where, entries, more, np.eye(4) if affine is None else affine)
+
+
+class Part(NamedTuple):
+    """One kind of row of a fit: `columns` are its values (V,), as many as the product of `tail`."""
+
+    key: str
+    dtype: np.dtype[Any]
+    tail: tuple[int, ...]
+    columns: Iterable[NDArray[Any]]
+
+
+def stage_fit(
+    stage: Path,
+    prefix: str,
+    parts: Iterable[Part],
+    where: NDArray[np.int64],
+    entries: dict[str, Any],
+    more: dict[str, Any],
+    affine: ArrayLike,
+) -> None:
+    """A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of `row_positions`."""
+    shape, files = tuple(entries["Shape"]), {}
+    for key, dtype, tail, columns in parts:
+        label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
+        whole = dtype.kind in "iub"
+        kind, fill = (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
+        name = map_name(prefix, label, ".nii" if tail else ".nii.gz")  # the large ones can be memory-mapped
+        pieces = volumes(columns, where, math.prod(shape), kind, fill)
+        write_nii(stage / name, pieces, (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()), kind, affine)
+        write_json(stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit})
+        files[key] = {"File": name, "Shape": list(tail)}
+    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files} | more)
+    write_description(stage)
 
 
 class SavedFit(NamedTuple):

@@ -39,7 +39,7 @@ ONLY_IN = {
     "dask": {"distributed"},
     "distributed": {"distributed"},
     "osqp": {"positivity", "sos"},
-    "tqdm": {"model", "cli", "distributed", "uncertainty"},
+    "tqdm": {"model", "stream", "cli", "distributed", "uncertainty"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": set(),

@@ -16,7 +16,7 @@ import pytest
 
 import mapmri_nb
 from mapmri_nb import io
-from mapmri_nb.fit import ROWS, MapmriFit
+from mapmri_nb.fit import ATTRIBUTES, LANE_COLUMNS, MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 
@@ -47,8 +47,8 @@ def fit():
         "R": RNG.normal(size=(v, 3, 3)),
         "S0": RNG.random(v) * 1000,
         "laplacian_weight": np.full(v, 0.2),
-        "rmse_rows": RNG.random(v),
-        "r2_rows": RNG.random(v),
+        "rmse": RNG.random(v),
+        "r2": RNG.random(v),
         "iterations": RNG.integers(0, 90, v),
         "status": RNG.integers(0, 8, v),
     }
@@ -373,7 +373,7 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
 def test_load_fit_gives_a_fit(tmp_path, fit):
     rows = fit.rows()
     v = len(rows["S0"])
-    rows |= {name: np.full(v, np.nan) for name in ROWS if name not in rows}
+    rows |= {name: np.full(v, np.nan) for name in (*ATTRIBUTES, *LANE_COLUMNS) if name not in rows}
     made = MapmriFit.from_rows(rows, fit.mask, fit.options, fit.gtab)
     made.save(tmp_path, affine=AFFINE)
     read = mapmri_nb.load_fit(tmp_path)
@@ -477,19 +477,3 @@ def test_foreign_and_damaged_fits_are_refused(tmp_path, fit):
         (tmp_path / io.map_name("", "", ".json")).write_text(text)
         with pytest.raises(ValueError, match="not the JSON of a saved fit"):
             io.read_fit(tmp_path)
-
-
-def test_slabs_can_be_written_in_place(tmp_path, fit):
-    """What a streaming writer needs: an image of fill values, filled slab by slab, is the image of a whole save."""
-    io.save_fit(fit, tmp_path)
-    coef = fit.rows()["coef"]
-    path = tmp_path / "slabs.nii"
-    blank = (np.full(SHAPE, np.nan) for _ in range(7))
-    io.write_nii(path, blank, (*SHAPE, 7), np.float64, np.eye(4))
-    for z in (4, 0, 2, 1, 3):
-        slab = np.zeros(SHAPE, bool)
-        slab[:, :, z] = True
-        target = io.read_nii(path, "r+").data
-        io.put_rows(target, fit.mask & slab, coef[slab[fit.mask]])
-        target.flush()
-    assert path.read_bytes() == (tmp_path / io.map_name("", "mapcoeffs", ".nii")).read_bytes()

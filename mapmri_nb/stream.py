@@ -1,0 +1,266 @@
+"""
+A whole series slab by slab: read, fitted, kept on disk, in the end written; what an interruption left is taken up.
+
+Memory does not grow with the number of volumes: a slab of rows (and what a fit of it needs), the mask, and some volumes of
+float64, about 60 bytes a voxel. Maps and coefficients are those of `MapmriFit`, byte for byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__, io
+from .model import MapmriModel
+
+Array = NDArray[np.float64]
+Slabs = Iterator[tuple[int, NDArray[Any]]]  # number of a slab, its samples (v, n)
+Tables = Generator[tuple[int, Array, float], None, None]  # number of a slab, its values (columns, v), seconds that the fit took
+Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
+
+SLAB = 16384  # voxels: what an interruption costs, and most of the memory
+KINDS = ("Reading", "Fitting", "Writing")  # of seconds
+PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
+
+log = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """What is to be fitted and where to."""
+
+    model: MapmriModel
+    source: Path  # the series' file
+    image: io.Image  # the same, opened
+    mask: NDArray[np.bool_]
+    folder: Path
+    prefix: str
+    names: list[str]  # of the index maps, as `units` and `fill`
+    units: str = "mm"
+    fill: float = math.nan
+    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+
+    def key(self) -> dict[str, Any]:
+        """What the results depend on; two fits with one key are one fit."""
+        with self.source.open("rb") as stream:
+            head = stream.read(4096)  # the header, and of a packed series some data
+        found = self.source.stat()
+        entries = {
+            "version": [__version__, SLAB],
+            "series": [found.st_size, found.st_mtime_ns, _digest(head)],
+            "gradient table": _digest(json.dumps(self.model.gtab.to_dict()).encode()),
+            "mask": _digest(np.packbits(self.mask).tobytes()),
+            "model": self.model.options,
+            "indices": [self.names, self.units, str(self.fill)],
+            "sources": self.sources,
+        }
+        return dict(json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist())))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _write(file: int, content: memoryview | bytes, offset: int) -> None:
+    """All of it, or the OSError of a full disk."""
+    view = memoryview(content).cast("B")
+    while len(view):
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+class Store:
+    """
+    A hidden folder with the finished slabs of a job.
+
+    `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once its rows are on the
+    disk. As a context it is removed when all went well, or when there is nothing in it worth keeping.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
+        self.folder, self.count, self._key = folder, count, key
+        self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
+        self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal = os.open(folder / "journal", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._journal)
+            raise FileExistsError(errno.EEXIST, "another process is fitting into this folder", str(folder)) from None
+        found = os.pread(self._journal, os.fstat(self._journal).st_size, 0) if resume else b""
+        found = found[: found.rfind(b"\n") + 1]  # the last line may be torn
+        os.ftruncate(self._journal, len(found))
+        self._end = len(found)
+        if found:
+            self._take_up([json.loads(line) for line in found.splitlines()])
+        self._rows = os.open(folder / "rows", os.O_RDWR | os.O_CREAT, 0o666)
+        for stage in folder.glob(".mapmri-*"):  # of a fit that was killed while it wrote its results
+            shutil.rmtree(stage)
+
+    def _take_up(self, notes: list[Any]) -> None:
+        changed = [name for name, value in self._key.items() if notes[0].get(name) != value]
+        if changed:
+            os.close(self._journal)
+            text = f"resume: changed since the fit was interrupted: {', '.join(changed)}"
+            raise ValueError(f"{text}; undo that, or start anew with force ({self.folder})")
+        self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
+
+    def note(self, entry: Any) -> None:
+        """A line of the journal, on the disk when this returns."""
+        line = json.dumps(entry).encode() + b"\n"
+        _write(self._journal, line, self._end)
+        os.fsync(self._journal)
+        self._end += len(line)
+
+    def put(self, slab: int, table: Array, reading: float, fitting: float) -> None:
+        """Keep the values (columns, v) of a slab."""
+        start = time.perf_counter()
+        for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
+            _write(self._rows, run.data, 8 * (k * self.count + slab * SLAB))
+        os.fsync(self._rows)
+        seconds = [reading, fitting, time.perf_counter() - start]
+        if not self._end:
+            self.note(self._key)
+        self.note([slab, *(round(s, 4) for s in seconds)])
+        self.seconds[slab] = seconds
+
+    def column(self, k: int) -> Array:
+        """Values (V,) of a column, in file order."""
+        return np.fromfile(self.folder / "rows", np.float64, self.count, offset=8 * k * self.count)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: Any, *more: Any) -> None:
+        os.close(self._rows)
+        if kind and self.seconds:
+            log.warning("%d of %d slabs are kept in %s for resume", len(self.seconds), -(-self.count // SLAB), self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in self._made[1:] if kind else []:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
+        os.close(self._journal)  # and with it the lock
+
+
+def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
+    """Rows of a fit of no voxel: names, shapes and types."""
+    return model.fit(np.zeros((0, len(model.gtab)))).rows()
+
+
+def values(model: MapmriModel, names: list[str], samples: NDArray[Any], threads: int | None = None) -> Array:
+    """Everything that is kept of voxels (v, n): rows of the fit, then indices, (columns, v)."""
+    fit = model.fit(samples, threads=threads)
+    rows = [row.reshape(len(samples), math.prod(row.shape[1:])).T for row in fit.rows().values()]
+    return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
+
+
+def on_threads(threads: int | None) -> Engine:
+    """The engine of one machine: slab after slab, the voxels of each on `threads`."""
+
+    def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
+        for slab, samples in slabs:
+            start = time.perf_counter()
+            table = values(model, names, samples, threads)
+            yield slab, table, time.perf_counter() - start
+
+    return engine
+
+
+def _read(data: Any, where: NDArray[np.int64], todo: list[int], reading: dict[int, float]) -> Slabs:
+    """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
+    n = data.shape[-1]
+    flat = data.reshape(-1, n, order="F")
+    for slab in todo:
+        start = time.perf_counter()
+        at = where[slab * SLAB : (slab + 1) * SLAB]
+        samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
+        for volume in range(n):
+            samples[volume] = flat[at[0] : at[-1] + 1, volume][at - at[0]]
+        io.release(data)
+        samples = np.ascontiguousarray(samples.T)
+        reading[slab] = time.perf_counter() - start
+        yield slab, samples
+
+
+def fit_series(
+    job: Job, engine: Engine, *, resume: bool = False, force: bool = False, progress: bool = False, run: dict[str, Any]
+) -> NDArray[np.int64] | None:
+    """
+    Fit a series into a folder, as `io.save_fit` and `io.write_maps` would, all files at once.
+
+    Parameters
+    ----------
+    engine : what fits the slabs, in any order: `on_threads`, or that of `distributed`.
+    resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what is there.
+    run : more entries for the run section of the JSON, which tells the seconds spent on reading, fitting, writing.
+
+    Returns status (V,) of the voxels, None where `resume` found the job done. Results, or an interrupted fit, that are there
+    are a FileExistsError; input or options that changed since the interruption a ValueError.
+    """
+    from tqdm import tqdm
+
+    key, entries = job.key(), io.model_entries(job.model.options, job.model.gtab, job.mask.shape)
+    digest = _digest(json.dumps(key).encode())
+    hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
+    journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
+    notes = journal.read_bytes() if journal.exists() else b""
+    if resume and not notes and done.exists() and json.loads(done.read_text()).get("Run", {}).get("Job") == digest:
+        log.info("nothing to resume: the fit is in %s", job.folder)
+        return None
+    if notes and not (resume or force):
+        raise FileExistsError(errno.EEXIST, "an interrupted fit is there (resume goes on, force starts anew)", str(hidden))
+    force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
+    io.check_output(job.folder, job.prefix, force)
+    blank = layout(job.model)
+    sizes = [math.prod(row.shape[1:]) for row in blank.values()]
+    where = np.flatnonzero(job.mask.ravel(order="F"))
+    columns = sum(sizes) + len(job.names)
+    with Store(hidden, key, len(where), resume) as store, tqdm(total=len(where), unit="voxel", disable=not progress) as bar:
+        bar.update(min(len(where), SLAB * len(store.seconds)))
+        rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit")
+        todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
+        reading: dict[int, float] = {}
+        with closing(engine(job.model, job.names, _read(job.image.data, where, todo, reading))) as tables:
+            for slab, table, seconds in tables:
+                store.put(slab, table, reading.pop(slab), seconds)
+                bar.update(table.shape[1])
+        start = time.perf_counter()
+        spent = dict(zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True))
+
+        def parts() -> Iterator[io.Part]:
+            first = 0
+            for (name, row), size in zip(blank.items(), sizes, strict=True):
+                yield io.Part(name, row.dtype, row.shape[1:], map(store.column, range(first, first + size)))
+                first += size
+            spent["Writing"] += time.perf_counter() - start  # all but the JSON, which says so
+            spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
+
+        def maps() -> Iterator[tuple[str, Array]]:
+            for k, name in enumerate(job.names, sum(sizes)):
+                (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
+                yield name, volume.reshape(job.mask.shape, order="F")
+
+        with io.staged(job.folder, force, within=hidden) as stage:
+            io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            section = io.run_section(Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run)
+            more = {"Sources": list(job.sources), "Run": section}
+            io.stage_fit(stage, job.prefix, parts(), where, entries, more, job.image.affine)
+            store.note(PUBLISH)
+        status = [*blank].index("status")
+        return store.column(sum(sizes[:status])).astype(np.int64)
