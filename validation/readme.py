@@ -132,9 +132,23 @@ def counted():
 
 
 def recovery():
-    """Errors of every mode at order 6 and SNR 30, from recovery.json."""
-    found = (load("recovery") or {"tables": {}})["tables"].get("Recovery of simulated truth, SNR 30")
-    return found and values(found | {"columns": found["columns"][1:], "rows": [r[1:] for r in found["rows"] if r[0] == 6]})
+    """Order 6 of the recovery tables, both SNRs and the noise-free Gaussian side by side."""
+    if not (result := load("recovery")):
+        return None
+    modes = ("MAPL 0.2", "MAPL gcv", "CMAP", "CMAPL 0.2", "MAP+", "MAPL+ 0.2", "CMAP*", "DIPY's CMAP*")
+    rows = {mode: [mode] for mode in modes}
+    for snr in (15, 30):
+        for order, mode, rtop, rtap, ng, _ in result["tables"][f"Recovery of simulated truth, SNR {snr}"]["rows"]:
+            if order == 6 and mode in rows:
+                rows[mode] += [rtop, rtap, ng]
+    gaussian = result["tables"]["What each mode does to a noise-free Gaussian"]["rows"]
+    on_gaussian = {mode: rtop for order, mode, rtop, *_ in gaussian if order == 6}
+    columns = ["order 6", *(f"{name}, SNR {snr}" for snr in (15, 30) for name in ("RTOP", "RTAP", "NG")), "noise-free Gaussian"]
+    note = (
+        "Bias +- spread (median error) in % of a simulated truth, NG x 100; last column: RTOP / true. *: the first 16 of the "
+        "160 voxels. Every order and weight, and a plot: validation/README.md and validation/results/recovery.png."
+    )
+    return markdown(columns, [[*rows[mode], on_gaussian.get(mode)] for mode in modes]) + f"\n\n{note}"
 
 
 def large():
