@@ -165,7 +165,12 @@ def test_chunks_do_not_matter(scheme, data, chunk, monkeypatch):
     mask[1, 2, 3] = True
     mu, R = np.full((5, 4, 5, 3), [8e-3, 5e-3, 4e-3]), np.broadcast_to(np.eye(3), (5, 4, 5, 3, 3))
     whole, scaled = model.fit(volume, mask), model.fit(volume, mask, scale=(mu, R))
+    rng = np.random.default_rng(1)
+    more = {"weights": rng.uniform(0, 1, volume.shape), "grad_dev": 0.05 * rng.normal(size=(5, 4, 5, 9))}
+    weighted = model.fit(volume, mask, **more)
     monkeypatch.setattr(model_module, "CHUNK", chunk)
     assert phantom.same(whole, model.fit(volume, mask))
     assert phantom.same(scaled, model.fit(volume, mask, scale=(mu, R)))
+    assert phantom.same(weighted, model.fit(volume, mask, **more))
+    assert phantom.same(weighted, model.fit(np.asfortranarray(volume), mask, threads=2, **more))
     assert phantom.same(whole, model.fit(np.asfortranarray(volume), mask))

@@ -397,6 +397,23 @@ def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplac
             assert (fit.status & Status.DROPPED).all()
 
 
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_weight_two_is_a_sample_twice(scheme, gtab, data, basis, rng):
+    """In tensor, S0 and fit, per volume or per sample."""
+    b, g = scheme
+    times = rng.integers(1, 3, len(b))
+    twice = np.repeat(np.arange(len(b)), times)
+    want = mapmri.MapmriModel(phantom.table(b[twice], g[twice]), 4, basis=basis).fit(data[:3, twice])
+    model = mapmri.MapmriModel(gtab, 4, basis=basis)
+    one, two = model.fit(data[:3], weights=times), model.fit(data[:3], weights=np.tile(times.astype(float), (3, 1)))
+    assert phantom.same(one, two)
+    np.testing.assert_allclose(one.mu_tensor, want.mu_tensor, rtol=1e-10)
+    np.testing.assert_allclose(one.S0, want.S0, rtol=1e-9)
+    for name in ("rtop", "rtap", "rtpp", "msd", "ng", "lapnorm"):
+        np.testing.assert_allclose(one.index(name), want.index(name), rtol=1e-8, err_msg=name)
+    assert (one.status == 0).all()
+
+
 def test_samples_below_zero_stay_in_the_linear_fit(scheme, gtab, data):
     """Left out of the logarithm, but not of the least squares."""
     y = data[0].copy()
