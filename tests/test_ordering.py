@@ -38,7 +38,7 @@ def test_parity_classes(order):
     seen = set()
     for start, stop in pairwise(bounds):
         classes = {tuple(row) for row in (oracle.aniso_table(order)[place[start:stop]] % 2).tolist()}
-        assert len(classes) == 1
+        assert len(classes) == min(stop - start, 1)
         assert not classes & seen
         assert np.all(np.diff(place[start:stop]) > 0)
         seen |= classes
