@@ -120,9 +120,9 @@ class MapmriFit:
             return self.coef
         if self._hermite is None:  # costs a rotation a voxel
             matrix = ordering.iso_to_aniso(self.order)
-            where = np.nonzero(matrix)
+            i, j = np.nonzero(matrix)
             out = np.empty(self.coef.shape[::-1])  # BLAS would give a row other bits beside other rows
-            block_map(sparse_map(*where, matrix[where], len(matrix)), np.ascontiguousarray(self.coef.T), out)
+            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), np.ascontiguousarray(self.coef.T), out)
             self._hermite = self._turn(out.T, inverse=False)
         return self._hermite
 
