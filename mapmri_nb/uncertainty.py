@@ -20,7 +20,7 @@ from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
 from .kernels.linalg import block_product
-from .kernels.tensor import isotropic_scale, pad4
+from .kernels.tensor import isotropic_scale
 from .model import MapmriModel, sample_slabs
 from .positivity import GridSolver
 
@@ -29,7 +29,8 @@ Array = NDArray[np.float64]
 QUANTILES = (0.025, 0.16, 0.84, 0.975)
 NORMAL = (-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054)
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
-SIGNS = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # (256, 8): of the bits of a byte
+CHUNK = 16  # bytes of signs at once: 128 replicates, which the cache holds
+SIGNS: Array = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0)  # (256, 8), by byte
 LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
 RADIAL = 5  # k of PA
 EPSILON = 0.4  # of the scaled sine of PA
@@ -114,22 +115,30 @@ def bootstrap(
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
     names = select(indices, model.basis)
 
-    def replicate(fit: MapmriFit, voxel: Voxel) -> Array:
+    linear = hold and model.positivity is None
+
+    def replicates(fit: MapmriFit, voxel: Voxel, residual: Array, signs: Array) -> Array:
+        """Coefficients of some replicates where they are linear in the samples, else their indices."""
+        if linear:
+            return (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
+        y = voxel.fitted[:, None] + residual[:, None] * signs
+        if hold:
+            return _constrained(model, fit, voxel, y, names)
+        return _refitted(model, fit, voxel, y, names, fit_options.get("scale") is not None, None)
+
+    def resample(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        bits = np.frombuffer(np.random.default_rng([seed, voxel.row]).bytes(len(residual) * (-(-n // 8))), np.uint8)
-        signs = np.ascontiguousarray(SIGNS[bits].reshape(len(residual), -1)[:, :n])
-        if not hold:
-            given = fit_options.get("scale") is not None
-            values = _refitted(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names, given, None)
-        elif model.positivity is None:
-            raw = (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
-            values = index_values(names, voxel.forms, raw)
-        else:
-            values = _constrained(model, fit, voxel, voxel.fitted[:, None] + residual[:, None] * signs, names)
+        rng, drawn = np.random.default_rng([seed, voxel.row]), (-(-int(n) // 8), len(residual))
+        bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
+        cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
+        parts = [replicates(fit, voxel, residual, SIGNS[cut].reshape(len(residual), -1)) for cut in cuts]
+        values = np.hstack(parts)[:, : int(n)]
+        if linear:
+            values = index_values(names, voxel.forms, values)
         return _summary(values, index_values(names, voxel.forms, voxel.coef[:, None]))
 
-    return _voxelwise(model, data, mask, names, replicate, threads, fit_options)
+    return _voxelwise(model, data, mask, names, resample, threads, fit_options)
 
 
 def posterior(
@@ -201,7 +210,7 @@ def _linear_problem(model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: 
     w = np.where(np.isfinite(y), w, 0.0)
     H = (M.T * w) @ M + fit.laplacian_weight[v] * L
     ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
-    A = np.linalg.solve(H + ridge * np.eye(len(H)), M.T * w)
+    A = np.linalg.inv(H + ridge * np.eye(len(H))) @ (M.T * w)
     made_of = forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, L)
     return Voxel(v, np.where(w > 0, y, 0.0), w, M, A, H, coef, fit.S0[v] * (M @ coef), (M.T * A).sum(0), made_of)
 
@@ -257,9 +266,13 @@ def _summary(values: Array, own: Array) -> Array:
 
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
-    P = pad4(A)
-    out = np.empty((len(P), X.shape[1]))
-    block_product(P, X if len(X) == P.shape[1] else np.vstack([X, np.zeros((P.shape[1] - len(X), X.shape[1]))]), out)
+    rows, inner = -(-len(A) // 4) * 4, -(-len(X) // 4) * 4
+    P, Q, out = np.zeros((rows, inner)), X, np.empty((rows, X.shape[1]))
+    P[: len(A), : len(X)] = A
+    if inner > len(X):
+        Q = np.zeros((inner, X.shape[1]))
+        Q[: len(X)] = X
+    block_product(P, Q, out)
     return out[: len(A)]
 
 

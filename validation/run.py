@@ -16,8 +16,8 @@ import common
 import readme
 
 GROUPS = (
-    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery", "against_dipy",
-    "real_data",
+    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery",
+    "uncertainty_case", "against_dipy", "real_data",
 )  # fmt: skip
 
 
