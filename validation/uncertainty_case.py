@@ -5,6 +5,7 @@ import time
 import numpy as np
 import truth
 from common import TAU, Case, Table, mapmri, random_frame
+
 from mapmri_nb import uncertainty
 
 NAMES = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "pa")
@@ -75,8 +76,8 @@ def coverage(quick):
             rows += coverage_rows(label, options, "X60", snr, NAMES, some, 500 if not quick else 200)
     worst = max(max(abs(r[5] - 0.68), abs(r[6] - 0.95)) for r in rows if r[2] == "bootstrap" and r[0] != "CMAPL 0.2")
     note = (
-        "X60, true mu and R held, 500 voxels (CMAPL 125) that differ in their noise alone; 'scatter' is the sd of the index over "
-        "3000 more. Own mean: does the interval hold the mean of the estimator (calibration)? Truth: does it hold the "
+        "X60, true mu and R held, 500 voxels (CMAPL 125) that differ in their noise alone; 'scatter' is the sd of the index "
+        "over 3000 more. Own mean: does the interval hold the mean of the estimator (calibration)? Truth: does it hold the "
         "mixture's index, with the bias of the Laplacian and of the order in it? Error bars do not know the bias. The "
         "posterior's spread is that of a prior as weak as the Laplacian's weight says, not the scatter of the estimator: it is "
         "wider, the more so the more the weight decides (RTOP, RTAP, QIV)."
