@@ -1,6 +1,7 @@
 """Hypothesis profiles, and the leg without the compiler: NUMBA_DISABLE_JIT=1 runs the tests marked `nojit` alone."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -25,3 +26,11 @@ def pytest_collection_modifyitems(config, items):
 def rng():
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """Ctrl-C as on a terminal: a run started in the background ignores SIGINT, and so would the tests of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
