@@ -123,7 +123,7 @@ def bootstrap(
         rng, drawn = np.random.default_rng([seed, voxel.row]), (-(-int(n) // 8), len(residual))
         bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
         cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
-        parts = [replicates(fit, voxel, residual, SIGNS[cut].reshape(len(residual), -1)) for cut in cuts]
+        parts = [replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1)) for cut in cuts]
         own = voxel.coef[:, None]
         if linear:
             values = index_values(names, voxel.forms, np.hstack([own, *parts]))
