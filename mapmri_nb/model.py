@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 MAX_CONDITION = 5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
-MAX_ITER = 2000  # a noise-like voxel takes some hundred steps
+MAX_ITER = 10000  # noise takes some hundred steps, a spike at order 10 6000 (0.2 s; OSQP gives up on it after 30 s)
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
 
@@ -43,7 +43,7 @@ class MapmriModel:
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all voxels.
     pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the grid of the order.
-    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP.
+    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP (global: is no fit).
 
     Examples
     --------
