@@ -81,18 +81,9 @@ class Voxel(NamedTuple):
 
 
 def bootstrap(
-    model: MapmriModel,
-    data: Any,
-    mask: ArrayLike | None = None,
-    *,
-    n: int = 500,
-    seed: int = 0,
-    hold: bool = True,
-    hc: int = 2,
-    indices: str | list[str] | None = None,
-    threads: int | None = None,
-    **fit_options: Any,
-) -> Uncertainty:
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, n: int = 500, seed: int = 0, hold: bool = True,
+    hc: int = 2, indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
+) -> Uncertainty:  # fmt: skip
     """
     Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1 [Whitcher 2008; Gu 2019].
 
@@ -132,24 +123,21 @@ def bootstrap(
         rng, drawn = np.random.default_rng([seed, voxel.row]), (-(-int(n) // 8), len(residual))
         bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
         cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
-        parts = [replicates(fit, voxel, residual, SIGNS[cut].reshape(len(residual), -1)) for cut in cuts]
-        values = np.hstack(parts)[:, : int(n)]
+        parts = [replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1)) for cut in cuts]
+        own = voxel.coef[:, None]
         if linear:
-            values = index_values(names, voxel.forms, values)
-        return _summary(values, index_values(names, voxel.forms, voxel.coef[:, None]))
+            values = index_values(names, voxel.forms, np.hstack([own, *parts]))
+        else:
+            values = np.hstack([index_values(names, voxel.forms, own), *parts])
+        return _summary(values[:, 1 : int(n) + 1], values[:, :1])
 
     return _voxelwise(model, data, mask, names, resample, threads, fit_options)
 
 
 def posterior(
-    model: MapmriModel,
-    data: Any,
-    mask: ArrayLike | None = None,
-    *,
-    indices: str | list[str] | None = None,
-    threads: int | None = None,
-    **fit_options: Any,
-) -> Uncertainty:
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, indices: str | list[str] | None = None,
+    threads: int | None = None, **fit_options: Any,
+) -> Uncertainty:  # fmt: skip
     """
     Gaussian posterior of the coefficients at held mu, R and weight, in closed form [Sjolund 2018].
 
@@ -175,14 +163,9 @@ def posterior(
 
 
 def _voxelwise(
-    model: MapmriModel,
-    data: Any,
-    mask: ArrayLike | None,
-    names: list[str],
-    spread_of: Callable[[MapmriFit, Voxel], Array],
-    threads: int | None,
-    fit_options: dict[str, Any],
-) -> Uncertainty:
+    model: MapmriModel, data: Any, mask: ArrayLike | None, names: list[str],
+    spread_of: Callable[[MapmriFit, Voxel], Array], threads: int | None, fit_options: dict[str, Any],
+) -> Uncertainty:  # fmt: skip
     """Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by slab."""
     fit = model.fit(data, mask, threads=threads, **fit_options)
     coef = fit.hermite_coef()
@@ -280,33 +263,26 @@ def _product(A: Array, X: Array) -> Array:
 
 
 @lru_cache
-def _origin(order: int) -> Array:
-    return ordering.origin_values(ordering.index_table(order))
-
-
-@lru_cache
-def _axis_origin(K: int) -> Array:
-    return np.array([ordering.axis_origin_value(2 * m) for m in range(K + 1)])
-
-
-@lru_cache
-def _section_matrix(order: int, which: str) -> Array:
-    """Sums that NG_par or NG_perp square, (groups, n_coef), the Gaussian's first."""
-    t = scalars.tables(order)
-    ptr, src, weight = (getattr(t, f"{which}_{part}") for part in ("ptr", "src", "weight"))
-    out = np.zeros((len(ptr) - 1, ordering.n_coef(order)))
-    out[np.repeat(np.arange(len(ptr) - 1), np.diff(ptr.astype(np.int64))), src.astype(np.int64)] = weight
-    return out
+def _constants(order: int) -> tuple[Array, Array, dict[str, Array]]:
+    """B_n, unit vectors (k, n_coef) of the coefficients with B_n, and the sums that NG_par and NG_perp square."""
+    t, n, sums = scalars.tables(order), ordering.n_coef(order), {}
+    even, B = t.even.astype(np.int64), np.zeros(n)
+    B[even] = t.origin
+    for which in ("par", "perp"):  # (groups, n_coef), the Gaussian's first
+        ptr, src, weight = (getattr(t, f"{which}_{part}") for part in ("ptr", "src", "weight"))
+        out = sums[f"ng_{which}"] = np.zeros((len(ptr) - 1, n))
+        out[np.repeat(np.arange(len(out)), np.diff(ptr.astype(np.int64))), src.astype(np.int64)] = weight
+    return B, np.eye(n)[even], sums
 
 
 def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
     """Rows g_k / sqrt(b_k) of `propagator.radial_cosine_rows` as functionals of the coefficients, (K + 1, n_coef)."""
-    n = ordering.index_table(order)
+    n, B = ordering.index_table(order), np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))]))
     axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
     for axis in range(3):
         overlap = np.empty((order + 1, 2 * K + 1))
         propagator._overlaps(float(mu[axis]), float(target[axis]), overlap)
-        axes.append(_axis_origin(K)[:, None] * overlap[n[:, axis], ::2].T)
+        axes.append(B[:, None] * overlap[n[:, axis], ::2].T)
     for axis in (1, 2):  # sums over m1 + m2 + m3 = k are convolutions
         axes[0] = np.array([(axes[0][: k + 1] * axes[axis][k::-1]).sum(0) for k in range(K + 1)])
     return np.asarray(axes[0] / np.sqrt(b)[:, None])
@@ -314,25 +290,21 @@ def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
 
 def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) -> Forms:
     """What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis, L its Laplacian."""
-    u0, unit = isotropic_scale(np.array(mu_tensor)), np.eye(ordering.n_coef(order))
-    nine = np.empty((len(unit), 9))  # a linear functional is known by its values on unit vectors
+    B, unit, sums = _constants(order)
+    u0, nine = isotropic_scale(np.array(mu_tensor)), np.empty((len(unit), 9))
     batch.indices(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
-    nine[:, INDICES["qiv"].column] = np.nan_to_num(1.0 / nine[:, INDICES["qiv"].column])  # 1 / QIV is; NaN: no part in it
-    parts = {name: nine[:, [INDICES[name].column]].T for name in LINEAR}
+    nine[:, INDICES["qiv"].column] = 1.0 / nine[:, INDICES["qiv"].column]
+    functionals = nine.T @ unit  # a linear one is known by its values on unit vectors
+    parts = {name: functionals[INDICES[name].column, None] for name in LINEAR}
     parts |= {"lapnorm": L, "pa": _radial_matrix(order, mu, np.full(3, u0), RADIAL)}
     parts["ng"] = _radial_matrix(order, mu, mu_tensor, 0) if isotropic else unit[:1]
-    sections = {} if isotropic else {f"ng_{which}": _section_matrix(order, which) for which in ("par", "perp")}
-    ends = np.cumsum([0, *map(len, (parts | sections).values())]).tolist()
-    where = {name: slice(a, b) for name, a, b in zip(parts | sections, ends[:-1], ends[1:], strict=True)}
-    first = {name: slice(where[name].start, where[name].start + 1) for name in sections}
+    parts |= {} if isotropic else sums
+    ends = np.cumsum([0, *map(len, parts.values())]).tolist()
+    where = {name: slice(a, b) for name, a, b in zip(parts, ends[:-1], ends[1:], strict=True)}
+    whole = {name: where[name] for name in sums if name in where}
+    first = {name: slice(rows.start, rows.start + 1) for name, rows in whole.items()}
     cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
-    return Forms(
-        np.vstack([*parts.values(), *sections.values()]),
-        where | first,
-        {name: where[name] for name in sections},
-        _origin(order),
-        float(propagator.propagator_anisotropy(cosine)),
-    )
+    return Forms(np.vstack([*parts.values()]), where | first, whole, B, float(propagator.propagator_anisotropy(cosine)))
 
 
 def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
@@ -343,7 +315,7 @@ def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
     size = (coef * coef).sum(0)
     for i, name in enumerate(names):
         if name == "pa_dti":
-            out[i] = made_of.pa_dti + 0.0 * size
+            out[i] = made_of.pa_dti
             continue
         part = values[made_of.part[name]]
         if name in LINEAR:
