@@ -81,10 +81,10 @@ def coverage(quick):
         "X60, true mu and R held, 500 voxels (CMAPL 125) that differ in their noise alone; 'scatter' is half the 16 to 84 % "
         "range over 3000 more (CMAPL 500). Own mean: does the interval hold the mean of the estimator (calibration)? Truth: "
         "does it hold the mixture's index, with the bias of the Laplacian and of the order in it? Error bars do not know the "
-        "bias. Judged: the bootstrap's own mean for the two linear models of a given weight. With GCV the weight is held: what its "
-        "choice adds to the scatter is not in the bars, and the norm of the Laplacian shows it. The posterior's spread is that "
-        "of a prior as weak as the weight says, not the scatter of the estimator: the more the weight decides (RTOP, RTAP, "
-        "QIV), the wider."
+        "bias. Judged: the bootstrap's own mean for the two linear models of a given weight. With GCV the weight is held: what "
+        "its choice adds to the scatter is not in the bars, and the norm of the Laplacian shows it. The posterior's spread is "
+        "that of a prior as weak as the weight says, not the scatter of the estimator: the more the weight decides (RTOP, "
+        "RTAP, QIV), the wider."
     )
     return worst, [Table("Coverage of 68 % and 95 % intervals", COLUMNS, rows, note, 3)]
 
