@@ -136,9 +136,7 @@ def main():
         {"name": f"{row[0]} with all indices", "truth": truth, "tolerance": LIMIT, "at_least": False,
          "measured": row[7], "passed": row[7] <= LIMIT, "seconds": row[5]} for row in rows
     ]  # fmt: skip
-    threads = (
-        f"int16 series, a quarter in the mask, order 6, {os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f}"
-    )
+    threads = f"int16 series, a quarter in the mask, order 6, {os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f}"
     tables = {"Large data": {"columns": columns, "rows": rows, "note": f"{note}; {threads}", "digits": 3}}
     result = {"group": "large_data", "environment": environment(), "cases": cases, "tables": tables}
     (RESULTS / "large_data.json").write_text(json.dumps(result, indent=1) + "\n")
