@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
     limit: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
     add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")
+    add("--weights", **a_file, help="weights >= 0: one per volume in a text file, or an image like the series; 0 is missing")
+    add("--grad-dev", **a_file, help="gradient non-linearity, nine volumes as HCP's grad_dev")
+    text = "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 (low, high) of each index"
+    add("--bootstrap", type=int, metavar="N", help=f"{text}; after the fit, with its coefficients in memory")
+    add("--posterior", action="store_true", help="the same by the Gaussian posterior of the coefficients; not for --positivity")
+    add("--seed", type=int, default=0, metavar="S", help="of --bootstrap (default: 0)")
+    add("--reestimate", action="store_true", help="--bootstrap estimates scales and Laplacian weight again (default: held)")
     add("--threads", type=int, metavar="N", help="(default: Numba's number); with dask, workers of a local cluster")
     add("--resume", action="store_true", help="go on with an interrupted fit of the same input and options")
     add("--engine", choices=("threads", "dask"), default="threads", help="(default: threads)")
@@ -156,8 +163,13 @@ def _fit(args: argparse.Namespace) -> None:
     if len(gtab) != image.data.shape[-1]:
         raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
     mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
-    sources = tuple(path.name for path in (args.dwi, args.mask) if path)
-    job = stream.Job(model, args.dwi, image, mask, args.out, prefix, names, args.units, float(args.fill), sources)
+    if args.posterior and (args.bootstrap or model.positivity):
+        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
+    if args.bootstrap is not None and args.bootstrap < 2:
+        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
+    more = _distortions(args, image)
+    sources = tuple(path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path)
+    job = stream.Job(model, args.dwi, image, mask, args.out, prefix, names, args.units, float(args.fill), sources, more)
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
         from .distributed import on_cluster
@@ -172,6 +184,52 @@ def _fit(args: argparse.Namespace) -> None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
         log.info("%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
+    if args.bootstrap or args.posterior:
+        _error_bars(args, job)
+
+
+def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
+    """Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and numbers."""
+    import numpy as np
+
+    from . import io
+
+    more: dict[str, tuple[Path, Any]] = {}
+    wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
+    for name, path in (("weights", args.weights), ("grad_dev", args.grad_dev)):
+        if path is None:
+            continue
+        if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
+            found, wanted[name] = np.loadtxt(path, ndmin=1).ravel(), image.data.shape[-1:]
+        else:
+            found = io.load_dwi(path).data
+        if found.shape != wanted[name]:
+            raise ValueError(f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}")
+        more[name] = path, found
+    return more
+
+
+def _error_bars(args: argparse.Namespace, job: Any) -> None:
+    """Maps of sd and 95 % interval beside the index maps."""
+    from . import io, uncertainty
+
+    start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
+    common = {"indices": job.names, "threads": args.threads, **options}
+    entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
+    if args.bootstrap:
+        entries = {"Method": "wild bootstrap, HC2", "Replicates": args.bootstrap, "Seed": args.seed}
+        entries["Scales"] = "estimated again" if args.reestimate else "held"
+        common |= {"n": args.bootstrap, "seed": args.seed, "hold": not args.reestimate}
+    spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
+    found = spread(job.model, job.image.data, job.mask, **common)
+    maps, sidecars = {}, {}
+    for name in job.names:
+        for kind, values, what in (("sd", found.sd[name], "sd"), ("ci95", found.intervals[name][..., [0, 3]], "95 % interval")):
+            maps[f"{name}_desc-{kind}"] = values
+            sidecars[f"{name}_desc-{kind}"] = {"Statistic": what, **entries}
+    units: dict[str, Any] = {"units": args.units, "fill": float(args.fill), "force": args.force or args.resume}
+    io.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
+    log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
 def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def _model(spec: str) -> MapmriModel:
     return MapmriModel(GradientTable.from_dict(entries["gtab"]), **entries["options"])
 
 
-def _values(spec: str, names: list[str], samples: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+def _values(spec: str, names: list[str], samples: dict[str, Any]) -> tuple[NDArray[np.float64], float]:
     """In a worker: the values of a slab, and the seconds they took."""
     start = time.perf_counter()
     return values(_model(spec), names, samples, threads=1), time.perf_counter() - start

@@ -328,8 +328,9 @@ def stage_maps(
     """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
     names = []
     for name, values in maps:
-        index = INDICES.get(name)
-        label = index.label if index else "".join(filter(str.isalnum, name))
+        base, mark, kind = name.partition("_desc-")  # of an index: its spread
+        index = INDICES.get(base)
+        label = (index.label if index else "".join(filter(str.isalnum, base))) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)

@@ -28,7 +28,7 @@ from . import __version__, io
 from .model import MapmriModel
 
 Array = NDArray[np.float64]
-Slabs = Iterator[tuple[int, NDArray[Any]]]  # number of a slab, its samples (v, n)
+Slabs = Iterator[tuple[int, dict[str, Any]]]  # number of a slab, its data (v, n), and weights and field where there are such
 Tables = Generator[tuple[int, Array, float], None, None]  # number of a slab, its values (columns, v), seconds that the fit took
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
@@ -52,22 +52,27 @@ class Job(NamedTuple):
     units: str = "mm"
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
-        with self.source.open("rb") as stream:
-            head = stream.read(4096)  # the header, and of a packed series some data
-        found = self.source.stat()
         entries = {
             "version": [__version__, SLAB],
-            "series": [found.st_size, found.st_mtime_ns, _digest(head)],
+            "series": _stamp(self.source),
             "gradient table": _digest(json.dumps(self.model.gtab.to_dict()).encode()),
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
             "sources": self.sources,
-        }
+        } | {name: _stamp(path) for name, (path, _) in self.more.items()}
         return dict(json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist())))
+
+
+def _stamp(path: Path) -> list[Any]:
+    with path.open("rb") as stream:
+        head = stream.read(4096)  # the header, and of a packed series some data
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, _digest(head)]
 
 
 def _digest(content: bytes) -> str:
@@ -162,10 +167,10 @@ def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
     return model.fit(np.zeros((0, len(model.gtab)))).rows()
 
 
-def values(model: MapmriModel, names: list[str], samples: NDArray[Any], threads: int | None = None) -> Array:
-    """Everything that is kept of voxels (v, n): rows of the fit, then indices, (columns, v)."""
-    fit = model.fit(samples, threads=threads)
-    rows = [row.reshape(len(samples), math.prod(row.shape[1:])).T for row in fit.rows().values()]
+def values(model: MapmriModel, names: list[str], samples: Any, threads: int | None = None) -> Array:
+    """Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns, v)."""
+    fit = model.fit(**(samples if isinstance(samples, dict) else {"data": samples}), threads=threads)
+    rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
     return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
 
 
@@ -181,20 +186,24 @@ def on_threads(threads: int | None) -> Engine:
     return engine
 
 
-def _read(data: Any, where: NDArray[np.int64], todo: list[int], reading: dict[int, float]) -> Slabs:
+def _read(inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]) -> Slabs:
     """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
-    n = data.shape[-1]
-    flat = data.reshape(-1, n, order="F")
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
-        samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
-        for volume in range(n):
-            samples[volume] = flat[at[0] : at[-1] + 1, volume][at - at[0]]
-        io.release(data)
-        samples = np.ascontiguousarray(samples.T)
+        samples = {name: _rows(image, at) if len(image.shape) > 1 else image for name, image in inputs.items()}
         reading[slab] = time.perf_counter() - start
         yield slab, samples
+
+
+def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
+    n = data.shape[-1]
+    flat = data.reshape(-1, n, order="F")
+    samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
+    for volume in range(n):
+        samples[volume] = flat[at[0] : at[-1] + 1, volume][at - at[0]]
+    io.release(data)
+    return np.ascontiguousarray(samples.T)
 
 
 def fit_series(
@@ -226,7 +235,8 @@ def fit_series(
         raise FileExistsError(errno.EEXIST, "an interrupted fit is there (resume goes on, force starts anew)", str(hidden))
     force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
     io.check_output(job.folder, job.prefix, force)
-    blank = layout(job.model)
+    blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
+    inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
     columns = sum(sizes) + len(job.names)
@@ -236,7 +246,7 @@ def fit_series(
         io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        with closing(engine(job.model, job.names, _read(job.image.data, where, todo, reading))) as tables:
+        with closing(engine(job.model, job.names, _read(inputs, where, todo, reading))) as tables:
             for slab, table, seconds in tables:
                 store.put(slab, table, reading.pop(slab), seconds)
                 bar.update(table.shape[1])

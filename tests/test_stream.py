@@ -86,7 +86,7 @@ def test_one_slab_at_a_time_is_in_memory(dwi, tmp_path):
 
     def engine(model, names, slabs):
         for slab, samples in slabs:
-            sizes.append(samples.shape)
+            sizes.append(samples["data"].shape)
             yield slab, stream.values(model, names, samples), 0.0
 
     image = io.load_dwi(dwi)

@@ -1,15 +1,19 @@
 """Error bars: against closed forms, sampling, finite differences and the fits themselves."""
 
+import json
+import re
 from math import sqrt
 
+import nibabel as nib
 import numpy as np
 import oracle
 import pytest
 import truth
 
 import mapmri_nb as mapmri
+from mapmri_nb import io, stream, uncertainty
 from mapmri_nb import model as model_module
-from mapmri_nb import uncertainty
+from mapmri_nb.cli import main
 from mapmri_nb.indices import INDICES, select
 from mapmri_nb.kernels import ordering, qp
 from mapmri_nb.positivity import normalised_grid
@@ -278,3 +282,97 @@ def test_what_cannot_be(rng):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, positivity="grid"), y)
     with pytest.raises(ValueError, match="ng_par"):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis="isotropic"), y, indices="ng_par")
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def series(tmp_path, rng):
+    """A series on disk with a mask, weights of both kinds and a field; (folder, gtab, samples, weights, field)."""
+    gtab = table()
+    y = noisy(gtab, rng, 12, sigma=0.03).reshape(3, 2, 2, -1).astype(np.float32)
+    weights, field = (
+        rng.uniform(0.5, 2, y.shape).astype(np.float32),
+        (0.05 * rng.standard_normal((3, 2, 2, 9))).astype(np.float32),
+    )
+    mask = np.ones((3, 2, 2), np.uint8)
+    mask[0, 0, 0] = 0
+    for name, values in (("dwi", y), ("mask", mask), ("weights", weights), ("graddev", field)):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii")
+    np.savetxt(tmp_path / "dwi.bval", gtab.bvals[None])
+    np.savetxt(tmp_path / "dwi.bvec", (gtab.bvecs * [-1, 1, 1]).T)  # FSL flips x where the determinant is positive
+    np.savetxt(tmp_path / "weights.txt", weights[0, 0, 0])
+    return tmp_path, gtab, y.astype(float), mask > 0, weights.astype(float), field.astype(float)
+
+
+def command(folder, *more):
+    words = ["fit", folder / "dwi.nii", "--mask", folder / "mask.nii", "--out", folder / "out", "--radial-order", "4"]
+    words += ["--big-delta", "0.035", "--small-delta", "0.015", "--quiet", *more]
+    return main([str(word) for word in words])
+
+
+def read(folder, label):
+    return np.asarray(nib.load(folder / "out" / f"model-mapmri_param-{label}_dwimap.nii.gz").dataobj)
+
+
+def test_command_writes_error_bars(series):
+    folder, _, y, mask, weights, field = series
+    more = ["--weights", folder / "weights.nii", "--grad-dev", folder / "graddev.nii", "--units", "um"]
+    assert command(folder, *more, "--bootstrap", "20", "--seed", "7") == 0
+    gtab = mapmri.GradientTable.from_fsl(folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015)
+    model = mapmri.MapmriModel(gtab, 4)
+    found = uncertainty.bootstrap(model, y, mask, n=20, seed=7, weights=weights, grad_dev=field)
+    saved = mapmri.load_fit(folder / "out")
+    np.testing.assert_array_equal(saved.coef, found.fit.coef)
+    np.testing.assert_array_equal(saved.field, found.fit.field)
+    for name in select(None, "anisotropic"):
+        label, factor = INDICES[name].label, 1000.0 ** INDICES[name].power
+        np.testing.assert_allclose(read(folder, label), found.fit.index(name) * factor, rtol=1e-6)
+        np.testing.assert_allclose(read(folder, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6)
+        np.testing.assert_allclose(read(folder, f"{label}_desc-ci95"), found.intervals[name][..., [0, 3]] * factor, rtol=1e-6)
+    entries = json.loads((folder / "out" / "model-mapmri_param-rtop_desc-sd_dwimap.json").read_text())
+    assert (entries["Replicates"], entries["Seed"], entries["Scales"], entries["Units"]) == (20, 7, "held", "um^-3")
+    assert "bootstrap" in entries["Method"]
+    assert command(folder, "--bootstrap", "20") == 1  # nothing is overwritten
+    assert command(folder, "--posterior", "--weights", folder / "weights.txt", "--indices", "rtop", "--force") == 0
+    assert not list((folder / "out").glob("*msd_desc*"))  # those of the old fit are gone
+    want = uncertainty.posterior(model, y, mask, weights=np.loadtxt(folder / "weights.txt"), indices="rtop")
+    np.testing.assert_allclose(read(folder, "rtop_desc-sd"), want.sd["rtop"], rtol=1e-6)
+
+
+def test_command_takes_up_weights_and_field(series, monkeypatch):
+    """Slabs carry their own weights and field; other weights are another fit."""
+    folder, _, y, mask, weights, field = series
+    monkeypatch.setattr(stream, "SLAB", 5)
+    more = ["--weights", folder / "weights.nii", "--grad-dev", folder / "graddev.nii", "--indices", "msd"]
+    assert command(folder, *more) == 0
+    gtab = mapmri.GradientTable.from_fsl(folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015)
+    want = mapmri.MapmriModel(gtab, 4).fit(y, mask, weights=weights, grad_dev=field)
+    np.testing.assert_array_equal(mapmri.load_fit(folder / "out").coef, want.coef)
+    stamps = []
+    for touched in (None, "weights.nii"):
+        if touched:
+            nib.save(nib.Nifti1Image((2 * weights).astype(np.float32), np.eye(4)), folder / touched)
+        dwi = folder / "dwi.nii"
+        job = stream.Job(mapmri.MapmriModel(gtab, 4), dwi, io.load_dwi(dwi), mask, folder / "o", "", ["msd"])
+        stamps.append(job._replace(more={"weights": (folder / "weights.nii", None)}).key())
+    assert stamps[0] != stamps[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--bootstrap", "1"], "at least 2 replicates, not 1"),
+        (["--posterior", "--positivity", "grid"], "--posterior goes with neither"),
+        (["--posterior", "--bootstrap", "9"], "--posterior goes with neither"),
+        (["--weights", "mask.nii"], "mask.nii"),
+        (["--weights", "graddev.nii"], "--weights: .* has shape"),
+        (["--grad-dev", "weights.nii"], "--grad-dev: .* has shape"),
+    ],
+)
+def test_command_refuses(series, capsys, more, words):
+    folder = series[0]
+    assert command(folder, *(folder / word if word.endswith(".nii") else word for word in more)) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert not (folder / "out").exists()
