@@ -116,7 +116,7 @@ def read_nii(path: File) -> Image:
         raise
     except Exception as error:  # nibabel, gzip and zlib have a dozen ways to say it
         raise ValueError(f"{path}: not a readable NIfTI image ({error})") from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image) or dtype.kind not in "iuf" or math.prod(shape) == 0:
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image) or dtype.kind not in "iuf" or min(shape, default=0) < 1:
         kind = f"{type(image).__name__} of shape {shape} and type {dtype}"
         raise ValueError(f"{path}: a {kind}, not a NIfTI image of real numbers")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
