@@ -108,8 +108,10 @@ def speed():
     """Microseconds a voxel and the ratio to DIPY's fit, from bench.json."""
     if not (bench := load("bench")):
         return None
-    columns = ["mode", "order", "us a voxel, 1 thread", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
-    rows = [[r["mode"], r["order"], r["us"], r["us_threads"], r.get("dipy_ms"), r.get("ratio")] for r in bench["modes"]]
+    names = {"mode": "mode", "order": "order", "us": "us a voxel, 1 thread", "us_threads": f"{bench['threads']} threads",
+             "gain": "gain", "dipy_ms": "DIPY's fit, ms", "ratio": "ratio",
+             "dipy_default_ms": "DIPY's default solver, ms"}  # fmt: skip
+    columns, rows = list(names.values()), [[r.get(k) for k in names] for r in bench["modes"]]
     e = bench["environment"]
     note = f"{bench['scheme']}; {e['cpu']}, numba {e['packages']['numba']}, DIPY {e['packages']['dipy']}, {e['date']}."
     return markdown(columns, rows, short) + f"\n\n{note}"
