@@ -28,9 +28,9 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def ctrl_c():
-    """Ctrl-C as on a terminal: a run started in the background ignores SIGINT, and so would the tests of it."""
+    """Ctrl-C as on a terminal: a run in the background ignores SIGINT, and a local cluster of an earlier test may too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
