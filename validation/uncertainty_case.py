@@ -92,17 +92,19 @@ def coverage(quick):
 def coverage_near_zero(quick):
     """NG of one Gaussian and of a crossing: the share of intervals that hold the truth, reported alone."""
     count, rows = 300 if quick else 500, []
-    for mixture in ("(1.7,.3,.3)", "X60"):
+    for mixture, weight in (("(1.7,.3,.3)", None), ("(1.7,.3,.3)", 0.2), ("X60", 0.2)):
         for snr in SNRS:
-            found = coverage_rows(mixture, {}, mixture, snr, BOUNDED, count, 500 if not quick else 200)
-            rows += [[mixture, *row[1:]] for row in found]
+            label = f"{mixture}, weight {weight or 0}"
+            found = coverage_rows(label, {"laplacian": weight}, mixture, snr, BOUNDED, count, 500 if not quick else 200)
+            rows += found
     note = (
-        "A nonnegative quantity at its bound is not normal: NG is a root of a sum of squares, so noise can only raise it, and "
-        "over one Gaussian (NG = 0) its estimate is the noise's own size, several of its sd above 0. The interval then "
-        "describes that estimate (own mean), and no interval about it can hold the truth: read NG near 0 as an upper bound."
+        "A nonnegative quantity at its bound is not normal: NG is a root of a sum of squares, so noise can only raise it. Over "
+        "one Gaussian (NG = 0) an unregularised estimate is the size of the noise itself, and its bars are too short as well; "
+        "at weight 0.2 the bias of the Laplacian comes on top. The interval describes the estimate (own mean) at best, and none "
+        "about it can hold the truth: read NG near 0 as an upper bound."
     )
     table = Table("NG near 0, apart", ["mixture", *COLUMNS[1:]], rows, note, 3)
-    return min(r[8] for r in rows if r[0] == "(1.7,.3,.3)"), [table]
+    return min(r[8] for r in rows if r[0].startswith("(1.7")), [table]
 
 
 def scales_estimated(quick):
@@ -114,7 +116,7 @@ def scales_estimated(quick):
                 "MAPL 0.2", {}, "X60", snr, NAMES, 40 if quick else 200, 100 if quick else 200, "fitted", hold
             )
             rows += [["held" if hold else "estimated again", *row[1:]] for row in found if row[2] == "bootstrap"]
-    note = "X60 again, tensor fitted to each voxel: intervals that hold its scales leave out what these contribute."
+    note = "X60 again, tensor fitted to each voxel, so that its noise is in the scatter; held, the bars leave it out."
     again = [max(abs(r[5] - 0.68), abs(r[6] - 0.95)) for r in rows if r[0] == "estimated again"]
     return max(again), [Table("Scales fitted", ["replicates' mu and R", *COLUMNS[1:]], rows, note, 3)]
 
@@ -137,9 +139,11 @@ def cost(options):
         y = np.vstack([signals(gtab, name, rng, 8, 30, turn=True) for name in truth.MIXTURES])
         model = mapmri.MapmriModel(gtab, 6, **options)
         uncertainty.bootstrap(model, y[:1], n=8, threads=1)
-        times = 2 if quick else 5
-        fit = shortest(lambda: model.fit(np.tile(y, (12, 1)), threads=1), times) / (12 * len(y))
-        spread = shortest(lambda: uncertainty.bootstrap(model, y, n=500, threads=1), times) / len(y)
+        times, many = 2 if quick else 5, np.tile(y, (12, 1))
+        fit, spread = np.inf, np.inf
+        for _ in range(times):  # in turns: whatever else runs on the machine slows both
+            fit = min(fit, shortest(lambda: model.fit(many, threads=1), 3) / len(many))
+            spread = min(spread, shortest(lambda: uncertainty.bootstrap(model, y, n=500, threads=1), 1) / len(y))
         rows = [["fit", fit * 1e6, 1.0], ["500 replicates, all indices", spread * 1e6, spread / fit]]
         if model.positivity is None:
             uncertainty.posterior(model, y[:1], threads=1)
