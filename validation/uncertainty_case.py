@@ -100,7 +100,7 @@ def coverage_near_zero(quick):
     note = (
         "A nonnegative quantity at its bound is not normal: NG is a root of a sum of squares, so noise can only raise it. Over "
         "one Gaussian (NG = 0) an unregularised estimate is the size of the noise itself, and its bars are too short as well; "
-        "at weight 0.2 the bias of the Laplacian comes on top. The interval describes the estimate (own mean) at best, and none "
+        "at weight 0.2 the bias of the Laplacian comes on top. The interval describes the estimate (own mean) at best; none "
         "about it can hold the truth: read NG near 0 as an upper bound."
     )
     table = Table("NG near 0, apart", ["mixture", *COLUMNS[1:]], rows, note, 3)
