@@ -110,6 +110,7 @@ def oracle_linear(name, coef, mu):
         return oracle.aniso_indices(coef, mu)[name]
 
 
+@pytest.mark.nojit
 def test_no_residual_no_spread(rng):
     """Signals of the basis at given scales: nothing to resample; at other scales there is."""
     gtab = table()
@@ -163,8 +164,9 @@ def test_posterior_meets_sampling(basis, rng):
         np.testing.assert_allclose(found.intervals[name][0], own + sd * np.array(uncertainty.NORMAL), rtol=1e-11)
 
 
+@pytest.mark.nojit
 @pytest.mark.parametrize("weight", [0.0, 0.2])
-@pytest.mark.parametrize("order", [4, 6])
+@pytest.mark.parametrize("order", [2, pytest.param(4, marks=pytest.mark.jit_only), pytest.param(6, marks=pytest.mark.jit_only)])
 def test_many_answers_of_one_matrix(order, weight, rng):
     """The restarted active set finds what a fresh one does; without steps it says so."""
     gtab = mapmri.GradientTable(*truth.scheme([20, 30, 40], [1000, 2000, 3000]), tau=TAU)
@@ -180,8 +182,8 @@ def test_many_answers_of_one_matrix(order, weight, rng):
         assert qp.solve(H, g[k], B, grid.rows, 2000, work, one, info) == qp.SOLVED
         active.add(int(info[2]))
         np.testing.assert_allclose(c[k], one, atol=1e-10)
-    assert len(active) > 3  # they differ in what holds them
-    qp.solve_many(H, g, B, grid.rows, 1, c, failed)
+    assert order < 4 or len(active) > 3  # they differ in what holds them
+    qp.solve_many(H, g, B, grid.rows, 0, c, failed)
     assert failed.all()
 
 

@@ -197,6 +197,7 @@ def test_no_field_no_difference(options, rng):
     np.testing.assert_allclose(zero.predict(), plain.predict(), rtol=max(10 * loose, 1e-10))
 
 
+@pytest.mark.nojit
 def test_hcp_order(rng):
     """The nine volumes are the columns of F: in MATLAB F = reshape(volumes, 3, 3)."""
     gtab = table()
