@@ -205,7 +205,8 @@ def test_info_says_what_a_bug_report_needs(capsys):
 
 
 @pytest.mark.jit_only
-def test_compilation_is_announced_when_it_happens_and_once(caplog):
+def test_compilation_is_announced_when_it_happens_and_once(caplog, monkeypatch):
+    monkeypatch.setattr(_jit, "CACHE_DIR", None)  # or a second run with the same cache has nothing to compile
     kernel = _jit.kernel()(lambda x: x + 1)
     with caplog.at_level(logging.INFO), _announced():
         assert kernel(1) == 2
