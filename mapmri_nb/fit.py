@@ -298,7 +298,7 @@ class MapmriFit:
 
     def index(self, name: str) -> Array:
         """The map of an index by its name in `INDICES`."""
-        return getattr(self, INDICES[name].name)()  # type: ignore[no-any-return]
+        return getattr(self, INDICES[name].name)()  # type: ignore[no-any-return]  # an accessor found by name
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
         """

@@ -18,7 +18,7 @@ try:
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-except ImportError:  # pragma: no cover
+except ImportError:
     raise ImportError("pictures need matplotlib: pip install 'mapmri_nb[plot]'") from None
 
 from .directions import gfa, sphere
