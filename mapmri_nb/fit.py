@@ -13,6 +13,7 @@ from .gradients import GradientTable
 from .indices import INDICES
 from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
+from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
 
 if TYPE_CHECKING:
@@ -121,9 +122,10 @@ class MapmriFit:
         if self._hermite is None:  # costs a rotation a voxel
             matrix = ordering.iso_to_aniso(self.order)
             i, j = np.nonzero(matrix)
-            out = np.empty(self.coef.shape[::-1])  # BLAS would give a row other bits beside other rows
-            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), np.ascontiguousarray(self.coef.T), out)
-            self._hermite = self._turn(out.T, inverse=False)
+            coef = columns(self.coef)
+            out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
+            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
+            self._hermite = self._turn(out[:, : len(self.coef)].T, inverse=False)
         return self._hermite
 
     def set_hermite(self, coef: Array) -> None:

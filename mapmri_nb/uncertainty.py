@@ -19,7 +19,8 @@ from .fit import MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
-from .kernels.linalg import block_product
+from .kernels.lanes import padded
+from .kernels.linalg import block_product, pad4
 from .kernels.tensor import isotropic_scale
 from .model import MapmriModel, sample_slabs
 from .positivity import GridSolver
@@ -249,14 +250,10 @@ def _summary(values: Array, own: Array) -> Array:
 
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
-    rows, inner = -(-len(A) // 4) * 4, -(-len(X) // 4) * 4
-    P, Q, out = np.zeros((rows, inner)), X, np.empty((rows, X.shape[1]))
-    P[: len(A), : len(X)] = A
-    if inner > len(X):
-        Q = np.zeros((inner, X.shape[1]))
-        Q[: len(X)] = X
-    block_product(P, Q, out)
-    return out[: len(A)]
+    P, count = pad4(A), X.shape[1]
+    out = np.empty((len(P), padded(count)))
+    block_product(P, np.ascontiguousarray(np.pad(X, ((0, 0), (0, out.shape[1] - count)))), out)
+    return out[: len(A), :count]
 
 
 # ---- indices and their exact gradients -------------------------------------------------------------------------------
