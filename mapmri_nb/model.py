@@ -405,9 +405,16 @@ def _slabs(arrays: list[Any], inside: NDArray[np.bool_]) -> Iterator[tuple[NDArr
         keep = where >= 0
         if not keep.any():
             continue
-        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)])[keep] for a in arrays]
+        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
+        blocks = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in blocks]
         for k in range(0, len(rows), CHUNK):
-            yield rows[k : k + CHUNK], [np.ascontiguousarray(y[k : k + CHUNK], dtype=np.float64) for y in blocks]
+            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in blocks]
+
+
+def _samples(y: NDArray[Any]) -> Array:
+    """Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be compiled for anew."""
+    y = np.ascontiguousarray(y, dtype=np.float64)
+    return y if y.flags.writeable else y.copy()
 
 
 def _progress(

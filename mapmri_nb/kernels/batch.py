@@ -380,5 +380,15 @@ def sos_flags(answer: int) -> int:
 @kernel()
 def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: int, stop: int) -> None:
     """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
-    for v in range(start, stop):
-        scalars.nine_indices(coef[v], mu[v], t, out[v])
+    a, m, values = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH)), np.empty((out.shape[1], WIDTH))
+    for i0 in range(start, stop, WIDTH):
+        for l in range(WIDTH):
+            v = min(i0 + l, stop - 1)
+            for i in range(coef.shape[1]):
+                a[i, l] = coef[v, i]
+            for i in range(3):
+                m[i, l] = mu[v, i]
+        scalars.nine_indices(rows(a, 0), rows(m, 0), t, rows(values, 0))
+        for l in range(min(WIDTH, stop - i0)):
+            for i in range(out.shape[1]):
+                out[i0 + l, i] = values[i, l]

@@ -1,10 +1,10 @@
 """
-Eight voxels as one number: a vector type for kernels that treat voxels alike, in arrays [row][V] with the voxels last.
+Several voxels as one number: a vector type for kernels that treat voxels alike, in arrays [row][V] with the voxels last.
 
-``a = rows(A, l)`` reads columns l to l+7 of A (rows, V): ``a[i]`` is row i of eight voxels, and ``a[i] = x`` writes it. In
-between there is arithmetic as with floats, which LLVM keeps in vector registers: no loop over voxels that it must prove
-free of aliases before it may vectorise it, which is three to four times faster in Cholesky and compiles in a fourth of
-the time. Without the compiler the same code runs on NumPy arrays of eight.
+``a = rows(A, l)`` is columns l to l + WIDTH - 1 of A (rows, V): ``a[i]`` reads row i of these voxels, ``a[i] = x`` writes
+it. In between there is arithmetic as with floats, which LLVM keeps in vector registers: no loop over voxels that it must
+prove free of aliases before it may vectorise it, which is four times faster in Cholesky and compiles in a fourth of the
+time. Without the compiler the same code runs on NumPy arrays. What a lane holds never depends on WIDTH.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, codegen, config
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
@@ -22,8 +22,16 @@ from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-WIDTH = 8  # one AVX-512 register, two of AVX2
-GRAIN = 2 * WIDTH  # V is a multiple of it: products take two registers at a time
+GRAIN = 16  # V is a multiple of it, and it of WIDTH
+
+
+def _width() -> int:
+    """Numbers in two registers of the processor compiled for: enough sums at once to hide what a multiply-add takes."""
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else codegen.get_host_cpu_features()
+    return 16 if "+avx512f" in features else 8 if "+avx," in features else 4
+
+
+WIDTH = _width()
 _DOUBLE, _LONG = ir.DoubleType(), ir.IntType(64)
 _VECTOR, _LONGS = ir.VectorType(_DOUBLE, WIDTH), ir.VectorType(_LONG, WIDTH)
 
@@ -52,14 +60,14 @@ def columns(values: Array) -> Array:
 
 
 class _Value(np.ndarray):
-    """Eight numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps it."""
+    """Numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps it."""
 
     __iadd__, __isub__ = np.ndarray.__add__, np.ndarray.__sub__
     __imul__, __itruediv__ = np.ndarray.__mul__, np.ndarray.__truediv__
 
 
 class _Rows:
-    """Columns l to l+7 of an array."""
+    """Some columns of an array."""
 
     def __init__(self, block: Array) -> None:
         self.block = block
@@ -70,9 +78,12 @@ class _Rows:
     def __setitem__(self, row: int, value: Array) -> None:
         self.block[row] = value
 
+    def __len__(self) -> int:
+        return len(self.block)
+
 
 def rows(A: Array, l: int) -> Any:
-    """Rows of voxels l to l+7 of A (rows, V); IndexError where V is not a multiple of eight."""
+    """Rows of voxels l to l + WIDTH - 1 of A (rows, V); IndexError where there are not so many."""
     if l + WIDTH > A.shape[1]:
         raise IndexError("index is out of bounds")
     return _Rows(A[:, l : l + WIDTH])
@@ -84,7 +95,7 @@ def every(x: float) -> Any:
 
 
 def sqrt(x: Any) -> Any:
-    """Square root of every lane."""
+    """Square root of every lane, or of a float."""
     return np.sqrt(x)
 
 
@@ -94,7 +105,7 @@ def copysign(x: Any, y: Any) -> Any:
 
 
 def pick(a: Any, b: Any, x: Any, y: Any) -> Any:
-    """Lane by lane x where a > b, else y (as well where one of them is NaN)."""
+    """Lane by lane, or of floats, x where a > b, else y (as well where one of them is NaN)."""
     return np.where(a > b, x, y).view(_Value)
 
 
@@ -123,7 +134,7 @@ class _LanesType(types.Type):
 
 
 _LANES = _LanesType()
-_ROWS = types.Array(_LANES, 1, "A", aligned=False)  # eight doubles are aligned as doubles are
+_ROWS = types.Array(_LANES, 1, "A", aligned=False)  # vectors of doubles are aligned as doubles are
 
 
 @register_model(_LanesType)
@@ -139,7 +150,7 @@ def _define(function: Any, code: Any, aliases: tuple[Any, ...] = (), count: int 
     aliases : in-place operators, typed alike (Numba lowers them as the plain one). floats : a call of floats alone, too.
     """
 
-    def generic(self: Any, args: Any, kws: Any) -> Any:  # noqa: ARG001  # Numba's name for it
+    def generic(self: Any, args: Any, kws: Any) -> Any:  # Numba's name for it
         if kws or len(args) != count or not all(a == _LANES or isinstance(a, types.Number) for a in args):
             return None
         if _LANES in args:
@@ -163,8 +174,9 @@ def _call(name: str) -> Any:
     """Code that calls an intrinsic of LLVM."""
 
     def code(builder: Any, *vectors: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors))
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f64"), vectors)
+        kind, of = vectors[0].type, f"v{WIDTH}f64" if vectors[0].type == _VECTOR else "f64"
+        function = ir.FunctionType(kind, [kind] * len(vectors))
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.{of}"), vectors)
 
     return code
 
@@ -216,7 +228,7 @@ _define(operator.sub, lambda builder, x, y: builder.fsub(x, y), (operator.isub,)
 _define(operator.mul, lambda builder, x, y: builder.fmul(x, y), (operator.imul,))
 _define(operator.truediv, lambda builder, x, y: builder.fdiv(x, y), (operator.itruediv,))
 _define(operator.neg, lambda builder, x: builder.fneg(x), count=1)
-_define(sqrt, _call("sqrt"), count=1)
+_define(sqrt, _call("sqrt"), count=1, floats=True)
 _define(copysign, _call("copysign"))
 _define(pick, _pick, count=4, floats=True)
 _define(power_of_two, _power_of_two, count=1, floats=True)
@@ -246,10 +258,11 @@ class _RowsOf(AbstractTemplate):
 @lower_builtin(rows, types.Array, types.intp)
 def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """A one-dimensional view whose elements are vectors; it owns nothing, so it must not outlive its array."""
+    builder.function.attributes.add("noinline")  # a loop over a block gains nothing, and each copy is optimised anew
     source, l = context.make_array(signature.args[0])(context, builder, args[0]), args[1]
     (count, lanes), (stride, step) = (cgutils.unpack_tuple(builder, x, 2) for x in (source.shape, source.strides))
     last = builder.add(l, ir.Constant(l.type, WIDTH - 1))
-    cgutils.do_boundscheck(context, builder, last, lanes, axis=1)  # always: once for many rows, and a V of 5 would end in a crash
+    cgutils.do_boundscheck(context, builder, last, lanes, axis=1)  # always: once for many rows, and a V of 5 would crash
     start = cgutils.pointer_add(builder, source.data, builder.mul(l, step))
     out = context.make_array(_ROWS)(context, builder)
     populate_array(

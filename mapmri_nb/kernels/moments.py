@@ -158,7 +158,7 @@ class MomentWork(NamedTuple):
     low: Array  # (n_coef 4, V)
     power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or of one q in each voxel's frame
     angles: Array  # (6, V) tan(half) and sin of the three rotations
-    skew: Array  # (3, V) shears y += t x, z += t y, z += t x after them (gradient non-linearity)
+    skew: Array  # (3, V) shears z += t y, z += t x, y += t x after them (gradient non-linearity)
     stretch: Array  # (3, V) and the scales after those
     strain: Array  # (1, V) relative rounding of M'M to expect
 
@@ -257,8 +257,8 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWo
                     x, y = a, b
             if turn == 2:
                 skew = rows(work.skew, l)
-                z += skew[1] * y + skew[2] * x
-                y += skew[0] * x
+                z += skew[0] * y + skew[1] * x
+                y += skew[2] * x
             a, b, c = weight[k], every(1.0), every(1.0)
             for e in range(degree + 1):
                 power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c

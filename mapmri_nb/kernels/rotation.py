@@ -105,9 +105,9 @@ def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: in
         for j in range(i + 1):
             T[i, j] = A[i, 0] * Q[0, j] + A[i, 1] * Q[1, j] + A[i, 2] * Q[2, j]
         stretch[i, lane] = T[i, i]
-    skew[0, lane] = T[1, 0] / T[1, 1]
-    skew[1, lane] = T[2, 1] / T[2, 2]
-    skew[2, lane] = T[2, 0] / T[2, 2]
+    skew[0, lane] = T[2, 1] / T[2, 2]
+    skew[1, lane] = T[2, 0] / T[2, 2]
+    skew[2, lane] = T[1, 0] / T[1, 1]
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -150,17 +150,15 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
 @kernel()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
     """The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated one."""
-    _shear(shears[3], skew, 1, 1.0, M)
-    _shear(shears[4], skew, 2, 1.0, M)
-    _shear(shears[1], skew, 0, 1.0, M)
+    for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
+        _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
 @kernel()
 def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
     """The transpose of `skew_moments`, before `rotate_back`."""
-    _shear_adjoint(shears[1], skew, 0, 1.0, M)
-    _shear_adjoint(shears[4], skew, 2, 1.0, M)
-    _shear_adjoint(shears[3], skew, 1, 1.0, M)
+    for k in range(2, -1, -1):
+        _shear_adjoint(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
 @kernel()
