@@ -277,9 +277,9 @@ def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
     n, B = ordering.index_table(order), np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))]))
     axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
     for axis in range(3):
-        overlap = np.empty((order + 1, 2 * K + 1))
-        propagator._overlaps(float(mu[axis]), float(target[axis]), overlap)
-        axes.append(B[:, None] * overlap[n[:, axis], ::2].T)
+        overlap = np.empty((order + 1) * (2 * K + 1))
+        propagator.overlaps(float(mu[axis]), float(target[axis]), order, 2 * K + 1, overlap)
+        axes.append(B[:, None] * overlap.reshape(order + 1, -1)[n[:, axis], ::2].T)
     for axis in (1, 2):  # sums over m1 + m2 + m3 = k are convolutions
         axes[0] = np.array([(axes[0][: k + 1] * axes[axis][k::-1]).sum(0) for k in range(K + 1)])
     return np.asarray(axes[0] / np.sqrt(b)[:, None])

@@ -21,7 +21,7 @@ from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-LANES = 48
+LANES = 80  # 48 to 112 are alike; an odd multiple of 16, since rows 2^k bytes apart would share cache sets
 
 FLOOR, NO_SIGNAL = frames.FLOOR, frames.NO_SIGNAL
 DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 2, 4, 8, 16, 32
