@@ -76,7 +76,7 @@ def constraint_rows(order: int, points: Array) -> Array:
     K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16 over the grid.
     """
     K = np.empty((len(points), n_coef(order)))
-    propagator_rows(np.ascontiguousarray(points), np.ones(3), index_table(order), K)
+    propagator_rows(np.array(points), np.ones(3), index_table(order), K)  # writable, as other callers' are
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 

@@ -64,17 +64,18 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(fastmath: frozenset[str] = frozenset()) -> Callable[[F], F]:
+def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division, cached on disk.
 
     `fastmath` names LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN. No option
-    comes from the environment, since the cache key ignores options.
+    comes from the environment, since the cache key ignores options. `inline` is for short formulas with one caller: they
+    become part of it, instead of being compiled twice.
     """
 
     def decorate(function: F) -> F:
         flags = set(fastmath) if fastmath else False
-        options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+        options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "inline": "always" if inline else "never"}
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
@@ -87,6 +88,11 @@ def kernel(fastmath: frozenset[str] = frozenset()) -> Callable[[F], F]:
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
+
+
+def plain(function: F) -> F:
+    """A kernel's Python body: for a table of a few numbers, which are there before the compiler would be."""
+    return getattr(function, "py_func", function)  # type: ignore[no-any-return]
 
 
 def n_threads(requested: int | None) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel
+from ._jit import BLOCK_MATH, kernel, plain
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
 
@@ -88,8 +88,7 @@ def factors(mu: Array, f: Array) -> None:
 def tables(order: int) -> LaplacianTables:
     """Sparse map from `factors` to L at an even order: 70, 224, 527 entries at orders 4, 6, 8."""
     index, sizes = block_index_table(order), range(order + 1)
-    x2 = np.array([[second_moment(n, m) for m in sizes] for n in sizes])
-    x4 = np.array([[fourth_moment(n, m) for m in sizes] for n in sizes])
+    x2, x4 = (np.array([[f(n, m) for m in sizes] for n in sizes]) for f in (plain(second_moment), plain(fourth_moment)))
     row, column = np.tril_indices(len(index))
     x0, x2, x4 = (x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4))  # (3, lower entries)
     terms = [x4[k] * x0[k - 1] * x0[k - 2] for k in range(3)]

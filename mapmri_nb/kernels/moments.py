@@ -170,7 +170,7 @@ def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=BLOCK_MATH, inline=True)
 def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
     for l in range(0, D.shape[1], WIDTH):
@@ -182,7 +182,7 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
             out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=BLOCK_MATH, inline=True)
 def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
     for l in range(0, g.shape[1], WIDTH):
@@ -216,7 +216,7 @@ def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -
             m[r] *= p[a] * p[b] * p[c]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=BLOCK_MATH, inline=True)
 def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array) -> None:
     """
     Rounding of M'M, relative to its largest entry, that rotated moments will have.
@@ -236,7 +236,7 @@ def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array
         rows(strain, l)[0] = total / rows(high, l)[0]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=BLOCK_MATH, inline=True)
 def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWork) -> None:
     """Moments of degree <= 2N straight from q in each voxel's frame, without cancellation, where `high` strains."""
     stride = np.uint64(degree + 1)
@@ -273,7 +273,7 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWo
             high[r] = pick(strain, LARGEST_ROUNDING, own[r], high[r])
 
 
-@kernel()
+@kernel(fastmath=BLOCK_MATH)
 def normal_equations(
     t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: int,
     work: MomentWork, G: Array, rhs: Array,

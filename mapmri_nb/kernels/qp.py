@@ -24,6 +24,7 @@ KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
 DRIFT = 1e-11  # KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
 SHEDS = 20
+NONE = np.int64(0)  # for calls: Numba would compile a function once more for a literal 0
 PARALLEL = 1e-10  # a row whose free part is below this share of its squared norm depends on the active rows
 
 
@@ -213,7 +214,7 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
         out[i] = s / R[i, i]
 
 
-@kernel()
+@kernel(inline=True)
 def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array) -> float:
     """
     Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active rows, signs of u.
@@ -249,7 +250,7 @@ def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, r
             for k in range(i):
                 s -= work.R[k, i] * d[k]
             d[i] = s / work.R[i, i]
-        _combine(work.J, 0, d, z)
+        _combine(work.J, NONE, d, z)
         for k in range(c.size):
             c[k] -= z[k]
     return residual
@@ -287,7 +288,7 @@ def _pursue(
             if info[1] > max_iter:
                 return CAPPED
             _back(work.R, q, d, r)
-            partial, l = math.inf, -1
+            partial, l = math.inf, NONE
             for j in range(1, q):
                 if r[j] > 0.0 and u[j] < partial * r[j]:
                     partial, l = u[j] / r[j], j
@@ -325,7 +326,7 @@ def _ridge(H: Array) -> float:
     return total
 
 
-@kernel()
+@kernel(inline=True)
 def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
     """
     Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
@@ -344,8 +345,8 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
     if not _whiten(H, ridge, work.upper, work.J):
         return NOT_POSITIVE
     _times(work.J, g, work.vectors[0])
-    _combine(work.J, 0, work.vectors[0], c)
-    return _pursue(H, g, B, grid, ridge, max_iter, 0, work, c, info)
+    _combine(work.J, NONE, work.vectors[0], c)
+    return _pursue(H, g, B, grid, ridge, max_iter, NONE, work, c, info)
 
 
 @kernel()
@@ -375,7 +376,7 @@ def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
             q -= 1
     for i in range(q):
         d[i] = t[i]
-    _combine(work.J, 0, d, c)
+    _combine(work.J, NONE, d, c)
     return q
 
 

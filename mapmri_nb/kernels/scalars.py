@@ -87,7 +87,7 @@ def tables(order: int) -> IndexTables:
     )
 
 
-@kernel()
+@kernel(inline=True)
 def _dot(t: IndexTables, weight: Array, coef: Array) -> float:
     total = 0.0 * coef[0]  # zero of its kind, a float or lanes
     for k in range(t.even.size):
@@ -95,25 +95,25 @@ def _dot(t: IndexTables, weight: Array, coef: Array) -> float:
     return total
 
 
-@kernel()
+@kernel(inline=True)
 def rtop(coef: Array, mu: Array, t: IndexTables) -> float:
     """Return-to-origin probability P(0), 1/mm^3 [Ozarslan 2013, Eq. 36]."""
     return _dot(t, t.to_origin, coef) / (math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2])
 
 
-@kernel()
+@kernel(inline=True)
 def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
     """Return-to-axis probability, the integral of P along e1, 1/mm^2 [Ozarslan 2013, Eq. 40]."""
     return _dot(t, t.to_axis, coef) / (2.0 * math.pi * mu[1] * mu[2])
 
 
-@kernel()
+@kernel(inline=True)
 def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
     """Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm [ibid., Eq. 42]."""
     return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
 
 
-@kernel()
+@kernel(inline=True)
 def _moment(t: IndexTables, weight: Array, coef: Array, x: float, y: float, z: float) -> float:
     """Sum of weight_n a_n ((1 + 2 n1) x + (1 + 2 n2) y + (1 + 2 n3) z)."""
     total = 0.0 * coef[0]
@@ -122,13 +122,13 @@ def _moment(t: IndexTables, weight: Array, coef: Array, x: float, y: float, z: f
     return total
 
 
-@kernel()
+@kernel(inline=True)
 def msd(coef: Array, mu: Array, t: IndexTables) -> float:
     """Mean squared displacement sum a_n B_n sum_i (1 + 2 n_i) mu_i^2, mm^2 [Fick 2016, Eq. D1]."""
     return _moment(t, t.origin, coef, mu[0] * mu[0], mu[1] * mu[1], mu[2] * mu[2])
 
 
-@kernel()
+@kernel(inline=True)
 def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
     """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
     x, y, z = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1]), 1.0 / (mu[2] * mu[2])
@@ -137,7 +137,7 @@ def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
     return pick(total * total, 0.0, 1.0 / total, math.nan)
 
 
-@kernel()
+@kernel(inline=True)
 def ng(coef: Array) -> float:
     """Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's 1e-8 floor."""
     rest = 0.0 * coef[0]
@@ -147,7 +147,7 @@ def ng(coef: Array) -> float:
     return pick(total, 0.0, sqrt(rest / total), math.nan)
 
 
-@kernel()
+@kernel(inline=True)
 def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> float:
     first = rest = 0.0 * coef[0]
     for group in range(ptr.size - 1):
@@ -161,19 +161,19 @@ def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> flo
     return pick(first + rest, 0.0, sqrt(rest / (first + rest)), math.nan)
 
 
-@kernel()
+@kernel(inline=True)
 def ng_parallel(coef: Array, t: IndexTables) -> float:
     """NG of the section P(x, 0, 0): coefficients of equal n1 are summed before squaring."""
     return _section_ng(coef, t.par_ptr, t.par_src, t.par_weight)
 
 
-@kernel()
+@kernel(inline=True)
 def ng_perpendicular(coef: Array, t: IndexTables) -> float:
     """NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under rotation about e1."""
     return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
 
 
-@kernel()
+@kernel(inline=True)
 def laplacian_norm(coef: Array, mu: Array, t: IndexTables) -> float:
     """Norm of the Laplacian of the signal, int (lap E)^2 dq = a'La, mm [Fick 2016, Eq. 10]."""
     total = 0.0 * coef[0]

@@ -421,7 +421,7 @@ def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
     _blend(square[0], 1.0 / origin, t.Q, 0.0)
 
 
-@kernel()
+@kernel(inline=True)
 def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
     """Certified coefficients of the Gram matrices work.square[0], with a share of the reference if need be."""
     _coefficients(t, work, B, c)
@@ -436,7 +436,7 @@ def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
     return SHIFTED if info[3] > 0.0 else CERTIFIED
 
 
-@kernel()
+@kernel(inline=True)
 def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, work: Work, c: Array, info: Array) -> int:
     """
     Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares; Hermite coordinates in DIPY's order.

@@ -87,7 +87,7 @@ def workspace(nt: int, V: int) -> TensorWork:
     return TensorWork(*(lanes.empty(size, V) for size in (nt, nt, nt, 24, 8, 36, 1, 8, 8)))
 
 
-@kernel()
+@kernel(inline=True)
 def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """Logarithms of the samples used; a sample <= 0, or of weight 0, gets weight 0 here."""
     for l in range(0, y.shape[1], WIDTH):
@@ -99,7 +99,7 @@ def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
                 use[k] = pick(x, 0.0, weight[t.samples[k]], 0.0)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=BLOCK_MATH, inline=True)
 def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
     for l in range(0, b.shape[1], WIDTH):
@@ -131,7 +131,7 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
     block_backsolve(work.normal, n, out)
 
 
-@kernel()
+@kernel(fastmath=BLOCK_MATH)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """
     Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy xz yz zz), log S0.
