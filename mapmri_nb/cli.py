@@ -232,29 +232,14 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
-def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:
-    from . import io
-
-    maps = {name: fit.index(name) for name in names}
-    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
-    log.info("%d maps in %s", len(maps), out)
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    """A saved fit, and what else its folder says (prefix, affine)."""
-    from . import io
-    from .fit import MapmriFit
-
-    saved = io.read_fit(folder)
-    return MapmriFit.from_rows(saved.rows, saved.mask, saved.options, saved.gtab), saved
-
-
 def _indices(args: argparse.Namespace) -> None:
+    from . import io
     from .indices import select
 
-    fit, saved = _load(args.dir)
-    names = select(args.indices, saved.options["basis"])
-    _write_maps(fit, names, args.out or args.dir, saved.prefix, saved.affine, args)
+    fit, affine, prefix, _ = io.read_fit(args.dir)
+    maps, out = {name: fit.index(name) for name in select(args.indices, fit.options["basis"])}, args.out or args.dir
+    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
+    log.info("%d maps in %s", len(maps), out)
 
 
 def _odf(args: argparse.Namespace) -> None:
@@ -265,11 +250,11 @@ def _odf(args: argparse.Namespace) -> None:
     from .directions import sh_rotation
     from .gradients import to_scanner
 
-    fit, saved = _load(args.dir)
+    fit, affine, prefix, _ = io.read_fit(args.dir)
     coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), saved.affine, fit.gtab.frame).T
+    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
     vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, saved.affine, fit.gtab.frame) * heights[..., None]
+    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
     maps = {"odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T, "peaks": peaks.reshape(*fit.mask.shape, -1)}
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
@@ -278,7 +263,7 @@ def _odf(args: argparse.Namespace) -> None:
     sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
     text = f"peaks of the {text}; length: height"
     sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    io.write_maps(args.out or args.dir, saved.prefix, maps, saved.affine, force=args.force, sidecars=sidecars)
+    io.write_maps(args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -290,8 +275,8 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    fit, saved = _load(args.dir)
-    signal = fit.predict(_table(args, args.bval) if args.bval else None)
+    saved = io.read_fit(args.dir)
+    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
         io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
@@ -307,6 +292,7 @@ def _demo(args: argparse.Namespace) -> None:
     """`fit` as a user would type it, on both samples."""
     import numpy as np
 
+    from . import io
     from .data import SAMPLES, sample_dwi
     from .indices import INDICES
 
@@ -315,11 +301,11 @@ def _demo(args: argparse.Namespace) -> None:
         dwi = sample_dwi(name)
         words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
         _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
-        fits[name], saved = _load(args.out / name)
+        fits[name], affine, _, _ = io.read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
             from .plot import overview
 
-            overview(fits[name], args.out / name / "overview.png", affine=saved.affine, title=name)
+            overview(fits[name], args.out / name / "overview.png", affine=affine, title=name)
     print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():

@@ -319,7 +319,7 @@ def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array
 def _part(fit: MapmriFit, keep: NDArray[np.bool_]) -> MapmriFit:
     """The fit of the rows `keep` (V,) as a line of voxels."""
     rows = {name: values[keep] for name, values in fit.rows().items()}
-    return MapmriFit.from_rows(rows, np.ones(int(keep.sum()), bool), fit.options, fit.gtab)
+    return MapmriFit(rows, np.ones(int(keep.sum()), bool), fit.options, fit.gtab)
 
 
 def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:

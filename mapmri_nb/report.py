@@ -13,24 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import io, plot
-from .fit import MapmriFit, Status
+from .fit import MEANING, MapmriFit, Status
 from .indices import ANISOTROPIC_ONLY, INDICES
 
 MODES = {(False, None): "MAP", (True, None): "MAPL", (False, "grid"): "CMAP", (True, "grid"): "CMAPL",
          (False, "global"): "MAP+", (True, "global"): "MAPL+"}  # fmt: skip
-MEANING = {
-    Status.FLOOR: "an eigenvalue of the scale tensor was raised to the floor",
-    Status.DROPPED: "samples were missing, or not positive (left out of the tensor's logarithm)",
-    Status.RTOP_NOT_POSITIVE: "RTOP is not positive",
-    Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
-    Status.BY_OSQP: "answered by OSQP after the compiled solver",
-    Status.SHIFTED: "certified positive after a shift within rounding",
-    Status.NO_SIGNAL: "no fit: no usable signal",
-    Status.TOO_FEW: "no fit: too few valid samples",
-    Status.NOT_DEFINITE: "no fit: normal equations not positive definite",
-    Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",
-    Status.NOT_CONVERGED: "no fit: the solver did not converge",
-}
 SHORT = {"rtop": "rtop^(1/3)", "rtap": "rtap^(1/2)"}  # shown as lengths, like RTPP
 STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -64,7 +51,7 @@ def write_report(folder: io.File, out: io.File | None = None, force: bool = Fals
 
 def page(saved: io.SavedFit) -> str:
     """The HTML of a saved fit."""
-    fit = MapmriFit.from_rows(saved.rows, saved.mask, saved.options, saved.gtab)
+    fit = saved.fit
     view = plot.view_of(fit.mask, affine=saved.affine)
     names = [SHORT.get(n, n) for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
     maps = [plot.map_of(fit, name, "um") for name in names]
@@ -89,7 +76,7 @@ def page(saved: io.SavedFit) -> str:
 
 
 def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
-    options, gtab, entries = saved.options, saved.gtab, saved.entries
+    options, gtab, entries = fit.options, fit.gtab, saved.entries
     weighted = options["laplacian"] not in (None, 0, 0.0)
     shells = gtab.shells()
     many = f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fit import MapmriFit, Status, fit_rows
+from .fit import RADIAL, MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
@@ -32,7 +32,6 @@ LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
 CHUNK = 16  # bytes of signs at once: 128 replicates, which the cache holds
 SIGNS: Array = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0)  # (256, 8), by byte
 LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
-RADIAL = 5  # k of PA
 EPSILON = 0.4  # of the scaled sine of PA
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
