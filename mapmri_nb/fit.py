@@ -288,10 +288,9 @@ class MapmriFit:
 
     def pdf(self, points: ArrayLike) -> Array:
         """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors."""
-        r = np.asarray(points, dtype=float)
-        if r.ndim != 2 or r.shape[1] != 3:
-            raise ValueError(f"points must have shape (K, 3), not {r.shape}")
-        tables = propagator.point_tables(self.order, propagator.PROPAGATOR)
+        from .directions import check_points
+
+        r, tables = check_points("points", points), propagator.point_tables(self.order, propagator.PROPAGATOR)
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:

@@ -7,6 +7,7 @@ for a window. Slices are shown as they lie in the array, first axis to the right
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ except ImportError:
 
 from .directions import gfa, sphere
 from .fit import MapmriFit
-from .gradients import GradientTable, to_scanner
+from .gradients import GradientTable, from_voxel
 from .indices import INDICES, unit_factor
 
 Array = NDArray[np.float64]
@@ -74,8 +75,9 @@ def power(base: str, exponent: int) -> str:
 
 def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     """A map by its name (ours or DIPY's), "rmse", "r2", "negative_mass", or the root of one: "rtop^(1/3)"."""
-    base, _, root = name.partition("^(1/")
-    n, base = int(root.rstrip(")") or 1), base if hasattr(fit, base) else ALIASES.get(base, base)
+    root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
+    base, n = (root[1], int(root[2])) if root else (name, 1)
+    base = base if hasattr(fit, base) else ALIASES.get(base, base)
     index = INDICES.get(ALIASES.get(base, base))
     if (index is None and base not in OTHERS) or (index.power if index else 0) % n:
         raise ValueError(f"maps: {name!r} is none of {', '.join([*INDICES, *ALIASES, *OTHERS])}, nor a whole root of one")
@@ -101,10 +103,10 @@ def view_of(mask: NDArray[np.bool_], axis: int | None = None, index: int | None 
         raise ValueError(f"axis must be 0, 1 or 2, not {axis!r}")
     right, up = (a for a in range(3) if a != axis)
     counts = mask.sum((right, up)) - np.linspace(-0.5, 0.5, mask.shape[axis]) ** 2  # of equals, the middle one
-    at = int(counts.argmax()) if index is None else index
-    if not 0 <= at < mask.shape[axis]:
+    at = counts.argmax() if index is None else index
+    if at not in range(mask.shape[axis]):
         raise ValueError(f"index must lie in 0 .. {mask.shape[axis] - 1} along axis {axis}, not {index!r}")
-    return View(axis, at, right, up, affine)
+    return View(axis, int(at), right, up, affine)
 
 
 def compare_maps(
@@ -129,6 +131,8 @@ def compare_maps(
     fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
     kwargs = list(map_kwargs) if isinstance(map_kwargs, Sequence) else [map_kwargs or {}] * len(maps)
+    if not fits or not maps:
+        raise ValueError(f"fits, maps: at least one of each, not {len(fits)} and {len(maps)}")
     if len(fit_labels) != len(fits):
         raise ValueError(f"fit_labels: {len(fit_labels)} given for {len(fits)} fits")
     if len(map_labels or maps) != len(maps) or len(kwargs) != len(maps):
@@ -330,22 +334,14 @@ def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
     return _part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
 
 
-def _from_voxel_axes(vectors: Array, fit: MapmriFit, affine: Any) -> Array:
-    """Directions given along voxel axes, in the frame of the fit's table."""
-    if affine is None:
-        return vectors
-    flip = -1.0 if np.linalg.det(np.asarray(affine, float)[:3, :3]) > 0 else 1.0  # FSL's convention
-    image = vectors * np.array([flip, 1.0, 1.0])
-    return to_scanner(image, affine) if fit.gtab.frame == "scanner" else image
-
-
 def _glyphs(figure: Any, axes: Any, fit: MapmriFit, view: View, s: float, colormap: str, scale: float) -> None:
     """Shaded surfaces r(v) = scale ODF(v) / max ODF, the faces turned to the viewer, farthest first."""
     mask = _three(fit.mask)
     slab = mask & (np.arange(mask.shape[view.axis]) == view.at).reshape(np.roll([-1, 1, 1], view.axis))
     part = _part(fit, slab[mask])
     ball = sphere(next(n for limit, n in GLYPHS if len(part.coef) <= limit))
-    odf = np.maximum(part.odf(_from_voxel_axes(ball.vertices, fit, view.affine), s), 0.0)
+    affine = view.affine
+    odf = np.maximum(part.odf(ball.vertices if affine is None else from_voxel(ball.vertices, affine, fit.gtab.frame), s), 0.0)
     background = np.full(mask.shape, np.nan)
     background[slab] = gfa(odf)
     m, cut = Map(background, "GFA", "1"), view.cut(background)

@@ -99,8 +99,10 @@ def bootstrap(
     h is the leverage of the linear fit with the voxel's weight, also for the constrained modes. Replicates without a
     fit are left out; fewer than two give NaN.
     """
-    if int(n) != n or n < 2:
+    if n % 1 or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
+    if seed % 1 or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
     if hc not in LEVERAGE_POWER:
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
     names = select(indices, model.basis)
@@ -119,7 +121,7 @@ def bootstrap(
     def resample(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        rng, drawn = np.random.default_rng([seed, voxel.row]), (-(-int(n) // 8), len(residual))
+        rng, drawn = np.random.default_rng([int(seed), voxel.row]), (-(-int(n) // 8), len(residual))
         bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
         cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
         parts = [replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1)) for cut in cuts]

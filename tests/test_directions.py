@@ -90,6 +90,22 @@ def test_field_checks_and_normalises_directions():
             odf(bad)
 
 
+def test_wrong_values_are_named():
+    coef, mu, R = draw(4, 2, 0)
+    odf = field(coef, mu, R)
+    for bad in (-3.0, np.nan, np.inf, 101):
+        with pytest.raises(ValueError, match=f"s must be a number above -3.*{bad}"):
+            field(coef, mu, R, bad)
+    for options in ({"n_peaks": 0}, {"relative": 2}, {"relative": -1}, {"separation": 91}):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+            directions.peaks(odf, **options)
+    with pytest.raises(ValueError, match=r"points must have shape \(K, 3\): got \(2, 2\)"):
+        directions.sh_matrix(np.eye(2), 4)
+    with pytest.raises(ValueError, match=r"at least 2 directions .* shape \(1,\)"):
+        directions.gfa([1.0])
+
+
 def test_gfa():
     assert directions.gfa(np.ones((2, 100))) == pytest.approx(0, abs=1e-12)
     spike = np.zeros(724)
@@ -157,8 +173,9 @@ def test_conversions():
 
 def test_bad_orders_and_bases_are_named():
     points = directions.sphere(100).vertices
-    with pytest.raises(ValueError, match=r"sh_order.*got 3"):
-        directions.sh_matrix(points, 3)
+    for order in (3, -2, 34):
+        with pytest.raises(ValueError, match=rf"sh_order.*got {order}"):
+            directions.sh_matrix(points, order)
     with pytest.raises(ValueError, match=r"sh_basis.*got 'mrtrix'"):
         directions.sh_matrix(points, 4, "mrtrix")
     with pytest.raises(ValueError, match="got 7"):

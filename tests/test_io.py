@@ -250,6 +250,8 @@ def test_index_maps_and_their_units(tmp_path):
     assert sidecar(paths[1])["FillValue"] == 0
     with pytest.raises(ValueError, match="units must be"):
         io.write_maps(tmp_path / "bad", "", {"rtop": values}, AFFINE, units="nm")
+    with pytest.raises(ValueError, match=r"affine must have shape \(4, 4\), not \(3, 3\)"):
+        io.write_maps(tmp_path / "bad", "", {"rtop": values}, np.eye(3))
     assert not (tmp_path / "bad").exists()
 
 
@@ -363,6 +365,8 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     for label in labels:
         assert len(list(tmp_path.glob(f"sub-1_model-mapmri_param-{label}_dwimap.nii*"))) == 1
         assert (tmp_path / io.map_name("sub-1", label, ".json")).is_file()
+    levels = json.loads((tmp_path / io.map_name("sub-1", "status", ".json")).read_text())["Levels"]
+    assert levels["128"] == "outside the mask"
     coefs = nib.load(tmp_path / io.map_name("sub-1", "mapcoeffs", ".nii"))
     assert coefs.get_data_dtype() == np.float64
     volume = np.full((*SHAPE, 7), np.nan)

@@ -1,5 +1,6 @@
 """Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no state left behind."""
 
+import re
 import subprocess
 import sys
 
@@ -186,8 +187,13 @@ def test_maps_by_name(fit, name, units, unit, value):
 def test_wrong_calls_are_named(fit, gtab, data):
     with pytest.raises(ValueError, match="'rtxp'"):
         plot.compare_maps([fit], ["rtxp"])
-    with pytest.raises(ValueError, match=r"rtop\^\(1/2\)"):
-        plot.map_of(fit, "rtop^(1/2)")
+    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume"):
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            plot.map_of(fit, name)
+    with pytest.raises(ValueError, match="at least one of each, not 0 and 1"):
+        plot.compare_maps([], ["rtop"])
+    with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 0.5"):
+        plot.odf_slice(fit, index=0.5)
     with pytest.raises(ValueError, match="fit_labels: 1 given for 2"):
         plot.compare_maps([fit, fit], ["rtop"], ["one"])
     with pytest.raises(ValueError, match="map_kwargs"):
