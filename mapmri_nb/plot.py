@@ -227,7 +227,7 @@ def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None
 
 
 def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Figure:
-    """Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched in red where P is negative."""
+    """Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched where P is negative."""
     one, figure = _voxel(fit, voxel), new_figure(9.5, 4.4)
     panels, levels = figure.subplots(1, 2), 10.0 ** np.arange(-4, 0.01, 0.5)
     origin, least = float(one.pdf(np.zeros((1, 3)))[0, 0]), np.inf
@@ -251,9 +251,13 @@ def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Fi
 
 def overview(fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None = None, title: str = "") -> Figure:
     """One picture of a fit: eight maps of a slice in micrometres, and its ODF glyphs."""
-    view, figure = view_of(fit.mask, affine=affine), new_figure(15.5, 7)
+    view = view_of(fit.mask, affine=affine)
+    height, width = np.shape(view.cut(fit.mask)) * view.size[::-1]
+    inches = np.clip(width / height, 0.4, 2.0) * np.array([2.1, 5.6])  # of a map, of the glyphs
+    small, large = np.maximum(inches, [1.4, 3.8])  # as wide as their titles
+    figure = new_figure(4 * small + large + 1.0, 7)
     rows = np.array(OVERVIEW).reshape(2, 4).tolist()
-    panels = figure.subplot_mosaic([[*row, "odf"] for row in rows], width_ratios=(1, 1, 1, 1, 3))
+    panels = figure.subplot_mosaic([[*row, "odf"] for row in rows], width_ratios=(*[small] * 4, large))
     for name in OVERVIEW:
         m = map_of(fit, name, "um")
         cut = view.cut(m.values)
@@ -303,21 +307,38 @@ def show_map(axes: Any, m: Map, mask: NDArray[np.bool_], view: View, pooled: Arr
     picture = axes.imshow(np.ma.masked_invalid(cut), **style, **options)
     missing = inside & ~np.isfinite(cut)
     if missing.any():
-        axes.imshow(np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT]), label="no value")
+        axes.imshow(np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT]))
     axes.set(facecolor=OUTSIDE, xticks=[], yticks=[])
     return picture
 
 
-def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str, shrink: float = 0.9) -> None:
-    """With the unit, a power of a thousand taken into it, and arrows where values lie beyond the range."""
+class Ticks(mpl.ticker.MaxNLocator):
+    """As many round numbers as leave room between their labels, once the axis has its length."""
+
+    def __call__(self) -> Any:
+        axis: Any = self.axis
+        low, high = axis.get_view_interval()
+        room = 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)  # in digits, each 5 points wide at a size of 8
+        for n in (5, 4, 3, 2, 1):
+            self.set_params(nbins=n, min_n_ticks=1, steps=[1, 2, 5, 10])
+            ticks = np.asarray(super().__call__())
+            shown = axis.get_major_formatter().format_ticks(ticks[(ticks >= low) & (ticks <= high)])
+            if sum(len(text) + 1 for text in shown) <= room:
+                break
+        return ticks
+
+
+def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str, shrink: float = 0.9) -> Any:
+    """With the unit, a power of a thousand taken into it, and arrows where values lie beyond the range; the ticks' format."""
     low, high = picture.get_clim()
     top = max(abs(low), abs(high))
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     extend = ("neither", "min", "max", "both")[(pooled < low).any() + 2 * (pooled > high).any()]
-    ticks = {"ticks": mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]), "format": lambda value, _: f"{value / 10.0**k:.4g}"}
-    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18, **ticks}
-    figure.colorbar(picture, ax=axes, label=" ".join(words) or "no unit", **style).ax.tick_params(labelsize=8)
+    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18, "ticks": Ticks()}
+    text = mpl.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
+    figure.colorbar(picture, ax=axes, label=" ".join(words) or "no unit", format=text, **style).ax.tick_params(labelsize=8)
+    return text
 
 
 def _part(fit: MapmriFit, keep: NDArray[np.bool_]) -> MapmriFit:
@@ -346,7 +367,7 @@ def _glyphs(figure: Any, axes: Any, fit: MapmriFit, view: View, s: float, colorm
     background[slab] = gfa(odf)
     m, cut = Map(background, "GFA", "1"), view.cut(background)
     colour_bar(figure, show_map(axes, m, mask, view, cut, {"cmap": "gray"}), [axes], m, cut, "bottom", 0.4)
-    axes.set(title=f"ODF, s = {s:g}, each scaled to its maximum, over GFA", xlabel=caption(view))
+    axes.set(title=f"ODF, s = {s:g}, over GFA\neach scaled to its maximum", xlabel=caption(view))
     peak = odf.max(1, keepdims=True)
     good = np.flatnonzero(peak[:, 0] > 0)
     radius = odf[good] / peak[good]

@@ -101,10 +101,15 @@ def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
 
 
 def _timing(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
-    run: dict[str, Any] = {k: v for k, v in saved.entries.get("Run", {}).items() if k != "Versions" and np.isscalar(v)}
-    if run.get("Seconds"):
-        run["Per voxel"] = f"{1e6 * run['Seconds'] / max(len(fit.coef), 1):.0f} µs (all threads together, compilation included)"
-    return {str(k): str(v) for k, v in run.items()}
+    run: dict[str, Any] = saved.entries.get("Run", {})
+    rows = {name: str(run[name]) for name in ("Date", "Engine", "Threads") if run.get(name) is not None}
+    if seconds := run.get("Seconds", {}):
+        rows["Seconds"] = ", ".join(f"{name.lower()} {seconds[name]:.3g}" for name in seconds)
+        each = 1e6 * seconds.get("Fitting", 0.0) / max(len(fit.coef), 1)
+        rows["Fitting a voxel"] = f"{each:.0f} µs (all threads together, compilation included)"
+    if run.get("Slabs", 0) > run.get("FittedNow", 0):
+        rows["Resumed"] = f"{run['FittedNow']} of {run['Slabs']} slabs were fitted by the last run"
+    return rows
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -129,12 +134,12 @@ def _cards(maps: list[plot.Map], fit: MapmriFit, view: plot.View) -> str:
     for m in maps:
         figure, cut = plot.new_figure(3.6, 5.0), view.cut(m.values)
         top, bottom = figure.subplots(2, 1, height_ratios=(3.2, 1))
-        plot.colour_bar(figure, plot.show_map(top, m, fit.mask, view, cut, {}), [top], m, cut, "bottom")
+        text = plot.colour_bar(figure, plot.show_map(top, m, fit.mask, view, cut, {}), [top], m, cut, "bottom")
         values = m.values[np.isfinite(m.values)]
         low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
         bottom.hist(values, bins=60, range=(low, high) if high > low else None, color="#3b6fb5")
-        bottom.locator_params(axis="x", nbins=4)
-        bottom.xaxis.set_major_formatter(lambda x, _: f"{x:.4g}")
+        bottom.xaxis.set(major_locator=plot.Ticks(), major_formatter=text)  # in the unit of the colour bar
+        bottom.tick_params(labelsize=8)
         bottom.set(yticks=[], xlabel="whole mask, 0.5 to 99.5 %")
         bottom.spines[["top", "right", "left"]].set_visible(False)
         top.set_title(m.label)

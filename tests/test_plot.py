@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -164,6 +165,17 @@ def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
     assert len(texts) >= 2
     for place, text in texts.items():
         assert float(text) * 1e3 == pytest.approx(place)
+
+
+@pytest.mark.parametrize("tall", [1.0, 2.0, 4.0])
+def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
+    figure = plot.overview(fit, affine=np.diag([1.0, tall, 1.0, 1.0]))
+    FigureCanvasAgg(figure).draw()
+    for bar in panels(figure)[1]:
+        (low, high), labels = bar.get_xlim(), zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+        boxes = [label.get_window_extent() for place, label in labels if low <= place <= high]
+        assert len(boxes) >= 1
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 @pytest.mark.parametrize(

@@ -276,9 +276,9 @@ def test_bad_voxels_and_a_mask(rng):
 def test_what_cannot_be(rng):
     gtab = table()
     model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
-    for bad, words in (({"n": 1}, "n must be .* not 1"), ({"n": 2.5}, "n must be .* not 2.5"), ({"hc": 1}, "hc must be .* not 1"),
-                       ({"seed": -1}, "seed must be .* not -1"), ({"seed": 0.5}, "seed must be .* not 0.5")):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
+    for bad in ({"n": 1}, {"n": 2.5}, {"hc": 1}, {"seed": -1}, {"seed": 0.5}):
+        ((name, value),) = bad.items()
+        with pytest.raises(ValueError, match=f"{name} must be .* not {value}"):
             uncertainty.bootstrap(model, y, **bad)
     with pytest.raises(ValueError, match=r"posterior: .*'grid'.*bootstrap"):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, positivity="grid"), y)
