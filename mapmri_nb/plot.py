@@ -313,19 +313,19 @@ def show_map(axes: Any, m: Map, mask: NDArray[np.bool_], view: View, pooled: Arr
 
 
 class Ticks(mpl.ticker.MaxNLocator):
-    """As many round numbers as leave room between their labels, once the axis has its length."""
+    """Round numbers, as many as leave room between their labels once the axis has its length."""
 
     def __call__(self) -> Any:
         axis: Any = self.axis
         low, high = axis.get_view_interval()
-        room = 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)  # in digits, each 5 points wide at a size of 8
-        for n in (5, 4, 3, 2, 1):
-            self.set_params(nbins=n, min_n_ticks=1, steps=[1, 2, 5, 10])
-            ticks = np.asarray(super().__call__())
-            shown = axis.get_major_formatter().format_ticks(ticks[(ticks >= low) & (ticks <= high)])
-            if sum(len(text) + 1 for text in shown) <= room:
-                break
-        return ticks
+        self.set_params(nbins=5, steps=[1, 2, 5, 10])
+        ticks = np.asarray(super().__call__())
+        ticks, room = ticks[(ticks >= low) & (ticks <= high)], 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)
+        for step in range(1, len(ticks)):
+            texts = axis.get_major_formatter().format_ticks(ticks[::step])
+            if sum(len(text) + 1 for text in texts) <= room:  # in digits, each 5 points wide at a size of 8
+                return ticks[::step]
+        return ticks[len(ticks) // 2 :][:1]
 
 
 def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str, shrink: float = 0.9) -> Any:

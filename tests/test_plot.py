@@ -174,7 +174,7 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
     for bar in panels(figure)[1]:
         (low, high), labels = bar.get_xlim(), zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
         boxes = [label.get_window_extent() for place, label in labels if low <= place <= high]
-        assert len(boxes) >= 1
+        assert len(boxes) >= (1 if tall == 4 else 2)
         assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
