@@ -14,6 +14,7 @@ from .gradients import GradientTable
 from .indices import ANISOTROPIC_ONLY, INDICES
 from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
+from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
 
 if TYPE_CHECKING:
@@ -146,9 +147,10 @@ class MapmriFit:
         if self._hermite is None:  # costs a rotation a voxel
             matrix, index = ordering.iso_to_aniso(self.order), ordering.index_table(self.order)
             i, j = np.nonzero(matrix)
-            out = np.empty(self.coef.shape[::-1])  # BLAS would give a row other bits beside other rows
-            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), np.ascontiguousarray(self.coef.T), out)
-            self._hermite = np.array(out.T, order="C")
+            coef = columns(self.coef)
+            out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
+            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
+            self._hermite = np.array(out[:, : len(self.coef)].T, order="C")
             tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
             frames.turn(self._hermite, self.R, tables, index, root, False)
         return self._hermite

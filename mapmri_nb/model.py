@@ -16,6 +16,7 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import batch, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels._jit import n_threads, spread
+from .kernels.lanes import padded
 from .kernels.linalg import SparseMap, sparse_map
 
 log = logging.getLogger(__name__)
@@ -254,8 +255,8 @@ class MapmriModel:
         out = self._empty_rows(len(y))
         plan = self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
         data = batch.Data(y, weight, mu, R, field)
-        lanes = min(batch.LANES, len(y))
-        spread(partial(batch.run, plan, data, lanes, out, self._solve), len(y), lanes, n_threads(threads))
+        V = min(batch.LANES, padded(max(len(y), 1)))
+        spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
         return out
 
 
@@ -266,8 +267,8 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
         return sparse_map(place, np.arange(n), np.ones(n), n)
     matrix = ordering.aniso_to_iso(order)[:, place]
     matrix = np.where(np.abs(matrix) > 1e-13, matrix, 0.0)
-    rows, cols = np.nonzero(matrix)
-    return sparse_map(rows, cols, matrix[rows, cols], n)
+    i, j = np.nonzero(matrix)
+    return sparse_map(i, j, matrix[i, j], n)
 
 
 def _order(order: Any) -> int:
@@ -404,9 +405,16 @@ def _slabs(arrays: list[Any], inside: NDArray[np.bool_]) -> Iterator[tuple[NDArr
         keep = where >= 0
         if not keep.any():
             continue
-        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)])[keep] for a in arrays]
+        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
+        blocks = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in blocks]
         for k in range(0, len(rows), CHUNK):
-            yield rows[k : k + CHUNK], [np.ascontiguousarray(y[k : k + CHUNK], dtype=np.float64) for y in blocks]
+            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in blocks]
+
+
+def _samples(y: NDArray[Any]) -> Array:
+    """Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be compiled for anew."""
+    y = np.ascontiguousarray(y, dtype=np.float64)
+    return y if y.flags.writeable else y.copy()
 
 
 def _progress(

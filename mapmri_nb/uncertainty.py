@@ -19,7 +19,8 @@ from .fit import RADIAL, MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
-from .kernels.linalg import block_product
+from .kernels.lanes import padded
+from .kernels.linalg import block_product, pad4
 from .kernels.tensor import isotropic_scale
 from .model import MapmriModel, sample_slabs
 from .positivity import GridSolver
@@ -250,14 +251,10 @@ def _summary(values: Array, own: Array) -> Array:
 
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
-    rows, inner = -(-len(A) // 4) * 4, -(-len(X) // 4) * 4
-    P, Q, out = np.zeros((rows, inner)), X, np.empty((rows, X.shape[1]))
-    P[: len(A), : len(X)] = A
-    if inner > len(X):
-        Q = np.zeros((inner, X.shape[1]))
-        Q[: len(X)] = X
-    block_product(P, Q, out)
-    return out[: len(A)]
+    P, count = pad4(A), X.shape[1]
+    out = np.empty((len(P), padded(count)))
+    block_product(P, np.ascontiguousarray(np.pad(X, ((0, 0), (0, out.shape[1] - count)))), out)
+    return out[: len(A), :count]
 
 
 # ---- indices and their exact gradients -------------------------------------------------------------------------------
@@ -281,9 +278,9 @@ def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
     n, B = ordering.index_table(order), np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))]))
     axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
     for axis in range(3):
-        overlap = np.empty((order + 1, 2 * K + 1))
-        propagator._overlaps(float(mu[axis]), float(target[axis]), overlap)
-        axes.append(B[:, None] * overlap[n[:, axis], ::2].T)
+        overlap = np.empty((order + 1) * (2 * K + 1))
+        propagator.overlaps(float(mu[axis]), float(target[axis]), order, 2 * K + 1, overlap)
+        axes.append(B[:, None] * overlap.reshape(order + 1, -1)[n[:, axis], ::2].T)
     for axis in (1, 2):  # sums over m1 + m2 + m3 = k are convolutions
         axes[0] = np.array([(axes[0][: k + 1] * axes[axis][k::-1]).sum(0) for k in range(K + 1)])
     return np.asarray(axes[0] / np.sqrt(b)[:, None])

@@ -5,7 +5,7 @@ import oracle
 import pytest
 import truth
 
-from mapmri_nb.kernels import gcv
+from mapmri_nb.kernels import gcv, lanes
 from mapmri_nb.kernels.ordering import class_permutation, n_coef
 
 NONE = np.empty(0)
@@ -36,11 +36,14 @@ def pack(voxels, mu):
 
 
 def choose(order, block, weights=NONE, work=None):
-    lanes = block[1].shape[1]
-    weight, bound = np.full(lanes, -1.0), np.full(lanes, -1)
-    work = work or gcv.workspace(n_coef(order), lanes)
-    gcv.choose(*block, gcv.tables(order), np.asarray(weights, float), work, weight, bound)
-    return weight, bound
+    """Weights and bounds; the last voxel fills the lanes up, as in a fit."""
+    count = block[1].shape[1]
+    V = lanes.padded(count)
+    g, rhs, mu, yy, samples = (np.pad(np.atleast_2d(x), ((0, 0), (0, V - count)), "edge") for x in block)
+    weight, bound = np.full((1, V), -1.0), np.full(V, -1)
+    work = work or gcv.workspace(n_coef(order), V)
+    gcv.choose(g, rhs, mu, yy, samples, gcv.tables(order), np.asarray(weights, float), work, weight, bound)
+    return weight[0, :count], bound[:count]
 
 
 def curve(voxel):
@@ -79,7 +82,7 @@ def test_golden_vector_c():
     m = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau))[:, keep]
     lap = oracle.laplacian_matrix(6, mu)[np.ix_(keep, keep)]
     block = pack([(m, lap, y)], mu[:, None])
-    work = gcv.workspace(50, 1)
+    work = gcv.workspace(50, lanes.GRAIN)
     weight, bound = choose(6, block, work=work)
     assert bound[0] == 0
     truth.assert_digits(weight[0], expected["weight"])
@@ -124,37 +127,38 @@ def test_the_better_of_two_minima():
 
 def test_score_and_slope(brain):
     voxels, mu, block = brain
-    block = lanes_of(block, slice(0, 6))
-    work = gcv.workspace(50, 6)
+    block = lanes_of(block, slice(0, 16))
+    work = gcv.workspace(50, 16)
     choose(6, block, [0.1], work)  # leaves the tridiagonal problem behind
-    scale = np.prod(mu[:, :6], 0) ** (1 / 3)
-    value, first = np.empty(6), np.empty(6)
+    scale = np.prod(mu[:, :16], 0) ** (1 / 3)
+    yy, samples = block[3][None], block[4][None]
+    value, first = np.empty((1, 16)), np.empty((1, 16))
 
     def take(w):
-        gcv.score(w * scale, block[3], block[4], work.T, work.lane, value)
-        gcv.slope(w * scale, work.T, work.lane, first)
-        return value.copy(), first.copy()
+        gcv.score((w * scale)[None], yy, samples, work.T, work.lane, value)
+        gcv.slope((w * scale)[None], work.T, work.lane, first)
+        return value[0].copy(), first[0].copy()
 
     for w in (1e-5, 1e-3, 0.05, 3.0):
-        v, s = take(np.full(6, w))
-        for l in range(6):
+        v, s = take(w)
+        for l in range(16):
             m, lap, y = voxels[l]
             direct, trace = oracle.gcv(m, lap, y, w)
             assert abs(len(y) * v[l] / direct - 1) < 1e-11
             assert abs(len(y) - work.lane[2, l] - trace) < 1e-10
         h = 1e-4
-        numeric = (np.log(take(np.full(6, w * np.exp(h)))[0]) - np.log(take(np.full(6, w * np.exp(-h)))[0])) / (2 * h)
+        numeric = (np.log(take(w * np.exp(h))[0]) - np.log(take(w * np.exp(-h))[0])) / (2 * h)
         np.testing.assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
 
 
 def test_path_is_monotone(brain):
     """Invariant 9: tr S falls, the residual never falls, a'La never rises with the weight."""
-    block = lanes_of(brain[2], slice(0, 4))
-    work, value = gcv.workspace(50, 4), np.empty(4)
+    block = lanes_of(brain[2], slice(0, 16))
+    work, value, samples = gcv.workspace(50, 16), np.empty((1, 16)), block[4][None]
     choose(6, block, [0.1], work)
     trace, rss, norm = [], [], []
     for w in np.geomspace(1e-7, 1e3, 2001) * 5e-3:
-        gcv.score(np.full(4, w), block[3], block[4], work.T, work.lane, value)
+        gcv.score(np.full((1, 16), w), block[3][None], samples, work.T, work.lane, value)
         trace.append(block[4] - work.lane[2])
         rss.append(work.lane[1].copy())
         norm.append(np.sum(work.T[4, 1:51] ** 2, 0))
@@ -238,7 +242,7 @@ def test_bad_lanes_leave_the_others_alone(brain, weights):
     mu[:, 7] = 0.0
     rhs[:, 9], yy[9] = 0.0, 0.0  # a dark voxel
     yy[11] = np.inf
-    work = gcv.workspace(50, 12)
+    work = gcv.workspace(50, lanes.GRAIN)
     bad_weight, bad_bound = choose(6, (g, rhs, mu, yy, samples), weights, work)
     good = [0, 2, 4, 6, 8, 10]
     np.testing.assert_array_equal(bad_weight[good], weight[good])

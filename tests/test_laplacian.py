@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 
-from mapmri_nb.kernels import laplacian
+from mapmri_nb.kernels import lanes, laplacian
 from mapmri_nb.kernels.ordering import class_bounds, class_permutation, index_table, iso_to_aniso
 
 MU = np.array([9e-3, 6.1e-3, 4.2e-3])
@@ -20,14 +20,14 @@ def matrix(order, mu):
 def from_tables(order, mu):
     """Dense L in DIPY's order of the voxels mu (3, V): (V, n, n)."""
     t, place = laplacian.tables(order), class_permutation(order).astype(int)
-    f = np.full((6, mu.shape[1]), np.nan)
-    laplacian.factors(mu, f)
+    f = np.full((6, lanes.WIDTH), np.nan)
+    laplacian.factors(np.pad(mu, ((0, 0), (0, lanes.WIDTH - mu.shape[1])), "edge"), f)
     out = np.zeros((mu.shape[1], len(place), len(place)))
     row, column = place[t.row.astype(int)], place[t.column.astype(int)]
     for r, c, k, value in zip(row, column, t.factor.astype(int), t.coefficient, strict=True):
-        out[:, r, c] += value * f[k]
+        out[:, r, c] += value * f[k, : len(out)]
         if r != c:
-            out[:, c, r] += value * f[k]
+            out[:, c, r] += value * f[k, : len(out)]
     return out
 
 

@@ -74,7 +74,8 @@ def kernel(fastmath: frozenset[str] = frozenset()) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         flags = set(fastmath) if fastmath else False
-        dispatcher = numba.njit(fastmath=flags, error_model="numpy", nogil=True)(function)
+        options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+        dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
             try:

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import frames, gcv, laplacian, moments, qp, scalars, sdp, tensor
+from . import frames, gcv, lanes, laplacian, moments, qp, scalars, sdp, tensor
 from ._jit import BLOCK_MATH, kernel
+from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-LANES = 48
+LANES = 80  # 48 to 112 are alike; an odd multiple of 16, since rows 2^k bytes apart would share cache sets
 
 FLOOR, NO_SIGNAL = frames.FLOOR, frames.NO_SIGNAL
 DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 2, 4, 8, 16, 32
@@ -72,31 +73,45 @@ class Out(NamedTuple):
 class Block:
     """Scratch and state of one block of voxels, for one thread."""
 
-    def __init__(self, plan: Plan, lanes: int) -> None:
-        n, rows = plan.moments.origin.size, plan.scheme.high.shape[1]
+    def __init__(self, plan: Plan, V: int) -> None:
+        n, samples = plan.moments.origin.size, len(plan.scheme.points)
 
         def empty(*shape: int) -> Array:
-            return np.zeros((*shape, lanes))
+            return lanes.empty(*shape, V)
 
-        self.y, self.w = empty(rows), empty(rows)
-        self.tensor = tensor.workspace(plan.tensor.pinv.shape[1], lanes)
-        self.moments = moments.workspace(plan.moments, plan.scheme, plan.order, lanes)
-        self.gcv = gcv.workspace(n, lanes) if plan.weights.size != 1 else None
+        self.y, self.w = empty(samples), empty(samples)
+        self.tensor = tensor.workspace(plan.tensor.pinv.shape[1], V)
+        self.moments = moments.workspace(plan.moments, plan.scheme, plan.order, V)
+        self.gcv = gcv.workspace(n, V) if plan.weights.size != 1 else None
         self.D, self.D_scale = empty(6), empty(6)  # of the basis' Gaussian; the scale tensor
         self.mu, self.mu_tensor, self.sign = empty(3), empty(3), empty(3)
-        self.R = np.zeros((lanes, 3, 3))
+        self.R = np.zeros((V, 3, 3))
         self.G = empty((n + 1) * (n + 2) // 2)  # packed M'M + weight L, and a right-hand side's row
         self.rhs, self.x, self.public = empty(n), empty(n), empty(n)
         self.lane, self.values = empty(9), empty(3)  # values: eigenvalues of the scale tensor
-        self.pivot, self.factors = empty(2), empty(6)
-        self.status, self.bound = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+        self.pivot, self.factors = empty(1), empty(6)
+        self.status, self.bound = np.zeros(V, np.int64), np.zeros(V, np.int64)
         self.plain, self.turn = True, 0 if plan.isotropic else 1
         self.stretched = self.mu  # mu times the field's scales
+
+    def row(self, which: int) -> Array:
+        """One row of `lane`, (1, V)."""
+        return self.lane[which : which + 1]
+
+
+@kernel(fastmath=BLOCK_MATH)
+def _tally(values: Array, weight: Array) -> tuple[float, int]:
+    """Sum of a voxel's samples (not finite where one of them is not), and how many are not positive or of weight 1."""
+    total, odd = 0.0, 0
+    for k in range(values.size):
+        total += values[k]
+        odd += 1 - ((values[k] > 0.0) & (weight[k] == 1.0))
+    return total, odd
 
 
 @kernel()
 def load(
-    rows: Array, weights: Array, i0: int, samples: NDArray[np.uint64], needed: int, y: Array, w: Array, lane: Array,
+    data: Array, weights: Array, i0: int, samples: NDArray[np.uint64], needed: int, y: Array, w: Array, lane: Array,
     status: IntArray,
 ) -> bool:  # fmt: skip
     """
@@ -104,13 +119,21 @@ def load(
 
     The last block repeats its last voxel. True where all weights are 1 and all samples positive. Sets the status.
     """
-    plain = True
+    plain, n = True, data.shape[1]
     for l in range(status.size):
-        v = min(i0 + l, rows.shape[0] - 1)
-        weight = weights[min(v, weights.shape[0] - 1)]
+        v = min(i0 + l, data.shape[0] - 1)
+        values, weight = data[v], weights[min(v, weights.shape[0] - 1)]
+        total, odd = _tally(values, weight)
+        lane[VALID, l], status[l] = n, 0
+        if odd == 0 and math.isfinite(total):
+            for k in range(n):
+                y[k, l] = values[k]
+                w[k, l] = 1.0
+            continue
+        plain = False
         valid, logs, total, flags = 0, 0, 0.0, 0
-        for k in range(rows.shape[1]):
-            value, factor = rows[v, k], weight[k]
+        for k in range(n):
+            value, factor = values[k], weight[k]
             if not math.isfinite(value) or factor == 0.0:
                 value, factor = 0.0, 0.0
             y[k, l] = value
@@ -118,10 +141,8 @@ def load(
             if factor > 0.0:
                 valid += 1
                 total += abs(value)
-            if factor != 1.0 or not value > 0.0:
-                plain = False
-                if not (factor > 0.0 and value > 0.0):
-                    flags |= DROPPED
+            if not (factor > 0.0 and value > 0.0):
+                flags |= DROPPED
         for k in range(samples.size):
             if w[samples[k], l] > 0.0 and y[samples[k], l] > 0.0:
                 logs += 1
@@ -135,62 +156,58 @@ def load(
 
 
 @kernel(fastmath=BLOCK_MATH)
-def sum_squares(y: Array, w: Array, lane: Array) -> None:
-    """y'Wy of every voxel."""
-    yy = lane[YY]
-    for l in range(yy.size):
-        yy[l] = 0.0
-    for k in range(y.shape[0]):
-        a, b = y[k], w[k]
-        for l in range(yy.size):
-            yy[l] += b[l] * a[l] * a[l]
+def sum_squares(y: Array, w: Array, out: Array) -> None:
+    """y'Wy of every voxel into out (1, V)."""
+    for l in range(0, y.shape[1], WIDTH):
+        a, b, total = rows(y, l), rows(w, l), every(0.0)
+        for k in range(y.shape[0]):
+            total += b[k] * a[k] * a[k]
+        rows(out, l)[0] = total
 
 
 @kernel()
 def cholesky_solve(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray) -> None:
     """Coefficients x (n, V) by Cholesky; E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0."""
     n = origin.size
-    last = n * (n + 1) // 2
-    for i in range(n):
-        for l in range(status.size):
-            G[last + i, l] = rhs[i, l]
+    for l in range(0, G.shape[1], WIDTH):
+        last, b = rows(G, l), rows(rhs, l)
+        for i in range(n):
+            last[n * (n + 1) // 2 + i] = b[i]
     block_cholesky(G, n, pivot)
     block_backsolve(G, n, x)
+    for l in range(0, G.shape[1], WIDTH):
+        c, total = rows(x, l), every(0.0)
+        for i in range(n):
+            total += origin[i] * c[i]
+        total = pick(total, 0.0, total, math.nan)
+        rows(lane, l)[S0] = total
+        for i in range(n):
+            c[i] /= total
     for l in range(status.size):
         if not pivot[0, l] > n * 2.3e-16:
             status[l] |= NOT_DEFINITE
-        total = 0.0
-        for i in range(n):
-            total += origin[i] * x[i, l]
-        if not total > 0.0:
+        if not lane[S0, l] > 0.0:
             status[l] |= NO_ORIGIN
-            total = math.nan
-        lane[S0, l] = total
-        for i in range(n):
-            x[i, l] /= total
 
 
 @kernel(fastmath=BLOCK_MATH)
-def residuals(n: int, y: Array, w: Array, fitted: Array, lane: Array) -> None:
+def residuals(y: Array, w: Array, fitted: Array, lane: Array) -> None:
     """RMSE in the data's units and R2 over the valid samples, b0 included; `fitted` (n, V) is E."""
-    mean, square, spread = lane[YY], lane[RMSE], lane[R2]  # y'y is used up by now
-    for l in range(mean.size):
-        mean[l] = 0.0
-        square[l] = 0.0
-        spread[l] = 0.0
-    for k in range(n):
-        for l in range(mean.size):
-            mean[l] += y[k, l]  # missing samples are 0
-    for l in range(mean.size):
-        mean[l] /= max(lane[VALID, l], 1.0)
-    for k in range(n):
-        for l in range(mean.size):
-            used = 1.0 if w[k, l] > 0.0 else 0.0
-            square[l] += used * (y[k, l] - lane[S0, l] * fitted[k, l]) ** 2
-            spread[l] += used * (y[k, l] - mean[l]) ** 2
-    for l in range(mean.size):
-        spread[l] = 1.0 - square[l] / spread[l] if spread[l] > 0.0 else math.nan
-        square[l] = math.sqrt(square[l] / max(lane[VALID, l], 1.0))
+    n = y.shape[0]
+    for l in range(0, y.shape[1], WIDTH):
+        a, weight, e, state = rows(y, l), rows(w, l), rows(fitted, l), rows(lane, l)
+        mean = square = spread = every(0.0)
+        for k in range(n):
+            mean += a[k]  # missing samples are 0
+        count = pick(state[VALID], 1.0, state[VALID], 1.0)
+        mean /= count
+        for k in range(n):
+            used = pick(weight[k], 0.0, 1.0, 0.0)
+            error, distance = a[k] - state[S0] * e[k], a[k] - mean
+            square += used * error * error
+            spread += used * distance * distance
+        state[R2] = pick(spread, 0.0, 1.0 - square / spread, math.nan)
+        state[RMSE] = sqrt(square / count)
 
 
 @kernel()
@@ -248,26 +265,28 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
     if len(data.field):
         k.turn, k.stretched = 2, np.empty_like(k.mu)
         frames.apply_field(data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched)
-    tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.lane[S0])
+    tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.row(S0))
     k.status[~(k.lane[S0] > 0.0)] |= NO_SIGNAL
     moments.normal_equations(
         plan.moments, plan.scheme, plan.order, k.y, k.w, k.plain, k.D, k.stretched, k.turn, k.moments, k.G, k.rhs
     )
-    weight = k.lane[WEIGHT]
+    weight = k.row(WEIGHT)
     if plan.weights.size == 1:
         weight.fill(plan.weights[0])
     else:
-        sum_squares(k.y, k.w, k.lane)
-        gcv.choose(k.G, k.rhs, k.mu, k.lane[YY], k.lane[VALID], plan.gcv, plan.weights, k.gcv, weight, k.bound)
+        yy = k.row(YY)
+        sum_squares(k.y, k.w, yy)
+        gcv.choose(k.G, k.rhs, k.mu, yy, k.row(VALID), plan.gcv, plan.weights, k.gcv, weight, k.bound)
         k.status[k.bound != 0] |= WEIGHT_AT_BOUND
-    laplacian.add(plan.lap, k.mu, weight, k.factors, k.G)
+    laplacian.factors(k.mu, k.factors)
+    laplacian.add(plan.lap, k.factors, weight, k.G)
     k.lane[KKT], k.lane[ITERATIONS], k.lane[MARGIN] = 0.0, 0.0, math.nan
 
 
 def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> None:
     """Residuals, public coefficients and all rows of one block."""
     moments.fitted_signal(plan.moments, plan.scheme, plan.order, k.x, k.stretched, k.turn, k.moments, k.moments.gy)
-    residuals(data.y.shape[1], k.y, k.w, k.moments.gy, k.lane)
+    residuals(k.y, k.w, k.moments.gy, k.lane)
     block_map(plan.public, k.x, k.public)
     t = plan.moments
     write(
@@ -276,12 +295,12 @@ def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> No
     )  # fmt: skip
 
 
-def run(plan: Plan, data: Data, lanes: int, out: Out, solve: Callable[[Plan, Block, int], None], start: int, stop: int) -> None:
-    """Fit rows start to stop; solve(plan, block, count) turns the normal equations of a block into k.x."""
-    k = Block(plan, lanes)
-    for i0 in range(start, stop, lanes):
+def run(plan: Plan, data: Data, V: int, out: Out, solve: Callable[[Plan, Block, int], None], start: int, stop: int) -> None:
+    """Fit rows start to stop in blocks of V; solve(plan, block, count) turns a block's normal equations into k.x."""
+    k = Block(plan, V)
+    for i0 in range(start, stop, V):
         prepare(plan, data, i0, k)
-        solve(plan, k, min(lanes, stop - i0))
+        solve(plan, k, min(V, stop - i0))
         finish(plan, data, i0, stop, k, out)
 
 
@@ -361,5 +380,15 @@ def sos_flags(answer: int) -> int:
 @kernel()
 def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: int, stop: int) -> None:
     """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
-    for v in range(start, stop):
-        scalars.nine_indices(coef[v], mu[v], t, out[v])
+    a, m, values = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH)), np.empty((out.shape[1], WIDTH))
+    for i0 in range(start, stop, WIDTH):
+        for l in range(WIDTH):
+            v = min(i0 + l, stop - 1)
+            for i in range(coef.shape[1]):
+                a[i, l] = coef[v, i]
+            for i in range(3):
+                m[i, l] = mu[v, i]
+        scalars.nine_indices(rows(a, 0), rows(m, 0), t, rows(values, 0))
+        for l in range(min(WIDTH, stop - i0)):
+            for i in range(out.shape[1]):
+                out[i0 + l, i] = values[i, l]

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from . import moments, rotation, tensor
 from ._jit import kernel
+from .lanes import WIDTH
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -161,21 +162,24 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
 
     From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R may have any sign.
     """
-    M, angles, frame = np.zeros((root.size, 1)), np.zeros((6, 1)), np.zeros((3, 3))
-    sign = np.zeros((3, 1))
-    for v in range(coef.shape[0]):
-        flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
-        for i in range(3):
-            for j in range(3):
-                frame[i, j] = R[v, i, j] * (flip if j == 2 else 1.0)
-        rotation.frame_angles(frame, angles, 0)
-        for j in range(3):
-            dot = 0.0
+    M, angles, frame = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH)), np.zeros((3, 3))
+    sign, last = np.zeros((3, WIDTH)), coef.shape[0] - 1
+    for first in range(0, coef.shape[0], WIDTH):
+        for l in range(WIDTH):
+            v = min(first + l, last)
+            flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
             for i in range(3):
-                dot += frame[i, j] * R[v, i, j]
-            sign[j, 0] = -1.0 if dot < 0.0 else 1.0
-        for i in range(root.size):
-            M[i, 0] = coef[v, i] * (parity_sign(index[i], sign, 0) if inverse else 1.0)
+                for j in range(3):
+                    frame[i, j] = R[v, i, j] * (flip if j == 2 else 1.0)
+            rotation.frame_angles(frame, angles, l)
+            for j in range(3):
+                dot = 0.0
+                for i in range(3):
+                    dot += frame[i, j] * R[v, i, j]
+                sign[j, l] = -1.0 if dot < 0.0 else 1.0
+            for i in range(root.size):
+                M[i, l] = coef[v, i] * (parity_sign(index[i], sign, l) if inverse else 1.0)
         rotation.turn_coefficients(t.shears_low, angles, root, inverse, M)
-        for i in range(root.size):
-            coef[v, i] = M[i, 0] * (1.0 if inverse else parity_sign(index[i], sign, 0))
+        for l in range(min(WIDTH, coef.shape[0] - first)):
+            for i in range(root.size):
+                coef[first + l, i] = M[i, l] * (1.0 if inverse else parity_sign(index[i], sign, l))

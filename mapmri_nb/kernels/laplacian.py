@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import BLOCK_MATH, kernel
+from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
 
 Array = NDArray[np.float64]
@@ -76,10 +77,11 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
 @kernel(fastmath=BLOCK_MATH)
 def factors(mu: Array, f: Array) -> None:
     """Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over mu1 mu2 mu3."""
-    for l in range(mu.shape[1]):
-        a, b, c = mu[0, l], mu[1, l], mu[2, l]
-        f[0, l], f[1, l], f[2, l] = a * a * a / (b * c), b * b * b / (a * c), c * c * c / (a * b)
-        f[3, l], f[4, l], f[5, l] = a * b / c, a * c / b, b * c / a
+    for l in range(0, mu.shape[1], WIDTH):
+        m, out = rows(mu, l), rows(f, l)
+        a, b, c = m[0], m[1], m[2]
+        out[0], out[1], out[2] = a * a * a / (b * c), b * b * b / (a * c), c * c * c / (a * b)
+        out[3], out[4], out[5] = a * b / c, a * c / b, b * c / a
 
 
 @lru_cache
@@ -101,12 +103,12 @@ def tables(order: int) -> LaplacianTables:
 
 
 @kernel(fastmath=BLOCK_MATH)
-def add(t: LaplacianTables, mu: Array, weight: Array, f: Array, G: Array) -> None:
-    """G += weight L, packed lower triangles of V voxels in block order; f (6, V) is scratch, left as `factors`."""
-    factors(mu, f)
-    for e in range(t.target.size):
-        target = G[t.target[e]]
-        for k in range(t.pointer[e], t.pointer[e + 1]):
-            a, c = f[t.factor[k]], t.coefficient[k]
-            for l in range(weight.size):
-                target[l] += c * a[l] * weight[l]
+def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
+    """G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`, weight (1, V)."""
+    for l in range(0, f.shape[1], WIDTH):
+        a, w, g = rows(f, l), rows(weight, l)[0], rows(G, l)
+        for e in range(t.target.size):
+            total = every(0.0)
+            for k in range(t.pointer[e], t.pointer[e + 1]):
+                total += t.coefficient[k] * a[t.factor[k]]
+            g[t.target[e]] += w * total

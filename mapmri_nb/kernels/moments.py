@@ -15,14 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ordering
+from . import lanes, ordering
 from ._jit import BLOCK_MATH, kernel
-from .linalg import SparseMap, block_map, block_product, exp, sparse_map
+from .lanes import WIDTH, every, pick, rows
+from .linalg import SparseMap, block_map, block_product, block_set, exp, pad4, sparse_map
 from .rotation import Pairs, rotate, rotate_back, shear_pairs, skew_back, skew_moments
-from .tensor import UNIT, design_matrix, pad4
+from .tensor import UNIT, design_matrix
 
 Array = NDArray[np.float64]
-LARGEST_ROUNDING = 1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 25-35 us more
+LARGEST_ROUNDING = 1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame
 
 
 class OrderTables(NamedTuple):
@@ -45,9 +46,9 @@ class Scheme(NamedTuple):
     """Constants of one gradient table at one order."""
 
     design: Array  # (n, 6): log g = design @ (D / UNIT); b at the mean tau, so that g is the basis' own Gaussian
-    high: Array  # (n2 4, n 4) q^alpha, degree <= 2N, q in units of q_ref, padded
-    low: Array  # (n 4, n 4) degree <= N
-    low_t: Array  # its transpose, padded
+    high: Array  # (n2 4, n) q^alpha, degree <= 2N, q in units of q_ref, rows padded to a multiple of four
+    low: Array  # (n_coef 4, n) degree <= N
+    low_t: Array  # (n 4, n_coef) its transpose
     wave: float  # 2 pi q_ref, 1/mm
     points: Array  # (n, 3) q in units of q_ref
     reach: Array  # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
@@ -70,15 +71,15 @@ def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
     """Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree)."""
     one = [ordering.hermite_coefficients(k) for k in range(int(exponents.max()) + 1)]
     where = ordering.positions(ordering.monomials(int(exponents.sum(1).max())))
-    rows, cols, coef = [], [], []
+    dst, src, coef = [], [], []
     for r, (n1, n2, n3) in enumerate(exponents):
         for a in range(n1 % 2, n1 + 1, 2):
             for b in range(n2 % 2, n2 + 1, 2):
                 for c in range(n3 % 2, n3 + 1, 2):
-                    rows.append(r)
-                    cols.append(where[a, b, c])
+                    dst.append(r)
+                    src.append(where[a, b, c])
                     coef.append(sign[r] * one[n1][a] * one[n2][b] * one[n3][c])
-    return sparse_map(np.array(rows), np.array(cols), np.array(coef), len(exponents))
+    return sparse_map(np.array(dst), np.array(src), np.array(coef), len(exponents))
 
 
 def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
@@ -91,21 +92,21 @@ def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
     sign = (-1.0) ** ((n.sum(1) + m.sum(1)) // 2)
     most = np.minimum(n, m)
     table = _linearisation(order)
-    rows, cols, coef = [], [], []
+    dst, src, coef = [], [], []
     for t in np.ndindex((order + 1,) * 3):
         on = np.flatnonzero((most >= t).all(1))
         if len(on) == 0:
             continue
         p = n[on] + m[on] - 2 * np.array(t)
-        rows.append(on)
-        cols.append(lookup[tuple(p.T)])
+        dst.append(on)
+        src.append(lookup[tuple(p.T)])
         coef.append(sign[on] * np.prod([table[n[on, a], m[on, a], t[a]] for a in range(3)], axis=0))
-    return sparse_map(np.concatenate(rows), np.concatenate(cols), np.concatenate(coef), len(i))
+    return sparse_map(np.concatenate(dst), np.concatenate(src), np.concatenate(coef), len(i))
 
 
 def _transposed(m: SparseMap) -> SparseMap:
     count = np.diff(m.ptr.astype(np.int64))
-    return sparse_map(m.src.astype(np.int64), np.repeat(m.dst.astype(np.int64), count), m.coef, len(count))
+    return sparse_map(m.src.astype(np.int64), np.repeat(np.arange(len(count)), count), m.coef, len(count))
 
 
 @lru_cache
@@ -148,83 +149,71 @@ def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
 class MomentWork(NamedTuple):
     """Scratch of one block."""
 
-    g: Array  # (n 4, V) the Gaussian
-    gg: Array  # (n 4, V) g^2 times the weights
+    g: Array  # (n, V) the Gaussian
+    gg: Array  # (n, V) g^2 times the weights
     gy: Array  # (n 4, V) g y times the weights; later the fitted signal
     high: Array  # (n2 4, V)
+    own: Array  # (n2, V) high once more, from q in each voxel's frame
     hermite: Array  # (n2, V)
-    low: Array  # (n 4, V)
-    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref
+    low: Array  # (n_coef 4, V)
+    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or of one q in each voxel's frame
     angles: Array  # (6, V) tan(half) and sin of the three rotations
-    skew: Array  # (3, V) shears y += t x, z += t y, z += t x after them (gradient non-linearity)
+    skew: Array  # (3, V) shears z += t y, z += t x, y += t x after them (gradient non-linearity)
     stretch: Array  # (3, V) and the scales after those
-    strain: Array  # (V,) relative rounding of M'M to expect
-    own: Array  # (3 (2N+1), n) powers of one voxel's q in its frame
+    strain: Array  # (1, V) relative rounding of M'M to expect
 
 
-def workspace(t: OrderTables, s: Scheme, order: int, lanes: int) -> MomentWork:
+def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     """Scratch for the kernels below."""
-    rows = s.high.shape[1]
-    sizes = (rows, rows, rows, s.high.shape[0], len(t.exponents), s.low.shape[0], 3 * (2 * order + 1), 6, 3, 3)
-    blocks = [np.zeros((size, lanes)) for size in sizes]
-    return MomentWork(*blocks, np.zeros(lanes), np.zeros((3 * (2 * order + 1), len(s.points))))
+    n, n2 = len(s.points), len(t.exponents)
+    sizes = (n, n, len(s.low_t), len(s.high), n2, n2, len(s.low), 3 * (2 * order + 1), 6, 3, 3, 1)
+    return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
 @kernel(fastmath=BLOCK_MATH)
 def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
-    b0, b1, b2, b3, b4, b5 = D[0], D[1], D[2], D[3], D[4], D[5]
-    f = 1.0 / UNIT
-    for k in range(design.shape[0]):
-        x = design[k]
-        x0, x1, x2, x3, x4, x5 = f * x[0], f * x[1], f * x[2], f * x[3], f * x[4], f * x[5]
-        out = g[k]
-        for l in range(out.size):
-            out[l] = exp(x0 * b0[l] + x1 * b1[l] + x2 * b2[l] + x3 * b3[l] + x4 * b4[l] + x5 * b5[l])
+    for l in range(0, D.shape[1], WIDTH):
+        d, out = rows(D, l), rows(g, l)
+        d0, d1, d2 = d[0] / UNIT, d[1] / UNIT, d[2] / UNIT
+        d3, d4, d5 = d[3] / UNIT, d[4] / UNIT, d[5] / UNIT
+        for k in range(design.shape[0]):
+            x = design[k]
+            out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _weigh(g: Array, y: Array, w: Array, plain: bool, n: int, gg: Array, gy: Array) -> None:
+def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
-    for k in range(n):
-        a, b, c, d = g[k], y[k], gg[k], gy[k]
-        for l in range(a.size):
-            c[l] = a[l] * a[l]
-            d[l] = a[l] * b[l]
-        if not plain:
-            weight = w[k]
-            for l in range(a.size):
-                c[l] *= weight[l]
-                d[l] *= weight[l]
+    for l in range(0, g.shape[1], WIDTH):
+        a, b, weight, c, d = rows(g, l), rows(y, l), rows(w, l), rows(gg, l), rows(gy, l)
+        for k in range(g.shape[0]):
+            x = a[k] if plain else a[k] * weight[k]
+            c[k] = x * a[k]
+            d[k] = x * b[k]
 
 
 @kernel(fastmath=BLOCK_MATH)
 def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
     """Row axis (degree + 1) + k: (wave mu_axis)^k."""
-    for axis in range(3):
-        m = mu[axis]
-        for k in range(degree + 1):
-            row = power[axis * (degree + 1) + k]
-            if k == 0:
-                for l in range(m.size):
-                    row[l] = 1.0
-            else:
-                before = power[axis * (degree + 1) + k - 1]
-                for l in range(m.size):
-                    row[l] = before[l] * (wave * m[l])
+    for l in range(0, mu.shape[1], WIDTH):
+        m, out = rows(mu, l), rows(power, l)
+        for axis in range(3):
+            r, x, total = axis * (degree + 1), wave * m[axis], every(1.0)
+            for k in range(degree + 1):
+                out[r + k] = total
+                total *= x
 
 
 @kernel(fastmath=BLOCK_MATH)
 def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -> None:
     """Multiply each monomial by its powers of the scales."""
     stride = np.uint64(degree + 1)
-    for r in range(exponents.shape[0]):
-        a = power[exponents[r, 0]]
-        b = power[stride + exponents[r, 1]]
-        c = power[stride + stride + exponents[r, 2]]
-        row = M[r]
-        for l in range(row.size):
-            row[l] *= a[l] * b[l] * c[l]
+    for l in range(0, M.shape[1], WIDTH):
+        p, m = rows(power, l), rows(M, l)
+        for r in range(exponents.shape[0]):
+            a, b, c = exponents[r, 0], stride + exponents[r, 1], stride + stride + exponents[r, 2]
+            m[r] *= p[a] * p[b] * p[c]
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -236,51 +225,52 @@ def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array
     functions of the largest scale magnify what is lost (b = 10000, order 10, D = (1.7, .3, .3)e-3: 1e-3 of M'M). Their
     size is sum g^2 |q|^(2N) against sum g^2; the estimate agreed with measured errors within ten times.
     """
-    for l in range(strain.size):
-        strain[l] = 0.0
-    for k in range(s.reach.size):
-        c, row = s.reach[k], gg[k]
-        for l in range(strain.size):
-            strain[l] += c * row[l]
-    for l in range(strain.size):
-        strain[l] *= (s.wave * max(mu[0, l], max(mu[1, l], mu[2, l]))) ** degree / high[0, l]
+    for l in range(0, mu.shape[1], WIDTH):
+        weight, m, total = rows(gg, l), rows(mu, l), every(0.0)
+        for k in range(s.reach.size):
+            total += s.reach[k] * weight[k]
+        largest = pick(m[0], m[1], m[0], m[1])
+        largest = s.wave * pick(largest, m[2], largest, m[2])
+        for _ in range(degree):
+            total *= largest
+        rows(strain, l)[0] = total / rows(high, l)[0]
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _own_frame(t: OrderTables, s: Scheme, turn: int, work: MomentWork, l: int) -> None:
-    """Moments of degree <= 2N of one lane straight from q in its frame, over those of `work.high`: no cancellation."""
-    n, size, own = s.points.shape[0], work.own.shape[0] // 3, work.own
-    for axis in range(3):
-        for k in range(n):
-            own[axis * size, k] = 1.0
-            own[axis * size + 1, k] = s.points[k, axis]
-    for i in range(3):  # the shears of `rotate` and `skew_moments`
-        a, b = (own[size + 1], own[2 * size + 1]) if i == 1 else (own[1], own[size + 1])
-        tan, sin = work.angles[2 * i, l], work.angles[2 * i + 1, l]
-        for k in range(n):
-            a[k] += tan * b[k]
-            b[k] -= sin * a[k]
-            a[k] += tan * b[k]
-    if turn == 2:
-        for k in range(n):
-            own[2 * size + 1, k] += work.skew[1, l] * own[size + 1, k] + work.skew[2, l] * own[1, k]
-            own[size + 1, k] += work.skew[0, l] * own[1, k]
-    for axis in range(3):
-        for e in range(axis * size + 2, (axis + 1) * size):
-            for k in range(n):
-                own[e, k] = own[e - 1, k] * own[axis * size + 1, k]
-    for e in range(size):
-        for k in range(n):
-            own[e, k] *= work.gg[k, l]
-    stride = np.uint64(size)
-    for r in range(t.exponents.shape[0]):
-        a = own[t.exponents[r, 0]]
-        b = own[stride + t.exponents[r, 1]]
-        c = own[stride + stride + t.exponents[r, 2]]
-        total = 0.0
-        for k in range(n):
-            total += a[k] * b[k] * c[k]
-        work.high[r, l] = total
+def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWork) -> None:
+    """Moments of degree <= 2N straight from q in each voxel's frame, without cancellation, where `high` strains."""
+    stride = np.uint64(degree + 1)
+    block_set(work.own, 0.0)
+    for l in range(0, work.own.shape[1], WIDTH):
+        own, power, weight, angles = rows(work.own, l), rows(work.power, l), rows(work.gg, l), rows(work.angles, l)
+        for k in range(s.points.shape[0]):
+            x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
+            for i in range(3):  # the shears of `rotate` and `skew_moments`
+                tan, sin = angles[2 * i], angles[2 * i + 1]
+                a, b = (y, z) if i == 1 else (x, y)
+                a += tan * b
+                b -= sin * a
+                a += tan * b
+                if i == 1:
+                    y, z = a, b
+                else:
+                    x, y = a, b
+            if turn == 2:
+                skew = rows(work.skew, l)
+                z += skew[0] * y + skew[1] * x
+                y += skew[2] * x
+            a, b, c = weight[k], every(1.0), every(1.0)
+            for e in range(degree + 1):
+                power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
+                a *= x
+                b *= y
+                c *= z
+            for r in range(t.exponents.shape[0]):
+                p, q = power[t.exponents[r, 0]], power[stride + t.exponents[r, 1]]
+                own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
+        high, strain = rows(work.high, l), rows(work.strain, l)[0]
+        for r in range(t.exponents.shape[0]):
+            high[r] = pick(strain, LARGEST_ROUNDING, own[r], high[r])
 
 
 @kernel()
@@ -297,7 +287,7 @@ def normal_equations(
         1 rotates by work.angles, 2 shears by work.skew after that (mu then times work.stretch).
     """
     gaussian(s.design, D, work.g)
-    _weigh(work.g, y, w, plain, s.design.shape[0], work.gg, work.gy)
+    _weigh(work.g, y, w, plain, work.gg, work.gy)
     block_product(s.high, work.gg, work.high)
     block_product(s.low, work.gy, work.low)
     if turn > 0:
@@ -308,9 +298,11 @@ def normal_equations(
         skew_moments(t.shears_low, work.skew, work.low)
     if turn > 0:
         _expected_rounding(s, work.gg, mu, 2 * order, work.high, work.strain)
+        strained = False
         for l in range(mu.shape[1]):
-            if work.strain[l] > LARGEST_ROUNDING:
-                _own_frame(t, s, turn, work, l)
+            strained = strained or work.strain[0, l] > LARGEST_ROUNDING
+        if strained:
+            _own_frame(t, s, turn, 2 * order, work)
     _powers(mu, s.wave, 2 * order, work.power)
     _scale(t.exponents, 2 * order, work.power, work.high)
     _scale(t.exponents_low, 2 * order, work.power, work.low)
@@ -336,7 +328,7 @@ def fitted_signal(
     if turn > 0:
         rotate_back(t.shears_low, work.angles, work.low)
     block_product(s.low_t, work.low, out)
-    for k in range(s.design.shape[0]):
-        a, b = out[k], work.g[k]
-        for l in range(a.size):
-            a[l] *= b[l]
+    for l in range(0, out.shape[1], WIDTH):
+        fitted, g = rows(out, l), rows(work.g, l)
+        for k in range(s.design.shape[0]):
+            fitted[k] *= g[k]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import BLOCK_MATH, kernel, n_threads, spread
+from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_product, exp, log
 from .ordering import frozen, hermite_to_monomial, index_table, monomials
 
@@ -196,24 +197,25 @@ def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTabl
 
 
 @kernel()
-def _overlaps(mu: float, target: float, out: Array) -> None:
+def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> None:
     """
-    Overlaps of unit-norm one-dimensional functions at scales mu (rows n) and target (columns m) into `out`.
+    Overlaps of unit-norm one-dimensional functions at scales mu (n <= degree) and target (m < size), into out[n size + m].
 
     s = 2 mu u/(mu^2+u^2), c = (u^2-mu^2)/(u^2+mu^2): O_00 = sqrt(s), O_0,m+1 = -c sqrt(m/(m+1)) O_0,m-1,
-    O_n+1,m = (s sqrt(m) O_n,m-1 + c sqrt(n) O_n-1,m)/sqrt(n+1); 4e-16.
+    O_n+1,m = (s sqrt(m) O_n,m-1 + c sqrt(n) O_n-1,m)/sqrt(n+1); 4e-16. Floats and an array (k,), or lanes and rows.
     """
     total = mu * mu + target * target
     s, c = 2.0 * mu * target / total, (target - mu) * (target + mu) / total
-    out[0, 0] = math.sqrt(s)
-    for m in range(1, out.shape[1]):
-        out[0, m] = -c * math.sqrt((m - 1.0) / m) * out[0, m - 2] if m > 1 else 0.0
-    for n in range(out.shape[0] - 1):
-        for m in range(out.shape[1]):
-            value = s * math.sqrt(float(m)) * out[n, m - 1] if m > 0 else 0.0
-            if n > 0:
-                value += c * math.sqrt(float(n)) * out[n - 1, m]
-            out[n + 1, m] = value / math.sqrt(n + 1.0)
+    out[0] = sqrt(s)
+    for m in range(1, size):
+        out[m] = -c * math.sqrt((m - 1.0) / m) * out[max(m - 2, 0)]
+    for n in range(degree):
+        here, low, up = n * size, math.sqrt(n / (n + 1.0)), 1.0 / math.sqrt(n + 1.0)
+        for m in range(size):
+            value = low * c * out[max(here - size, 0) + m]
+            if m > 0:
+                value += (up * math.sqrt(float(m))) * s * out[here + m - 1]
+            out[here + size + m] = value
 
 
 @lru_cache
@@ -244,27 +246,39 @@ def radial_cosine_rows(
     degree = 0
     for e in range(even.shape[0]):
         degree = max(degree, even[e, 1])
-    O, B = np.empty((3, degree + 1, 2 * K + 1)), np.ones(K + 1)
+    size, count, B = 2 * K + 1, even.shape[0], np.ones(K + 1)
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    for v in range(start, stop):
-        norm, total, b = 0.0, 0.0, 1.0
+    scales, a, result = np.empty((6, WIDTH)), np.empty((coef.shape[1], WIDTH)), np.empty((1, WIDTH))
+    O = np.empty((3, (degree + 1) * size, WIDTH))
+    for first in range(start, stop, WIDTH):
+        for l in range(WIDTH):
+            v = min(first + l, stop - 1)
+            for n in range(coef.shape[1]):
+                a[n, l] = coef[v, n]
+            for i in range(3):
+                scales[i, l], scales[3 + i, l] = mu[v, i], target[v, i]
+        c, u, x, y, z = rows(a, 0), rows(scales, 0), rows(O[0], 0), rows(O[1], 0), rows(O[2], 0)
+        overlaps(u[0], u[3], degree, size, x)
+        overlaps(u[1], u[4], degree, size, y)
+        overlaps(u[2], u[5], degree, size, z)
+        norm, total, b = every(0.0), every(0.0), 1.0
         for n in range(coef.shape[1]):
-            norm += coef[v, n] * coef[v, n]
-        for i in range(3):
-            _overlaps(mu[v, i], target[v, i], O[i])
+            norm += c[n] * c[n]
         for k in range(K + 1):
-            g = 0.0
+            g = every(0.0)
             for m1 in range(k + 1):
                 for m2 in range(k - m1 + 1):
-                    m3, value = k - m1 - m2, 0.0
-                    for e in range(even.shape[0]):
-                        product = O[0, even[e, 1], 2 * m1] * O[1, even[e, 2], 2 * m2] * O[2, even[e, 3], 2 * m3]
-                        value += coef[v, even[e, 0]] * product
+                    m3, value = k - m1 - m2, every(0.0)
+                    for e in range(count):
+                        n1, n2, n3 = even[e, 1] * size + 2 * m1, even[e, 2] * size + 2 * m2, even[e, 3] * size + 2 * m3
+                        value += c[even[e, 0]] * x[n1] * y[n2] * z[n3]
                     g += B[m1] * B[m2] * B[m3] * value
             total += g * g / b
             b *= (k + 1.5) / (k + 1.0)
-        out[v] = total / norm if norm != 0.0 else math.nan
+        rows(result, 0)[0] = pick(norm, 0.0, total / norm, math.nan)
+        for l in range(min(WIDTH, stop - first)):
+            out[first + l] = result[0, l]
 
 
 def gaussian_cosine(mu: Array, u0: Array) -> Array:

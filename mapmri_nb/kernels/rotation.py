@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import ordering
 from ._jit import BLOCK_MATH, kernel
+from .lanes import WIDTH, rows
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.uint64]
@@ -104,37 +105,36 @@ def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: in
         for j in range(i + 1):
             T[i, j] = A[i, 0] * Q[0, j] + A[i, 1] * Q[1, j] + A[i, 2] * Q[2, j]
         stretch[i, lane] = T[i, i]
-    skew[0, lane] = T[1, 0] / T[1, 1]
-    skew[1, lane] = T[2, 1] / T[2, 2]
-    skew[2, lane] = T[2, 0] / T[2, 2]
+    skew[0, lane] = T[2, 1] / T[2, 2]
+    skew[1, lane] = T[2, 0] / T[2, 2]
+    skew[2, lane] = T[1, 0] / T[1, 1]
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _shear(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
-    """Moments of x + sign t y from those of x, in place."""
-    for k in range(pairs.shape[0]):
-        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
-        for l in range(t.size):
-            a[l] += sign * t[l] * b[l]
+def _shear(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
+    """Moments of x + sign t y from those of x, in place; t is a row of an array (.., V)."""
+    for l in range(0, M.shape[1], WIDTH):
+        m, f = rows(M, l), sign * rows(t, l)[row]
+        for k in range(pairs.shape[0]):
+            m[pairs[k, 0]] += f * m[pairs[k, 1]]
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _shear_adjoint(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
+def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """The transpose of `_shear`."""
-    for r in range(pairs.shape[0]):
-        k = pairs.shape[0] - 1 - r
-        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
-        for l in range(t.size):
-            b[l] += sign * t[l] * a[l]
+    for l in range(0, M.shape[1], WIDTH):
+        m, f = rows(M, l), sign * rows(t, l)[row]
+        for k in range(pairs.shape[0] - 1, -1, -1):
+            m[pairs[k, 1]] += f * m[pairs[k, 0]]
 
 
 @kernel(fastmath=BLOCK_MATH)
-def _shear_adjoint_inverse(pairs: Pairs, t: Array, sign: float, M: Array) -> None:
+def _shear_adjoint_inverse(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """The inverse of `_shear_adjoint`."""
-    for k in range(pairs.shape[0]):
-        a, b = M[pairs[k, 0]], M[pairs[k, 1]]
-        for l in range(t.size):
-            b[l] -= sign * t[l] * a[l]
+    for l in range(0, M.shape[1], WIDTH):
+        m, f = rows(M, l), sign * rows(t, l)[row]
+        for k in range(pairs.shape[0]):
+            m[pairs[k, 1]] -= f * m[pairs[k, 0]]
 
 
 @kernel()
@@ -142,25 +142,23 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
     """Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
     for k in range(3):
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
-        _shear(first, angles[2 * k], 1.0, M)
-        _shear(second, angles[2 * k + 1], -1.0, M)
-        _shear(first, angles[2 * k], 1.0, M)
+        _shear(first, angles, 2 * k, 1.0, M)
+        _shear(second, angles, 2 * k + 1, -1.0, M)
+        _shear(first, angles, 2 * k, 1.0, M)
 
 
 @kernel()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
     """The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated one."""
-    _shear(shears[3], skew[1], 1.0, M)
-    _shear(shears[4], skew[2], 1.0, M)
-    _shear(shears[1], skew[0], 1.0, M)
+    for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
+        _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
 @kernel()
 def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
     """The transpose of `skew_moments`, before `rotate_back`."""
-    _shear_adjoint(shears[1], skew[0], 1.0, M)
-    _shear_adjoint(shears[4], skew[2], 1.0, M)
-    _shear_adjoint(shears[3], skew[1], 1.0, M)
+    for k in range(2, -1, -1):
+        _shear_adjoint(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
 @kernel()
@@ -169,9 +167,9 @@ def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
     for r in range(3):
         k = 2 - r
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
-        _shear_adjoint(first, angles[2 * k], 1.0, M)
-        _shear_adjoint(second, angles[2 * k + 1], -1.0, M)
-        _shear_adjoint(first, angles[2 * k], 1.0, M)
+        _shear_adjoint(first, angles, 2 * k, 1.0, M)
+        _shear_adjoint(second, angles, 2 * k + 1, -1.0, M)
+        _shear_adjoint(first, angles, 2 * k, 1.0, M)
 
 
 @kernel()
@@ -179,9 +177,9 @@ def rotate_polynomial(shears: Pairs, angles: Array, M: Array) -> None:
     """The inverse of `rotate_back`: a polynomial in the fixed frame to the voxel's frame."""
     for k in range(3):
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
-        _shear_adjoint_inverse(first, angles[2 * k], 1.0, M)
-        _shear_adjoint_inverse(second, angles[2 * k + 1], -1.0, M)
-        _shear_adjoint_inverse(first, angles[2 * k], 1.0, M)
+        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
+        _shear_adjoint_inverse(second, angles, 2 * k + 1, -1.0, M)
+        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
 
 
 @kernel()
@@ -192,15 +190,15 @@ def turn_coefficients(shears: Pairs, angles: Array, root: Array, inverse: bool, 
     M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a
     polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
     """
-    for r in range(root.size):
-        row = M[r]
-        for l in range(row.size):
-            row[l] /= root[r]
+    for l in range(0, M.shape[1], WIDTH):
+        m = rows(M, l)
+        for r in range(root.size):
+            m[r] /= root[r]
     if inverse:
         rotate_back(shears, angles, M)
     else:
         rotate_polynomial(shears, angles, M)
-    for r in range(root.size):
-        row = M[r]
-        for l in range(row.size):
-            row[l] *= root[r]
+    for l in range(0, M.shape[1], WIDTH):
+        m = rows(M, l)
+        for r in range(root.size):
+            m[r] *= root[r]

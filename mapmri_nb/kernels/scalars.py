@@ -1,5 +1,7 @@
 """
-Index formulas, one voxel at a time: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and mu (3,) in mm.
+Index formulas of one voxel: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and mu (3,) in mm.
+
+The same functions take several voxels at once, coef and mu being `lanes.rows` of (n, V) and (3, V).
 
 Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against three-dimensional quadrature.
 """
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import laplacian, ordering
 from ._jit import kernel
+from .lanes import pick, sqrt
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -86,7 +89,7 @@ def tables(order: int) -> IndexTables:
 
 @kernel()
 def _dot(t: IndexTables, weight: Array, coef: Array) -> float:
-    total = 0.0
+    total = 0.0 * coef[0]  # zero of its kind, a float or lanes
     for k in range(t.even.size):
         total += weight[k] * coef[t.even[k]]
     return total
@@ -111,48 +114,51 @@ def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
 
 
 @kernel()
+def _moment(t: IndexTables, weight: Array, coef: Array, x: float, y: float, z: float) -> float:
+    """Sum of weight_n a_n ((1 + 2 n1) x + (1 + 2 n2) y + (1 + 2 n3) z)."""
+    total = 0.0 * coef[0]
+    for k in range(t.even.size):
+        total += weight[k] * coef[t.even[k]] * (t.twice[k, 0] * x + t.twice[k, 1] * y + t.twice[k, 2] * z)
+    return total
+
+
+@kernel()
 def msd(coef: Array, mu: Array, t: IndexTables) -> float:
     """Mean squared displacement sum a_n B_n sum_i (1 + 2 n_i) mu_i^2, mm^2 [Fick 2016, Eq. D1]."""
-    total = 0.0
-    for k in range(t.even.size):
-        scale = t.twice[k, 0] * mu[0] ** 2 + t.twice[k, 1] * mu[1] ** 2 + t.twice[k, 2] * mu[2] ** 2
-        total += t.origin[k] * scale * coef[t.even[k]]
-    return total
+    return _moment(t, t.origin, coef, mu[0] * mu[0], mu[1] * mu[1], mu[2] * mu[2])
 
 
 @kernel()
 def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
     """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
-    total = 0.0
-    for k in range(t.even.size):
-        scale = t.twice[k, 0] / mu[0] ** 2 + t.twice[k, 1] / mu[1] ** 2 + t.twice[k, 2] / mu[2] ** 2
-        total += t.to_origin[k] * scale * coef[t.even[k]]
+    x, y, z = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1]), 1.0 / (mu[2] * mu[2])
+    total = _moment(t, t.to_origin, coef, x, y, z)
     total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
-    return 1.0 / total if total != 0.0 else math.nan
+    return pick(total * total, 0.0, 1.0 / total, math.nan)
 
 
 @kernel()
 def ng(coef: Array) -> float:
     """Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's 1e-8 floor."""
-    rest = 0.0
-    for k in range(1, coef.size):
+    rest = 0.0 * coef[0]
+    for k in range(1, len(coef)):
         rest += coef[k] * coef[k]
     total = rest + coef[0] * coef[0]
-    return math.sqrt(rest / total) if total > 0.0 else math.nan
+    return pick(total, 0.0, sqrt(rest / total), math.nan)
 
 
 @kernel()
 def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> float:
-    first, rest = 0.0, 0.0
+    first = rest = 0.0 * coef[0]
     for group in range(ptr.size - 1):
-        total = 0.0
+        total = 0.0 * coef[0]
         for k in range(ptr[group], ptr[group + 1]):
             total += weight[k] * coef[src[k]]
         if group == 0:
             first = total * total
         else:
             rest += total * total
-    return math.sqrt(rest / (first + rest)) if first + rest > 0.0 else math.nan
+    return pick(first + rest, 0.0, sqrt(rest / (first + rest)), math.nan)
 
 
 @kernel()
@@ -170,19 +176,19 @@ def ng_perpendicular(coef: Array, t: IndexTables) -> float:
 @kernel()
 def laplacian_norm(coef: Array, mu: Array, t: IndexTables) -> float:
     """Norm of the Laplacian of the signal, int (lap E)^2 dq = a'La, mm [Fick 2016, Eq. 10]."""
-    total = 0.0
+    total = 0.0 * coef[0]
     for f in range(6):
-        part = 0.0
+        part = 0.0 * coef[0]
         for k in range(t.lap_ptr[f], t.lap_ptr[f + 1]):
             part += t.lap_coef[k] * coef[t.lap_row[k]] * coef[t.lap_col[k]]
         i, j = (f, f) if f < 3 else ((0, 1) if f == 3 else ((0, 2) if f == 4 else (1, 2)))
-        total += part * (mu[i] * mu[j]) ** 2 / (mu[0] * mu[1] * mu[2])
-    return total
+        total += part * mu[i] * mu[i] * mu[j] * mu[j]
+    return total / (mu[0] * mu[1] * mu[2])
 
 
 @kernel()
 def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
-    """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian of one voxel into out (9,)."""
+    """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian into out (9,)."""
     out[0] = rtop(coef, mu, t)
     out[1] = rtap(coef, mu, t)
     out[2] = rtpp(coef, mu, t)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import lanes
 from ._jit import BLOCK_MATH, kernel
-from .linalg import block_backsolve, block_cholesky, block_product, exp, log
+from .lanes import WIDTH, every, pick, rows
+from .linalg import block_backsolve, block_cholesky, block_product, exp, log, pad4
 
 Array = NDArray[np.float64]
 UNIT = 1e-3  # mm2/s: the columns of the design are scaled by it, so that the 7 x 7 matrix is well conditioned
@@ -20,18 +22,13 @@ class TensorTables(NamedTuple):
 
     samples: NDArray[np.uint64]  # (nt,) volumes used
     design: Array  # (nt, 6) of d log E / d D in units of UNIT
-    pinv: Array  # (8, nt4) ordinary least squares, rows D (6), log S0, padding
-    sums: Array  # (24, nt4) the 22 distinct products of two columns, padded
-    columns: Array  # (8, nt4) the seven columns
+    pinv: Array  # (8, nt) ordinary least squares, rows D (6), log S0, padding
+    sums: Array  # (24, nt) the 22 distinct products of two columns, padded
+    columns: Array  # (8, nt) the seven columns
     entry: NDArray[np.uint64]  # (28,) which sum, and
     factor: Array  # (28,) with which factor, is each entry of the packed 7 x 7 matrix
     b0: NDArray[np.uint64]  # (n0,) volumes taken as b0
     b0_design: Array  # (n0, 6) as `design`
-
-
-def pad4(a: Array) -> Array:
-    """Zero-padded to multiples of four on both axes, for `block_product`."""
-    return np.ascontiguousarray(np.pad(a, [(0, -s % 4) for s in a.shape]))
 
 
 def design_matrix(bvals: Array, bvecs: Array) -> Array:
@@ -48,13 +45,13 @@ def tables(bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bo
     np.add.at(exponents, (np.arange(6), COLS), 1)
     plain = np.column_stack([x / np.where(ROWS == COLS, 1.0, 2.0), np.ones(len(x))])
     found: dict[tuple[int, ...], int] = {}
-    rows, entry, factor = [], [], []
+    products, entry, factor = [], [], []
     for i in range(7):
         for j in range(i + 1):
             key = tuple(int(v) for v in exponents[i] + exponents[j])
             if key not in found:
-                found[key] = len(rows)
-                rows.append(plain[:, i] * plain[:, j])
+                found[key] = len(products)
+                products.append(plain[:, i] * plain[:, j])
             entry.append(found[key])
             doubled = (1.0 if i == 6 or ROWS[i] == COLS[i] else 2.0) * (1.0 if j == 6 or ROWS[j] == COLS[j] else 2.0)
             factor.append(doubled)
@@ -62,7 +59,7 @@ def tables(bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bo
         np.flatnonzero(use).astype(np.uint64),
         np.ascontiguousarray(x),
         pad4(np.linalg.pinv(full)),
-        pad4(np.array(rows)),
+        pad4(np.array(products)),
         pad4(full.T),
         np.array(entry, np.uint64),
         np.array(factor),
@@ -74,69 +71,62 @@ def tables(bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bo
 class TensorWork(NamedTuple):
     """Scratch of one block."""
 
-    logs: Array  # (nt4, V) log y
-    use: Array  # (nt4, V) weight of the sample in the logarithm: 0 where missing or <= 0
-    weight: Array  # (nt4, V)
+    logs: Array  # (nt, V) log y
+    use: Array  # (nt, V) weight of the sample in the logarithm: 0 where missing or <= 0
+    weight: Array  # (nt, V)
     sums: Array  # (24, V)
     right: Array  # (8, V)
     normal: Array  # (36, V) packed 7 x 7 and its right-hand side
-    pivot: Array  # (2, V)
+    pivot: Array  # (1, V)
     first: Array  # (8, V) ordinary least squares
     b: Array  # (8, V)
 
 
-def workspace(nt4: int, lanes: int) -> TensorWork:
+def workspace(nt: int, V: int) -> TensorWork:
     """Scratch for `fit_tensor`."""
-    return TensorWork(*(np.zeros((size, lanes)) for size in (nt4, nt4, nt4, 24, 8, 36, 2, 8, 8)))
+    return TensorWork(*(lanes.empty(size, V) for size in (nt, nt, nt, 24, 8, 36, 1, 8, 8)))
 
 
 @kernel()
 def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """Logarithms of the samples used; a sample <= 0, or of weight 0, gets weight 0 here."""
-    for k in range(t.samples.size):
-        source, logs, use = y[t.samples[k]], work.logs[k], work.use[k]
-        for l in range(logs.size):
-            logs[l] = log(max(source[l], 1e-300))
-        if not plain:
-            weight = w[t.samples[k]]
-            for l in range(logs.size):
-                use[l] = weight[l] if source[l] > 0.0 else 0.0
+    for l in range(0, y.shape[1], WIDTH):
+        source, weight, logs, use = rows(y, l), rows(w, l), rows(work.logs, l), rows(work.use, l)
+        for k in range(t.samples.size):
+            x = source[t.samples[k]]
+            logs[k] = log(pick(x, 1e-300, x, 1e-300))
+            if not plain:
+                use[k] = pick(x, 0.0, weight[t.samples[k]], 0.0)
 
 
 @kernel(fastmath=BLOCK_MATH)
 def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
-    b0, b1, b2, b3, b4, b5 = b[0], b[1], b[2], b[3], b[4], b[5]
-    for k in range(t.design.shape[0]):
-        x = t.design[k]
-        x0, x1, x2, x3, x4, x5 = 2 * x[0], 2 * x[1], 2 * x[2], 2 * x[3], 2 * x[4], 2 * x[5]
-        w, use = work.weight[k], work.use[k]
-        for l in range(w.size):
-            w[l] = exp(x0 * b0[l] + x1 * b1[l] + x2 * b2[l] + x3 * b3[l] + x4 * b4[l] + x5 * b5[l])
-        if not plain:
-            for l in range(w.size):
-                w[l] *= use[l]
+    for l in range(0, b.shape[1], WIDTH):
+        c, weight, use = rows(b, l), rows(work.weight, l), rows(work.use, l)
+        b0, b1, b2, b3, b4, b5 = 2.0 * c[0], 2.0 * c[1], 2.0 * c[2], 2.0 * c[3], 2.0 * c[4], 2.0 * c[5]
+        for k in range(t.design.shape[0]):
+            x = t.design[k]
+            w = exp(x[0] * b0 + x[1] * b1 + x[2] * b2 + x[3] * b3 + x[4] * b4 + x[5] * b5)
+            weight[k] = w if plain else w * use[k]
 
 
 @kernel(fastmath=BLOCK_MATH)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
     """Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by weight log y."""
-    lanes = weight.shape[1]
     block_product(t.sums, weight, work.sums)
-    for k in range(t.design.shape[0]):
-        w, logs = weight[k], work.logs[k]
-        for l in range(lanes):
-            w[l] *= logs[l]
+    for l in range(0, weight.shape[1], WIDTH):
+        w, logs = rows(weight, l), rows(work.logs, l)
+        for k in range(t.design.shape[0]):
+            w[k] *= logs[k]
     block_product(t.columns, weight, work.right)
-    for r in range(28):
-        target, source, f = work.normal[r], work.sums[t.entry[r]], t.factor[r]
-        for l in range(lanes):
-            target[l] = f * source[l]
-    for i in range(7):
-        target, source = work.normal[28 + i], work.right[i]
-        for l in range(lanes):
-            target[l] = source[l]
     n = t.design.shape[1] + 1  # 7, not as a literal: Numba would compile both callees once more
+    for l in range(0, weight.shape[1], WIDTH):
+        normal, sums, right = rows(work.normal, l), rows(work.sums, l), rows(work.right, l)
+        for r in range(t.entry.size):
+            normal[r] = t.factor[r] * sums[t.entry[r]]
+        for i in range(n):
+            normal[t.entry.size + i] = right[i]
     block_cholesky(work.normal, n, work.pivot)
     block_backsolve(work.normal, n, out)
 
@@ -158,17 +148,17 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
     _take_logs(t, y, w, plain, work)
     block_product(t.pinv, work.logs, work.first)
     if not plain:
-        for k in range(t.samples.size):
-            for l in range(y.shape[1]):
-                work.weight[k, l] = work.use[k, l]
-        _weighted_solve(t, work.weight, work, work.b)
-        for l in range(y.shape[1]):
-            complete = True
+        for l in range(0, y.shape[1], WIDTH):
+            use, weight = rows(work.use, l), rows(work.weight, l)
             for k in range(t.samples.size):
-                complete = complete and work.use[k, l] == 1.0
-            if not complete:
-                for i in range(7):
-                    work.first[i, l] = work.b[i, l]
+                weight[k] = use[k]
+        _weighted_solve(t, work.weight, work, work.b)
+        for l in range(0, y.shape[1], WIDTH):
+            use, first, b, incomplete = rows(work.use, l), rows(work.first, l), rows(work.b, l), every(0.0)
+            for k in range(t.samples.size):
+                incomplete += pick(use[k], 1.0, 1.0, pick(1.0, use[k], 1.0, 0.0))  # anything but 1
+            for i in range(7):
+                first[i] = pick(incomplete, 0.0, b[i], first[i])
     _weights(t, work.first, plain, work)
     _weighted_solve(t, work.weight, work, work.b)
 
@@ -275,19 +265,18 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
 
 
 @kernel()
-def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, S0: Array) -> None:
+def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) -> None:
     """
-    S0 (V,): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is left.
+    S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is left.
 
     A "b0" at b = 15 is not E = 1: ignoring that costs 26 % of RTOP on a clean Gaussian.
     """
-    for l in range(S0.size):
-        total = 0.0
-        weight = 0.0
+    for l in range(0, y.shape[1], WIDTH):
+        samples, weights, d, total, weight = rows(y, l), rows(w, l), rows(D, l), every(0.0), every(0.0)
         for k in range(t.b0.size):
-            x = 0.0
+            x = every(0.0)
             for i in range(6):
-                x += t.b0_design[k, i] * (D[i, l] / UNIT)
-            total += w[t.b0[k], l] * y[t.b0[k], l] * math.exp(-x)
-            weight += w[t.b0[k], l]
-        S0[l] = total / weight if weight > 0.0 else math.nan
+                x -= (t.b0_design[k, i] / UNIT) * d[i]
+            total += weights[t.b0[k]] * samples[t.b0[k]] * exp(x)
+            weight += weights[t.b0[k]]
+        rows(out, l)[0] = pick(weight, 0.0, total / weight, math.nan)
