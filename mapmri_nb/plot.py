@@ -1,8 +1,8 @@
 """
 Pictures of a fit: maps side by side, ODF glyphs, one voxel's signal and propagator, an overview.
 
-Figures are made without pyplot, so that no state is left behind and no display is needed; `show=True` alone asks pyplot
-for a window. Slices are shown as they lie in the array, first axis to the right, second upwards.
+Figures are made without pyplot, so that no state is left behind and no display is needed. Slices are shown as they lie
+in the array, first axis to the right, second upwards.
 """
 
 from __future__ import annotations
@@ -110,15 +110,10 @@ def view_of(mask: NDArray[np.bool_], axis: int | None = None, index: int | None 
 
 
 def compare_maps(
-    fits: Sequence[Any],
-    maps: Sequence[str],
-    fit_labels: Sequence[str] | None = None,
-    map_labels: Sequence[str] | None = None,
-    map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
-    filename: Any = None,
-    units: str = "mm",
-    **view_kwargs: Any,
-) -> Figure:
+    fits: Sequence[Any], maps: Sequence[str], fit_labels: Sequence[str] | None = None,
+    map_labels: Sequence[str] | None = None, map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+    filename: Any = None, units: str = "mm", **view_kwargs: Any,
+) -> Figure:  # fmt: skip
     """
     Maps of one or several fits in one figure; each map has one range, robust and shared by the fits, and a colour bar.
 
@@ -162,32 +157,20 @@ def compare_maps(
 
 
 def odf_slice(
-    fit: MapmriFit,
-    s: float = 2,
-    colormap: str = "plasma",
-    scale: float = 0.5,
-    filename: Any = None,
-    size: tuple[int, int] = (600, 600),
-    show: bool = False,
-    **view_kwargs: Any,
-) -> Figure:
+    fit: MapmriFit, s: float = 2, colormap: str = "plasma", scale: float = 0.5, filename: Any = None,
+    size: tuple[int, int] = (600, 600), **view_kwargs: Any,
+) -> Figure:  # fmt: skip
     """
     ODF glyphs of a slice over its generalised fractional anisotropy; each glyph is scaled to its own maximum.
 
     Parameters
     ----------
     s : radial moment of the ODF. colormap : colours of ODF / maximum. scale : largest radius, in voxels.
-    size : pixels. show : open a window by pyplot. view_kwargs : axis, index, affine: the slice, see `view_of`.
+    size : pixels. view_kwargs : axis, index, affine: the slice, see `view_of`.
     """
-    figure = new_figure(size[0] / 100, size[1] / 100, show)
+    figure = new_figure(size[0] / 100, size[1] / 100)
     _glyphs(figure, figure.subplots(), fit, view_of(fit.mask, **view_kwargs), s, colormap, scale)
-    _saved(figure, filename)
-    if show:
-        from matplotlib import pyplot
-
-        pyplot.show()
-        pyplot.close(figure)
-    return figure
+    return _saved(figure, filename)
 
 
 def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None) -> Figure:
@@ -277,14 +260,9 @@ def _three(volume: NDArray[Any]) -> NDArray[Any]:
     return volume.reshape(volume.shape + (1,) * (3 - volume.ndim))
 
 
-def new_figure(width: float, height: float, show: bool = False) -> Figure:
-    """An empty figure in inches, of pyplot only where it is to be shown."""
-    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.14)
-    if show:
-        from matplotlib import pyplot
-
-        return pyplot.figure(figsize=(width, height), dpi=100, layout=layout)
-    return Figure(figsize=(width, height), dpi=100, layout=layout)
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches."""
+    return Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(compress=True, h_pad=0.14))
 
 
 def _saved(figure: Figure, filename: Any) -> Figure:

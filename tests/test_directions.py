@@ -5,6 +5,7 @@ import math
 import numpy as np
 import oracle
 import pytest
+from phantom import unit
 
 from mapmri_nb import directions
 from mapmri_nb.kernels import ordering
@@ -20,10 +21,6 @@ def draw(order, n, seed, ratio=2.4):
     coef[:, 0] = 1.0
     mu = 3e-3 * np.stack([np.full(n, ratio), np.full(n, 1.1), np.ones(n)], 1)
     return coef, mu, np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
-
-
-def unit(d):
-    return d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
 def crossing(angle, order, isotropic=False, tau=0.03, seed=0):

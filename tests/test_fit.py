@@ -17,21 +17,6 @@ FREE = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm")  # indices both bases h
 
 
 @pytest.fixture(scope="module")
-def scheme():
-    return phantom.small_scheme()
-
-
-@pytest.fixture(scope="module")
-def gtab(scheme):
-    return phantom.table(*scheme)
-
-
-@pytest.fixture(scope="module")
-def data(scheme):
-    return phantom.signals(24, *scheme, seed=7)
-
-
-@pytest.fixture(scope="module")
 def fits(gtab, data):
     """A fit of each basis over a mask, one voxel of it without signal."""
     volume, mask = data.reshape(2, 3, 4, -1).copy(), np.ones((2, 3, 4), bool)
