@@ -19,24 +19,37 @@ SAMPLE_NOTES = (
 WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"basis": "isotropic"}, {"positivity": "grid"}, {"positivity": "global"})
 
 
+def _path(text: str) -> Path:
+    """A path; "" would mean the folder one happens to be in, and mostly is a shell variable that was never set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def _number(text: str) -> float | None:
-    """A number or ``none``; what is neither is a ValueError, which argparse words."""
-    return None if text.lower() == "none" else float(text)
+    """A number or ``none``."""
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
 
 
 def _weights(text: str) -> Any:
     """``none``, ``gcv``, a weight, or weights separated by commas."""
     if text.lower() in ("none", "gcv"):
         return None if text.lower() == "none" else "gcv"
-    weights = [float(part) for part in text.split(",")]
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none, gcv, a weight nor weights W,W,...") from None
     return weights if len(weights) > 1 else weights[0]
 
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    a_file: dict[str, Any] = {"type": Path, "metavar": "F"}
-    a_folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    a_file: dict[str, Any] = {"type": _path, "metavar": "F"}
+    a_folder: dict[str, Any] = {"type": _path, "metavar": "DIR"}
     seconds: dict[str, Any] = {"type": float, "metavar": "S"}
     quiet, force, maps, table, saved = (argparse.ArgumentParser(add_help=False) for _ in range(5))
     quiet.add_argument("--quiet", action="store_true", help="warnings and errors only")
@@ -61,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         return new.add_argument
 
     add = command(_fit, "fit a series; coefficients and index maps into --out", table, maps, force, quiet)
-    add("dwi", type=Path, metavar="DWI", help="4-D NIfTI series")
+    add("dwi", type=_path, metavar="DWI", help="4-D NIfTI series")
     add("--mask", **a_file, help="3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)")
     add("--out", required=True, **a_folder, help="folder for the fit")
     add("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
@@ -76,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 (low, high) of each index"
     add("--bootstrap", type=int, metavar="N", help=f"{text}; after the fit, with its coefficients in memory")
     add("--posterior", action="store_true", help="the same by the Gaussian posterior of the coefficients; not for --positivity")
-    add("--seed", type=int, default=0, metavar="S", help="of --bootstrap (default: 0)")
+    add("--seed", type=int, metavar="S", help="of --bootstrap (default: 0)")
     add("--reestimate", action="store_true", help="--bootstrap estimates scales and Laplacian weight again (default: held)")
     add("--threads", type=int, metavar="N", help="(default: Numba's number); with dask, workers of a local cluster")
     add("--resume", action="store_true", help="go on with an interrupted fit of the same input and options")
@@ -137,7 +150,7 @@ def _announced() -> Iterator[None]:
         yield
 
 
-def _usable(data: Any, gtab: Any) -> Any:
+def _usable(path: Path, data: Any, gtab: Any) -> Any:
     """Mask of the voxels with signal at b = 0, for those who gave none."""
     import numpy as np
 
@@ -145,8 +158,24 @@ def _usable(data: Any, gtab: Any) -> Any:
     for volume in np.flatnonzero(gtab.b0s_mask):
         mean += np.nan_to_num(np.asarray(data[..., volume]), posinf=0.0, neginf=0.0)
     mask = mean > 0
+    if not mask.any():
+        raise ValueError(f"{path}: no voxel has a positive signal at b = 0")
     log.info("fitting %d of %d voxels, those with signal at b = 0: give a brain --mask", mask.sum(), mask.size)
     return mask
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Options of `fit` that mean nothing without, or beside, each other: said before anything is read."""
+    if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
+        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
+    if args.bootstrap is not None and args.bootstrap < 2:
+        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
+    if args.bootstrap is None and (args.reestimate or args.seed is not None):
+        raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"--seed must not be negative: {args.seed}")
+    if args.scheduler and args.engine != "dask":
+        raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
 
 
 def _fit(args: argparse.Namespace) -> None:
@@ -155,6 +184,7 @@ def _fit(args: argparse.Namespace) -> None:
     from .indices import select
     from .model import MapmriModel
 
+    _check_together(args)
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
     gtab = _table(args, args.dwi)
     names = select(args.indices, args.basis)
@@ -162,11 +192,7 @@ def _fit(args: argparse.Namespace) -> None:
     model = MapmriModel(gtab, positivity=None if args.positivity == "none" else args.positivity, **options)
     if len(gtab) != image.data.shape[-1]:
         raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
-    mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(image.data, gtab)
-    if args.posterior and (args.bootstrap or model.positivity):
-        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
-    if args.bootstrap is not None and args.bootstrap < 2:
-        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
+    mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(args.dwi, image.data, gtab)
     more = _distortions(args, image)
     sources = tuple(path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path)
     job = stream.Job(model, args.dwi, image, mask, args.out, prefix, names, args.units, float(args.fill), sources, more)
@@ -175,24 +201,22 @@ def _fit(args: argparse.Namespace) -> None:
         from .distributed import on_cluster
 
         engine = on_cluster(args.scheduler, args.threads)
-    elif args.scheduler:
-        raise ValueError("--scheduler goes with --engine dask")
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     run = {"Threads": args.threads, "Engine": args.engine}
     status = stream.fit_series(job, engine, resume=args.resume, force=args.force, progress=progress, run=run)
     if status is not None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
-        log.info("%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
+        level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
+        log.log(level, "%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
 
 
 def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
     """Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and numbers."""
-    import numpy as np
-
     from . import io
+    from .gradients import read_numbers
 
     more: dict[str, tuple[Path, Any]] = {}
     wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
@@ -200,7 +224,7 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
         if path is None:
             continue
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
-            found, wanted[name] = np.loadtxt(path, ndmin=1).ravel(), image.data.shape[-1:]
+            found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
         else:
             found = io.load_dwi(path).data
         if found.shape != wanted[name]:
@@ -217,9 +241,9 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     common = {"indices": job.names, "threads": args.threads, **options}
     entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
     if args.bootstrap:
-        entries = {"Method": "wild bootstrap, HC2", "Replicates": args.bootstrap, "Seed": args.seed}
+        entries = {"Method": "wild bootstrap, HC2", "Replicates": args.bootstrap, "Seed": args.seed or 0}
         entries["Scales"] = "estimated again" if args.reestimate else "held"
-        common |= {"n": args.bootstrap, "seed": args.seed, "hold": not args.reestimate}
+        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": not args.reestimate}
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}
@@ -232,29 +256,14 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
-def _write_maps(fit: Any, names: list[str], out: Path, prefix: str, affine: Any, args: argparse.Namespace) -> None:
-    from . import io
-
-    maps = {name: fit.index(name) for name in names}
-    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
-    log.info("%d maps in %s", len(maps), out)
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    """A saved fit, and what else its folder says (prefix, affine)."""
-    from . import io
-    from .fit import MapmriFit
-
-    saved = io.read_fit(folder)
-    return MapmriFit.from_rows(saved.rows, saved.mask, saved.options, saved.gtab), saved
-
-
 def _indices(args: argparse.Namespace) -> None:
+    from . import io
     from .indices import select
 
-    fit, saved = _load(args.dir)
-    names = select(args.indices, saved.options["basis"])
-    _write_maps(fit, names, args.out or args.dir, saved.prefix, saved.affine, args)
+    fit, affine, prefix, _ = io.read_fit(args.dir)
+    maps, out = {name: fit.index(name) for name in select(args.indices, fit.options["basis"])}, args.out or args.dir
+    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
+    log.info("%d maps in %s", len(maps), out)
 
 
 def _odf(args: argparse.Namespace) -> None:
@@ -265,11 +274,11 @@ def _odf(args: argparse.Namespace) -> None:
     from .directions import sh_rotation
     from .gradients import to_scanner
 
-    fit, saved = _load(args.dir)
+    fit, affine, prefix, _ = io.read_fit(args.dir)
     coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), saved.affine, fit.gtab.frame).T
+    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
     vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, saved.affine, fit.gtab.frame) * heights[..., None]
+    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
     maps = {"odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T, "peaks": peaks.reshape(*fit.mask.shape, -1)}
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
@@ -278,7 +287,7 @@ def _odf(args: argparse.Namespace) -> None:
     sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
     text = f"peaks of the {text}; length: height"
     sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    io.write_maps(args.out or args.dir, saved.prefix, maps, saved.affine, force=args.force, sidecars=sidecars)
+    io.write_maps(args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -290,8 +299,11 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    fit, saved = _load(args.dir)
-    signal = fit.predict(_table(args, args.bval) if args.bval else None)
+    lonely = [name for name in ("json", "big_delta", "small_delta") if not args.bval and getattr(args, name) is not None]
+    if lonely:
+        raise ValueError(f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing")
+    saved = io.read_fit(args.dir)
+    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
         io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
@@ -307,6 +319,7 @@ def _demo(args: argparse.Namespace) -> None:
     """`fit` as a user would type it, on both samples."""
     import numpy as np
 
+    from . import io
     from .data import SAMPLES, sample_dwi
     from .indices import INDICES
 
@@ -315,11 +328,11 @@ def _demo(args: argparse.Namespace) -> None:
         dwi = sample_dwi(name)
         words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
         _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
-        fits[name], saved = _load(args.out / name)
+        fits[name], affine, _, _ = io.read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
             from .plot import overview
 
-            overview(fits[name], args.out / name / "overview.png", affine=saved.affine, title=name)
+            overview(fits[name], args.out / name / "overview.png", affine=affine, title=name)
     print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():

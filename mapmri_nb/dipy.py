@@ -278,10 +278,10 @@ class _Ball(GridSolver):
 
     def __init__(self, order: int, pos_grid: int, pos_radius: float | str) -> None:
         super().__init__(order, "auto", 1000)
-        if int(pos_grid) != pos_grid or pos_grid < 2:
+        if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
-        adaptive = isinstance(pos_radius, str)
-        if (adaptive and pos_radius != "adaptive") or (not adaptive and not float(pos_radius) > 0):
+        adaptive = pos_radius == "adaptive"
+        if not adaptive and (isinstance(pos_radius, str) or pos_radius is None or not float(pos_radius) > 0):
             raise ValueError(f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}")
         self.radius = 0.0 if adaptive else float(pos_radius)
         self.points = ball_grid(order, np.ones(3), int(pos_grid), 1.0).points

@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SH_BASES = ("tournier07", "descoteaux07", "tournier07_legacy", "descoteaux07_legacy")
+MAX_SH_ORDER = 32  # ODFs of order 10 have nothing visible above it, and memory grows with its square
+MAX_MOMENT = 100.0  # s: mm^s and Gamma(s) leave the range of double precision some way above
 CHUNK = 4096  # voxels handled together: bounds memory
 
 
@@ -46,10 +48,20 @@ def sphere(n: int = 724) -> Sphere:
 def gfa(values: ArrayLike) -> Array:
     """Generalised fractional anisotropy of ODF values along the last axis: sqrt(n sum (f-mean)^2/((n-1) sum f^2))."""
     f = np.asarray(values, float)
+    if f.ndim == 0 or f.shape[-1] < 2:
+        raise ValueError(f"values must hold at least 2 directions along the last axis: got shape {f.shape}")
     n, square = f.shape[-1], (f**2).sum(-1)
     spread = ((f - f.mean(-1, keepdims=True)) ** 2).sum(-1)
     out: Array = np.sqrt(n / (n - 1) * np.divide(spread, square, out=np.zeros_like(square), where=square != 0))
     return out
+
+
+def check_points(name: str, points: ArrayLike) -> Array:
+    """Points or directions as an array (K, 3), or a ValueError that names the argument."""
+    array = np.asarray(points, float)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise ValueError(f"{name} must have shape (K, 3): got {array.shape}")
+    return array
 
 
 class OdfField:
@@ -59,18 +71,18 @@ class OdfField:
     Parameters
     ----------
     coef : (V, n) Hermite coefficients in the frames R (V, 3, 3) at scales mu (V, 3), mm. order : radial order.
-    s : radial moment, any real number above -3.
+    s : radial moment, above -3 and up to 100.
     """
 
     def __init__(self, coef: Array, mu: Array, R: Array, order: int, s: float = 2.0) -> None:
+        if not -3 < float(s) <= MAX_MOMENT:
+            raise ValueError(f"s must be a number above -3, where the integral diverges, and up to {MAX_MOMENT:g}: got {s!r}")
         self.coef, self.mu, self.R = coef, mu, R
         self.tables = propagator.point_tables(order, propagator.ODF, float(s))
 
     def __call__(self, directions: ArrayLike) -> Array:
         """Values (V, K) along directions (K, 3) of any length but 0, in the frame of the b-vectors."""
-        points = np.asarray(directions, float)
-        if points.ndim != 2 or points.shape[1] != 3:
-            raise ValueError(f"directions must have shape (K, 3): got {points.shape}")
+        points = check_points("directions", directions)
         length = np.linalg.norm(points, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
         if bad.size:
@@ -91,8 +103,8 @@ class OdfField:
 
 def _columns(sh_order: int, sh_basis: str) -> tuple[IntArray, Array]:
     """Each basis as columns and factors of ``tournier07``: Y_i = factor_i * tournier07[column_i]."""
-    if sh_order < 0 or sh_order % 2:
-        raise ValueError(f"sh_order must be an even number from 0: got {sh_order}")
+    if sh_order % 2 or not 0 <= sh_order <= MAX_SH_ORDER:
+        raise ValueError(f"sh_order must be an even number from 0 to {MAX_SH_ORDER}: got {sh_order!r}")
     if sh_basis not in SH_BASES:
         raise ValueError(f"sh_basis must be one of {', '.join(SH_BASES)}: got {sh_basis!r}")
     l, m = np.array([(l, m) for l in range(0, sh_order + 1, 2) for m in range(-l, l + 1)]).T
@@ -123,7 +135,7 @@ def sh_matrix(points: Array, sh_order: int, sh_basis: str = "tournier07") -> Arr
     tournier07: sqrt(2) Im Y_l^|m| for m < 0, Y_l^0, sqrt(2) Re Y_l^m for m > 0, with the Condon-Shortley phase.
     """
     column, factor = _columns(sh_order, sh_basis)
-    x, y, z = np.asarray(points, float).T
+    x, y, z = check_points("points", points).T
     out = np.empty((len(z), len(column)))
     diagonal = sqrt(1 / (4 * pi))
     for m in range(sh_order + 1):
@@ -269,6 +281,12 @@ def peaks(
     -------
     directions : (V, n_peaks, 3) unit vectors, NaN where there is no peak. values : (V, n_peaks).
     """
+    if n_peaks % 1 or n_peaks < 1:
+        raise ValueError(f"n_peaks must be a whole number from 1: got {n_peaks!r}")
+    if not 0 <= relative <= 1:
+        raise ValueError(f"relative must lie between 0 and 1: got {relative!r}")
+    if not 0 <= separation <= 90:
+        raise ValueError(f"separation must lie between 0 and 90 degrees: got {separation!r}")
     vertices, neighbours, index = sphere(n).vertices[: n // 2], _neighbours(n), np.arange(n // 2)
     V = len(odf.coef)
     directions, values, count = np.full((V, n_peaks, 3), np.nan), np.full((V, n_peaks), np.nan), np.zeros(V, np.int64)

@@ -128,4 +128,4 @@ def collect(model: MapmriModel, volumes: dict[str, Any], mask: ArrayLike | None 
     (found,) = dask.base.compute({name: volumes[name] for name in layout(model)})
     inside = np.ones(found["status"].shape, bool) if mask is None else np.asarray(mask).astype(bool)
     rows = {name: np.ascontiguousarray(volume[inside]) for name, volume in found.items()}
-    return MapmriFit.from_rows(rows, inside, model.options, model.gtab)
+    return MapmriFit(rows, inside, model.options, model.gtab)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .gradients import GradientTable
-from .indices import INDICES
+from .indices import ANISOTROPIC_ONLY, INDICES
 from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
@@ -25,22 +26,38 @@ Array = NDArray[np.float64]
 
 
 class Status(enum.IntFlag):
-    """What happened in a voxel; any of NO_FIT means that every map is NaN there."""
+    """What happened in a voxel (`MEANING` says it in words); any of NO_FIT means that every map is NaN there."""
 
     OK = 0
-    FLOOR = batch.FLOOR  # an eigenvalue of the scale tensor was raised to the floor
-    DROPPED = batch.DROPPED  # samples were missing, had weight 0, or were <= 0 (left out of the logarithm)
+    FLOOR = batch.FLOOR
+    DROPPED = batch.DROPPED
     RTOP_NOT_POSITIVE = batch.RTOP_NOT_POSITIVE
-    WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND  # GCV chose an end of its range
-    BY_OSQP = batch.BY_OSQP  # answered by OSQP, the compiled solver's fallback
-    SHIFTED = batch.SHIFTED  # certified after a shift within rounding
-    OUTSIDE = 128  # outside the mask (volumes only)
+    WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND
+    BY_OSQP = batch.BY_OSQP
+    SHIFTED = batch.SHIFTED
+    OUTSIDE = 128  # of the mask: in volumes only
     NO_SIGNAL = batch.NO_SIGNAL
-    TOO_FEW = batch.TOO_FEW  # valid samples
-    NOT_DEFINITE = batch.NOT_DEFINITE  # normal matrix not positive definite at this voxel
-    NO_ORIGIN = batch.NO_ORIGIN  # E(0) <= 0 before normalisation
+    TOO_FEW = batch.TOO_FEW
+    NOT_DEFINITE = batch.NOT_DEFINITE
+    NO_ORIGIN = batch.NO_ORIGIN
     NOT_CONVERGED = batch.NOT_CONVERGED
     NO_FIT = batch.NO_FIT
+
+
+MEANING = {
+    Status.FLOOR: "an eigenvalue of the scale tensor was raised to the floor",
+    Status.DROPPED: "samples were missing, had weight 0, or were not positive (left out of the tensor's logarithm)",
+    Status.RTOP_NOT_POSITIVE: "RTOP is not positive",
+    Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
+    Status.BY_OSQP: "answered by OSQP after the compiled solver",
+    Status.SHIFTED: "certified positive after a shift within rounding",
+    Status.OUTSIDE: "outside the mask",
+    Status.NO_SIGNAL: "no fit: no usable signal",
+    Status.TOO_FEW: "no fit: too few valid samples",
+    Status.NOT_DEFINITE: "no fit: normal equations not positive definite",
+    Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",
+    Status.NOT_CONVERGED: "no fit: the solver did not converge",
+}
 
 
 def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
@@ -60,7 +77,22 @@ LANE_COLUMNS = {
     "iterations": batch.ITERATIONS,
     "margin": batch.MARGIN,
 }
+RADIAL = 5  # K of PA: its counterpart is made of K + 1 radial functions
 ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
+
+
+def _accessor(name: str, doc: str) -> Callable[[MapmriFit], Array]:
+    """A method of the fit that returns the map of an index."""
+
+    def accessor(self: MapmriFit) -> Array:
+        return self.index(name)
+
+    accessor.__name__, accessor.__qualname__, accessor.__doc__ = name, f"MapmriFit.{name}", doc
+    return accessor
+
+
+def _sine(cosine_squared: Array) -> Array:
+    return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)))
 
 
 class MapmriFit:
@@ -98,13 +130,6 @@ class MapmriFit:
         self._nine: Array | None = None
         self._hermite: Array | None = None
 
-    @classmethod
-    def from_rows(
-        cls, rows: dict[str, NDArray[Any]], mask: NDArray[np.bool_], options: dict[str, Any], gtab: GradientTable
-    ) -> MapmriFit:
-        """A fit from its stored rows."""
-        return cls(rows, mask, options, gtab)
-
     def rows(self) -> dict[str, NDArray[Any]]:
         """The stored rows over the mask."""
         return self._rows
@@ -120,27 +145,26 @@ class MapmriFit:
         if not self.isotropic:
             return self.coef
         if self._hermite is None:  # costs a rotation a voxel
-            matrix = ordering.iso_to_aniso(self.order)
+            matrix, index = ordering.iso_to_aniso(self.order), ordering.index_table(self.order)
             i, j = np.nonzero(matrix)
             coef = columns(self.coef)
             out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
             block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
-            self._hermite = self._turn(out[:, : len(self.coef)].T, inverse=False)
+            self._hermite = np.array(out[:, : len(self.coef)].T, order="C")
+            tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
+            frames.turn(self._hermite, self.R, tables, index, root, False)
         return self._hermite
 
-    def set_hermite(self, coef: Array) -> None:
-        """Use these Hermite coefficients instead of deriving them (replicates of an isotropic fit have no others)."""
-        self._hermite = coef
-
-    def _turn(self, coef: Array, inverse: bool) -> Array:
-        """Rotate Hermite coefficients at equal scales between the b-vectors' frame and the tensor's."""
-        out = np.array(coef, order="C")
-        index, root = ordering.index_table(self.order), ordering.factorial_roots(self.order)
-        frames.turn(out, self.R, moments.order_tables(self.order), index, root, inverse)
-        return out
-
     def index_rows(self, name: str) -> Array:
-        """One of the nine closed-form indices as rows (V,)."""
+        """An index by its name in `INDICES` as rows (V,); KeyError for another name, ValueError where it has no meaning."""
+        if name not in INDICES:
+            raise KeyError(f"name: {name!r} is none of {', '.join(INDICES)}")
+        if self.isotropic and name in ANISOTROPIC_ONLY:
+            raise ValueError(f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'")
+        if name == "ng" and self.isotropic:  # to the tensor's Gaussian, which is not the basis' own first function
+            return _sine(self._radial_cosine(self.mu_tensor, 0))
+        if name in ("pa", "pa_dti"):
+            return propagator.propagator_anisotropy(self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine())
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
@@ -149,32 +173,19 @@ class MapmriFit:
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
-    def _index(self, name: str) -> Array:
+    def index(self, name: str) -> Array:
+        """The map of an index by its name in `INDICES`; errors as of `index_rows`."""
         return self.volume(self.index_rows(name))
 
-    def rtop(self) -> Array:
-        """Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36]."""
-        return self._index("rtop")
-
-    def rtap(self) -> Array:
-        """Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40]."""
-        return self._index("rtap")
-
-    def rtpp(self) -> Array:
-        """Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42]."""
-        return self._index("rtpp")
-
-    def msd(self) -> Array:
-        """Mean squared displacement, mm^2 [Fick 2016, Eq. D1]."""
-        return self._index("msd")
-
-    def qiv(self) -> Array:
-        """Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
-        return self._index("qiv")
-
-    def lapnorm(self) -> Array:
-        """Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10]."""
-        return self._index("lapnorm")
+    rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
+    rtap = _accessor("rtap", "Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40].")
+    rtpp = _accessor("rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42].")
+    msd = _accessor("msd", "Mean squared displacement, mm^2 [Fick 2016, Eq. D1].")
+    qiv = _accessor("qiv", "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum.")
+    lapnorm = _accessor("lapnorm", "Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10].")
+    ng_par = _accessor("ng_par", "Non-Gaussianity of the section along e1, 0 to 1; anisotropic basis only.")
+    ng_perp = _accessor("ng_perp", "Non-Gaussianity of the section normal to e1, 0 to 1; anisotropic basis only.")
+    pa_dti = _accessor("pa_dti", "Propagator anisotropy of the scale tensor alone, 0 to 1.")
 
     def rmse(self) -> Array:
         """Root mean squared residual in the data's units, over the valid samples, b0 included."""
@@ -191,23 +202,7 @@ class MapmriFit:
         Meaningful only where the scale tensor was fitted on b <~ 2000 s/mm^2. For the isotropic basis the angle is to the
         tensor's Gaussian too, by overlaps, not to the basis' own first function.
         """
-        if not self.isotropic:
-            return self._index("ng")
-        return self.volume(np.sqrt(np.maximum(0.0, 1.0 - self._radial_cosine(self.mu_tensor, 0))))
-
-    def ng_par(self) -> Array:
-        """Non-Gaussianity of the section along e1; anisotropic basis only."""
-        self._need_anisotropic("ng_par")
-        return self._index("ng_par")
-
-    def ng_perp(self) -> Array:
-        """Non-Gaussianity of the section normal to e1; anisotropic basis only."""
-        self._need_anisotropic("ng_perp")
-        return self._index("ng_perp")
-
-    def _need_anisotropic(self, name: str) -> None:
-        if self.isotropic:
-            raise ValueError(f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'")
+        return self.index("ng")
 
     def _radial_cosine(self, target: Array, K: int) -> Array:
         """cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales `target` (V, 3)."""
@@ -223,24 +218,27 @@ class MapmriFit:
         tensor.isotropic_scales(np.ascontiguousarray(self.mu_tensor), out)
         return out
 
-    def theta_po(self, K: int = 5) -> Array:
+    def _po_cosine(self, K: int) -> Array:
+        """cos^2 (V,) of the angle between P and its isotropic counterpart."""
+        if not (isinstance(K, int | np.integer) and K >= 0):
+            raise ValueError(f"K must be a whole number from 0, not {K!r}")
+        return self._radial_cosine(np.repeat(self._isotropic_scale()[:, None], 3, 1), int(K))
+
+    def _dti_cosine(self) -> Array:
+        """The same of the tensor's Gaussian."""
+        return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
+
+    def theta_po(self, K: int = RADIAL) -> Array:
         """Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1 radial functions."""
-        u0 = self._isotropic_scale()
-        cosine = self._radial_cosine(np.repeat(u0[:, None], 3, 1), K)
-        return self.volume(np.arcsin(np.sqrt(np.maximum(0.0, 1.0 - cosine))))
+        return self.volume(np.arcsin(_sine(self._po_cosine(K))))
 
     def theta_dti(self) -> Array:
         """The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over the tensor."""
-        cosine = propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
-        return self.volume(np.arcsin(np.sqrt(np.maximum(0.0, 1.0 - cosine))))
+        return self.volume(np.arcsin(_sine(self._dti_cosine())))
 
-    def pa(self, K: int = 5) -> Array:
+    def pa(self, K: int = RADIAL) -> Array:
         """Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the counterpart."""
-        return propagator.propagator_anisotropy(np.cos(self.theta_po(K)) ** 2)
-
-    def pa_dti(self) -> Array:
-        """Propagator anisotropy of the scale tensor alone."""
-        return propagator.propagator_anisotropy(np.cos(self.theta_dti()) ** 2)
+        return self.volume(propagator.propagator_anisotropy(self._po_cosine(K)))
 
     def negative(self) -> tuple[Array, Array]:
         """Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
@@ -292,15 +290,10 @@ class MapmriFit:
 
     def pdf(self, points: ArrayLike) -> Array:
         """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors."""
-        r = np.asarray(points, dtype=float)
-        if r.ndim != 2 or r.shape[1] != 3:
-            raise ValueError(f"points must have shape (K, 3), not {r.shape}")
-        tables = propagator.point_tables(self.order, propagator.PROPAGATOR)
-        return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
+        from .directions import check_points
 
-    def index(self, name: str) -> Array:
-        """The map of an index by its name in `INDICES`."""
-        return getattr(self, INDICES[name].name)()  # type: ignore[no-any-return]  # an accessor found by name
+        r, tables = check_points("points", points), propagator.point_tables(self.order, propagator.PROPAGATOR)
+        return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
         """
@@ -320,7 +313,9 @@ class MapmriFit:
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
-        return self.volume(out * (scale[:, None] if scale.ndim else scale))
+        if scale.shape not in ((), self.S0.shape):
+            raise ValueError(f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}")
+        return self.volume(out * scale[..., None])
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""

@@ -55,19 +55,13 @@ class GradientTable:
     """
 
     def __init__(
-        self,
-        bvals: ArrayLike,
-        bvecs: ArrayLike,
-        big_delta: ArrayLike | None = None,
-        small_delta: ArrayLike | None = None,
-        tau: ArrayLike | None = None,
-        b0_threshold: float = 50,
-        frame: str = "image",
-    ) -> None:
+        self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
+        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image",
+    ) -> None:  # fmt: skip
         _is_scanner(frame)  # or an error
-        if not np.isfinite(b0_threshold) or b0_threshold < 0:
+        self.frame, self.b0_threshold = frame, float(_floats("b0_threshold", b0_threshold))
+        if self.b0_threshold < 0:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
-        self.frame, self.b0_threshold = frame, float(b0_threshold)
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
             raise ValueError(f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}")
@@ -115,7 +109,7 @@ class GradientTable:
     @classmethod
     def from_fsl(cls, bval: File, bvec: File, *, json: File | None = None, **timing: Any) -> GradientTable:
         """Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or tau override."""
-        bvals, bvecs = _numbers(bval).ravel(), _numbers(bvec)
+        bvals, bvecs = read_numbers(bval).ravel(), read_numbers(bvec)
         bvecs = bvecs.T if len(bvecs) == 3 else bvecs  # FSL's own layout, also when there happen to be three volumes
         if bvecs.shape != (len(bvals), 3):
             raise ValueError(f"bvals: {bval} holds {len(bvals)} numbers, bvecs: {bvec} {bvecs.shape[0]} directions")
@@ -124,7 +118,7 @@ class GradientTable:
     @classmethod
     def from_mrtrix(cls, path: File, *, json: File | None = None, **timing: Any) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
-        table = _numbers(path)
+        table = read_numbers(path)
         if table.shape[1] != 4:
             raise ValueError(f"{path}: an MRtrix table has 4 columns (x y z b), this one {table.shape[1]}")
         return cls(table[:, 3], table[:, :3], **{"frame": "scanner", **_deltas(json, timing)})
@@ -175,14 +169,25 @@ def to_image(vectors: ArrayLike, affine: ArrayLike, frame: str = "scanner") -> A
     return np.asarray(np.asarray(vectors, np.float64) @ axes)
 
 
+def from_voxel(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
+    """Vectors (..., 3) along voxel axes in a table's frame."""
+    image = np.asarray(vectors, np.float64) * _flip(affine)
+    return to_scanner(image, affine) if _is_scanner(frame) else image
+
+
 def _image_axes(affine: ArrayLike) -> Array:
     """Columns: the axes of FSL's image frame in scanner space; for a sheared affine those of the nearest rotation."""
+    flip, linear = _flip(affine), np.asarray(affine, np.float64)[:3, :3]
+    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
+    return np.asarray((left @ right) * flip)
+
+
+def _flip(affine: ArrayLike) -> Array:
+    """FSL's convention: signs (3,) of the image frame's axes along the voxel axes."""
     linear = _floats("affine", affine)[:3, :3]
     if np.linalg.det(linear) == 0:
         raise ValueError(f"affine is singular: {linear.tolist()}")
-    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
-    flip = -1.0 if np.linalg.det(linear) > 0 else 1.0
-    return np.asarray((left @ right) * np.array([flip, 1.0, 1.0]))
+    return np.array([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])
 
 
 def _is_scanner(frame: str) -> bool:
@@ -243,8 +248,8 @@ def _timing(n: int, **given: Any) -> dict[str, Any]:
     return given
 
 
-def _numbers(path: File) -> Array:
-    """Numbers of a text file, (lines, columns); blanks or commas between them, # starts a comment."""
+def read_numbers(path: File) -> Array:
+    """Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment; else a ValueError."""
     try:
         lines = [line.split("#")[0].replace(",", " ").split() for line in Path(path).read_text().splitlines()]
         rows = [[float(word) for word in line] for line in lines if line]
@@ -260,9 +265,11 @@ def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
     if json is None or any(given.get(name) is not None for name in ("big_delta", "small_delta", "tau")):
         return given
     try:
-        entries = dict(jsonlib.loads(Path(json).read_text()))
-    except (TypeError, ValueError) as error:
+        entries = jsonlib.loads(Path(json).read_text())
+    except ValueError as error:
         raise ValueError(f"{json} is not a JSON sidecar: {error}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{json} is not a JSON sidecar: it holds a {type(entries).__name__}, not names and values")
     names = [name for name in ("BigDelta", "LargeDelta", "SmallDelta") if entries.get(name) is not None]
     values = [_floats(f"{json}: {name}", entries[name]) for name in names]
     if len(names) == 3 and not np.array_equal(values[0], values[1]):

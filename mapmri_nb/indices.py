@@ -44,7 +44,7 @@ def unit_factor(power: int, units: str) -> float:
 
 
 def select(names: str | list[str] | None, basis: str) -> list[str]:
-    """Names of the indices to compute: None or "all" for every one the basis has, else a list or "a,b,c"."""
+    """Names of the indices to compute, each once: None or "all" for all that the basis has, else a list or "a,b,c"."""
     available = [n for n in INDICES if basis == "anisotropic" or n not in ANISOTROPIC_ONLY]
     if names is None or names == "all":
         return available
@@ -54,4 +54,4 @@ def select(names: str | list[str] | None, basis: str) -> list[str]:
             raise ValueError(f"indices: {name!r} is not one of {', '.join(INDICES)}")
         if name not in available:
             raise ValueError(f"indices: {name!r} has no meaning for the {basis} basis")
-    return wanted
+    return list(dict.fromkeys(wanted))

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import __version__
-from .fit import MapmriFit, Status
+from .fit import MEANING, MapmriFit, Status
 from .gradients import GradientTable
 from .indices import INDICES, unit_factor
 from .kernels.ordering import index_table, iso_index_table
@@ -62,7 +62,6 @@ class Image(NamedTuple):
 
     data: Any
     affine: NDArray[np.float64]
-    header: Any
 
 
 class Scaled:
@@ -99,11 +98,13 @@ def read_nii(path: File) -> Image:
     Raises
     ------
     FileNotFoundError, OSError
-        No such file; no space to unpack.
+        No such file, or a folder; no space to unpack.
     ValueError
         Not NIfTI, damaged, complex or RGB, or an affine that is not finite or singular; the message names the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not an image", str(path))
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     if not path.name.endswith((".nii", ".nii.gz")):
@@ -136,7 +137,7 @@ def read_nii(path: File) -> Image:
         if found < size:
             raise ValueError(f"{path}: truncated, holds {found} bytes where its header promises {size}")
         raw = np.memmap(source, dtype, "r", offset, shape, order="F")
-    return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine, image.header)
+    return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine)
 
 
 def load_dwi(path: File) -> Image:
@@ -187,6 +188,11 @@ def check_output(folder: File, prefix: str, force: bool = False) -> None:
     old = sorted([*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))])
     if old and not force:
         raise FileExistsError(errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0]))
+    _require_writable(folder)
+
+
+def _require_writable(folder: Path) -> None:
+    """PermissionError unless `folder`, or where it would be made, is a folder that can be written."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "not a folder that can be written", str(place))
@@ -203,6 +209,7 @@ def staged(folder: File, force: bool = False, within: Path | None = None) -> Ite
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     stage = None
     try:
+        _require_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".mapmri-", dir=within or folder))
         yield stage
@@ -259,6 +266,8 @@ def write_nii(path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], 
 
     Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would kill the process.
     """
+    if np.shape(affine) != (4, 4):
+        raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
     shape = (*shape, 1, 1)[: max(3, len(shape))]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
@@ -295,16 +304,9 @@ def volumes(
 
 
 def write_maps(
-    folder: File,
-    prefix: str,
-    maps: dict[str, NDArray[Any]],
-    affine: ArrayLike,
-    *,
-    units: str = "mm",
-    fill: float = np.nan,
-    force: bool = False,
-    sidecars: dict[str, dict[str, Any]] | None = None,
-) -> list[Path]:
+    folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *, units: str = "mm", fill: float = np.nan,
+    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None,
+) -> list[Path]:  # fmt: skip
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
@@ -317,14 +319,9 @@ def write_maps(
 
 
 def stage_maps(
-    stage: Path,
-    prefix: str,
-    maps: Iterable[tuple[str, NDArray[Any]]],
-    affine: ArrayLike,
-    units: str,
-    fill: float,
+    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
     sidecars: dict[str, dict[str, Any]],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
     names = []
     for name, values in maps:
@@ -343,8 +340,8 @@ def stage_maps(
     return names
 
 
-def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[int]) -> dict[str, Any]:
-    """The fit's own JSON less its parts and its run section."""
+def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[int], **more: Any) -> dict[str, Any]:
+    """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
     isotropic = options["basis"] == "isotropic"
     table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
     url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
@@ -356,6 +353,7 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
         "CoefficientOrder": {"Indices": "j l m" if isotropic else "n1 n2 n3", "Table": table.tolist()},
         "Shape": list(shape),
         "GradientTable": gtab.to_dict(),
+        **more,
     }
 
 
@@ -366,15 +364,9 @@ def run_section(**more: Any) -> dict[str, Any]:
 
 
 def save_fit(
-    fit: MapmriFit,
-    folder: File,
-    *,
-    affine: ArrayLike | None = None,
-    prefix: str = "",
-    force: bool = False,
-    sources: Sequence[str] = (),
-    run: dict[str, Any] | None = None,
-) -> None:
+    fit: MapmriFit, folder: File, *, affine: ArrayLike | None = None, prefix: str = "", force: bool = False,
+    sources: Sequence[str] = (), run: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's description.
 
@@ -383,11 +375,11 @@ def save_fit(
     """
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T) for key, v in rows.items())
-    entries = model_entries(fit.options, fit.gtab, fit.mask.shape)
     more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
+    entries = model_entries(fit.options, fit.gtab, fit.mask.shape, **more)
     with staged(folder, force) as stage:
         require_space(stage, 8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()), "save")
-        stage_fit(stage, prefix, parts, where, entries, more, np.eye(4) if affine is None else affine)
+        stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
 
 
 class Part(NamedTuple):
@@ -400,13 +392,7 @@ class Part(NamedTuple):
 
 
 def stage_fit(
-    stage: Path,
-    prefix: str,
-    parts: Iterable[Part],
-    where: NDArray[np.int64],
-    entries: dict[str, Any],
-    more: dict[str, Any],
-    affine: ArrayLike,
+    stage: Path, prefix: str, parts: Iterable[Part], where: NDArray[np.int64], entries: dict[str, Any], affine: ArrayLike
 ) -> None:
     """A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of `row_positions`."""
     shape, files = tuple(entries["Shape"]), {}
@@ -417,19 +403,17 @@ def stage_fit(
         name = map_name(prefix, label, ".nii" if tail else ".nii.gz")  # the large ones can be memory-mapped
         pieces = volumes(columns, where, math.prod(shape), kind, fill)
         write_nii(stage / name, pieces, (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()), kind, affine)
-        write_json(stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit})
+        levels = {"Levels": {str(flag.value): words for flag, words in MEANING.items()}} if key == "status" else {}
+        write_json(stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels})
         files[key] = {"File": name, "Shape": list(tail)}
-    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files} | more)
+    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files})
     write_description(stage)
 
 
 class SavedFit(NamedTuple):
     """What a fit's folder holds; `entries` is its JSON."""
 
-    rows: dict[str, NDArray[Any]]
-    mask: Mask
-    options: dict[str, Any]
-    gtab: GradientTable
+    fit: MapmriFit
     affine: NDArray[np.float64]
     prefix: str
     entries: dict[str, Any]
@@ -437,7 +421,7 @@ class SavedFit(NamedTuple):
 
 def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> SavedFit:
     """
-    The rows of a saved fit, gathered from its memory-mapped images.
+    A saved fit, its rows gathered from its memory-mapped images.
 
     Parameters
     ----------
@@ -449,13 +433,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     FileNotFoundError, ValueError
         No fit, several, an unknown format version, or parts that do not go together.
     """
-    folder, ending = Path(folder), map_name("", "", ".json")
-    models = [folder] if folder.is_file() else sorted(folder.glob(f"*{ending}")) if prefix is None else []
-    if len(models) > 1:
-        raise ValueError(f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}")
-    model = models[0] if models else folder / map_name(prefix or "", "", ".json")
-    if not model.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))
+    model = _model_file(Path(folder), prefix)
     try:
         entries = json.loads(model.read_text())
         if entries["FormatVersion"] != FORMAT_VERSION:
@@ -469,11 +447,13 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             images[key], tails[key] = read_nii(model.with_name(part["File"])), part["Shape"]
             if images[key].data.size != math.prod((*shape, *tails[key])):
                 raise ValueError(f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}")
-        status, affine, _ = images["status"]
+        status, affine = images["status"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = error if type(error) is ValueError else f"not the JSON of a saved fit ({error!r})"
+        reason = error if type(error) is ValueError else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
         raise ValueError(f"{model}: {reason}") from None
     mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
+    if within is not None and np.shape(within) != shape:
+        raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
     where, rows = row_positions(mask), {}
     for key, image in images.items():
@@ -482,9 +462,21 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
-    return SavedFit(rows, mask, options, gtab, affine, model.name.removesuffix(ending).removesuffix("_"), entries)
+    prefix = model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
+    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix, entries)
+
+
+def _model_file(folder: Path, prefix: str | None) -> Path:
+    """The JSON of the one fit in a folder, or of the one named."""
+    models = [folder] if folder.is_file() else sorted(folder.glob("*" + map_name("", "", ".json"))) if prefix is None else []
+    if len(models) > 1:
+        raise ValueError(f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}")
+    model = models[0] if models else folder / map_name(prefix or "", "", ".json")
+    if not model.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))
+    return model
 
 
 def load_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> MapmriFit:
     """The fit that `save_fit` wrote, bit for bit; arguments and errors as of `read_fit`."""
-    return MapmriFit.from_rows(*read_fit(folder, prefix, within)[:4])
+    return read_fit(folder, prefix, within).fit

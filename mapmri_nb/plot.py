@@ -1,12 +1,13 @@
 """
 Pictures of a fit: maps side by side, ODF glyphs, one voxel's signal and propagator, an overview.
 
-Figures are made without pyplot, so that no state is left behind and no display is needed; `show=True` alone asks pyplot
-for a window. Slices are shown as they lie in the array, first axis to the right, second upwards.
+Figures are made without pyplot, so that no state is left behind and no display is needed. Slices are shown as they lie
+in the array, first axis to the right, second upwards.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ except ImportError:
 
 from .directions import gfa, sphere
 from .fit import MapmriFit
-from .gradients import GradientTable, to_scanner
+from .gradients import GradientTable, from_voxel
 from .indices import INDICES, unit_factor
 
 Array = NDArray[np.float64]
@@ -74,8 +75,9 @@ def power(base: str, exponent: int) -> str:
 
 def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     """A map by its name (ours or DIPY's), "rmse", "r2", "negative_mass", or the root of one: "rtop^(1/3)"."""
-    base, _, root = name.partition("^(1/")
-    n, base = int(root.rstrip(")") or 1), base if hasattr(fit, base) else ALIASES.get(base, base)
+    root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
+    base, n = (root[1], int(root[2])) if root else (name, 1)
+    base = base if hasattr(fit, base) else ALIASES.get(base, base)
     index = INDICES.get(ALIASES.get(base, base))
     if (index is None and base not in OTHERS) or (index.power if index else 0) % n:
         raise ValueError(f"maps: {name!r} is none of {', '.join([*INDICES, *ALIASES, *OTHERS])}, nor a whole root of one")
@@ -101,22 +103,17 @@ def view_of(mask: NDArray[np.bool_], axis: int | None = None, index: int | None 
         raise ValueError(f"axis must be 0, 1 or 2, not {axis!r}")
     right, up = (a for a in range(3) if a != axis)
     counts = mask.sum((right, up)) - np.linspace(-0.5, 0.5, mask.shape[axis]) ** 2  # of equals, the middle one
-    at = int(counts.argmax()) if index is None else index
-    if not 0 <= at < mask.shape[axis]:
+    at = counts.argmax() if index is None else index
+    if at not in range(mask.shape[axis]):
         raise ValueError(f"index must lie in 0 .. {mask.shape[axis] - 1} along axis {axis}, not {index!r}")
-    return View(axis, at, right, up, affine)
+    return View(axis, int(at), right, up, affine)
 
 
 def compare_maps(
-    fits: Sequence[Any],
-    maps: Sequence[str],
-    fit_labels: Sequence[str] | None = None,
-    map_labels: Sequence[str] | None = None,
-    map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
-    filename: Any = None,
-    units: str = "mm",
-    **view_kwargs: Any,
-) -> Figure:
+    fits: Sequence[Any], maps: Sequence[str], fit_labels: Sequence[str] | None = None,
+    map_labels: Sequence[str] | None = None, map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+    filename: Any = None, units: str = "mm", **view_kwargs: Any,
+) -> Figure:  # fmt: skip
     """
     Maps of one or several fits in one figure; each map has one range, robust and shared by the fits, and a colour bar.
 
@@ -129,6 +126,8 @@ def compare_maps(
     fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
     kwargs = list(map_kwargs) if isinstance(map_kwargs, Sequence) else [map_kwargs or {}] * len(maps)
+    if not fits or not maps:
+        raise ValueError(f"fits, maps: at least one of each, not {len(fits)} and {len(maps)}")
     if len(fit_labels) != len(fits):
         raise ValueError(f"fit_labels: {len(fit_labels)} given for {len(fits)} fits")
     if len(map_labels or maps) != len(maps) or len(kwargs) != len(maps):
@@ -158,32 +157,20 @@ def compare_maps(
 
 
 def odf_slice(
-    fit: MapmriFit,
-    s: float = 2,
-    colormap: str = "plasma",
-    scale: float = 0.5,
-    filename: Any = None,
-    size: tuple[int, int] = (600, 600),
-    show: bool = False,
-    **view_kwargs: Any,
-) -> Figure:
+    fit: MapmriFit, s: float = 2, colormap: str = "plasma", scale: float = 0.5, filename: Any = None,
+    size: tuple[int, int] = (600, 600), **view_kwargs: Any,
+) -> Figure:  # fmt: skip
     """
     ODF glyphs of a slice over its generalised fractional anisotropy; each glyph is scaled to its own maximum.
 
     Parameters
     ----------
     s : radial moment of the ODF. colormap : colours of ODF / maximum. scale : largest radius, in voxels.
-    size : pixels. show : open a window by pyplot. view_kwargs : axis, index, affine: the slice, see `view_of`.
+    size : pixels. view_kwargs : axis, index, affine: the slice, see `view_of`.
     """
-    figure = new_figure(size[0] / 100, size[1] / 100, show)
+    figure = new_figure(size[0] / 100, size[1] / 100)
     _glyphs(figure, figure.subplots(), fit, view_of(fit.mask, **view_kwargs), s, colormap, scale)
-    _saved(figure, filename)
-    if show:
-        from matplotlib import pyplot
-
-        pyplot.show()
-        pyplot.close(figure)
-    return figure
+    return _saved(figure, filename)
 
 
 def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None) -> Figure:
@@ -223,7 +210,7 @@ def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None
 
 
 def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Figure:
-    """Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched in red where P is negative."""
+    """Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched where P is negative."""
     one, figure = _voxel(fit, voxel), new_figure(9.5, 4.4)
     panels, levels = figure.subplots(1, 2), 10.0 ** np.arange(-4, 0.01, 0.5)
     origin, least = float(one.pdf(np.zeros((1, 3)))[0, 0]), np.inf
@@ -247,9 +234,13 @@ def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Fi
 
 def overview(fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None = None, title: str = "") -> Figure:
     """One picture of a fit: eight maps of a slice in micrometres, and its ODF glyphs."""
-    view, figure = view_of(fit.mask, affine=affine), new_figure(15.5, 7)
+    view = view_of(fit.mask, affine=affine)
+    height, width = np.shape(view.cut(fit.mask)) * view.size[::-1]
+    inches = np.clip(width / height, 0.4, 2.0) * np.array([2.1, 5.6])  # of a map, of the glyphs
+    small, large = np.maximum(inches, [1.4, 3.8])  # as wide as their titles
+    figure = new_figure(4 * small + large + 1.0, 7)
     rows = np.array(OVERVIEW).reshape(2, 4).tolist()
-    panels = figure.subplot_mosaic([[*row, "odf"] for row in rows], width_ratios=(1, 1, 1, 1, 3))
+    panels = figure.subplot_mosaic([[*row, "odf"] for row in rows], width_ratios=(*[small] * 4, large))
     for name in OVERVIEW:
         m = map_of(fit, name, "um")
         cut = view.cut(m.values)
@@ -269,14 +260,9 @@ def _three(volume: NDArray[Any]) -> NDArray[Any]:
     return volume.reshape(volume.shape + (1,) * (3 - volume.ndim))
 
 
-def new_figure(width: float, height: float, show: bool = False) -> Figure:
-    """An empty figure in inches, of pyplot only where it is to be shown."""
-    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.14)
-    if show:
-        from matplotlib import pyplot
-
-        return pyplot.figure(figsize=(width, height), dpi=100, layout=layout)
-    return Figure(figsize=(width, height), dpi=100, layout=layout)
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches."""
+    return Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(compress=True, h_pad=0.14))
 
 
 def _saved(figure: Figure, filename: Any) -> Figure:
@@ -299,27 +285,44 @@ def show_map(axes: Any, m: Map, mask: NDArray[np.bool_], view: View, pooled: Arr
     picture = axes.imshow(np.ma.masked_invalid(cut), **style, **options)
     missing = inside & ~np.isfinite(cut)
     if missing.any():
-        axes.imshow(np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT]), label="no value")
+        axes.imshow(np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT]))
     axes.set(facecolor=OUTSIDE, xticks=[], yticks=[])
     return picture
 
 
-def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str, shrink: float = 0.9) -> None:
-    """With the unit, a power of a thousand taken into it, and arrows where values lie beyond the range."""
+class Ticks(mpl.ticker.MaxNLocator):
+    """Round numbers, as many as leave room between their labels once the axis has its length."""
+
+    def __call__(self) -> Any:
+        axis: Any = self.axis
+        low, high = axis.get_view_interval()
+        self.set_params(nbins=5, steps=[1, 2, 5, 10])
+        ticks = np.asarray(super().__call__())
+        ticks, room = ticks[(ticks >= low) & (ticks <= high)], 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)
+        for step in range(1, len(ticks)):
+            texts = axis.get_major_formatter().format_ticks(ticks[::step])
+            if sum(len(text) + 1 for text in texts) <= room:  # in digits, each 5 points wide at a size of 8
+                return ticks[::step]
+        return ticks[len(ticks) // 2 :][:1]
+
+
+def colour_bar(figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str, shrink: float = 0.9) -> Any:
+    """With the unit, a power of a thousand taken into it, and arrows where values lie beyond the range; the ticks' format."""
     low, high = picture.get_clim()
     top = max(abs(low), abs(high))
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     extend = ("neither", "min", "max", "both")[(pooled < low).any() + 2 * (pooled > high).any()]
-    ticks = {"ticks": mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]), "format": lambda value, _: f"{value / 10.0**k:.4g}"}
-    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18, **ticks}
-    figure.colorbar(picture, ax=axes, label=" ".join(words) or "no unit", **style).ax.tick_params(labelsize=8)
+    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18, "ticks": Ticks()}
+    text = mpl.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
+    figure.colorbar(picture, ax=axes, label=" ".join(words) or "no unit", format=text, **style).ax.tick_params(labelsize=8)
+    return text
 
 
 def _part(fit: MapmriFit, keep: NDArray[np.bool_]) -> MapmriFit:
     """The fit of the rows `keep` (V,) as a line of voxels."""
     rows = {name: values[keep] for name, values in fit.rows().items()}
-    return MapmriFit.from_rows(rows, np.ones(int(keep.sum()), bool), fit.options, fit.gtab)
+    return MapmriFit(rows, np.ones(int(keep.sum()), bool), fit.options, fit.gtab)
 
 
 def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
@@ -330,27 +333,19 @@ def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
     return _part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
 
 
-def _from_voxel_axes(vectors: Array, fit: MapmriFit, affine: Any) -> Array:
-    """Directions given along voxel axes, in the frame of the fit's table."""
-    if affine is None:
-        return vectors
-    flip = -1.0 if np.linalg.det(np.asarray(affine, float)[:3, :3]) > 0 else 1.0  # FSL's convention
-    image = vectors * np.array([flip, 1.0, 1.0])
-    return to_scanner(image, affine) if fit.gtab.frame == "scanner" else image
-
-
 def _glyphs(figure: Any, axes: Any, fit: MapmriFit, view: View, s: float, colormap: str, scale: float) -> None:
     """Shaded surfaces r(v) = scale ODF(v) / max ODF, the faces turned to the viewer, farthest first."""
     mask = _three(fit.mask)
     slab = mask & (np.arange(mask.shape[view.axis]) == view.at).reshape(np.roll([-1, 1, 1], view.axis))
     part = _part(fit, slab[mask])
     ball = sphere(next(n for limit, n in GLYPHS if len(part.coef) <= limit))
-    odf = np.maximum(part.odf(_from_voxel_axes(ball.vertices, fit, view.affine), s), 0.0)
+    affine = view.affine
+    odf = np.maximum(part.odf(ball.vertices if affine is None else from_voxel(ball.vertices, affine, fit.gtab.frame), s), 0.0)
     background = np.full(mask.shape, np.nan)
     background[slab] = gfa(odf)
     m, cut = Map(background, "GFA", "1"), view.cut(background)
     colour_bar(figure, show_map(axes, m, mask, view, cut, {"cmap": "gray"}), [axes], m, cut, "bottom", 0.4)
-    axes.set(title=f"ODF, s = {s:g}, each scaled to its maximum, over GFA", xlabel=caption(view))
+    axes.set(title=f"ODF, s = {s:g}, over GFA\neach scaled to its maximum", xlabel=caption(view))
     peak = odf.max(1, keepdims=True)
     good = np.flatnonzero(peak[:, 0] > 0)
     radius = odf[good] / peak[good]

@@ -13,24 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import io, plot
-from .fit import MapmriFit, Status
+from .fit import MEANING, MapmriFit, Status
 from .indices import ANISOTROPIC_ONLY, INDICES
 
 MODES = {(False, None): "MAP", (True, None): "MAPL", (False, "grid"): "CMAP", (True, "grid"): "CMAPL",
          (False, "global"): "MAP+", (True, "global"): "MAPL+"}  # fmt: skip
-MEANING = {
-    Status.FLOOR: "an eigenvalue of the scale tensor was raised to the floor",
-    Status.DROPPED: "samples were missing, or not positive (left out of the tensor's logarithm)",
-    Status.RTOP_NOT_POSITIVE: "RTOP is not positive",
-    Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
-    Status.BY_OSQP: "answered by OSQP after the compiled solver",
-    Status.SHIFTED: "certified positive after a shift within rounding",
-    Status.NO_SIGNAL: "no fit: no usable signal",
-    Status.TOO_FEW: "no fit: too few valid samples",
-    Status.NOT_DEFINITE: "no fit: normal equations not positive definite",
-    Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",
-    Status.NOT_CONVERGED: "no fit: the solver did not converge",
-}
 SHORT = {"rtop": "rtop^(1/3)", "rtap": "rtap^(1/2)"}  # shown as lengths, like RTPP
 STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -64,7 +51,7 @@ def write_report(folder: io.File, out: io.File | None = None, force: bool = Fals
 
 def page(saved: io.SavedFit) -> str:
     """The HTML of a saved fit."""
-    fit = MapmriFit.from_rows(saved.rows, saved.mask, saved.options, saved.gtab)
+    fit = saved.fit
     view = plot.view_of(fit.mask, affine=saved.affine)
     names = [SHORT.get(n, n) for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
     maps = [plot.map_of(fit, name, "um") for name in names]
@@ -89,7 +76,7 @@ def page(saved: io.SavedFit) -> str:
 
 
 def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
-    options, gtab, entries = saved.options, saved.gtab, saved.entries
+    options, gtab, entries = fit.options, fit.gtab, saved.entries
     weighted = options["laplacian"] not in (None, 0, 0.0)
     shells = gtab.shells()
     many = f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"
@@ -114,10 +101,15 @@ def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
 
 
 def _timing(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
-    run: dict[str, Any] = {k: v for k, v in saved.entries.get("Run", {}).items() if k != "Versions" and np.isscalar(v)}
-    if run.get("Seconds"):
-        run["Per voxel"] = f"{1e6 * run['Seconds'] / max(len(fit.coef), 1):.0f} µs (all threads together, compilation included)"
-    return {str(k): str(v) for k, v in run.items()}
+    run: dict[str, Any] = saved.entries.get("Run", {})
+    rows = {name: str(run[name]) for name in ("Date", "Engine", "Threads") if run.get(name) is not None}
+    if seconds := run.get("Seconds", {}):
+        rows["Seconds"] = ", ".join(f"{name.lower()} {seconds[name]:.3g}" for name in seconds)
+        each = 1e6 * seconds.get("Fitting", 0.0) / max(len(fit.coef), 1)
+        rows["Fitting a voxel"] = f"{each:.0f} µs (all threads together, compilation included)"
+    if run.get("Slabs", 0) > run.get("FittedNow", 0):
+        rows["Resumed"] = f"{run['FittedNow']} of {run['Slabs']} slabs were fitted by the last run"
+    return rows
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -142,12 +134,12 @@ def _cards(maps: list[plot.Map], fit: MapmriFit, view: plot.View) -> str:
     for m in maps:
         figure, cut = plot.new_figure(3.6, 5.0), view.cut(m.values)
         top, bottom = figure.subplots(2, 1, height_ratios=(3.2, 1))
-        plot.colour_bar(figure, plot.show_map(top, m, fit.mask, view, cut, {}), [top], m, cut, "bottom")
+        text = plot.colour_bar(figure, plot.show_map(top, m, fit.mask, view, cut, {}), [top], m, cut, "bottom")
         values = m.values[np.isfinite(m.values)]
         low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
         bottom.hist(values, bins=60, range=(low, high) if high > low else None, color="#3b6fb5")
-        bottom.locator_params(axis="x", nbins=4)
-        bottom.xaxis.set_major_formatter(lambda x, _: f"{x:.4g}")
+        bottom.xaxis.set(major_locator=plot.Ticks(), major_formatter=text)  # in the unit of the colour bar
+        bottom.tick_params(labelsize=8)
         bottom.set(yticks=[], xlabel="whole mask, 0.5 to 99.5 %")
         bottom.spines[["top", "right", "left"]].set_visible(False)
         top.set_title(m.label)

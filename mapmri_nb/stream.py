@@ -223,7 +223,7 @@ def fit_series(
     """
     from tqdm import tqdm
 
-    key, entries = job.key(), io.model_entries(job.model.options, job.model.gtab, job.mask.shape)
+    key = job.key()
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
@@ -269,8 +269,10 @@ def fit_series(
         with io.staged(job.folder, force, within=hidden) as stage:
             io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
             section = io.run_section(Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run)
-            more = {"Sources": list(job.sources), "Run": section}
-            io.stage_fit(stage, job.prefix, parts(), where, entries, more, job.image.affine)
+            entries = io.model_entries(
+                job.model.options, job.model.gtab, job.mask.shape, Sources=list(job.sources), Run=section
+            )
+            io.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
         status = [*blank].index("status")
         return store.column(sum(sizes[:status])).astype(np.int64)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fit import MapmriFit, Status, fit_rows
+from .fit import RADIAL, MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
@@ -33,7 +33,6 @@ LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
 CHUNK = 16  # bytes of signs at once: 128 replicates, which the cache holds
 SIGNS: Array = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0)  # (256, 8), by byte
 LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
-RADIAL = 5  # k of PA
 EPSILON = 0.4  # of the scaled sine of PA
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
@@ -101,8 +100,10 @@ def bootstrap(
     h is the leverage of the linear fit with the voxel's weight, also for the constrained modes. Replicates without a
     fit are left out; fewer than two give NaN.
     """
-    if int(n) != n or n < 2:
+    if n % 1 or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
+    if seed % 1 or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
     if hc not in LEVERAGE_POWER:
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
     names = select(indices, model.basis)
@@ -121,7 +122,7 @@ def bootstrap(
     def resample(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        rng, drawn = np.random.default_rng([seed, voxel.row]), (-(-int(n) // 8), len(residual))
+        rng, drawn = np.random.default_rng([int(seed), voxel.row]), (-(-int(n) // 8), len(residual))
         bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
         cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
         parts = [replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1)) for cut in cuts]

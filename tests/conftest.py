@@ -4,6 +4,7 @@ import os
 import signal
 
 import numpy as np
+import phantom
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -26,6 +27,24 @@ def pytest_collection_modifyitems(config, items):
 def rng():
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    """b (n,) and directions (n, 3) of three small shells."""
+    return phantom.small_scheme()
+
+
+@pytest.fixture(scope="module")
+def gtab(scheme):
+    """The table of `scheme`."""
+    return phantom.table(*scheme)
+
+
+@pytest.fixture(scope="module")
+def data(scheme):
+    """24 noisy crossings (24, n) on `scheme`."""
+    return phantom.signals(24, *scheme, seed=7)
 
 
 @pytest.fixture(autouse=True)

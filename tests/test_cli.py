@@ -231,11 +231,25 @@ def test_entry_points():
     assert subprocess.run([sys.executable, "-m", "mapmri_nb", "fit"], capture_output=True, env=env).returncode == 2
 
 
-@pytest.mark.parametrize("words", [[], ["fit"], ["paint"], ["fit", "x", "--out", "y", "--basis", "round"],
-                                   ["fit", "x", "--out", "y", "--laplacian", "some"]])  # fmt: skip
-def test_arguments_that_do_not_parse(words, capsys):
-    assert main(words) == 2
-    assert "usage" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "required: COMMAND"),
+        ("fit", "required: DWI, --out"),
+        ("paint", "invalid choice: 'paint'"),
+        ("fit x --out y --basis round", "argument --basis: invalid choice: 'round'"),
+        ("fit x --out y --laplacian some", "argument --laplacian: 'some' is neither none, gcv"),
+        ("fit x --out y --laplacian .1,,2", "argument --laplacian: '.1,,2' is neither none, gcv"),
+        ("fit x --out y --bval-threshold low", "argument --bval-threshold: 'low' is neither a number nor none"),
+        ("fit x --out y --threads two", "argument --threads: invalid int value: 'two'"),
+        ("fit x --out=", "argument --out: the path is empty"),
+    ],
+)
+def test_arguments_that_do_not_parse(words, expected, capsys):
+    assert main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage")
+    assert expected in err.splitlines()[-1]
     assert main(["--help"]) == 0
 
 
@@ -262,6 +276,15 @@ def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
         (["--indices", "rtop,fa"], ["fa"]),
         (["--basis", "isotropic", "--indices", "ng_par"], ["ng_par"]),
         (["--threads", 0], ["threads", "0"]),
+        (["--threads", -2], ["threads", "-2"]),
+        (["--bootstrap", 1], ["--bootstrap", "2 replicates, not 1"]),
+        (["--bootstrap", 9, "--posterior"], ["--posterior", "--bootstrap"]),
+        (["--bootstrap", 9, "--seed", -1], ["--seed", "-1"]),
+        (["--seed", 1], ["--seed goes with --bootstrap"]),
+        (["--reestimate"], ["--reestimate goes with --bootstrap"]),
+        (["--scheduler", "tcp://x"], ["--scheduler tcp://x goes with --engine dask"]),
+        (["--weights", "nowhere.txt"], ["nowhere.txt"]),
+        (["--mask", "/"], ["/", "a folder"]),
         (["--mask", "nowhere.nii"], ["nowhere.nii"]),
         (["--json", "nowhere.json"], ["nowhere.json"]),
     ],
@@ -285,6 +308,29 @@ def test_counts_that_disagree(brain, tmp_path, capsys):
 def test_three_dimensional_series(brain, tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.ones((3, 2, 2), np.int16), np.eye(4)), brain)
     fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name)
+
+
+@pytest.mark.parametrize("value", [0, -5, np.nan])
+def test_no_signal_anywhere(brain, tmp_path, capsys, value):
+    nib.save(nib.Nifti1Image(np.full((3, 2, 2, 102), value, np.float32), np.eye(4)), brain)
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name, "no voxel has a positive signal")
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_voxel_with_a_fit_is_said_even_quietly(brain, tmp_path, capsys):
+    """A mask of voxels without signal: a status each, and a line."""
+    nib.save(nib.Nifti1Image(np.zeros((3, 2, 2, 102), np.float32), np.eye(4)), brain)
+    mask = brain.with_name("sub-small101d_mask.nii.gz")
+    assert command("fit", brain, "--mask", mask, "--out", tmp_path / "o", "--radial-order", 2, "--quiet") == 0
+    assert "12 voxels" in (err := capsys.readouterr().err)
+    assert "12 NO_FIT" in err
+
+
+@pytest.mark.parametrize(("content", "words"), [("1 2 3", ["(3,)", "(102,)"]), ("one", ["'one'"]), ("-1 " * 102, ["-1"])])
+def test_weights_in_a_text_file(brain, tmp_path, capsys, content, words):
+    (tmp_path / "w.txt").write_text(content)
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o", "--weights", tmp_path / "w.txt"], "w", *words)
+    assert not (tmp_path / "o").exists()
 
 
 def test_mask_of_another_shape(brain, tmp_path, capsys):
@@ -331,6 +377,46 @@ def test_folder_that_is_no_fit(tmp_path, capsys, name):
     fails(capsys, [name, tmp_path / "nowhere"], "nowhere")
     (tmp_path / "empty").mkdir()
     fails(capsys, [name, tmp_path / "empty"], "empty")
+    fails(capsys, [name, data.sample_dwi("catcord")], "sub-cord_dwi.nii.gz", "not the JSON of a saved fit")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--s", "-3"], "s must be a number above -3"),
+        (["--s", "inf"], "up to 100: got inf"),
+        (["--sh-order", "3"], "sh_order must be an even number from 0 to 32: got 3"),
+        (["--sh-order", "200"], "got 200"),
+        (["--sh-basis", "round"], "got 'round'"),
+    ],
+)
+def test_odf_that_cannot_be(fitted, tmp_path, capsys, words, expected):
+    fails(capsys, ["odf", fitted[0], "--out", tmp_path / "o", *words], expected)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out", "p.txt"], "--out: p.txt is neither"),
+        (["--out", "p.nii", "--bval", "b"], "--bval and --bvec go together"),
+        (["--out", "p.nii", "--big-delta", "0.03"], "--big-delta goes with --bval"),
+        (["--out", "p.nii", "--json", "j"], "--json goes with --bval"),
+        (["--out", "p.nii", "--bval", "b", "--bvec", "v"], "b"),
+    ],
+)
+def test_predictions_that_cannot_be(fitted, tmp_path, capsys, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["predict", fitted[0], *words], expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prediction_with_a_table_without_deltas(fitted, tmp_path, capsys):
+    (tmp_path / "t.bval").write_text("0 1000")
+    (tmp_path / "t.bvec").write_text("0 1\n0 0\n0 0")
+    table = ["--bval", tmp_path / "t.bval", "--bvec", tmp_path / "t.bvec"]
+    fails(capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", *table], "big_delta is missing")
+    assert not (tmp_path / "p.nii").exists()
 
 
 def test_fit_of_an_unknown_version_is_refused(fitted, tmp_path, capsys):

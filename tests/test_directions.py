@@ -5,6 +5,7 @@ import math
 import numpy as np
 import oracle
 import pytest
+from phantom import unit
 
 from mapmri_nb import directions
 from mapmri_nb.kernels import ordering
@@ -20,10 +21,6 @@ def draw(order, n, seed, ratio=2.4):
     coef[:, 0] = 1.0
     mu = 3e-3 * np.stack([np.full(n, ratio), np.full(n, 1.1), np.ones(n)], 1)
     return coef, mu, np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
-
-
-def unit(d):
-    return d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
 def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
@@ -88,6 +85,22 @@ def test_field_checks_and_normalises_directions():
     for bad in ([1, 0, 0], [[1, 0]], [[1, 0, 0], [0, 0, 0]], [[np.nan, 0, 1]]):
         with pytest.raises(ValueError, match="directions must"):
             odf(bad)
+
+
+def test_wrong_values_are_named():
+    coef, mu, R = draw(4, 2, 0)
+    odf = field(coef, mu, R)
+    for bad in (-3.0, np.nan, np.inf, 101):
+        with pytest.raises(ValueError, match=f"s must be a number above -3.*{bad}"):
+            field(coef, mu, R, bad)
+    for options in ({"n_peaks": 0}, {"relative": 2}, {"relative": -1}, {"separation": 91}):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+            directions.peaks(odf, **options)
+    with pytest.raises(ValueError, match=r"points must have shape \(K, 3\): got \(2, 2\)"):
+        directions.sh_matrix(np.eye(2), 4)
+    with pytest.raises(ValueError, match=r"at least 2 directions .* shape \(1,\)"):
+        directions.gfa([1.0])
 
 
 def test_gfa():
@@ -157,8 +170,9 @@ def test_conversions():
 
 def test_bad_orders_and_bases_are_named():
     points = directions.sphere(100).vertices
-    with pytest.raises(ValueError, match=r"sh_order.*got 3"):
-        directions.sh_matrix(points, 3)
+    for order in (3, -2, 34):
+        with pytest.raises(ValueError, match=rf"sh_order.*got {order}"):
+            directions.sh_matrix(points, order)
     with pytest.raises(ValueError, match=r"sh_basis.*got 'mrtrix'"):
         directions.sh_matrix(points, 4, "mrtrix")
     with pytest.raises(ValueError, match="got 7"):

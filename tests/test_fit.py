@@ -17,21 +17,6 @@ FREE = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm")  # indices both bases h
 
 
 @pytest.fixture(scope="module")
-def scheme():
-    return phantom.small_scheme()
-
-
-@pytest.fixture(scope="module")
-def gtab(scheme):
-    return phantom.table(*scheme)
-
-
-@pytest.fixture(scope="module")
-def data(scheme):
-    return phantom.signals(24, *scheme, seed=7)
-
-
-@pytest.fixture(scope="module")
 def fits(gtab, data):
     """A fit of each basis over a mask, one voxel of it without signal."""
     volume, mask = data.reshape(2, 3, 4, -1).copy(), np.ones((2, 3, 4), bool)
@@ -217,8 +202,13 @@ def test_volumes_are_nan_outside_and_where_nothing_was_fitted(fits, basis):
     for name in ("coef", "mu", "mu_tensor", "R", "S0"):
         rows = getattr(fit, name).reshape(len(fit.status), -1)
         assert np.array_equal(np.isfinite(rows).all(1), fit.status & mapmri.Status.NO_FIT == 0), name
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="name: 'fa' is none of rtop"):
         fit.index("fa")
+    for K in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"K must be a whole number from 0, not {K}"):
+            fit.pa(K)
+    with pytest.raises(ValueError, match=r"points must have shape \(K, 3\): got \(3,\)"):
+        fit.pdf(np.zeros(3))
 
 
 @pytest.mark.parametrize("basis", BOTH)
@@ -237,6 +227,8 @@ def test_predict_at_another_table(fits, basis, rng):
     per_voxel = rng.uniform(1, 2, fit.mask.shape)
     np.testing.assert_allclose(fit.predict(other, S0=per_voxel), got * per_voxel[..., None], rtol=1e-14)
     np.testing.assert_allclose(fit.predict(other, S0=per_voxel[fit.mask]), got * per_voxel[..., None], rtol=1e-14)
+    with pytest.raises(ValueError, match=r"S0 must be a number, a volume \(2, 3, 4\) or a row .*, not \(5,\)"):
+        fit.predict(other, S0=np.ones(5))
     one = fit.predict(mapmri.GradientTable([0.0], [[0, 0, 0]], tau=1e-3), S0=1)[fit.mask]  # no b0 rule: E(0) = 1
     np.testing.assert_allclose(one[fit.status == 0], 1, rtol=1e-11)
 

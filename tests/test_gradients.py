@@ -151,6 +151,7 @@ def changed(array, where, value):
         ({"big_delta": changed(np.full(7, 0.04), 5, 0.005)}, r"small_delta\[5\] = 0\.0106 is longer"),
         ({"big_delta": None, "small_delta": None, "tau": 40}, r"tau = 40 .*milliseconds\?"),
         ({"b0_threshold": -1}, "b0_threshold must be .* not -1"),
+        ({"b0_threshold": "low"}, "b0_threshold must be numbers: .*'low'"),
         ({"frame": "voxel"}, "frame must be .* not 'voxel'"),
     ],
 )
@@ -254,6 +255,9 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
         GradientTable.from_bids(side)
     side.write_text('{"BigDelta": 0.04,')
     with pytest.raises(ValueError, match=r"dwi\.json is not a JSON sidecar"):
+        GradientTable.from_bids(side)
+    side.write_text("[0.04, 0.01]")
+    with pytest.raises(ValueError, match="holds a list, not names and values"):
         GradientTable.from_bids(side)
     side.write_text('{"BigDelta": 43100, "SmallDelta": 10600}')  # microseconds: neither of the two
     with pytest.raises(ValueError, match=r"43\.1 is above 1 s"):

@@ -13,21 +13,6 @@ from mapmri_nb.kernels import ordering
 Status = mapmri.Status
 
 
-@pytest.fixture(scope="module")
-def scheme():
-    return phantom.small_scheme()
-
-
-@pytest.fixture(scope="module")
-def gtab(scheme):
-    return phantom.table(*scheme)
-
-
-@pytest.fixture(scope="module")
-def data(scheme):
-    return phantom.signals(24, *scheme, seed=7)
-
-
 def assert_rows(fit, v, want, tolerance=1e-9):
     """One voxel of a fit against the oracle's dense fit; signs of the frame's columns are free."""
     flip = np.sign(np.sum(fit.R[v] * want["R"], axis=0))

@@ -1,7 +1,9 @@
 """Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no state left behind."""
 
+import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -165,6 +167,17 @@ def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
         assert float(text) * 1e3 == pytest.approx(place)
 
 
+@pytest.mark.parametrize("tall", [1.0, 2.0, 4.0])
+def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
+    figure = plot.overview(fit, affine=np.diag([1.0, tall, 1.0, 1.0]))
+    FigureCanvasAgg(figure).draw()
+    for bar in panels(figure)[1]:
+        (low, high), labels = bar.get_xlim(), zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+        boxes = [label.get_window_extent() for place, label in labels if low <= place <= high]
+        assert len(boxes) >= (1 if tall == 4 else 2)
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
 @pytest.mark.parametrize(
     ("name", "units", "unit", "value"),
     [
@@ -186,8 +199,13 @@ def test_maps_by_name(fit, name, units, unit, value):
 def test_wrong_calls_are_named(fit, gtab, data):
     with pytest.raises(ValueError, match="'rtxp'"):
         plot.compare_maps([fit], ["rtxp"])
-    with pytest.raises(ValueError, match=r"rtop\^\(1/2\)"):
-        plot.map_of(fit, "rtop^(1/2)")
+    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume"):
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            plot.map_of(fit, name)
+    with pytest.raises(ValueError, match="at least one of each, not 0 and 1"):
+        plot.compare_maps([], ["rtop"])
+    with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 0.5"):
+        plot.odf_slice(fit, index=0.5)
     with pytest.raises(ValueError, match="fit_labels: 1 given for 2"):
         plot.compare_maps([fit, fit], ["rtop"], ["one"])
     with pytest.raises(ValueError, match="map_kwargs"):

@@ -25,7 +25,7 @@ def made_fit(coef, mu, R, basis="anisotropic", mu_tensor=None):
     }  # fmt: skip
     rows |= {name: np.full(v, np.nan) for name in ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")}
     options = {"radial_order": oracle.order_of(coef[0]), "basis": basis}
-    return mapmri.MapmriFit.from_rows(rows, np.ones(v, bool), options, phantom.table([0.0], [[0, 0, 0]]))
+    return mapmri.MapmriFit(rows, np.ones(v, bool), options, phantom.table([0.0], [[0, 0, 0]]))
 
 
 def signal_at(fit, q):

@@ -276,10 +276,10 @@ def test_bad_voxels_and_a_mask(rng):
 def test_what_cannot_be(rng):
     gtab = table()
     model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
-    with pytest.raises(ValueError, match=r"n must be .* not 1"):
-        uncertainty.bootstrap(model, y, n=1)
-    with pytest.raises(ValueError, match="hc must be 0, 2 or 3, not 1"):
-        uncertainty.bootstrap(model, y, hc=1)
+    for bad in ({"n": 1}, {"n": 2.5}, {"hc": 1}, {"seed": -1}, {"seed": 0.5}):
+        ((name, value),) = bad.items()
+        with pytest.raises(ValueError, match=f"{name} must be .* not {value}"):
+            uncertainty.bootstrap(model, y, **bad)
     with pytest.raises(ValueError, match=r"posterior: .*'grid'.*bootstrap"):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, positivity="grid"), y)
     with pytest.raises(ValueError, match="ng_par"):
