@@ -268,8 +268,9 @@ def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
     if len(names) == 3 and not np.array_equal(values[0], values[1]):
         raise ValueError(f"{json}: BigDelta = {values[0]} but LargeDelta = {values[1]}")
     if len(names) < 2 or names[-1] != "SmallDelta":
-        log.warning("%s: no pair of BigDelta (or LargeDelta) and SmallDelta", json)
-        return given
+        raise ValueError(
+            f"{json}: no pair of BigDelta (or LargeDelta) and SmallDelta; without it, or tau, indices have no units"
+        )
     # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms; delta can be either.
     per_second = np.where(values[0] > 1, 1000.0, 1.0)
     big, small = values[0] / per_second, values[-1] / per_second

@@ -241,9 +241,9 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
     with pytest.raises(ValueError, match="big_delta is missing"):
         GradientTable.from_bids(tmp_path / "dwi.nii.gz")
     side.write_text('{"SmallDelta": 0.01}')
-    with pytest.raises(ValueError, match="big_delta is missing"):
+    with pytest.raises(ValueError, match="no pair of BigDelta"):
         GradientTable.from_bids(side)
-    assert "no pair of BigDelta" in caplog.text
+    assert not caplog.text  # the error says it all
     assert same(GradientTable.from_bids(side, **TIMES), table())
     assert GradientTable.from_bids(side, tau=0.03).tau == 0.03
     side.write_text('{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}')

@@ -7,7 +7,6 @@ Builds the wheel from a copy of this checkout, installs it (pip fetches the depe
 of that environment and writes results/dependency.json. The environment is removed in the end.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from common import RESULTS, ROOT, environment
+from common import ROOT, write_result
 
 WORK = """
 import hashlib
@@ -142,8 +141,7 @@ def main():
     print(*(f"{name}: {value}" for name, value in rows), sep="\n")
     note = "import: the shortest of five; dependencies without pip and setuptools"
     tables = {"As a dependency": {"columns": ["what", "value"], "rows": rows, "note": note, "digits": 3}}
-    result = {"group": "dependency", "environment": environment(), "cases": cases, "tables": tables}
-    (RESULTS / "dependency.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("dependency", cases, tables)
     return int(not all(case["passed"] for case in cases))
 
 

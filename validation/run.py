@@ -1,13 +1,16 @@
 """
 Run the validation: every case of every group, results/*.json, the tables of README.md.
 
-    python validation/run.py [--quick] [--only NAME]
+    python validation/run.py [--quick] [--all] [--only NAME]
+
+--all, or --only with its name, also runs the scripts of APART: what needs processes, disks, an index or an hour of its own.
 """
 
 import argparse
 import importlib
 import json
 import math
+import subprocess
 import sys
 import time
 import traceback
@@ -19,6 +22,9 @@ GROUPS = (
     "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery",
     "uncertainty_case", "against_dipy", "real_data",
 )  # fmt: skip
+
+
+APART = ("dependency", "fuzz", "resume", "dipy_test_suite", "large_data")  # scripts that write results of the same form
 
 
 def plain(value):
@@ -67,9 +73,7 @@ def run_group(group, only, quick):
         verdict = {True: "ok", False: "FAILED", None: ""}[entry["passed"]]
         print(f"{group}: {case.name}: {readme.number(entry['measured'])} {verdict} ({entry['seconds']} s)", flush=True)
     if not quick:  # quick numbers are for the exit code, not for print
-        out = {"group": group, "environment": common.environment(), "cases": list(entries.values()), "tables": tables}
-        common.RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(out, indent=1) + "\n")
+        common.write_result(group, list(entries.values()), tables)
     return good
 
 
@@ -77,9 +81,13 @@ def main(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--quick", action="store_true", help="smaller cases, nothing written; for CI")
-    parser.add_argument("--only", metavar="NAME", help="a group, or part of a case's name")
+    parser.add_argument("--all", action="store_true", help=f"also {', '.join(APART)}: each a process, the last an hour")
+    parser.add_argument("--only", metavar="NAME", help="a group, one of those scripts, or part of a case's name")
     args = parser.parse_args(argv)
-    found = [run_group(group, args.only, args.quick) for group in GROUPS]
+    found = [run_group(group, args.only, args.quick) for group in GROUPS if args.only not in APART]
+    for name in APART:
+        if name == args.only or (args.all and not args.only):
+            found.append(subprocess.call([sys.executable, str(common.ROOT / "validation" / f"{name}.py")]) == 0)
     if all(f is None for f in found):
         parser.error(f"--only: no group or case is called {args.only!r}")
     if not args.quick:
