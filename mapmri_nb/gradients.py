@@ -213,7 +213,8 @@ def _unit_rows(bvecs: Array, bvals: Array, b0s_mask: NDArray[np.bool_]) -> Array
     if bvecs.shape not in ((n, 3), (3, n)):
         raise ValueError(f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})")
     rows = np.array(bvecs if bvecs.shape == (n, 3) else bvecs.T, order="C")
-    length = np.linalg.norm(rows, axis=1)
+    with np.errstate(over="ignore"):  # its length is inf, and refused
+        length = np.linalg.norm(rows, axis=1)
     for i in np.flatnonzero(~b0s_mask & (np.abs(length - 1) > LENGTH_TOLERANCE)):
         raise ValueError(f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1")
     off = (np.abs(length - 1) > UNIT_ROUNDING) & (length > 0)

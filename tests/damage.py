@@ -64,7 +64,8 @@ def rewritten(old, rng, stop, letters=bytes(range(256))):
     return bytes(content)
 
 
-DAMAGE = {  # kind -> (which files in turn, how often in the tests, their new content); no fit can come of them (but by -1e9 as a b0's direction)
+# kind -> (which files in turn, how often in the tests, their new content); no fit comes of them, but by a b0's direction -1e9
+DAMAGE = {
     "series cut short": ([DWI], 10, lambda old, rng, k: shortened(old, rng)),
     "series with a flipped bit": (
         [DWI], 8, lambda old, rng, k: old[: 50 + k % 400] + bytes([old[50 + k % 400] ^ 1 << k % 8]) + old[51 + k % 400 :]),

@@ -12,6 +12,8 @@ import pytest
 
 import mapmri_nb as mapmri
 
+pytestmark = pytest.mark.filterwarnings("error")  # NumPy's would be lines on the terminal
+
 
 def fails_in_one_line(capsys, out, *words):
     assert damage.outcome(lambda: capsys.readouterr().err, out, *words) == ("refused", "")

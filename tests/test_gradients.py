@@ -138,6 +138,7 @@ def changed(array, where, value):
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
         ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] = .* at b = 1010 has length 1\.02, not 1"),
         ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
+        ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),  # found by fuzz: NumPy warned as well
         ({"big_delta": None}, "big_delta is missing"),
         ({"small_delta": None}, "small_delta is missing"),
         ({"big_delta": None, "small_delta": None}, "big_delta is missing.* or tau"),
@@ -154,6 +155,7 @@ def changed(array, where, value):
         ({"frame": "voxel"}, "frame must be .* not 'voxel'"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_refusals_name_argument_and_value(changes, message):
     with pytest.raises(ValueError, match=message):
         table(**changes)

@@ -159,7 +159,7 @@ def fuzz():
     _, inputs, refused, fitted, traceback, other, crashes, unaccounted = files
     _, tried, answered, none, wrong = voxels
     return (
-        f"Of {inputs} damaged inputs through the command line {refused} were refused with one line of error and {fitted} fitted "
+        f"Of {inputs} damaged inputs through the command line {refused} were refused with one line of error, {fitted} fitted "
         f"(bytes that do not matter, or another number); {traceback} ended in a traceback, {crashes} in a crash, {other} in "
         f"anything else, {unaccounted} voxels of the fits were without a status. Of {tried} voxels of random samples through "
         f"every mode {answered} got a fit and {none} a status that says why not; {wrong} were wrong or had changed a neighbour."
