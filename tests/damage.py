@@ -116,12 +116,7 @@ def unaccounted(out, prefix="sub-cord"):
 
 # ---------------------------------------------------------------- random samples
 
-MODES = [
-    *({"laplacian": weight} for weight in (None, 0.2, "gcv", [0.01, 0.1, 0.5])),
-    *({"laplacian": weight, "basis": "isotropic"} for weight in (0.2, "gcv")),
-    *({"laplacian": weight, "positivity": kind} for weight in (None, 0.2) for kind in ("grid", "global")),
-    {"laplacian": 0.2, "positivity": "global", "basis": "isotropic"},
-]
+MODES = {f"{mode}, {basis}": options | {"basis": basis} for mode, options in phantom.MODES.items() for basis in phantom.BASES}
 ODD = (np.nan, np.inf, -np.inf, 5e-324, 1e-310, 1e308, -1e308, 0.0, -0.0)
 MAPS = ("rtop", "rtap", "rtpp", "msd", "lapnorm", "qiv", "ng", "ng_par", "ng_perp", "pa", "pa_dti", "rmse", "r2")
 RESIDUALS = ("rmse", "r2")  # NaN or infinite also where the sum of squared samples leaves float64, though the fit does not
@@ -144,11 +139,11 @@ def fuzzed(clean, rng, each=36):
 
 
 def random_samples(mode, each=36, seed=0):
-    """A fit of `fuzzed` voxels of a mode, their samples, the rows of the clean ones and those rows' fit without the others."""
+    """A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone."""
     scheme = phantom.small_scheme()
     clean = phantom.signals(20, *scheme, seed=4)
     y, good = fuzzed(clean, np.random.default_rng(seed), each)
-    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **mode)
+    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **MODES[mode])
     return model.fit(y), y, good, model.fit(clean)
 
 

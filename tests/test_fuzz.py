@@ -70,7 +70,7 @@ def test_damaged_saved_fit(tmp_path, capsys, rng):
 
 
 @pytest.mark.jit_only
-@pytest.mark.parametrize("mode", damage.MODES, ids=str)
+@pytest.mark.parametrize("mode", damage.MODES)
 def test_random_samples(mode):
     """No exception; NaN or finite as the status says; clean voxels among them as without them, bit for bit."""
     found = damage.random_samples(mode)
@@ -81,12 +81,12 @@ def test_random_samples(mode):
 
 
 @pytest.mark.jit_only
-@pytest.mark.parametrize("mode", damage.MODES, ids=str)
+@pytest.mark.parametrize("mode", damage.MODES)
 def test_eight_threads_on_one_model(mode):
     """Each asks for threads of its own as well; all get the bits of one thread alone."""
     scheme = phantom.small_scheme()
     data = phantom.signals(60, *scheme, seed=4, noise=0.1)
-    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **mode)
+    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **damage.MODES[mode])
     alone = model.fit(data, threads=1)
     maps = alone.rtop(), alone.pa()
 

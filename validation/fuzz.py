@@ -54,9 +54,9 @@ def damaged_files(kind, count, seed):
     return {**met, "unaccounted": unaccounted, "odd": odd[:5]}
 
 
-def random_samples(number, count, seed):
+def random_samples(mode, count, seed):
     """Voxels of a mode between clean ones: how many, without a fit, wrong."""
-    wrong, none = damage.wrong_voxels(*damage.random_samples(damage.MODES[number], count // 5, seed))
+    wrong, none = damage.wrong_voxels(*damage.random_samples(mode, count // 5, seed))
     return {"voxels": len(none), "none": int(none.sum()), "wrong": int(wrong.sum())}
 
 
@@ -84,11 +84,10 @@ def main():
         found = found or {"crash": args.count, "unaccounted": 0, "odd": [why]}
         files.append([kind, args.count, *(found.get(what, 0) for what in OUTCOMES), found["unaccounted"]])
         print(*files[-1], *found["odd"], sep="\t", flush=True)
-    for number, mode in enumerate(damage.MODES):
-        found, why = apart("random_samples", number, args.samples, args.seed)
+    for mode in damage.MODES:
+        found, why = apart("random_samples", mode, args.samples, args.seed)
         found = found or {"voxels": args.samples, "none": 0, "wrong": args.samples}
-        name = ", ".join(f"{k}={v}" for k, v in mode.items())
-        voxels.append([name, found["voxels"], found["voxels"] - found["none"], found["none"], found["wrong"]])
+        voxels.append([mode, found["voxels"], found["voxels"] - found["none"], found["none"], found["wrong"]])
         print(*voxels[-1], why, sep="\t", flush=True)
     total, tried = np.array([row[1:] for row in files]).sum(0), np.array([row[1:] for row in voxels]).sum(0)
     files.append(["all", *map(int, total)])
