@@ -20,7 +20,7 @@ import readme
 
 GROUPS = (
     "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery",
-    "uncertainty_case", "against_dipy", "real_data",
+    "uncertainty_case", "against_dipy", "peers", "real_data",
 )  # fmt: skip
 
 
