@@ -60,6 +60,11 @@ def groups():
     return [result for group in (*GROUPS, *APART) if (result := load(group))]
 
 
+def date(result):
+    """Of a group's oldest case."""
+    return min(case.get("date", result["environment"]["date"]) for case in result["cases"])
+
+
 def all_cases():
     """Every case: group, name, truth, tolerance, result, verdict."""
     rows = []
@@ -85,7 +90,7 @@ def machine():
         packages = ", ".join(f"{k} {v}" for k, v in e["packages"].items() if v)
         cpu = f"{e['system']}, {e['cpu']} ({' '.join(e['cpu_flags'])})"
         where = f"mapmri_nb {e['mapmri_nb']}, Python {e['python']}, {packages}; {cpu}"
-        lines.setdefault(where, []).append(f"{result['group']} {e['date']}")
+        lines.setdefault(where, []).append(f"{result['group']} {date(result)}")
     return "\n".join(f"* {where}: {', '.join(what)}" for where, what in lines.items())
 
 
@@ -121,7 +126,7 @@ def counted():
     rows = []
     for result in groups():
         judged = [c["passed"] for c in result["cases"] if c["passed"] is not None]
-        rows.append([result["group"], len(result["cases"]), f"{sum(judged)} of {len(judged)}", result["environment"]["date"]])
+        rows.append([result["group"], len(result["cases"]), f"{sum(judged)} of {len(judged)}", date(result)])
     return markdown(["validation", "cases", "passed", "date"], rows) if rows else None
 
 

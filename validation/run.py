@@ -56,7 +56,11 @@ def run_case(case, quick):
 
 
 def run_group(group, only, quick):
-    """Run a group's cases and write its file; False if one failed. Other cases of an `only` run keep their results."""
+    """
+    Run a group's cases and write its file; False if one failed.
+
+    Other cases of an `only` run keep their results, with their own date, if they come from this machine and these versions.
+    """
     if only in GROUPS and only != group:
         return None
     cases = [c for c in importlib.import_module(group).cases() if only in (None, group) or only in c.name]
@@ -64,11 +68,14 @@ def run_group(group, only, quick):
         return None
     path = common.RESULTS / f"{group}.json"
     old = json.loads(path.read_text()) if path.exists() and only not in (None, group) else {"cases": [], "tables": {}}
-    entries, tables = {e["name"]: e for e in old["cases"]}, old["tables"]
+    here, there = common.environment(), old.get("environment")
+    if there and not quick and {**here, "date": 0} != {**there, "date": 0}:
+        raise SystemExit(f"{path.name} is of another machine or other versions: run the whole group, --only {group}")
+    entries, tables = {e["name"]: {"date": there["date"]} | e for e in old["cases"]}, old["tables"]
     good = True
     for case in cases:
         entry, new = run_case(case, quick)
-        entries[case.name], tables = entry, tables | new
+        entries[case.name], tables = entry | {"date": here["date"]}, tables | new
         good = good and entry["passed"] is not False
         verdict = {True: "ok", False: "FAILED", None: ""}[entry["passed"]]
         print(f"{group}: {case.name}: {readme.number(entry['measured'])} {verdict} ({entry['seconds']} s)", flush=True)
