@@ -24,14 +24,17 @@ FIELDS = [  # struct format, offset and values of NIfTI-1 fields that cannot be 
 WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
 
 
-def cut(name, folder):
-    """A few voxels of a bundled sample with its sidecars; path of the series."""
+def cut(name, folder, dead=False):
+    """A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no signal."""
     folder.mkdir(parents=True, exist_ok=True)
     source = data.sample_dwi(name)
     for path in source.parent.glob("sub-*"):
         if path.name.endswith(".nii.gz"):
             image = nib.load(path)
-            nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[CUT[name]], image.affine), folder / path.name)
+            values = np.array(image.dataobj[CUT[name]])
+            if dead:
+                values[0, 0] = values.ndim < 4
+            nib.save(nib.Nifti1Image(values, image.affine), folder / path.name)
         else:
             (folder / path.name).write_bytes(path.read_bytes())
     return folder / source.name

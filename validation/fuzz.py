@@ -39,7 +39,7 @@ def damaged_files(kind, count, seed):
             printed.truncate()
             return text
 
-        dwi = damage.cut("catcord", Path(base) / "in")
+        dwi = damage.cut("catcord", Path(base) / "in", dead=True)
         words = ("fit", dwi, "--mask", dwi.with_name(damage.MASK), "--radial-order", 2, "--indices", "rtop")
         for k in range(count):
             path, out = dwi.with_name(files[k % len(files)]), Path(base) / f"out{k}"
