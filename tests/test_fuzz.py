@@ -36,7 +36,6 @@ def test_number_of_damaged_inputs():
     assert sum(count for _, count, _ in damage.DAMAGE.values()) == 79
 
 
-@pytest.mark.nojit
 @pytest.mark.parametrize("kind", damage.ANY)
 def test_changed_input(kind, tmp_path, capsys, rng):
     """Refused in one line, or a fit with a status for every voxel."""
