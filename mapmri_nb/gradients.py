@@ -218,7 +218,8 @@ def _unit_rows(bvecs: Array, bvals: Array, b0s_mask: NDArray[np.bool_]) -> Array
     if bvecs.shape not in ((n, 3), (3, n)):
         raise ValueError(f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})")
     rows = np.array(bvecs if bvecs.shape == (n, 3) else bvecs.T, order="C")
-    length = np.linalg.norm(rows, axis=1)
+    with np.errstate(over="ignore"):  # its length is inf, and refused
+        length = np.linalg.norm(rows, axis=1)
     for i in np.flatnonzero(~b0s_mask & (np.abs(length - 1) > LENGTH_TOLERANCE)):
         raise ValueError(f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1")
     off = (np.abs(length - 1) > UNIT_ROUNDING) & (length > 0)
@@ -275,8 +276,9 @@ def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
     if len(names) == 3 and not np.array_equal(values[0], values[1]):
         raise ValueError(f"{json}: BigDelta = {values[0]} but LargeDelta = {values[1]}")
     if len(names) < 2 or names[-1] != "SmallDelta":
-        log.warning("%s: no pair of BigDelta (or LargeDelta) and SmallDelta", json)
-        return given
+        raise ValueError(
+            f"{json}: no pair of BigDelta (or LargeDelta) and SmallDelta; without it, or tau, indices have no units"
+        )
     # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms; delta can be either.
     per_second = np.where(values[0] > 1, 1000.0, 1.0)
     big, small = values[0] / per_second, values[-1] / per_second

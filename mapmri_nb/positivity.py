@@ -172,13 +172,17 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED, INACCURATE,
     NOT_POSITIVE; c is NaN where there is no answer).
     """
+    none = np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
     if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)):  # Cholesky lets NaN through
-        return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
+        return none
     try:
-        problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
+        with np.errstate(over="ignore", invalid="ignore"):  # samples near 1e308
+            problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
+            scale = float(np.linalg.norm(W @ g))
     except np.linalg.LinAlgError:
-        return np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
-    scale = float(np.linalg.norm(W @ g))
+        return none
+    if not np.isfinite(scale):
+        return none
     z, iterations = _osqp(problem, slice(None), EPS, 4000)
     best, c = inf, np.full(len(g), np.nan)
     held = np.zeros(len(K), bool)

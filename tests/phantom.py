@@ -6,6 +6,12 @@ import truth
 import mapmri_nb as mapmri
 
 TAU = 0.03
+BASES = ("anisotropic", "isotropic")
+WEIGHTS = {"0.05": 0.05, "0.2": 0.2, "GCV": "gcv", "array": [0.01, 0.05, 0.2]}
+MODES = {}  # every mode's options by its name
+for positivity, plain, regularised in ((None, "MAP", "MAPL"), ("grid", "CMAP", "CMAPL"), ("global", "MAP+", "MAPL+")):
+    MODES[plain] = {"laplacian": None, "positivity": positivity}
+    MODES |= {f"{regularised} {name}": {"laplacian": w, "positivity": positivity} for name, w in WEIGHTS.items()}
 INDEX_NAMES = ("rtop", "rtap", "rtpp", "msd", "qiv", "ng", "ng_par", "ng_perp", "lapnorm")
 
 
@@ -55,6 +61,7 @@ def odd_schemes():
     grid = grid[(grid**2).sum(1) <= 16]
     radius = np.sqrt((grid**2).sum(1))
     dsi = 6000 * radius**2 / 16, grid / np.where(radius > 0, radius, 1)[:, None]
+    upper = grid[:, 2] >= 0
     shells = truth.scheme([20] * 15, np.linspace(400, 6000, 15))
     mixed = rng.permutation(len(b3))
     jitter = np.maximum(b3 + rng.uniform(-60, 60, len(b3)) * (b3 > 0), 0)
@@ -66,6 +73,7 @@ def odd_schemes():
     return {
         "3 shells": (b3, g3),
         "dsi": dsi,
+        "dsi, upper half": (dsi[0][upper], dsi[1][upper]),
         "2 shells": truth.scheme([60, 60], [1200, 3000]),
         "15 shells": shells,
         "jitter": (jitter, g3),

@@ -12,27 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from damage import cut
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
 from mapmri_nb.cli import _announced, main
 from mapmri_nb.directions import sh_matrix
 from mapmri_nb.kernels import _jit
-
-CUT = {"small101d": np.s_[:3, 2:4, 3:5], "catcord": np.s_[24:28, 20:22, :]}
-
-
-def cut(name, folder):
-    """A few voxels of a bundled sample with its sidecars; path of the series."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source = data.sample_dwi(name)
-    for path in source.parent.glob("sub-*"):
-        if path.name.endswith(".nii.gz"):
-            image = nib.load(path)
-            nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[CUT[name]], image.affine), folder / path.name)
-        else:
-            shutil.copy(path, folder)
-    return folder / source.name
 
 
 @pytest.fixture

@@ -1,7 +1,14 @@
-"""Invariants of reference section 10 on random voxels and odd schemes, both bases; its tolerances in brackets there."""
+"""
+Invariants of reference section 10 on random voxels and odd schemes: every mode, both bases, orders 0 to 10.
+
+The number in a test's name is the invariant's; those of positivity and of error bars (10, 11, 13) are in
+test_properties_positive.py. Tolerances are the reference's, in brackets there. It measured them at order 6: normal
+equations of orders 8 and 10 keep fewer digits, and `Draw.bound` has a power of ten for each.
+"""
 
 from functools import lru_cache
 from math import pi
+from typing import NamedTuple
 
 import numpy as np
 import oracle
@@ -9,36 +16,62 @@ import phantom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phantom import INDEX_NAMES, TAU
+from phantom import BASES, INDEX_NAMES, MODES, TAU
 from test_oracle import quadrature_indices
 from test_scalars import made_fit, signal_at
 
 import mapmri_nb as mapmri
 from mapmri_nb.kernels import laplacian, ordering
+from mapmri_nb.model import MAX_CONDITION
 
 SCHEMES = phantom.odd_schemes()
 LENGTH = {"rtop": -3, "rtap": -2, "rtpp": -1, "msd": 2, "qiv": 5, "lapnorm": 1}  # powers; the others are numbers
 VOXELS = 3
 
-seeds = st.integers(0, 2**32 - 1)
-schemes = st.sampled_from(sorted(SCHEMES))
-bases = st.sampled_from(["anisotropic", "isotropic"])
-weights = st.sampled_from([None, 0.05, 0.2, "gcv"])
-orders = st.sampled_from([2, 4, 6])
 
-
-@lru_cache(64)
-def case(scheme, seed):
-    """Scheme and noisy voxels."""
+@lru_cache
+def safe_order(scheme):
+    """The largest order that a scheme determines without a Laplacian, also at half and twice its q."""
     b, g = SCHEMES[scheme]
-    return b, g, phantom.signals(VOXELS, b, g, seed, noise=0.01)
+    models = [mapmri.MapmriModel(phantom.table(c * b, g, b0_threshold=c * 50), 0, bval_threshold=None) for c in (0.25, 1, 4)]
+    return max(n for n in range(0, 11, 2) if all(m.condition(n) <= MAX_CONDITION for m in models))
 
 
-def fit(b, g, y, order, basis, weight, **options):
-    """A fit; without a weight at an order that every scheme determines."""
-    order = min(order, 4) if weight is None else order
-    b0 = options.pop("b0_threshold", 50)
-    return mapmri.MapmriModel(phantom.table(b, g, b0_threshold=b0), order, basis=basis, laplacian=weight, **options).fit(y)
+class Draw(NamedTuple):
+    """An example: noisy voxels of a scheme, and how they are fitted."""
+
+    scheme: str
+    seed: int
+    order: int
+
+    def case(self):
+        """b, directions and signals."""
+        b, g = SCHEMES[self.scheme]
+        return b, g, phantom.signals(VOXELS, b, g, self.seed, noise=0.01)
+
+    def fit(self, basis, mode, b, g, y, weight_times=1.0, b0_threshold=50, **options):
+        """A fit; every voxel has an answer. Without a Laplacian at an order that the scheme determines."""
+        kind, order = dict(MODES[mode]), self.order
+        if kind["laplacian"] is None:
+            order = min(order, safe_order(self.scheme))
+        elif kind["laplacian"] != "gcv":
+            kind["laplacian"] = (weight_times * np.array(kind["laplacian"])).tolist()
+        table = phantom.table(b, g, b0_threshold=b0_threshold)
+        one = mapmri.MapmriModel(table, order, basis=basis, **kind, **options).fit(y)
+        assert (one.status & mapmri.Status.NO_FIT == 0).all(), one.status
+        return one
+
+    def bound(self, mode):
+        """The tolerance."""
+        return max(1e-5 if mode.endswith("GCV") else 1e-8, {8: 1e-6, 10: 1e-5}.get(self.order, 0.0))
+
+
+seeds = st.integers(0, 2**32 - 1)
+orders = st.sampled_from([2, 4, 6, 8, 10, 0])
+draws = st.builds(Draw, st.sampled_from(sorted(SCHEMES)), seeds, orders)
+few = settings(max_examples=max(8, settings.default.max_examples // 4))  # of each mode and basis
+bases = pytest.mark.parametrize("basis", BASES)
+modes = pytest.mark.parametrize("mode", MODES)
 
 
 def names_of(one):
@@ -51,7 +84,7 @@ def rows(one, name):
 
 
 def scale_of(one, name):
-    """Size to compare differences with: at least that of the tensor's Gaussian."""
+    """Size to compare differences with: at least that of the tensor's Gaussian, and a hundredth for NG, which is 0 there."""
     mu = one.mu_tensor
     det = np.prod(mu, axis=1)
     gaussian = {
@@ -60,128 +93,186 @@ def scale_of(one, name):
         "rtpp": 1 / (np.sqrt(2 * pi) * mu[:, 0]),
         "msd": (mu**2).sum(1),
         "qiv": (mu**-2.0).sum(1) / (4 * pi**2 * np.sqrt(8 * pi**3) * det),
-    }
+    } | dict.fromkeys(("ng", "ng_par", "ng_perp"), 0.01)
     return np.maximum(np.abs(rows(one, name)), gaussian.get(name, 0.0))
 
 
-def assert_equal_indices(one, two, tolerance, alpha=1.0):
+def assert_equal_indices(one, two, tolerance, alpha=1.0, names=None):
     """Indices of `two`, lengths divided by alpha, are those of `one`."""
-    assert (one.status & mapmri.Status.NO_FIT == 0).all()
-    for name in names_of(one):
+    for name in names or names_of(one):
         power = LENGTH.get(name, 0) * (-1 if name == "qiv" else 1)
         off = np.abs(rows(one, name) - rows(two, name) * alpha**power)
-        small = 1e-7 if name == "pa" else 0.0  # sin from 1 - cos^2 near 0
+        small = 1e-7 if name == "pa" or (name == "ng" and one.isotropic) else 0.0  # sin from 1 - cos^2 near 0
         assert (off <= tolerance * scale_of(one, name) + small).all(), (name, off / scale_of(one, name))
-
-
-def bound(weight):
-    return 1e-5 if weight == "gcv" else 1e-8
 
 
 # ---------------------------------------------------------------- 1 to 4: the same measurement, told differently
 
 
-@given(schemes, seeds, bases, weights, orders)
-def test_1_rotation_of_the_directions(scheme, seed, basis, weight, order):
-    b, g, y = case(scheme, seed)
-    Q = phantom.random_rotation(np.random.default_rng(seed))
-    one, two = fit(b, g, y, order, basis, weight), fit(b, g @ Q.T, y, order, basis, weight)
-    assert_equal_indices(one, two, bound(weight))
+def turned(basis, mode, draw):
+    """Fits of the same signals along the same directions in two frames, and the rotation between them."""
+    b, g, y = draw.case()
+    Q = phantom.random_rotation(np.random.default_rng(draw.seed))
+    return draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b, g @ Q.T, y), Q
+
+
+ON_AXES = ("isotropic", "grid")  # its points lie along the axes of the b-vectors, see test_1_isotropic_grid
+
+
+@bases
+@modes
+@few
+@given(draw=draws)
+def test_1_rotation_of_the_directions(basis, mode, draw):
+    if (basis, MODES[mode]["positivity"]) == ON_AXES:
+        draw = draw._replace(order=0)  # nothing to hold back
+    one, two, Q = turned(basis, mode, draw)
+    assert_equal_indices(one, two, draw.bound(mode))
     np.testing.assert_allclose(np.abs(np.einsum("vij,vij->vj", Q @ one.R, two.R)), 1, atol=1e-8)
 
 
-@given(schemes, seeds, bases, weights, st.floats(1e-4, 1e4))
-def test_2_scale_of_the_signal(scheme, seed, basis, weight, c):
-    b, g, y = case(scheme, seed)
-    one, two = fit(b, g, y, 6, basis, weight), fit(b, g, c * y, 6, basis, weight)
-    assert_equal_indices(one, two, bound(weight))
+@pytest.mark.xfail(strict=True, reason="the isotropic basis' grid does not turn with the tissue")
+def test_1_isotropic_grid():
+    draw = Draw("3 shells", 0, 6)
+    assert_equal_indices(*turned("isotropic", "CMAPL 0.2", draw)[:2], draw.bound("CMAPL 0.2"))
+
+
+@bases
+@modes
+@few
+@given(draw=draws, c=st.floats(1e-4, 1e4))
+def test_2_scale_of_the_signal(basis, mode, draw, c):
+    b, g, y = draw.case()
+    one, two, bound = draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b, g, c * y), draw.bound(mode)
+    assert_equal_indices(one, two, bound)
     np.testing.assert_allclose(two.laplacian_weight, one.laplacian_weight, rtol=1e-5)
-    np.testing.assert_allclose(two.S0, c * one.S0, rtol=bound(weight))
-    np.testing.assert_allclose(two.rmse(), c * one.rmse(), rtol=bound(weight))
+    np.testing.assert_allclose(two.S0, c * one.S0, rtol=bound)
+    np.testing.assert_allclose(two.rmse(), c * one.rmse(), rtol=bound)
 
 
-@given(schemes, seeds, bases, weights)
-def test_3_signs_of_directions_change_no_bit(scheme, seed, basis, weight):
-    b, g, y = case(scheme, seed)
-    sign = np.random.default_rng(seed).choice([-1.0, 1.0], (len(b), 1))
-    assert phantom.same(fit(b, g, y, 6, basis, weight), fit(b, g * sign, y, 6, basis, weight))
+@bases
+@modes
+@few
+@given(draw=draws)
+def test_3_signs_of_directions_change_no_bit(basis, mode, draw):
+    b, g, y = draw.case()
+    sign = np.random.default_rng(draw.seed).choice([-1.0, 1.0], (len(b), 1))
+    assert phantom.same(draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b, g * sign, y))
 
 
-@given(schemes, seeds, bases, weights)
-def test_3_order_of_samples(scheme, seed, basis, weight):
-    b, g, y = case(scheme, seed)
-    p = np.random.default_rng(seed).permutation(len(b))
-    one, two = fit(b, g, y, 6, basis, weight), fit(b[p], g[p], y[:, p], 6, basis, weight)
-    assert_equal_indices(one, two, bound(weight))
+@bases
+@modes
+@few
+@given(draw=draws)
+def test_3_order_of_samples(basis, mode, draw):
+    b, g, y = draw.case()
+    p = np.random.default_rng(draw.seed).permutation(len(b))
+    one, two = draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b[p], g[p], y[:, p])
+    assert_equal_indices(one, two, draw.bound(mode))
 
 
-@given(schemes, seeds, bases, st.sampled_from([None, 0.05]))
-def test_3_twice_the_samples_at_twice_the_weight(scheme, seed, basis, weight):
-    b, g, y = case(scheme, seed)
-    twice = np.concatenate([b, b]), np.concatenate([g, g]), np.hstack([y, y])
-    two = fit(*twice, 6, basis, None if weight is None else 2 * weight)
-    assert_equal_indices(fit(b, g, y, 6, basis, weight), two, 1e-8)
+@bases
+@pytest.mark.parametrize("mode", [m for m in MODES if not m.endswith(("GCV", "array"))])  # their score knows n
+@few
+@given(draw=draws)
+def test_3_twice_the_samples_at_twice_the_weight(basis, mode, draw):
+    b, g, y = draw.case()
+    two = draw.fit(basis, mode, np.r_[b, b], np.r_[g, g], np.hstack([y, y]), weight_times=2.0)
+    assert_equal_indices(draw.fit(basis, mode, b, g, y), two, draw.bound(mode))
 
 
-@given(schemes, seeds, bases, weights, st.floats(0.5, 2.0))
-def test_4_units_of_q(scheme, seed, basis, weight, alpha):
+@bases
+@modes
+@few
+@given(draw=draws, alpha=st.floats(0.5, 2.0))
+def test_4_units_of_q(basis, mode, draw, alpha):
     """b times alpha^2, thresholds along with it: lengths are divided by alpha, the weight is multiplied by it."""
-    b, g, y = case(scheme, seed)
-    one = fit(b, g, y, 6, basis, weight, eigenvalue_threshold=1e-6)
-    other = alpha * weight if isinstance(weight, float) else weight
-    two = fit(alpha**2 * b, g, y, 6, basis, other, eigenvalue_threshold=1e-6 / alpha**2, bval_threshold=2100 * alpha**2,
-              b0_threshold=50 * alpha**2)  # fmt: skip
+    b, g, y = draw.case()
+    one = draw.fit(basis, mode, b, g, y, eigenvalue_threshold=1e-6)
+    two = draw.fit(
+        basis, mode, alpha**2 * b, g, y, weight_times=alpha, b0_threshold=50 * alpha**2,
+        eigenvalue_threshold=1e-6 / alpha**2, bval_threshold=2100 * alpha**2,
+    )  # fmt: skip
     np.testing.assert_allclose(two.mu * alpha, one.mu, rtol=1e-9)
-    assert_equal_indices(one, two, bound(weight), alpha)
-    if weight is not None:
-        np.testing.assert_allclose(two.laplacian_weight, alpha * one.laplacian_weight, rtol=1e-5)
+    assert_equal_indices(one, two, draw.bound(mode), alpha)
+    np.testing.assert_allclose(two.laplacian_weight, alpha * one.laplacian_weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "draw"),
+    [
+        ("MAPL array", Draw("2 shells", 10277, 10)),
+        ("MAPL array", Draw("dsi", 4999045, 8)),
+        ("MAPL array", Draw("b0 anywhere", 4194305, 10)),
+        ("CMAPL 0.05", Draw("b0 anywhere", 44419, 10)),
+    ],
+)
+def test_high_orders_keep_fewer_digits(mode, draw):
+    """Shrunk from runs of the long profile at ten times narrower bounds, which one of 1 to 4 exceeded in each."""
+    one, two, _ = turned("anisotropic", mode, draw)
+    assert_equal_indices(one, two, draw.bound(mode))
 
 
 # ---------------------------------------------------------------- 5 and 6: what indices are of the fit's own functions
 
 
-@settings(max_examples=max(10, settings.default.max_examples // 4))  # 24^3 points an integral
-@given(schemes, seeds, weights)
-def test_5_indices_are_integrals(scheme, seed, weight):
-    b, g, y = case(scheme, seed)
-    one = fit(b, g, y, 4, "anisotropic", weight)
-    first = made_fit(one.coef[0], one.mu[0], one.R[0])
-    R = one.R[0]
-    want = quadrature_indices(lambda q: signal_at(first, q @ R.T), lambda r: first.pdf(r @ R.T)[0], one.mu[0])
-    for name in INDEX_NAMES:
-        got, expected = (1 / first.index(name)[0], 1 / want[name]) if name == "qiv" else (first.index(name)[0], want[name])
-        assert abs(got - expected) <= 1e-10 * scale_of(first, name)[0] + 1e-12, name
-    mass = oracle.integrate(lambda r: first.pdf(r @ R.T)[0], one.mu[0], "r")
-    energy = oracle.integrate(lambda q: signal_at(first, q @ R.T) ** 2, one.mu[0], "q", power=2)
+@bases
+@modes
+@settings(max_examples=max(2, settings.default.max_examples // 10))  # 24^3 points an integral
+@given(draw=draws)
+def test_5_indices_are_integrals(basis, mode, draw):
+    b, g, y = draw.case()
+    one = draw.fit(basis, mode, b, g, y[:1])
+    mu, R = one.mu[0], one.R[0]
+
+    def signal(q):
+        return signal_at(one, q @ R.T) / one.S0[0]
+
+    def propagator(r):
+        return one.pdf(r @ R.T)[0]
+
+    want = quadrature_indices(signal, propagator, mu)
+    for name in [n for n in INDEX_NAMES if n not in ("ng", "ng_par", "ng_perp") or basis == "anisotropic"]:
+        got, expected = (1 / one.index(name)[0], 1 / want[name]) if name == "qiv" else (one.index(name)[0], want[name])
+        # NG by quadrature is a root of a difference: its square has the digits
+        got, expected = (got**2, expected**2) if name.startswith("ng") else (got, expected)
+        assert abs(got - expected) <= 1e-10 * scale_of(one, name)[0] + 1e-12, name
+    mass = oracle.integrate(propagator, mu, "r")
+    energy = oracle.integrate(lambda q: signal(q) ** 2, mu, "q", power=2)
     assert mass == pytest.approx(1, rel=1e-10)
     assert energy == pytest.approx(want["e2"], rel=1e-10)
-    assert energy == pytest.approx((one.coef[0] ** 2).sum() / (8 * pi**1.5 * np.prod(one.mu[0])), rel=1e-10)
+    assert energy == pytest.approx((one.hermite_coef()[0] ** 2).sum() / (8 * pi**1.5 * np.prod(mu)), rel=1e-10)
 
 
-@given(schemes, seeds, bases)
-def test_5_finite_differences(scheme, seed, basis):
-    """MSD is -laplacian E(0) / 4 pi^2: step .3 / mm."""
-    one = fit(*case(scheme, seed), 6, basis, 0.2)
-    h, steps = 0.3, np.vstack([np.eye(3), -np.eye(3)])
-    table = phantom.table(np.full(6, (2 * pi * h) ** 2 * TAU), steps)
-    lap = (one.predict(table, S0=1).sum(1) - 6) / h**2
-    np.testing.assert_allclose(one.msd(), -lap / (4 * pi**2), rtol=1e-2)
+@bases
+@modes
+@few
+@given(draw=draws)
+def test_5_finite_differences(basis, mode, draw):
+    """MSD is -laplacian E(0) / 4 pi^2, 1/QIV is -laplacian P(0) / 4 pi^2: steps of .3 / mm and of a hundredth of mu."""
+    one, steps = draw.fit(basis, mode, *draw.case()), np.vstack([np.eye(3), -np.eye(3)])
+    h = 0.3
+    E = one.predict(phantom.table(np.full(6, (2 * pi * h) ** 2 * TAU), steps), S0=1)
+    assert (np.abs(one.msd() + (E.sum(1) - 6) / (4 * pi**2 * h**2)) <= 1e-2 * scale_of(one, "msd")).all()
+    h = 0.01 * one.mu.min()
+    P = one.pdf(np.vstack([h * steps, np.zeros((1, 3))]))
+    curve = (P[:, :6].sum(1) - 6 * P[:, 6]) / (4 * pi**2 * h**2)
+    assert (np.abs(rows(one, "qiv") + curve) <= 1e-2 * scale_of(one, "qiv")).all()
 
 
-@given(schemes, seeds, bases, weights)
-def test_6_antipodes_and_odf(scheme, seed, basis, weight):
-    b, g, y = case(scheme, seed)
-    one, rng = fit(b, g, y, 6, basis, weight), np.random.default_rng(seed)
+@bases
+@modes
+@few
+@given(draw=draws)
+def test_6_antipodes_and_odf(basis, mode, draw):
+    one, rng = draw.fit(basis, mode, *draw.case()), np.random.default_rng(draw.seed)
     v = phantom.unit(rng.normal(size=(10, 3)))
-    there, back = (
-        one.predict(phantom.table(np.full(10, 2500.0), v), S0=1),
-        one.predict(phantom.table(np.full(10, 2500.0), -v), S0=1),
-    )
+    there, back = (one.predict(phantom.table(np.full(10, 2500.0), sign * v), S0=1) for sign in (1, -1))
     np.testing.assert_allclose(there, back, atol=1e-13 * np.abs(there).max())
     np.testing.assert_allclose(one.pdf(9e-3 * v), one.pdf(-9e-3 * v), atol=1e-13 * np.abs(one.rtop()).max())
     points, w = oracle.sphere_rule(80, 160)
     np.testing.assert_allclose(one.odf(points, 0) @ w, 1, rtol=1e-10)
-    np.testing.assert_allclose(one.odf(points, 2) @ w, one.msd(), rtol=1e-10)
+    assert (np.abs(one.odf(points, 2) @ w - one.msd()) <= 1e-10 * scale_of(one, "msd")).all()
     for k in range(VOXELS):
         e = one.R[k, :, 0]
         assert abs(2 * one.odf(e[None], -2)[k, 0] - one.rtap()[k]) <= 1e-10 * scale_of(one, "rtap")[k]
@@ -192,46 +283,64 @@ def test_6_antipodes_and_odf(scheme, seed, basis, weight):
 # ---------------------------------------------------------------- 7 and 8: algebra of the indices
 
 
-def random_coefficients(seed, count, order=6):
+def random_fits(seed, count, order, basis, times=1.0, mu_times=1.0, mixture=None):
+    """Fits of random coefficients at one random scale and frame, E(0) = 1; `mixture` f adds a mixture of the first two."""
     rng = np.random.default_rng(seed)
     a = 0.2 * rng.standard_normal((count, ordering.n_coef(order)))
     a[:, 0] = 1
-    return a / (a @ oracle.aniso_origin(order))[:, None], 1e-3 * rng.uniform(2, 12, 3), phantom.random_rotation(rng)
+    a /= (a @ (oracle.aniso_origin if basis == "anisotropic" else oracle.iso_origin)(order))[:, None]
+    if mixture is not None:
+        a = np.vstack([a, mixture * a[0] + (1 - mixture) * a[1]])
+    mu, R = mu_times * 1e-3 * rng.uniform(2, 12, 3), phantom.random_rotation(rng)
+    own = mu if basis == "anisotropic" else np.full(3, oracle.isotropic_scale(mu))
+    n = len(a)
+    return made_fit(times * a, np.tile(own, (n, 1)), np.tile(R, (n, 1, 1)), basis, np.tile(mu, (n, 1)))
 
 
-@given(seeds, st.floats(0, 1), orders)
-def test_7_linearity(seed, f, order):
-    a, mu, R = random_coefficients(seed, 2, order)
-    both = np.vstack([a, f * a[:1] + (1 - f) * a[1:]])
-    one = made_fit(both, np.tile(mu, (3, 1)), np.tile(R, (3, 1, 1)))
+@bases
+@given(seed=seeds, f=st.floats(0, 1), order=orders)
+def test_7_linearity(basis, seed, f, order):
+    one = random_fits(seed, 2, order, basis, mixture=f)
     r = 6e-3 * np.random.default_rng(seed).normal(size=(5, 3))
     table = phantom.table(np.full(5, 2000.0), phantom.unit(r))
     values = [rows(one, name) for name in ("rtop", "rtap", "rtpp", "msd", "qiv")]
     values += [*one.pdf(r).T, *one.predict(table).T, *one.odf(r).T]
+    bound = {8: 1e-11, 10: 1e-10}.get(order, 1e-12) if basis == "isotropic" else 1e-12  # its functions grow with the order
     for x in values:
-        assert abs(f * x[0] + (1 - f) * x[1] - x[2]) <= 1e-12 * np.abs(x).max()
+        assert abs(f * x[0] + (1 - f) * x[1] - x[2]) <= bound * np.abs(x).max()
     q = one.qiv()
     if 0.2 < f < 0.8 and abs(q[0] / q[1] - 1) > 0.5:
         assert abs(f * q[0] + (1 - f) * q[1] - q[2]) > 1e-6 * abs(q[2])  # QIV itself is not linear
 
 
-@given(seeds, orders)
-def test_8_ranges(seed, order):
-    a, mu, R = random_coefficients(seed, 3, order)
-    one = made_fit(a, np.tile(mu, (3, 1)), np.tile(R, (3, 1, 1)))
-    for name in ("ng", "ng_par", "ng_perp", "pa", "pa_dti"):
+@bases
+@given(seed=seeds, order=orders)
+def test_8_ranges(basis, seed, order):
+    one = random_fits(seed, 3, order, basis)
+    shares = [n for n in names_of(one) if n.startswith(("ng", "pa"))]
+    for name in shares:
         assert (one.index(name) >= 0).all()
         assert (one.index(name) <= 1).all()
+    assert order == 0 or (one.ng() > 0.01).all()  # 0 for the first function alone
     theta = np.array([one.theta_po(K) for K in range(8)])
     assert (np.diff(np.cos(theta), axis=0) >= -1e-12).all()
-    gaussian = made_fit(np.eye(1, len(a[0])), mu, R)
+    bigger = random_fits(seed, 3, order, basis, times=3.0, mu_times=2.0)
+    for name in shares:
+        if name not in ("pa", "ng") or (basis == "anisotropic" and name == "ng"):
+            np.testing.assert_allclose(bigger.index(name), one.index(name), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(np.cos(bigger.theta_po()), np.cos(one.theta_po()), rtol=1e-11)
+    np.testing.assert_allclose(bigger.ng() ** 2, one.ng() ** 2, atol=1e-11)
+
+
+@given(seed=seeds, order=orders)
+def test_8_one_gaussian(seed, order):
+    rng = np.random.default_rng(seed)
+    mu, R = 1e-3 * rng.uniform(2, 12, 3), phantom.random_rotation(rng)
+    gaussian = made_fit(np.eye(1, ordering.n_coef(order)), mu, R)
     assert gaussian.ng()[0] == gaussian.ng_par()[0] == gaussian.ng_perp()[0] == 0
     assert gaussian.pa(0)[0] == pytest.approx(gaussian.pa_dti()[0], abs=1e-6)
+    assert gaussian.pa_dti()[0] > 0
     assert np.cos(gaussian.theta_po(1)[0]) == pytest.approx(np.cos(gaussian.theta_po(0)[0]), rel=1e-12)  # g_1 = 0
-    bigger = made_fit(3 * a, np.tile(2 * mu, (3, 1)), np.tile(R, (3, 1, 1)))
-    for name in ("ng", "ng_par", "ng_perp", "pa_dti"):
-        np.testing.assert_allclose(bigger.index(name), one.index(name), rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(np.cos(bigger.theta_po()), np.cos(one.theta_po()), rtol=1e-11)
 
 
 @given(st.floats(2e-3, 12e-3))
@@ -245,34 +354,49 @@ def test_8_equal_eigenvalues_have_no_anisotropy(u):
 # ---------------------------------------------------------------- 9: the path of the weights
 
 
-@given(schemes, seeds, bases)
-def test_9_path_of_weights(scheme, seed, basis):
-    """Residual up, norm of the Laplacian down, at fixed scales; coefficients tend to 0 before they are normalised."""
-    b, g, y = case(scheme, seed)
-    rng = np.random.default_rng(seed)
-    scale = 1e-3 * rng.uniform(4, 9, (VOXELS, 3)), phantom.random_rotation(rng, VOXELS)
-    table = phantom.table(b, g)
-    residual, norm = [], []
-    for weight in np.logspace(-5, 3, 17):
-        one = mapmri.MapmriModel(table, 4, basis=basis, laplacian=weight).fit(y, scale=scale)
-        residual.append(one.rmse() ** 2)
-        norm.append(one.S0**2 * one.lapnorm())
+@bases
+@given(draw=draws)
+def test_9_path_of_weights(basis, draw):
+    """
+    At fixed scales the residual rises with the weight, the norm of the Laplacian and tr S fall, tr S from rank(M) to 0.
+
+    tr S is the sum of d yhat_i / d y_i: one more voxel for each sample, which alone is larger by 1.
+    """
+    b, g, y = draw.case()
+    rng = np.random.default_rng(draw.seed)
+    scale = 1e-3 * rng.uniform(4, 9, 3), phantom.random_rotation(rng)
+    table, n = phantom.table(b, g), len(b)
+    samples = np.vstack([y, y[0] + np.eye(n)])
+    order = min(draw.order, safe_order(draw.scheme), 6)
+    residual, norm, trace = [], [], []
+    for weight in np.logspace(-9, 5, 15):
+        one = mapmri.MapmriModel(table, order, basis=basis, laplacian=weight).fit(samples, scale=scale)
+        residual.append(one.rmse()[:VOXELS] ** 2)
+        norm.append((one.S0**2 * one.lapnorm())[:VOXELS])
+        fitted = one.predict()
+        trace.append(np.trace(fitted[VOXELS:] - fitted[0]))
     size = (y**2).mean(1)
     assert (np.diff(residual, axis=0) >= -1e-12 * size).all()
     assert (np.diff(norm, axis=0) <= 1e-12 * np.array(norm[0])).all()
     assert (residual[-1] > residual[0]).all()
     assert (norm[-1] < 0.1 * norm[0]).all()
+    assert (np.diff(trace) < 0).all()
+    assert trace[0] == pytest.approx(ordering.n_coef(order), abs=0.01)
+    assert 0 < trace[-1] < 0.01
 
 
-@given(schemes, seeds, bases)
-def test_9_gcv_is_the_lowest_of_a_grid(scheme, seed, basis):
-    b, g, y = case(scheme, seed)
-    one = fit(b, g, y, 4, basis, "gcv")
+@bases
+@pytest.mark.parametrize("mode", [m for m in MODES if m.endswith("GCV")])
+@few
+@given(draw=draws)
+def test_9_gcv_is_the_lowest_of_a_grid(basis, mode, draw):
+    b, g, y = draw.case()
+    one = draw.fit(basis, mode, b, g, y)
     q = oracle.qvectors(b, g, TAU)
     for v in range(VOXELS):
         mu = one.mu[v]
-        m = oracle.phi_matrix(4, mu, q @ one.R[v])
-        whitened = np.linalg.solve(np.linalg.cholesky(oracle.laplacian_matrix(4, mu)), m.T)
+        m = oracle.phi_matrix(draw.order, mu, q @ one.R[v])
+        whitened = np.linalg.solve(np.linalg.cholesky(oracle.laplacian_matrix(draw.order, mu)), m.T)
         d, vectors = np.linalg.eigh(whitened @ whitened.T)
         d, z2, size = np.maximum(d, 0), (vectors.T @ whitened @ y[v]) ** 2, np.prod(mu) ** (1 / 3)
         grid = np.append(np.logspace(np.log10(5e-8), np.log10(5e-2), 200) / size, one.laplacian_weight[v])[:, None]
@@ -284,7 +408,7 @@ def test_9_gcv_is_the_lowest_of_a_grid(scheme, seed, basis):
 # ---------------------------------------------------------------- 12 and 14: Laplacian, isotropic basis
 
 
-@given(seeds, st.sampled_from([0, 2, 4, 6, 8]), st.floats(0.1, 10))
+@given(seed=seeds, order=st.sampled_from([0, 2, 4, 6, 8]), alpha=st.floats(0.1, 10))
 def test_12_laplacian_matrix(seed, order, alpha):
     mu, index = 1e-3 * np.random.default_rng(seed).uniform(2, 12, 3), ordering.index_table(order)
     L, scaled, ball = (np.empty((len(index), len(index))) for _ in range(3))
@@ -299,16 +423,16 @@ def test_12_laplacian_matrix(seed, order, alpha):
     np.testing.assert_allclose(t.T @ ball @ t, want, atol=1e-11 * want.max())
 
 
-@given(schemes, seeds, weights)
-def test_14_rotation_of_the_isotropic_basis(scheme, seed, weight):
+@pytest.mark.parametrize("mode", [m for m in MODES if MODES[m]["positivity"] != "grid"])
+@few
+@given(draw=draws)
+def test_14_rotation_of_the_isotropic_basis(mode, draw):
     """With a given scale no tensor is involved: indices and the energy of each (j, l) stay."""
-    b, g, y = case(scheme, seed)
-    Q = phantom.random_rotation(np.random.default_rng(seed))
-    one, two = (fit(b, d, y, 6, "isotropic", weight, static_diffusivity=0.7e-3) for d in (g, g @ Q.T))
-    table = ordering.iso_index_table(one.order)
+    b, g, y = draw.case()
+    Q = phantom.random_rotation(np.random.default_rng(draw.seed))
+    one, two = (draw.fit("isotropic", mode, b, d, y, static_diffusivity=0.7e-3) for d in (g, g @ Q.T))
+    table, bound = ordering.iso_index_table(one.order), draw.bound(mode)
     groups = sorted({(j, el) for j, el, _ in table.tolist()})
     energy = [np.array([(f.coef[:, (table[:, :2] == k).all(1)] ** 2).sum(1) for k in groups]) for f in (one, two)]
-    np.testing.assert_allclose(energy[0], energy[1], atol=bound(weight) * energy[0].max())
-    for name in ("rtop", "msd", "qiv", "lapnorm", "pa"):
-        off = np.abs(rows(one, name) - rows(two, name))
-        assert (off <= bound(weight) * scale_of(one, name) + 1e-7 * (name == "pa")).all(), name
+    np.testing.assert_allclose(energy[0], energy[1], atol=bound * energy[0].max())
+    assert_equal_indices(one, two, bound, names=("rtop", "msd", "qiv", "lapnorm", "pa"))

@@ -77,26 +77,36 @@ def test_indices_and_gradients(basis, rng):
     assert np.isnan(uncertainty.index_values(names[:-1], made_of, -coef[:, None])).all()  # all but PA_DTI
 
 
+def closed_form(fit, y, w, hc=2, v=0):
+    """
+    Mean and sd of the linear indices over the replicates of row v.
+
+    Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M', about A M a.
+    """
+    M, L, origin = pieces(fit, v)
+    A = np.linalg.solve(M.T @ M + w * L, M.T)
+    e, h = y - M @ (A @ y), np.einsum("kn,nk->k", M, A)
+    half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
+    mean, out = A @ (M @ (A @ y)), {}
+    for name in LINEAR:
+        row = np.array([oracle_linear(name, unit, fit.mu[v]) for unit in np.eye(len(mean))])
+        value = row @ mean / (origin @ mean)
+        slope = (row - value * origin) / (origin @ mean)
+        out[name] = value, np.linalg.norm(slope @ half)
+    return out
+
+
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("hc", [0, 2, 3])
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
-    """Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M'; for the linear indices within 5 / sqrt(2 B)."""
+    """For the linear indices within 5 / sqrt(2 B)."""
     gtab, B, w = table(), 1500, 0.05
     model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w)
     y = noisy(gtab, rng, sigma=0.005)
     found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
     fit = found.fit
-    M, L, origin = pieces(fit)
-    A = np.linalg.solve(M.T @ M + w * L, M.T)
-    e, h = y[0] - M @ (A @ y[0]), np.einsum("kn,nk->k", M, A)
-    half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
-    a = A @ y[0]
-    mean = A @ (M @ a)
-    for name in LINEAR:
-        row = np.array([oracle_linear(name, unit, fit.mu[0]) for unit in np.eye(len(a))])
-        value = row @ mean / (origin @ mean)
-        slope = (row - value * origin) / (origin @ mean)
-        assert found.sd[name][0] == pytest.approx(np.linalg.norm(slope @ half), rel=5 / sqrt(2 * B)), name
+    for name, (value, sd) in closed_form(fit, y[0], w, hc).items():
+        assert found.sd[name][0] == pytest.approx(sd, rel=5 / sqrt(2 * B)), name
         assert found.mean[name][0] == pytest.approx(value, abs=5 * found.sd[name][0] / sqrt(B))
         own, (low95, low68, high68, high95) = float(fit.index(name)[0]), found.intervals[name][0]
         assert low95 < low68 < own < high68 < high95  # about the fit's own value

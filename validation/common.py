@@ -1,6 +1,7 @@
 """What every case needs: the contract of a case, where things are, made-up fits, the bundled samples."""
 
 import datetime
+import json
 import os
 import platform
 import sys
@@ -76,6 +77,13 @@ def environment():
         "cpu_flags": flags,
         "cpus": os.cpu_count(),
     }
+
+
+def write_result(group, cases, tables):
+    """The file of a group: where it ran, its cases and its tables, as plain numbers."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {"group": group, "environment": environment(), "cases": cases, "tables": tables}
+    (RESULTS / f"{group}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def table_at(q, tau=TAU):

@@ -7,7 +7,6 @@ Builds the wheel from a copy of this checkout, installs it (pip fetches the depe
 of that environment and writes results/dependency.json. The environment is removed in the end.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from common import RESULTS, ROOT, environment
+from common import ROOT, write_result
 
 WORK = """
 import hashlib
@@ -30,13 +29,17 @@ dwi = data.sample_dwi("catcord")
 SERIES = np.asarray(io.load_dwi(dwi).data, float)[20:30, 18:30, 0]
 MODEL = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), 6)
 
-def bits(threads=None):
-    fit = MODEL.fit(SERIES, threads=threads)
+def bits(threads=None, step=1):
+    fit = MODEL.fit(SERIES[::step], threads=threads)
     return hashlib.sha256(fit.coef.tobytes() + fit.rtop().tobytes() + fit.ng().tobytes()).hexdigest()
 """
-SERIAL = "import work\nserial = work.bits(1)\n"
-DIFFER = "\nprint(sum(m != serial for m in many))"
-POOL = "from multiprocessing import get_context as c\nwith c('{}').Pool(2) as p:\n    many = p.map(work.bits, [None, 1] * 2)"
+SERIAL = "import work\nserial = [work.bits(1, step) for step in (1, -1)]\nassert serial[0] != serial[1]\n"
+DIFFER = "\nprint(sum(m != serial[k % 2] for k, m in enumerate(many)))"
+POOL = """
+from multiprocessing import get_context
+with get_context("{}").Pool(2) as pool:
+    many = pool.starmap(work.bits, [(None, 1), (1, -1)] * 2)
+"""
 SAMPLES = """
 from pathlib import Path
 import mapmri_nb
@@ -53,7 +56,10 @@ print(abs(other.mean_rtop(fit.hermite_coef(), fit.mu, other.tables) / fit.rtop()
 LOADED = "import sys, numba\nbefore = set(sys.modules)\nimport mapmri_nb\nnew = set(sys.modules) - before\n"
 TOLERANCE = 1e-12  # of a mean; everything else is a count, 0
 HEAVY = ("scipy", "nibabel", "osqp", "matplotlib", "tqdm", "dask", "dipy")
-EIGHT = "from concurrent.futures import ThreadPoolExecutor as T\nmany = list(T(8).map(work.bits, [None, 1, 2, None] * 8))"
+EIGHT = """
+from concurrent.futures import ThreadPoolExecutor
+many = list(ThreadPoolExecutor(8).map(work.bits, [None, 1, 2, None] * 8, [1, -1] * 16))
+"""
 SAME = "print(int(work.bits() != {expected!r}))"
 # name, truth, code that prints the number that must be 0, interpreter flags
 CHECKS = [
@@ -118,10 +124,13 @@ def main():
         check("entry point", "exit code of mapmri-nb info", lambda: entry().returncode)
         for path in [*site.rglob("*"), site]:
             path.chmod(path.stat().st_mode & ~0o222)
+        before = set(site.rglob("*"))
         how = ("root, whom modes do not stop; so " if os.geteuid() == 0 else "") + "no HOME either, cache in /proc"
         walls = {"HOME": "/proc/nowhere", "NUMBA_CACHE_DIR": "/proc/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
         name, code = "read-only site-packages, nowhere to cache", LOCKED.replace("{expected!r}", repr(expected))
         check(name, f"the same bits, compiled in memory ({how})", lambda: run(code, **walls))
+        new = set(site.rglob("*")) ^ before  # root may write there; it must not
+        check("the same: files that came or went in site-packages", "none", lambda: len(new))
         for path in [site, *site.rglob("*")]:
             path.chmod(path.stat().st_mode | 0o200)
         timed = "import time\nt = time.perf_counter()\nimport {}\nprint(time.perf_counter() - t)"
@@ -142,8 +151,7 @@ def main():
     print(*(f"{name}: {value}" for name, value in rows), sep="\n")
     note = "import: the shortest of five; dependencies without pip and setuptools"
     tables = {"As a dependency": {"columns": ["what", "value"], "rows": rows, "note": note, "digits": 3}}
-    result = {"group": "dependency", "environment": environment(), "cases": cases, "tables": tables}
-    (RESULTS / "dependency.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("dependency", cases, tables)
     return int(not all(case["passed"] for case in cases))
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, ROOT, environment
+from common import ROOT, write_result
 
 import mapmri_nb as mapmri
 from mapmri_nb import io
@@ -138,8 +138,7 @@ def main():
     ]  # fmt: skip
     threads = f"int16 series, a quarter in the mask, order 6, {os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f}"
     tables = {"Large data": {"columns": columns, "rows": rows, "note": f"{note}; {threads}", "digits": 3}}
-    result = {"group": "large_data", "environment": environment(), "cases": cases, "tables": tables}
-    (RESULTS / "large_data.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("large_data", cases, tables)
     return 0 if all(case["passed"] for case in cases) else 1
 
 

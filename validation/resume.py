@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, ROOT, environment
+from common import ROOT, write_result
 from large_data import generate
 
 from mapmri_nb import io
@@ -135,8 +135,7 @@ def main():
     rows = [[*row[:-1], "yes" if row[-1] else "NO"] for row in rows]
     note = f"MAPL+, order 6, all indices, {slabs} slabs of {SLAB} voxels; writing took {writing:.2f} s"
     tables = {"Interrupted fits": {"columns": columns, "rows": rows, "note": f"{note}; seed {args.seed}", "digits": 3}}
-    result = {"group": "resume", "environment": environment(), "cases": cases, "tables": tables}
-    (RESULTS / "resume.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("resume", cases, tables)
     return 1 if any(wrong) else 0
 
 

@@ -1,0 +1,177 @@
+"""Inputs as they should not be: damaged files, random samples; shared by the tests and by validation/fuzz.py."""
+
+import gzip
+import struct
+
+import nibabel as nib
+import numpy as np
+import phantom
+
+import mapmri_nb as mapmri
+from mapmri_nb import data
+from mapmri_nb.cli import main
+from mapmri_nb.io import map_name
+
+DWI, MASK = "sub-cord_dwi.nii.gz", "sub-cord_mask.nii.gz"
+SIDECARS = ("sub-cord_dwi.bval", "sub-cord_dwi.bvec", "sub-cord_dwi.json")
+CUT = {"small101d": np.s_[:3, 2:4, 3:5], "catcord": np.s_[24:28, 20:22, :]}
+FIELDS = [  # struct format, offset and values of NIfTI-1 fields that cannot be right
+    ("<h", 40, -3), ("<h", 40, 9), ("<h", 40, 3), ("<h", 42, -1), ("<h", 42, 0), ("<h", 48, 32000), ("<h", 70, 999),
+    ("<4h", 42, *[32767] * 4), ("<2h", 70, 128, 24), ("<2h", 70, 32, 64), ("<f", 108, 1e9), ("<f", 108, np.nan),
+    ("<f", 108, -512.0), ("<4s", 344, b"what"), ("<12f", 280, *[0.0] * 12),
+    *(("<f", 280 + 4 * k, value) for k in (0, 3, 6) for value in (np.nan, np.inf)),
+]  # fmt: skip
+WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
+
+
+def cut(name, folder, dead=False):
+    """A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no signal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = data.sample_dwi(name)
+    for path in source.parent.glob("sub-*"):
+        if path.name.endswith(".nii.gz"):
+            image = nib.load(path)
+            values = np.array(image.dataobj[CUT[name]])
+            if dead:
+                values[0, 0] = values.ndim < 4
+            nib.save(nib.Nifti1Image(values, image.affine), folder / path.name)
+        else:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder / source.name
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def patched(old, layout, offset, *values):
+    content = bytearray(gzip.decompress(old))
+    struct.pack_into(layout, content, offset, *values)
+    return gzip.compress(bytes(content))
+
+
+def shortened(old, rng):
+    return old[: rng.integers(0, int(0.9 * len(old)))]
+
+
+def reworded(old, rng):
+    words = old.split(b" ")
+    words[rng.integers(3, len(words) - 3)] = WORDS[rng.integers(len(WORDS))]
+    return b" ".join(words)
+
+
+def rewritten(old, rng, stop, letters=bytes(range(256))):
+    """One to four of the first bytes, each another of the letters."""
+    content = bytearray(old)
+    for place in rng.integers(0, min(stop, len(content)), rng.integers(1, 5)):
+        content[place] = letters[rng.integers(len(letters))]
+    return bytes(content)
+
+
+# kind -> (which files in turn, how often in the tests, their new content); no fit comes of them, but by a b0's direction -1e9
+DAMAGE = {
+    "series cut short": ([DWI], 10, lambda old, rng, k: shortened(old, rng)),
+    "series with a flipped bit": (
+        [DWI], 8, lambda old, rng, k: old[: 50 + k % 400] + bytes([old[50 + k % 400] ^ 1 << k % 8]) + old[51 + k % 400 :]),
+    "random bytes": ([DWI], 4, lambda old, rng, k: rng.bytes(3000)),
+    "random bytes after gzip's magic": ([DWI], 4, lambda old, rng, k: b"\x1f\x8b\x08\0" + rng.bytes(3000)),
+    "random bytes, compressed": ([DWI], 4, lambda old, rng, k: gzip.compress(rng.bytes(3000))),
+    "text": ([DWI, *SIDECARS], 4, lambda old, rng, k: b"Dear all,\n[1, 2]\n"),
+    "wrong header field": ([DWI], len(FIELDS), lambda old, rng, k: patched(old, *FIELDS[k % len(FIELDS)])),
+    "random bytes as sidecar": (SIDECARS, 9, lambda old, rng, k: rng.bytes(200)),
+    "sidecar cut short": (SIDECARS, 9, lambda old, rng, k: shortened(old, rng)),
+    "sidecar with a wrong word": (SIDECARS[:2], 6, lambda old, rng, k: reworded(old, rng)),
+}  # fmt: skip
+ANY = {  # of these a fit may come, since a changed digit is a digit
+    "header with other bytes": ([DWI, MASK], 12, lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352))),
+    "file with other bytes": ([DWI, MASK], 12, lambda old, rng, k: rewritten(old, rng, len(old))),
+    "sidecar with other bytes": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old))),
+    "sidecar with other digits": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n")),
+}
+
+
+def outcome(capture, out, *words):
+    """
+    What a command that writes into the folder `out` did, in one word, and its lines if they are not what they should be.
+
+    "refused": in one line, with nothing left; "done"; "traceback"; "other". `capture` gives what was printed since.
+    """
+    try:
+        code = main([*map(str, words), "--out", str(out), "--quiet"])
+    except Exception as error:  # what would be a traceback on the terminal
+        return "traceback", repr(error)
+    lines = capture().strip().splitlines()
+    if code == 1 and len(lines) == 1 and lines[0].startswith("mapmri-nb: error: ") and not out.exists():
+        return "refused", ""
+    return ("done", "") if code == 0 else ("other", f"{code} {lines}")
+
+
+def unaccounted(out, prefix="sub-cord"):
+    """Voxels of written maps whose value and status do not go together."""
+
+    def read(label):
+        return np.asarray(nib.load(out / map_name(prefix, label)).dataobj)
+
+    status = read("status").astype(np.int64)
+    none = status & (mapmri.Status.NO_FIT | mapmri.Status.OUTSIDE) != 0
+    unknown = status & ~(sum(mapmri.Status)) != 0
+    return int((unknown | (np.isnan(read("rtop")) != none)).sum())
+
+
+# ---------------------------------------------------------------- random samples
+
+MODES = {f"{mode}, {basis}": options | {"basis": basis} for mode, options in phantom.MODES.items() for basis in phantom.BASES}
+ODD = (np.nan, np.inf, -np.inf, 5e-324, 1e-310, 1e308, -1e308, 0.0, -0.0)
+MAPS = ("rtop", "rtap", "rtpp", "msd", "lapnorm", "qiv", "ng", "ng_par", "ng_perp", "pa", "pa_dti", "rmse", "r2")
+RESIDUALS = ("rmse", "r2")  # NaN or infinite also where the sum of squared samples leaves float64, though the fit does not
+
+
+def fuzzed(clean, rng, each=36):
+    """Rows between the clean ones: bytes as float64, float32, float16, int16; clean voxels with odd samples."""
+    n, rows = clean.shape[1], []
+    for kind in range(5):
+        for k in range(each):
+            if kind < 4:
+                row = np.frombuffer(rng.bytes(8 * n), [np.float64, np.float32, np.float16, np.int16][kind])[:n]
+            else:
+                row = np.where(rng.random(n) < rng.random(), rng.choice(ODD, n), clean[k % len(clean)])
+            with np.errstate(invalid="ignore"):  # of the casts
+                rows.append(row.astype(np.float64))
+    where = np.linspace(0, len(rows), len(clean)).astype(int)
+    good = where + np.arange(len(clean))
+    return np.insert(np.array(rows), where, clean, axis=0), good
+
+
+def random_samples(mode, each=36, seed=0):
+    """A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone."""
+    scheme = phantom.small_scheme()
+    clean = phantom.signals(20, *scheme, seed=4)
+    y, good = fuzzed(clean, np.random.default_rng(seed), each)
+    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **MODES[mode])
+    return model.fit(y), y, good, model.fit(clean)
+
+
+def wrong_voxels(fit, y, good, alone):
+    """
+    Rows (V,) that are not as they must be, and those without a fit.
+
+    A known status; NaN in every map where it says that there is no fit and finite numbers where it does not; clean voxels
+    with a fit, bit for bit as without their neighbours.
+    """
+    none = (fit.status & mapmri.Status.NO_FIT) != 0
+    wrong = (fit.status & ~sum(mapmri.Status)) != 0
+    wrong[good] |= none[good]
+    for name, rows in alone.rows().items():
+        same = (fit.rows()[name][good] == rows) | (np.isnan(rows) & np.isnan(fit.rows()[name][good]))
+        wrong[good] |= ~same.reshape(len(good), -1).all(1)
+    for name in ("coef", "mu", "R", "S0"):
+        values = getattr(fit, name).reshape(len(none), -1)
+        wrong |= ~none & ~np.isfinite(values).all(1)
+        wrong |= none & ~np.isnan(values).all(1) & (name in ("coef", "S0"))
+    with np.errstate(over="ignore"):
+        beyond = ~np.isfinite((np.where(np.isfinite(y), y, 0.0) ** 2).sum(1))
+    for name in MAPS:
+        if not (fit.isotropic and name in ("ng_par", "ng_perp")):
+            values = getattr(fit, name)()
+            wrong |= none & ~np.isnan(values)
+            wrong |= ~none & ~np.isfinite(values) & ~(beyond & (name in RESIDUALS))
+    return wrong, none
