@@ -28,8 +28,9 @@ FLOORS = {
 # Upward imports, inside a function only: `fit.save` and `fit.certificate`.
 EXCEPTIONS = {("fit", "io"), ("fit", "sos")}
 SIBLINGS = {("sos", "positivity")}
-# Inside kernels: `_jit` and `ordering` are the ground, `batch` is on top and nobody's tool.
-KERNEL_GROUND = {"_jit", "ordering"}
+# Inside kernels: `_jit`, `ordering` and `lanes` are the ground, `batch` is on top and nobody's tool.
+KERNEL_GROUND = {"_jit", "ordering", "lanes"}
+KNOW_NUMBA = {"_jit", "lanes"}  # the compiler's options; the vector type
 
 # Outside packages each room may name; whatever is not listed here is open to the shell's heavy imports below.
 ONLY_IN = {
@@ -58,7 +59,7 @@ FASTMATH = {
     "kernels/rotation.py": {"BLOCK_MATH"},
     "kernels/tensor.py": {"BLOCK_MATH"},
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 500, 8500  # docstrings and comments count; the plan said 5000 before formatting
+MOST_LINES_OF_A_FILE, MOST_LINES = 500, 8800  # docstrings and comments count; the plan said 5000 before formatting
 
 
 def room(name: str) -> str:
@@ -120,8 +121,8 @@ def test_kernels_know_numpy_numba_and_each_other(name):
             assert other != "batch", f"{name} imports the batch loops"
             assert stem not in KERNEL_GROUND or other in KERNEL_GROUND, f"{name} is ground and imports {other}"
         else:
-            assert top in sys.stdlib_module_names | {"numpy", "numba"}, f"{name} imports {module}"
-            assert top != "numba" or stem in ("_jit", "batch"), f"{name} names numba"
+            assert top in sys.stdlib_module_names | {"numpy", "numba", "llvmlite"}, f"{name} imports {module}"
+            assert top not in ("numba", "llvmlite") or stem in KNOW_NUMBA, f"{name} names {top}"
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -109,7 +109,7 @@ def made_fit(coef, mu, R=None, basis="anisotropic", mu_tensor=None, tau=TAU):
     }
     table = mapmri.GradientTable([0.0], [[0.0, 0.0, 0.0]], tau=tau)
     options = {"radial_order": oracle.order_of(coef), "basis": basis}
-    return mapmri.MapmriFit.from_rows(rows, np.ones(1, bool), options, table)
+    return mapmri.MapmriFit(rows, np.ones(1, bool), options, table)
 
 
 class Sample(NamedTuple):

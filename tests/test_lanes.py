@@ -1,0 +1,117 @@
+"""The vector type: NumPy's values compiled and not, every width, and an error where an array has too few lanes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mapmri_nb
+from mapmri_nb.kernels import lanes
+from mapmri_nb.kernels._jit import CONTRACT, kernel
+from mapmri_nb.kernels.lanes import WIDTH, copysign, every, fraction, octave, pick, power_of_two, rows, sqrt
+from mapmri_nb.kernels.linalg import block_product, exp, log, pad4
+
+MAGIC = 6755399441055744.0  # 1.5 * 2^52
+FIT = """
+import sys
+import numpy as np
+import phantom
+import mapmri_nb as mapmri
+from mapmri_nb.kernels import lanes
+b, g = phantom.small_scheme()
+fit = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=sys.argv[1]).fit(phantom.signals(20, b, g, seed=1), threads=1)
+np.save(sys.argv[2], np.column_stack([fit.coef, fit.rtop(), fit.rmse()]))
+print(lanes.WIDTH)
+"""
+
+
+@kernel(fastmath=CONTRACT)
+def arithmetic(A, out):
+    for l in range(0, A.shape[1], WIDTH):
+        a, b = rows(A, l), rows(out, l)
+        x, y = a[0], a[1]
+        kept = x
+        x += 2.0
+        x *= y
+        b[0] = kept  # x += made a new value
+        b[1] = -(x - y) / 3
+        b[2] = pick(kept, 0.0, sqrt(pick(kept, 0.0, kept, 0.0)), y)
+        b[3] = copysign(every(2.5), kept)
+        b[4] = exp(y)
+        b[5] = log(pick(y, 0.0, y, -y))
+        b[6] = octave(y * y)
+        b[7] = fraction(y * y)
+        b[8] = power_of_two(MAGIC + 3.0 + 0.0 * y)
+
+
+@pytest.mark.nojit
+def test_arithmetic(rng):
+    A, out = rng.normal(size=(2, 3 * lanes.GRAIN)), np.zeros((9, 3 * lanes.GRAIN))
+    A[0, 5] = np.nan
+    arithmetic(A, out)
+    x, y = A
+    e = np.floor(np.log2(y * y) + 0.5)  # y^2 in [sqrt(1/2), sqrt(2)) 2^e
+    want = [x, -((x + 2) * y - y) / 3, np.where(x > 0, np.sqrt(np.abs(x)), y), np.copysign(2.5, x), np.exp(y),
+            np.log(np.abs(y)), e, y * y / 2.0**e, np.full_like(y, 8.0)]  # fmt: skip
+    np.testing.assert_allclose(out, want, rtol=5e-16, atol=5e-16)
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("function", [exp, log])
+def test_exp_and_log_of_floats(function):
+    for x in [1e-300, 1e-5, 0.5, 0.7071, 1.0, 1.4143, 3.0, 600.0]:
+        want = getattr(np, function.__name__)(x)
+        assert abs(function(x) - want) <= 2.3e-16 * max(abs(want), 1e-300)
+
+
+@pytest.mark.nojit
+def test_too_few_lanes_are_an_error():
+    """Not a crash, nor silence: kernels are public."""
+    with pytest.raises(IndexError, match="out of bounds"):
+        arithmetic(np.ones((2, WIDTH + 1)), np.zeros((9, WIDTH + 1)))
+    with pytest.raises(IndexError, match="out of bounds"):
+        arithmetic(np.ones((2, WIDTH)), np.zeros((9, WIDTH - 1)))
+
+
+@pytest.mark.nojit
+def test_arrays_start_on_a_cache_line():
+    for shape in [(3, 16), (7, 80), (2, 3, 16)]:
+        a = lanes.empty(*shape)
+        assert a.shape == shape
+        assert a.ctypes.data % 64 == 0
+        assert not a.any()
+    assert [lanes.padded(k) for k in (0, 1, 16, 17)] == [0, 16, 16, 32]
+
+
+def test_product_is_a_product(rng):
+    """Any number of rows and terms, lanes in every place."""
+    for m, k, n in [(1, 1, 16), (9, 7, 48), (252, 60, 80)]:
+        A, X = rng.normal(size=(m, k)), rng.normal(size=(k, n))
+        out = np.full((len(pad4(A)), n), np.nan)
+        block_product(pad4(A), X, out)
+        np.testing.assert_allclose(out[:m], A @ X, atol=1e-13)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("laplacian", ["0.2", "gcv"])
+def test_the_width_does_not_matter(tmp_path, laplacian):
+    """The same fit compiled for narrower processors: other registers, the same numbers to rounding."""
+    code = FIT.replace("sys.argv[1]", "'gcv'" if laplacian == "gcv" else laplacian)
+    found = []
+    for name, features, width in [("host", None, WIDTH), ("avx2", "+avx,+avx2,+fma", 8), ("none", "", 4)]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {"NUMBA_CACHE_DIR": str(tmp_path / name)}
+        env["PYTHONPATH"] = os.pathsep.join([str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)])
+        if features is not None:
+            env |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
+        file = tmp_path / f"{name}.npy"
+        done = subprocess.run(
+            [sys.executable, "-c", code, laplacian, file], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert int(done.stdout) == width
+        found.append(np.load(file))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-8 if laplacian == "gcv" else 1e-10, atol=1e-10)
