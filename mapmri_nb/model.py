@@ -255,7 +255,7 @@ class MapmriModel:
         out = self._empty_rows(len(y))
         plan = self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
         data = batch.Data(y, weight, mu, R, field)
-        V = min(batch.LANES, padded(max(len(y), 1)))
+        V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(max(len(y), 1)))
         spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
         return out
 
