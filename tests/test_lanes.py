@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -74,6 +75,13 @@ def test_too_few_lanes_are_an_error():
         arithmetic(np.ones((2, WIDTH + 1)), np.zeros((9, WIDTH + 1)))
     with pytest.raises(IndexError, match="out of bounds"):
         arithmetic(np.ones((2, WIDTH)), np.zeros((9, WIDTH - 1)))
+
+
+@pytest.mark.jit_only
+def test_lanes_side_by_side_only():
+    """An array whose lanes are not side by side in memory is refused: a vector would read its neighbours."""
+    with pytest.raises(numba.TypingError, match="rows"):
+        arithmetic(np.ones((WIDTH, 2)).T, np.zeros((9, WIDTH)))
 
 
 @pytest.mark.nojit

@@ -250,9 +250,9 @@ def _lower_every(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 @infer_global(rows)
 class _RowsOf(AbstractTemplate):
     def generic(self, args: Any, kws: Any) -> Any:
-        if len(args) == 2 and isinstance(args[0], types.Array) and args[0].ndim == 2 and args[0].dtype == types.float64:
-            return typing_signature(_ROWS, args[0], types.intp)
-        return None
+        A = args[0]
+        fits = len(args) == 2 and isinstance(A, types.Array) and (A.ndim, A.dtype, A.layout) == (2, types.float64, "C")
+        return typing_signature(_ROWS, A, types.intp) if fits else None
 
 
 @lower_builtin(rows, types.Array, types.intp)
