@@ -153,10 +153,10 @@ class MomentWork(NamedTuple):
     gg: Array  # (n, V) g^2 times the weights
     gy: Array  # (n 4, V) g y times the weights; later the fitted signal
     high: Array  # (n2 4, V)
-    own: Array  # (n2, V) high once more, from q in each voxel's frame
+    own: Array  # (n2, V) `hermite` from q in each voxel's frame
     hermite: Array  # (n2, V)
     low: Array  # (n_coef 4, V)
-    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or of one q in each voxel's frame
+    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or the Hermite polynomials of one q in each voxel's frame
     angles: Array  # (6, V) tan(half) and sin of the three rotations
     skew: Array  # (3, V) shears z += t y, z += t x, y += t x after them (gradient non-linearity)
     stretch: Array  # (3, V) and the scales after those
@@ -237,12 +237,13 @@ def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array
 
 
 @kernel(fastmath=BLOCK_MATH, inline=True)
-def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWork) -> None:
-    """Moments of degree <= 2N straight from q in each voxel's frame, without cancellation, where `high` strains."""
+def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, work: MomentWork) -> None:
+    """Hermite moments straight from q in each voxel's frame, without cancellation, where `work.strain` asks for it."""
     stride = np.uint64(degree + 1)
     block_set(work.own, 0.0)
     for l in range(0, work.own.shape[1], WIDTH):
         own, power, weight, angles = rows(work.own, l), rows(work.power, l), rows(work.gg, l), rows(work.angles, l)
+        scale = rows(mu, l)
         for k in range(s.points.shape[0]):
             x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
             for i in range(3):  # the shears of `rotate` and `skew_moments`
@@ -259,18 +260,20 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, work: MomentWo
                 skew = rows(work.skew, l)
                 z += skew[0] * y + skew[1] * x
                 y += skew[2] * x
-            a, b, c = weight[k], every(1.0), every(1.0)
-            for e in range(degree + 1):
+            x, y, z = s.wave * scale[0] * x, s.wave * scale[1] * y, s.wave * scale[2] * z
+            a, b, c, a0, b0, c0 = weight[k], every(1.0), every(1.0), every(0.0), every(0.0), every(0.0)
+            for e in range(degree + 1):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
                 power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
-                a *= x
-                b *= y
-                c *= z
+                up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
+                a, a0 = up * x * a - down * a0, a
+                b, b0 = up * y * b - down * b0, b
+                c, c0 = up * z * c - down * c0, c
             for r in range(t.exponents.shape[0]):
                 p, q = power[t.exponents[r, 0]], power[stride + t.exponents[r, 1]]
                 own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
-        high, strain = rows(work.high, l), rows(work.strain, l)[0]
+        hermite, strain = rows(work.hermite, l), rows(work.strain, l)[0]
         for r in range(t.exponents.shape[0]):
-            high[r] = pick(strain, LARGEST_ROUNDING, own[r], high[r])
+            hermite[r] = pick(strain, LARGEST_ROUNDING, own[r], hermite[r])
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -298,15 +301,15 @@ def normal_equations(
         skew_moments(t.shears_low, work.skew, work.low)
     if turn > 0:
         _expected_rounding(s, work.gg, mu, 2 * order, work.high, work.strain)
-        strained = False
-        for l in range(mu.shape[1]):
-            strained = strained or work.strain[0, l] > LARGEST_ROUNDING
-        if strained:
-            _own_frame(t, s, turn, 2 * order, work)
     _powers(mu, s.wave, 2 * order, work.power)
     _scale(t.exponents, 2 * order, work.power, work.high)
     _scale(t.exponents_low, 2 * order, work.power, work.low)
     block_map(t.hermite, work.high, work.hermite)
+    strained = False
+    for l in range(mu.shape[1]):
+        strained = strained or (turn > 0 and work.strain[0, l] > LARGEST_ROUNDING)
+    if strained:
+        _own_frame(t, s, turn, 2 * order, mu, work)
     block_map(t.gram, work.hermite, G)
     block_map(t.right, work.low, rhs)
 
