@@ -165,6 +165,7 @@ class MapmriModel:
 
     def _plan(self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int) -> batch.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
+        rounding = moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
         return batch.Plan(
             self.order,
@@ -175,7 +176,7 @@ class MapmriModel:
             needed,
             tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
             moments.order_tables(self.order),
-            moments.scheme(gtab.qvecs, float(gtab.tau), self.order),
+            moments.scheme(gtab.qvecs, float(gtab.tau), self.order, rounding),
             laplacian.tables(self.order),
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
@@ -255,7 +256,7 @@ class MapmriModel:
         out = self._empty_rows(len(y))
         plan = self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
         data = batch.Data(y, weight, mu, R, field)
-        V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(max(len(y), 1)))
+        V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(len(y)))
         spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
         return out
 

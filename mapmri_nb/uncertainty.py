@@ -19,7 +19,7 @@ from .fit import RADIAL, MapmriFit, Status, fit_rows
 from .indices import INDICES, select
 from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
 from .kernels._jit import n_threads, one_thread, spread
-from .kernels.lanes import padded
+from .kernels.lanes import empty, padded
 from .kernels.linalg import block_product, pad4
 from .kernels.tensor import isotropic_scale
 from .model import MapmriModel, sample_slabs
@@ -251,10 +251,14 @@ def _summary(values: Array, own: Array) -> Array:
 
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
-    P, count = pad4(A), X.shape[1]
-    out = np.empty((len(P), padded(count)))
-    block_product(P, np.ascontiguousarray(np.pad(X, ((0, 0), (0, out.shape[1] - count)))), out)
-    return out[: len(A), :count]
+    P, out = pad4(A), np.empty((len(A), X.shape[1]))
+    for first in range(0, X.shape[1], batch.LANES):
+        part = X[:, first : first + batch.LANES]
+        block, product = empty(len(X), padded(part.shape[1])), empty(len(P), padded(part.shape[1]))
+        block[:, : part.shape[1]] = part
+        block_product(P, block, product)
+        out[:, first : first + part.shape[1]] = product[: len(A), : part.shape[1]]
+    return out
 
 
 # ---- indices and their exact gradients -------------------------------------------------------------------------------

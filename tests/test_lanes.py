@@ -91,7 +91,7 @@ def test_arrays_start_on_a_cache_line():
         assert a.shape == shape
         assert a.ctypes.data % 64 == 0
         assert not a.any()
-    assert [lanes.padded(k) for k in (0, 1, 16, 17)] == [0, 16, 16, 32]
+    assert [lanes.padded(k) for k in (0, 1, 16, 17, 48, 49)] == [16, 16, 16, 48, 48, 80]
 
 
 def test_product_is_a_product(rng):

@@ -21,7 +21,7 @@ from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-LANES = 80  # 48 to 112 are alike; an odd multiple of 16, since rows 2^k bytes apart would share cache sets
+LANES = 80  # 48 to 112 are alike, see `lanes.padded`
 LANES_OF_LOW_ORDERS = 144  # up to order 4: there a block's work is short beside the Python that only one thread can run
 
 FLOOR, NO_SIGNAL = frames.FLOOR, frames.NO_SIGNAL

@@ -37,8 +37,9 @@ _VECTOR, _LONGS = ir.VectorType(_DOUBLE, WIDTH), ir.VectorType(_LONG, WIDTH)
 
 
 def padded(voxels: int) -> int:
-    """Lanes V for that many voxels."""
-    return -(-voxels // GRAIN) * GRAIN
+    """Lanes V for that many voxels: an odd multiple of GRAIN, since rows 2^k bytes apart would share cache sets."""
+    grains = -(-voxels // GRAIN)
+    return (grains + 1 - grains % 2) * GRAIN
 
 
 def empty(*shape: int) -> Array:

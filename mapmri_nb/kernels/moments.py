@@ -23,7 +23,8 @@ from .rotation import Pairs, rotate, rotate_back, shear_pairs, skew_back, skew_m
 from .tensor import UNIT, design_matrix
 
 Array = NDArray[np.float64]
-LARGEST_ROUNDING = 1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame
+LARGEST_ROUNDING = 1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 5-10 us more
+LARGEST_ROUNDING_ALONE = 1e-10  # where no Laplacian bounds what an ill-conditioned M'M makes of it
 
 
 class OrderTables(NamedTuple):
@@ -52,6 +53,7 @@ class Scheme(NamedTuple):
     wave: float  # 2 pi q_ref, 1/mm
     points: Array  # (n, 3) q in units of q_ref
     reach: Array  # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
+    rounding: float  # the largest that is accepted
 
 
 def _linearisation(order: int) -> Array:
@@ -130,7 +132,7 @@ def order_tables(order: int) -> OrderTables:
     )
 
 
-def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
+def scheme(qvecs: Array, tau: float, order: int, rounding: float = LARGEST_ROUNDING) -> Scheme:
     """Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis' Gaussian, 4 pi^2 q^2 tau."""
     length = np.linalg.norm(qvecs, axis=1)
     reference = float(length.max()) or 1.0
@@ -143,7 +145,8 @@ def scheme(qvecs: Array, tau: float, order: int) -> Scheme:
     design = design_matrix(4 * math.pi**2 * length**2 * tau, unit) * UNIT
     reach = (math.sqrt(5) * length / reference) ** (2 * order) * 2.2e-16 / math.factorial(order)
     wave = 2 * math.pi * reference
-    return Scheme(np.ascontiguousarray(design), pad4(high), pad4(low), pad4(low.T), wave, np.ascontiguousarray(s), reach)
+    points = np.ascontiguousarray(s)
+    return Scheme(np.ascontiguousarray(design), pad4(high), pad4(low), pad4(low.T), wave, points, reach, rounding)
 
 
 class MomentWork(NamedTuple):
@@ -273,7 +276,7 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, wor
                 own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
         hermite, strain = rows(work.hermite, l), rows(work.strain, l)[0]
         for r in range(t.exponents.shape[0]):
-            hermite[r] = pick(strain, LARGEST_ROUNDING, own[r], hermite[r])
+            hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
 
 
 @kernel(fastmath=BLOCK_MATH)
@@ -307,7 +310,7 @@ def normal_equations(
     block_map(t.hermite, work.high, work.hermite)
     strained = False
     for l in range(mu.shape[1]):
-        strained = strained or (turn > 0 and work.strain[0, l] > LARGEST_ROUNDING)
+        strained = strained or (turn > 0 and work.strain[0, l] > s.rounding)
     if strained:
         _own_frame(t, s, turn, 2 * order, mu, work)
     block_map(t.gram, work.hermite, G)
