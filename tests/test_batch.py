@@ -77,6 +77,26 @@ def test_place_in_the_block_does_not_matter(scheme, data, mode, rng):
     assert_same(run(model, data, 48), run(model, data[shuffle], 48), shuffle)
 
 
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_indices_of_many_are_those_of_each(scheme, data, basis):
+    """More rows than lanes, and a last group that is not full."""
+    model = mapmri.MapmriModel(phantom.table(*scheme), 4, basis=basis)
+    many = model.fit(data)
+    names = [name for name in mapmri.INDICES if basis == "anisotropic" or name not in ("ng_par", "ng_perp")]
+    for v in (0, 15, 16, 40, 99, 100):
+        one = model.fit(data[v : v + 1])
+        for name in names:
+            assert many.index(name)[v] == one.index(name)[0], name
+
+
+def test_whole_voxels_may_be_too_few_samples(scheme, data):
+    model = made(scheme, "map")
+    model.plan = model.plan._replace(needed=data.shape[1] + 1)
+    fit = model.fit(data[:3])
+    assert (fit.status & mapmri.Status.TOO_FEW != 0).all()
+    assert np.isnan(fit.coef).all()
+
+
 @pytest.mark.nojit
 def test_last_block_writes_its_own_rows_only(scheme, data):
     """Rows 48 to 60 of 101: the block repeats voxel 100 at most, and writes nothing outside."""

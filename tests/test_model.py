@@ -8,7 +8,7 @@ import truth
 from phantom import TAU
 
 import mapmri_nb as mapmri
-from mapmri_nb.kernels import ordering
+from mapmri_nb.kernels import moments, ordering
 
 Status = mapmri.Status
 
@@ -466,3 +466,10 @@ def test_rtop_below_zero_is_a_warning(scheme, gtab, data):
     flag, fitted = (fit.status & Status.RTOP_NOT_POSITIVE) != 0, (fit.status & Status.NO_FIT) == 0
     assert flag.any()
     assert np.array_equal(flag[fitted], fit.rtop()[fitted] <= 0)
+
+
+def test_plain_map_asks_for_more_exact_moments(gtab):
+    """Nothing bounds there what an ill-conditioned M'M makes of its rounding."""
+    plain, regularised = (mapmri.MapmriModel(gtab, 4, laplacian=weight).plan.scheme.rounding for weight in (None, 0.2))
+    assert (plain, regularised) == (moments.LARGEST_ROUNDING_ALONE, moments.LARGEST_ROUNDING)
+    assert plain < regularised

@@ -69,8 +69,8 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division, cached on disk.
 
     `fastmath` names LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN. No option
-    comes from the environment, since the cache key ignores options. `inline` is for short formulas with one caller: they
-    become part of it, instead of being compiled twice.
+    comes from the environment, since the cache key ignores options. `inline` is for functions with one caller: they
+    become part of it, under its flags, instead of being compiled twice.
     """
 
     def decorate(function: F) -> F:
@@ -92,7 +92,8 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
 
 def plain(function: F) -> F:
     """A kernel's Python body: for a table of a few numbers, which are there before the compiler would be."""
-    return getattr(function, "py_func", function)  # type: ignore[no-any-return]
+    body: F = getattr(function, "py_func", function)
+    return body
 
 
 def n_threads(requested: int | None) -> int:

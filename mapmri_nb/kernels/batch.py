@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import frames, gcv, lanes, laplacian, moments, qp, scalars, sdp, tensor
 from ._jit import BLOCK_MATH, kernel
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
+from .linalg import SparseMap, block_backsolve, block_cholesky, block_gather, block_map
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -126,7 +126,7 @@ def load(
         values, weight = data[v], weights[min(v, weights.shape[0] - 1)]
         total, odd = _tally(values, weight)
         lane[VALID, l], status[l] = n, 0
-        if odd == 0 and math.isfinite(total):
+        if odd == 0 and math.isfinite(total) and n >= needed:  # most voxels
             for k in range(n):
                 y[k, l] = values[k]
                 w[k, l] = 1.0
@@ -383,12 +383,8 @@ def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: i
     """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
     a, m, values = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH)), np.empty((out.shape[1], WIDTH))
     for i0 in range(start, stop, WIDTH):
-        for l in range(WIDTH):
-            v = min(i0 + l, stop - 1)
-            for i in range(coef.shape[1]):
-                a[i, l] = coef[v, i]
-            for i in range(3):
-                m[i, l] = mu[v, i]
+        block_gather(coef, i0, stop, a)
+        block_gather(mu, i0, stop, m)
         scalars.nine_indices(rows(a, 0), rows(m, 0), t, rows(values, 0))
         for l in range(min(WIDTH, stop - i0)):
             for i in range(out.shape[1]):

@@ -154,6 +154,15 @@ def block_copy(source: Array, out: Array, count: int) -> None:
             b[r] = a[r]
 
 
+@kernel()
+def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
+    """Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before `stop` fills them up."""
+    for l in range(out.shape[1]):
+        v = min(first + l, stop - 1)
+        for i in range(values.shape[1]):
+            out[i, l] = values[v, i]
+
+
 class SparseMap(NamedTuple):
     """Sparse linear map between rows, out[r] = sum coef x[src], terms ptr[r] to ptr[r+1]; indices are unsigned."""
 

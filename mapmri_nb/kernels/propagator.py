@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ._jit import BLOCK_MATH, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import block_product, exp, log
+from .linalg import block_gather, block_product, exp, log
 from .ordering import frozen, hermite_to_monomial, index_table, monomials
 
 Array = NDArray[np.float64]
@@ -249,19 +249,17 @@ def radial_cosine_rows(
     size, count, B = 2 * K + 1, even.shape[0], np.ones(K + 1)
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    scales, a, result = np.empty((6, WIDTH)), np.empty((coef.shape[1], WIDTH)), np.empty((1, WIDTH))
+    here, there, result = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((1, WIDTH))
+    a = np.empty((coef.shape[1], WIDTH))
     O = np.empty((3, (degree + 1) * size, WIDTH))
     for first in range(start, stop, WIDTH):
-        for l in range(WIDTH):
-            v = min(first + l, stop - 1)
-            for n in range(coef.shape[1]):
-                a[n, l] = coef[v, n]
-            for i in range(3):
-                scales[i, l], scales[3 + i, l] = mu[v, i], target[v, i]
-        c, u, x, y, z = rows(a, 0), rows(scales, 0), rows(O[0], 0), rows(O[1], 0), rows(O[2], 0)
-        overlaps(u[0], u[3], degree, size, x)
-        overlaps(u[1], u[4], degree, size, y)
-        overlaps(u[2], u[5], degree, size, z)
+        block_gather(coef, first, stop, a)
+        block_gather(mu, first, stop, here)
+        block_gather(target, first, stop, there)
+        c, u, w, x, y, z = rows(a, 0), rows(here, 0), rows(there, 0), rows(O[0], 0), rows(O[1], 0), rows(O[2], 0)
+        overlaps(u[0], w[0], degree, size, x)
+        overlaps(u[1], w[1], degree, size, y)
+        overlaps(u[2], w[2], degree, size, z)
         norm, total, b = every(0.0), every(0.0), 1.0
         for n in range(coef.shape[1]):
             norm += c[n] * c[n]
