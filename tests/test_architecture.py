@@ -46,19 +46,6 @@ ONLY_IN = {
     "dipy": set(),
 }
 
-# Audit of fast mathematics: the files that use it, and which of the two sets of `_jit`. None of them may test NaN.
-FASTMATH = {
-    "kernels/batch.py": {"BLOCK_MATH"},
-    "kernels/gcv.py": {"BLOCK_MATH"},
-    "kernels/laplacian.py": {"BLOCK_MATH"},
-    "kernels/linalg.py": {"BLOCK_MATH", "CONTRACT"},
-    "kernels/moments.py": {"BLOCK_MATH"},
-    "kernels/propagator.py": {"BLOCK_MATH"},
-    "kernels/qp.py": {"BLOCK_MATH"},
-    "kernels/sdp.py": {"BLOCK_MATH"},
-    "kernels/rotation.py": {"BLOCK_MATH"},
-    "kernels/tensor.py": {"BLOCK_MATH"},
-}
 MOST_LINES_OF_A_FILE, MOST_LINES = 500, 8800  # docstrings and comments count; the plan said 5000 before formatting
 
 
@@ -169,24 +156,25 @@ def test_only_kernels_compile():
 
 
 def test_fastmath_audit():
-    used = {}
+    """CONTRACT is the one set of flags: nothing may reorder a sum (see `_jit`), and what tests NaN has none."""
+    used = set()
     for name, tree in TREES.items():
         for function, call in decorators(tree):
             flags = [ast.unparse(k.value) for k in call.keywords if k.arg == "fastmath"]
             flags += [ast.unparse(a) for a in call.args]
             if flags:
-                used.setdefault(name, set()).update(flags)
+                used.update(flags)
                 tests = attribute_calls(function, "isnan", "isfinite", "isinf")
                 tests += [ast.unparse(c) for c in ast.walk(function) if isinstance(c, ast.Compare)
                           and ast.unparse(c.left) == ast.unparse(c.comparators[0])]  # x != x  # fmt: skip
                 assert not tests, f"{name}: {function.name} has fast mathematics and tests NaN: {tests}"
-    assert used == FASTMATH
+    assert used == {"CONTRACT"}
 
 
-def test_no_flag_assumes_finite_numbers():
+def test_no_flag_reorders_or_assumes_finite_numbers():
     from mapmri_nb.kernels import _jit
 
-    assert not (_jit.BLOCK_MATH | _jit.CONTRACT) & {"fast", "nnan", "ninf", "afn"}
+    assert _jit.CONTRACT == {"contract"}
 
 
 def test_sizes():

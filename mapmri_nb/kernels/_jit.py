@@ -17,9 +17,10 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# Lanes are independent sums, so reassociation inside one lane never mixes voxels; NaN and inf keep their meaning.
-BLOCK_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
-CONTRACT = frozenset({"contract"})  # exp and log: reassociation would break their rounding trick
+# The one set of flags: a product and a sum may become one instruction. No flag lets the compiler reorder a sum. A kernel
+# has a copy in every caller's object, each is optimised anew, and a cold process may run another copy than a warm one:
+# with "reassoc" the copies add in different orders and the bits differ.
+CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 _PID = os.getpid()
 
@@ -68,7 +69,7 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division, cached on disk.
 
-    `fastmath` names LLVM flags (``BLOCK_MATH``, ``CONTRACT``); none by default, for code that tests NaN. No option
+    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No option
     comes from the environment, since the cache key ignores options. `inline` is for functions with one caller: they
     become part of it, under its flags, instead of being compiled twice.
     """

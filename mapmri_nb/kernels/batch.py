@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import frames, gcv, lanes, laplacian, moments, qp, scalars, sdp, tensor
-from ._jit import BLOCK_MATH, kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_gather, block_map
 
@@ -100,14 +100,13 @@ class Block:
         return self.lane[which : which + 1]
 
 
-@kernel(fastmath=BLOCK_MATH)
-def _tally(values: Array, weight: Array) -> tuple[float, int]:
-    """Sum of a voxel's samples (not finite where one of them is not), and how many are not positive or of weight 1."""
-    total, odd = 0.0, 0
+@kernel()
+def _odd(values: Array, weight: Array) -> int:
+    """How many samples of a voxel are not positive, not finite, or not of weight 1."""
+    odd = 0
     for k in range(values.size):
-        total += values[k]
-        odd += 1 - ((values[k] > 0.0) & (weight[k] == 1.0))
-    return total, odd
+        odd += 1 - ((values[k] > 0.0) & (values[k] < math.inf) & (weight[k] == 1.0))
+    return odd
 
 
 @kernel()
@@ -124,9 +123,8 @@ def load(
     for l in range(status.size):
         v = min(i0 + l, data.shape[0] - 1)
         values, weight = data[v], weights[min(v, weights.shape[0] - 1)]
-        total, odd = _tally(values, weight)
         lane[VALID, l], status[l] = n, 0
-        if odd == 0 and math.isfinite(total) and n >= needed:  # most voxels
+        if n >= needed and _odd(values, weight) == 0:  # most voxels
             for k in range(n):
                 y[k, l] = values[k]
                 w[k, l] = 1.0
@@ -156,7 +154,7 @@ def load(
     return plain
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -191,7 +189,7 @@ def cholesky_solve(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, 
             status[l] |= NO_ORIGIN
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def residuals(y: Array, w: Array, fitted: Array, lane: Array) -> None:
     """RMSE in the data's units and R2 over the valid samples, b0 included; `fitted` (n, V) is E."""
     n = y.shape[0]

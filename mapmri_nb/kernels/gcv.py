@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lanes, laplacian
-from ._jit import BLOCK_MATH, kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, copysign, every, pick, rows, sqrt
 from .linalg import block_copy, exp, log
 from .ordering import class_bounds
@@ -63,7 +63,7 @@ def workspace(n: int, V: int) -> Work:
 # ---- whitening and tridiagonalisation --------------------------------------------------------------------------------
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
     """C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <- C^-1 z."""
     for l in range(0, C.shape[1], WIDTH):
@@ -93,7 +93,7 @@ def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
                 x[i] = total * c[r + i]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def whiten(C: Array, t: GcvTables, W: Array) -> None:
     """
     W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
@@ -129,7 +129,7 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
                     w[r + j] = total * c[r + i]  # the diagonal is divided twice
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def tridiagonalise(W: Array, T: Array) -> None:
     """
     Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <- Q'T[2].
@@ -186,7 +186,7 @@ def tridiagonalise(W: Array, T: Array) -> None:
 # ---- the functional and its minimiser --------------------------------------------------------------------------------
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array) -> None:
     """
     GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out (1, V).
@@ -219,7 +219,7 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
         rows(out, l)[0] = rss / (free * free)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
     """Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w I)^-1 x."""
     for l in range(0, w.shape[1], WIDTH):

@@ -110,6 +110,13 @@ def pick(a: Any, b: Any, x: Any, y: Any) -> Any:
     return np.where(a > b, x, y).view(_Value)
 
 
+def total(x: Any) -> Any:
+    """The sum of all lanes, halves added until one number is left. Its rounding depends on WIDTH."""
+    while len(x) > 1:
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+    return float(x[0])
+
+
 def power_of_two(shifted: Any) -> Any:
     """2^k of lanes or a float, given k + 1.5 * 2^52, whose low bits hold k."""
     return np.exp2(shifted - 6755399441055744.0)
@@ -246,6 +253,23 @@ class _Every(AbstractTemplate):
 @lower_builtin(every, types.float64)
 def _lower_every(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return _spread(builder, args[0])
+
+
+@infer_global(total)
+class _Total(AbstractTemplate):
+    def generic(self, args: Any, kws: Any) -> Any:
+        return typing_signature(types.float64, _LANES) if args == (_LANES,) else None
+
+
+@lower_builtin(total, _LANES)
+def _lower_total(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    x, half, place = args[0], WIDTH // 2, ir.IntType(32)
+    while half:
+        lower, upper = (ir.Constant(ir.VectorType(place, half), [*range(k, k + half)]) for k in (0, half))
+        nothing = ir.Constant(x.type, ir.Undefined)
+        x = builder.fadd(builder.shuffle_vector(x, nothing, lower), builder.shuffle_vector(x, nothing, upper))
+        half //= 2
+    return builder.extract_element(x, ir.Constant(place, 0))
 
 
 @infer_global(rows)

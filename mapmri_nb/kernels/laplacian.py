@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel, plain
+from ._jit import CONTRACT, kernel, plain
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
 
@@ -74,7 +74,7 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
             out[b, a] = out[a, b]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def factors(mu: Array, f: Array) -> None:
     """Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over mu1 mu2 mu3."""
     for l in range(0, mu.shape[1], WIDTH):
@@ -101,7 +101,7 @@ def tables(order: int) -> LaplacianTables:
     return LaplacianTables(r, c, k, frozen(values[entry, factor]), t, p)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
     """G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`, weight (1, V)."""
     for l in range(0, f.shape[1], WIDTH):

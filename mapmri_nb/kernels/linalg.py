@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, CONTRACT, kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, every, fraction, octave, pick, power_of_two, rows, sqrt
 
 Array = NDArray[np.float64]
@@ -51,7 +51,7 @@ def log(x: float) -> float:
     return octave(x) * 0.6931471805599453 + 2.0 * (s + s * z * p)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_product(P: Array, X: Array, out: Array) -> None:
     """
     out = P @ X with V lanes, four rows at a time: some 90 % of the core's rate.
@@ -76,7 +76,7 @@ def pad4(a: Array) -> Array:
     return np.ascontiguousarray(np.pad(a, [(0, -len(a) % 4), (0, 0)]))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_cholesky(A: Array, n: int, pivot: Array) -> None:
     """
     Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
@@ -121,7 +121,7 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
         rows(pivot, l)[0] = smallest
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_backsolve(A: Array, n: int, out: Array) -> None:
     """Solve L' x = (row n of a `block_cholesky` factor) into the first n rows of out (.., V)."""
     for l in range(0, A.shape[1], WIDTH):
@@ -136,7 +136,7 @@ def block_backsolve(A: Array, n: int, out: Array) -> None:
                 x[j] -= a[r + j] * xi
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_set(out: Array, value: float) -> None:
     """Fill rows with a value (a whole-row assignment would compile string formatting, two seconds of it)."""
     for l in range(0, out.shape[1], WIDTH):
@@ -145,7 +145,7 @@ def block_set(out: Array, value: float) -> None:
             a[r] = every(value)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_copy(source: Array, out: Array, count: int) -> None:
     """Copy the first `count` rows."""
     for l in range(0, out.shape[1], WIDTH):
@@ -183,7 +183,7 @@ def sparse_map(dst: NDArray[np.int64], src: NDArray[np.int64], coef: Array, n_ro
     return SparseMap(ptr.astype(np.uint64), src[order].astype(np.uint64), np.ascontiguousarray(coef[order], np.float64))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def block_map(m: SparseMap, x: Array, out: Array) -> None:
     """Apply a SparseMap to V lanes."""
     for l in range(0, x.shape[1], WIDTH):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lanes, ordering
-from ._jit import BLOCK_MATH, kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, every, pick, rows
 from .linalg import SparseMap, block_map, block_product, block_set, exp, pad4, sparse_map
 from .rotation import Pairs, rotate, rotate_back, shear_pairs, skew_back, skew_moments
@@ -173,7 +173,7 @@ def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
-@kernel(fastmath=BLOCK_MATH, inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
     for l in range(0, D.shape[1], WIDTH):
@@ -185,7 +185,7 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
             out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
 
 
-@kernel(fastmath=BLOCK_MATH, inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
     for l in range(0, g.shape[1], WIDTH):
@@ -196,7 +196,7 @@ def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> N
             d[k] = x * b[k]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
     """Row axis (degree + 1) + k: (wave mu_axis)^k."""
     for l in range(0, mu.shape[1], WIDTH):
@@ -208,7 +208,7 @@ def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
                 total *= x
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -> None:
     """Multiply each monomial by its powers of the scales."""
     stride = np.uint64(degree + 1)
@@ -219,7 +219,7 @@ def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -
             m[r] *= p[a] * p[b] * p[c]
 
 
-@kernel(fastmath=BLOCK_MATH, inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array) -> None:
     """
     Rounding of M'M, relative to its largest entry, that rotated moments will have.
@@ -239,7 +239,7 @@ def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array
         rows(strain, l)[0] = total / rows(high, l)[0]
 
 
-@kernel(fastmath=BLOCK_MATH, inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, work: MomentWork) -> None:
     """Hermite moments straight from q in each voxel's frame, without cancellation, where `work.strain` asks for it."""
     stride = np.uint64(degree + 1)
@@ -279,7 +279,7 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, wor
             hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def normal_equations(
     t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: int,
     work: MomentWork, G: Array, rhs: Array,

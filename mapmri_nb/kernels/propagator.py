@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel, n_threads, spread
+from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp, log
 from .ordering import frozen, hermite_to_monomial, index_table, monomials
@@ -69,7 +69,7 @@ def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
     return PointTables(kind, s, frozen(table), frozen(cube), np.ones(order), np.zeros(order))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
     """x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K)."""
     p0, p1, p2 = points[0], points[1], points[2]
@@ -79,7 +79,7 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
             xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array) -> None:
     """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0; on the first axis n < `first`."""
     for i in range(3):
@@ -90,7 +90,7 @@ def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array)
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
     """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry of c is 0."""
     order, none = f.shape[1] - 1, c.size - 1
@@ -114,7 +114,7 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
             out[l] += inner[l] * f0[l]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> None:
     """Factor of each point x (3, L): exp(-|x|^2/2); for the ODF |x|^power, and x is normalised in place."""
     a, b, c = x[0], x[1], x[2]
@@ -131,7 +131,7 @@ def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> Non
             factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _coefficients(table: Array, a: Array, c: Array) -> None:
     """Set c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps it."""
     m = table.shape[1]
@@ -323,15 +323,14 @@ def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
     return frozen(tiles), frozen(weights.reshape(-1, LANES))
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _extremes(value: Array, weight: Array, state: Array) -> None:
-    """Add one voxel's values at a tile of points to its (smallest, largest, negative mass)."""
+    """Add one voxel's values at a tile of points (L,) to its smallest, largest and negative mass, (3, L)."""
     low, high, negative = state[0], state[1], state[2]
     for l in range(value.size):
-        low = min(low, value[l])
-        high = max(high, value[l])
-        negative -= weight[l] * min(value[l], 0.0)
-    state[0], state[1], state[2] = low, high, negative
+        low[l] = min(low[l], value[l])
+        high[l] = max(high[l], value[l])
+        negative[l] -= weight[l] * min(value[l], 0.0)
 
 
 @kernel()
@@ -346,19 +345,25 @@ def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array, start: 
     and the negative mass, the integral of max(-P, 0).
     """
     group = 48  # voxels that share one reading of the tiles
-    P, value, state = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2])), np.empty((group, 3))
+    P, value = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2]))
+    state = np.empty((group, 3, tiles.shape[2]))
     for first in range(start, stop, group):
         count = min(group, stop - first)
         for v in range(count):
             for n in range(coef.shape[1]):
                 P[v, n] = coef[first + v, n]
             for i in range(3):
-                state[v, i] = 0.0
+                for l in range(state.shape[2]):
+                    state[v, i, l] = 0.0
         for t in range(tiles.shape[0]):
             block_product(P, tiles[t], value)
             for v in range(count):
                 _extremes(value[v], weights[t], state[v])
         for v in range(count):
+            low = high = negative = 0.0
+            for l in range(state.shape[2]):
+                low, high = min(low, state[v, 0, l]), max(high, state[v, 1, l])
+                negative += state[v, 2, l]
             bad = math.isnan(P[v, 0])
-            out[first + v, 0] = math.nan if bad or state[v, 1] == 0.0 else state[v, 0] / state[v, 1]
-            out[first + v, 1] = math.nan if bad else state[v, 2]
+            out[first + v, 0] = math.nan if bad or high == 0.0 else low / high
+            out[first + v, 1] = math.nan if bad else negative

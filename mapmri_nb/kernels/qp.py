@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel
+from ._jit import CONTRACT, kernel
+from .lanes import WIDTH, every, rows, total
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -39,52 +40,60 @@ class GridRows(NamedTuple):
 class QpWork(NamedTuple):
     """Scratch of `solve` for n coefficients and m octant points; make it once per thread with `workspace`."""
 
-    J: Array  # (n, n) rows are the columns of L^-T Q, with H = LL' and Q orthogonal: J A' = [R; 0], A the active rows
+    J: Array  # (n, n padded by zeros to a multiple of WIDTH) rows are the columns of L^-T Q, with H = LL' and Q orthogonal: J A' = [R; 0], A the active rows
     R: Array  # (n, n) upper triangular
     upper: Array  # (n, n) H while it is being factored
     vectors: Array  # (6, n): d, z, r, row, w, multipliers
     sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
+    x: Array  # (n padded,) what J is multiplied with
+    tiles: Array  # J by pieces of WIDTH, (n padded / WIDTH times n, WIDTH)
+    x_tiles: Array  # x by pieces
 
 
 @kernel()
 def workspace(n: int, m: int) -> QpWork:
     """Scratch for n coefficients and m octant points."""
-    square = np.empty((3, n, n))
-    return QpWork(square[0], square[1], square[2], np.empty((6, n)), np.empty((4, m)), np.empty(n, np.int64))
+    pieces = (n + WIDTH - 1) // WIDTH
+    J, x, square = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH), np.empty((2, n, n))
+    tiles, x_tiles = J.reshape(n * pieces, WIDTH), x.reshape(pieces, WIDTH)
+    return QpWork(J, square[0], square[1], np.empty((6, n)), np.empty((4, m)), np.empty(n, np.int64), x, tiles, x_tiles)
 
 
-@kernel(fastmath=BLOCK_MATH)
-def _times(A: Array, x: Array, out: Array) -> None:
-    """out = A @ x."""
-    for i in range(A.shape[0]):
-        s = 0.0
-        for k in range(A.shape[1]):
-            s += A[i, k] * x[k]
-        out[i] = s
+@kernel(fastmath=CONTRACT)
+def _times(work: QpWork, x: Array, out: Array) -> None:
+    """out = J x, WIDTH products at a time."""
+    for k in range(x.size):
+        work.x[k] = x[k]
+    a, b, pieces = rows(work.tiles, 0), rows(work.x_tiles, 0), work.x_tiles.shape[0]
+    for i in range(x.size):
+        s = every(0.0)
+        for p in range(pieces):
+            s += a[i * pieces + p] * b[p]
+        out[i] = total(s)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     """out = sum of d_i A[i] over i >= first; returns the sum of d_i^2."""
-    total, last = 0.0, A.shape[0]
+    square, last = 0.0, A.shape[0]
     for k in range(out.size):
         out[k] = 0.0
     while first + 4 <= last:
         a, b, c, e = d[first], d[first + 1], d[first + 2], d[first + 3]
-        total += a * a + b * b + c * c + e * e
+        square += a * a + b * b + c * c + e * e
         for k in range(out.size):
             out[k] += a * A[first, k] + b * A[first + 1, k] + c * A[first + 2, k] + e * A[first + 3, k]
         first += 4
     for i in range(first, last):
         a = d[i]
-        total += a * a
+        square += a * a
         for k in range(out.size):
             out[k] += a * A[i, k]
-    return total
+    return square
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
     """J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot that is not > 0."""
     n = H.shape[0]
@@ -111,7 +120,7 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
     return True
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
     """The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K c."""
     values, order, sums = grid.values, grid.order, work.sums
@@ -160,7 +169,7 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _add(work: QpWork, q: int, p: int, free: float) -> None:
     """Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p is active."""
     J, d, z, w = work.J, work.vectors[0], work.vectors[1], work.vectors[4]
@@ -179,7 +188,7 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
     work.active[q] = p
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _drop(work: QpWork, l: int, q: int) -> None:
     """Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z follow."""
     J, R, d, z, u, active = work.J, work.R, work.vectors[0], work.vectors[1], work.vectors[5], work.active
@@ -196,7 +205,7 @@ def _drop(work: QpWork, l: int, q: int) -> None:
             R[j, k], R[j + 1, k] = c * f + s * h, c * h - s * f
         f, h = d[j], d[j + 1]
         d[j], d[j + 1] = c * f + s * h, c * h - s * f
-        for k in range(J.shape[1]):
+        for k in range(z.size):
             f, h = J[j, k], J[j + 1, k]
             J[j, k], J[j + 1, k] = c * f + s * h, c * h - s * f
     f = d[q - 1]
@@ -204,7 +213,7 @@ def _drop(work: QpWork, l: int, q: int) -> None:
         z[k] += f * J[q - 1, k]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _back(R: Array, q: int, b: Array, out: Array) -> None:
     """out[:q] = R^-1 b[:q]."""
     for i in range(q - 1, -1, -1):
@@ -222,7 +231,7 @@ def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, r
     Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the factors at hand.
     """
     d, z, r, row, w, u = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4], work.vectors[5]
-    _times(H, c, w)
+    _combine(H, NONE, c, w)
     most, least, drift, size = 0.0, 0.0, 0.0, 0.0
     for k in range(c.size):
         w[k] += ridge * c[k] - g[k]
@@ -236,8 +245,8 @@ def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, r
             r[j] += row[k] * c[k]
             w[k] -= u[j] * row[k]
     residual = abs(r[0]) - (least / most if most > 0.0 else 0.0)
-    _times(work.J, g, z)
-    _times(work.J, w, d)
+    _times(work, g, z)
+    _times(work, w, d)
     for k in range(c.size):
         drift += d[k] * d[k]
         size += z[k] * z[k]
@@ -281,7 +290,7 @@ def _pursue(
                 p, worst, peak = _worst(grid, c, work, q)
             _row(grid, p, row)
         mine, bound = 0.0, 1.0 if p < 0 else 0.0
-        _times(work.J, row, d)
+        _times(work, row, d)
         free = _combine(work.J, q, d, z)
         while True:  # until row p is met
             info[1] += 1.0
@@ -320,10 +329,10 @@ def _pursue(
 @kernel()
 def _ridge(H: Array) -> float:
     """What is added to the diagonal of H."""
-    total = 0.0
+    ridge = 0.0
     for i in range(H.shape[0]):
-        total += H[i, i] * RIDGE / H.shape[0]
-    return total
+        ridge += H[i, i] * RIDGE / H.shape[0]
+    return ridge
 
 
 @kernel(inline=True)
@@ -344,7 +353,7 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
     ridge = _ridge(H)
     if not _whiten(H, ridge, work.upper, work.J):
         return NOT_POSITIVE
-    _times(work.J, g, work.vectors[0])
+    _times(work, g, work.vectors[0])
     _combine(work.J, NONE, work.vectors[0], c)
     return _pursue(H, g, B, grid, ridge, max_iter, NONE, work, c, info)
 
@@ -357,7 +366,7 @@ def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
     With t = R^-T e_0 the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g); negative u leave.
     """
     R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
-    _times(work.J, g, d)
+    _times(work, g, d)
     worst = 1
     while worst > 0:
         for i in range(q):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel
+from ._jit import CONTRACT, kernel
 from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
 
 Array = NDArray[np.float64]
@@ -119,7 +119,7 @@ def workspace(n: int, m: int) -> Work:
     return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((6, 2, m, m)), small)
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def eliminate(A: Array, size: int, pivots: int) -> bool:
     """
     Eliminate the last `pivots` unknowns of symmetric A[:size, :size], lower triangle, in place: A = L'L from the end.
@@ -152,7 +152,7 @@ def eliminate(A: Array, size: int, pivots: int) -> bool:
     return True
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _solve_factored(L: Array, b: Array) -> None:
     """Solve L'L x = b in place."""
     for i in range(b.size - 1, -1, -1):
@@ -167,7 +167,7 @@ def _solve_factored(L: Array, b: Array) -> None:
         b[i] = s / row[i]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _product(X: Array, Y: Array, s: int, columns: int, out: Array) -> None:
     """Write X Y, s rows, s terms, `columns` columns."""
     for i in range(s):
@@ -196,7 +196,7 @@ def _invert(M: Array, s: int, A: Array, out: Array) -> bool:
     return True
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _moments(eta: Array, Z: Array, s: int, scaled: Array, out: Array) -> None:
     """Write Z diag(eta) Z'."""
     for i in range(s):
@@ -210,7 +210,7 @@ def _moments(eta: Array, Z: Array, s: int, scaled: Array, out: Array) -> None:
             out[i, j] = out[j, i] = v
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _add_values(U: Array, Z: Array, s: int, factor: float, out: Array) -> None:
     """Add factor z'Xz at the points, U = XZ."""
     for i in range(s):
@@ -219,7 +219,7 @@ def _add_values(U: Array, Z: Array, s: int, factor: float, out: Array) -> None:
             out[t] += factor * u[t] * z[t]
 
 
-@kernel(fastmath=BLOCK_MATH)
+@kernel(fastmath=CONTRACT)
 def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Array) -> None:
     """S_tu += (z_t'Q z_u) (z_t'W z_u) in the lower triangle, U = QZ, V = WZ."""
     for t in range(S.shape[0]):
