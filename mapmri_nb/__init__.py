@@ -1,27 +1,80 @@
-"""MAP-MRI in Numba: mean apparent propagator fits, indices, ODFs and positivity for diffusion MRI."""
+"""
+MAP-MRI in Numba: mean apparent propagator fits, indices, ODFs and positivity for diffusion MRI.
+"""
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["INDICES", "GradientTable", "MapmriFit", "MapmriModel", "Status", "load_fit"]
 
-from .fit import MapmriFit, Status
+from .fit import MapmriFit
 from .gradients import GradientTable
 from .indices import INDICES
 from .model import MapmriModel
+from .status import Status
 
-_ROOMS = ("dipy", "directions", "distributed", "io", "plot", "report", "uncertainty")  # loaded when first named
+# Rooms that load when first named: name here, module.
+_ROOMS = {"dipy": "dipy"} | {
+    name: f"use.{name}"
+    for name in (
+        "cli",
+        "directions",
+        "distributed",
+        "io",
+        "plot",
+        "report",
+        "stream",
+        "uncertainty",
+    )
+}
 
-if TYPE_CHECKING:
-    from .io import load_fit
+if TYPE_CHECKING:  # an unknown name is then an error of the type checker
+    from . import dipy as dipy
+    from .use import cli as cli
+    from .use import directions as directions
+    from .use import distributed as distributed
+    from .use import io as io
+    from .use import plot as plot
+    from .use import report as report
+    from .use import stream as stream
+    from .use import uncertainty as uncertainty
+    from .use.io import load_fit
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "load_fit":  # nibabel loads where it is used
+            return importlib.import_module(f"{__name__}.use.io").load_fit
+        if name in _ROOMS:
+            return importlib.import_module(f"{__name__}.{_ROOMS[name]}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load_fit":  # nibabel loads where it is used
-        from .io import load_fit
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS, "__version__"])
 
-        return load_fit
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+class _Rooms(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets ``import mapmri_nb.io`` find the one module ``mapmri_nb.use.io``."""
+
+    def find_spec(
+        self, name: str, path: Any, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package, _, room = name.rpartition(".")
+        found = package == __name__ and _ROOMS.get(room, room) != room
+        return importlib.machinery.ModuleSpec(name, self) if found else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        self.module = importlib.import_module(f"{__name__}.{_ROOMS[spec.name.rpartition('.')[2]]}")
+        self.own = self.module.__spec__
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.own  # the import system has put the other name there
+
+
+sys.meta_path.append(_Rooms())

@@ -1,8 +1,10 @@
 """
-Drop-in for DIPY's MAP-MRI: ``from mapmri_nb.dipy import MapmriModel`` in place of ``from dipy.reconst.mapmri``.
+Drop-in for DIPY's MAP-MRI: ``from mapmri_nb.dipy import MapmriModel`` in place of ``from
+dipy.reconst.mapmri``.
 
-Arguments, defaults, attributes, units and return values are those of DIPY 1.12, on its gradient tables and spheres;
-DIPY itself is not needed. Numbers agree where DIPY's are right; the README lists where they differ and why.
+Arguments, defaults, attributes, units and return values are those of DIPY 1.12, on its gradient
+tables and spheres; DIPY itself is not needed. Numbers agree where DIPY's are right; the README
+lists where they differ and why.
 """
 
 from __future__ import annotations
@@ -17,20 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import directions
 from . import fit as core_fit
 from . import model as core_model
-from .fit import Status
 from .gradients import GradientTable
 from .kernels import batch, laplacian, ordering, propagator, qp
 from .kernels.hermite import propagator_rows
 from .positivity import Grid, GridSolver, ball_grid
+from .status import Status
+from .use import directions
 
 Array = NDArray[np.float64]
 
 TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
-# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016, Eq. 11-13]
+# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016,
+# Eq. 11-13]
 LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
     "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
     "T_mat": (laplacian.second_moment, -2 * math.pi**1.5),
@@ -46,13 +49,16 @@ class MapmriModel:
     ----------
     gtab : gradient table of DIPY or of this package, with at least one b0.
     radial_order : even, 0 to 10.
-    laplacian_regularization, laplacian_weighting : whether, and the weight in 1/mm, "GCV", or weights to choose from.
-    positivity_constraint, global_constraints : P >= 0 at points, or everywhere (both bases, with the Laplacian too).
+    laplacian_regularization, laplacian_weighting : whether, and the weight in 1/mm, "GCV", or
+        weights to choose from.
+    positivity_constraint, global_constraints : P >= 0 at points, or everywhere (both bases, with
+        the Laplacian too).
     pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive".
     anisotropic_scaling : the anisotropic basis, or else the isotropic one.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     bval_threshold : s/mm^2, volumes strictly below it make the scale tensor.
-    dti_scale_estimation, static_diffusivity : for the isotropic basis: the scale from the tensor, or from this, mm^2/s.
+    dti_scale_estimation, static_diffusivity : for the isotropic basis: the scale from the tensor,
+        or from this, mm^2/s.
     cvxpy_solver : ignored, with a warning.
     dipy_compat : return DIPY's own (wrong) QIV, NG_par and NG_perp.
     """
@@ -66,11 +72,23 @@ class MapmriModel:
         dipy_compat: bool = False,
     ) -> None:  # fmt: skip
         self.gtab, self.radial_order = gtab, radial_order
-        self.laplacian_regularization, self.laplacian_weighting = laplacian_regularization, laplacian_weighting
-        self.positivity_constraint, self.global_constraints = positivity_constraint, global_constraints
+        self.laplacian_regularization, self.laplacian_weighting = (
+            laplacian_regularization,
+            laplacian_weighting,
+        )
+        self.positivity_constraint, self.global_constraints = (
+            positivity_constraint,
+            global_constraints,
+        )
         self.pos_grid, self.pos_radius = pos_grid, pos_radius
-        self.anisotropic_scaling, self.eigenvalue_threshold = anisotropic_scaling, eigenvalue_threshold
-        self.dti_scale_estimation, self.static_diffusivity = dti_scale_estimation, static_diffusivity
+        self.anisotropic_scaling, self.eigenvalue_threshold = (
+            anisotropic_scaling,
+            eigenvalue_threshold,
+        )
+        self.dti_scale_estimation, self.static_diffusivity = (
+            dti_scale_estimation,
+            static_diffusivity,
+        )
         self.cvxpy_solver, self.dipy_compat = cvxpy_solver, dipy_compat
         self.bval_threshold = np.inf if bval_threshold is None else bval_threshold
         if cvxpy_solver is not None:
@@ -80,7 +98,9 @@ class MapmriModel:
         taus = _taus(gtab)
         self.deltas_given = taus is not None
         if taus is None:
-            _warn("gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices have no true units")
+            _warn(
+                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices have no true units"
+            )
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
         self._core = _Core(
@@ -88,19 +108,34 @@ class MapmriModel:
             radial_order,
             basis="anisotropic" if anisotropic_scaling else "isotropic",
             laplacian=weights if laplacian_regularization else None,  # type: ignore[arg-type]  # checked there
-            positivity=("global" if global_constraints else "grid") if positivity_constraint else None,
-            bval_threshold=None if self.bval_threshold == np.inf else float(np.nextafter(self.bval_threshold, 0.0)),
+            positivity=("global" if global_constraints else "grid")
+            if positivity_constraint
+            else None,
+            bval_threshold=None
+            if self.bval_threshold == np.inf
+            else float(np.nextafter(self.bval_threshold, 0.0)),
             eigenvalue_threshold=eigenvalue_threshold,
-            static_diffusivity=None if anisotropic_scaling or dti_scale_estimation else static_diffusivity,
+            static_diffusivity=None
+            if anisotropic_scaling or dti_scale_estimation
+            else static_diffusivity,
         )
         if self._core.positivity == "grid":
             self._core._solve = _Ball(radial_order, pos_grid, pos_radius)
         self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < self.bval_threshold
-        self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(radial_order)
-        self.Bm = ordering.origin_values(self.ind_mat) if anisotropic_scaling else ordering.iso_origin_values(radial_order)
+        self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(
+            radial_order
+        )
+        self.Bm = (
+            ordering.origin_values(self.ind_mat)
+            if anisotropic_scaling
+            else ordering.iso_origin_values(radial_order)
+        )
 
     def __getattr__(self, name: str) -> Array:
-        """DIPY's constants of the Laplacian at unit scales: S_mat, T_mat, U_mat (order + 1, order + 1), laplacian_matrix."""
+        """
+        DIPY's constants of the Laplacian at unit scales: S_mat, T_mat, U_mat (order + 1, order +
+        1), laplacian_matrix.
+        """
         order = self.__dict__.get("radial_order", -1)
         if name == "laplacian_matrix":
             L = np.empty((ordering.n_coef(order), ordering.n_coef(order)))
@@ -110,17 +145,22 @@ class MapmriModel:
         if name not in LAPLACIAN_PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         part, factor = LAPLACIAN_PARTS[name]
-        return np.array([[(-1) ** n * factor * part(n, m) for m in range(order + 1)] for n in range(order + 1)])
+        return np.array(
+            [[(-1) ** n * factor * part(n, m) for m in range(order + 1)] for n in range(order + 1)]
+        )
 
     def fit(self, data: Any, mask: ArrayLike | None = None, **kwargs: Any) -> MapmriFit:
         """
         Fit every voxel of data (..., n), of a mask (...) if given.
 
-        ``verbose`` shows a bar and ``n_jobs`` sets the threads; DIPY's other options of parallel fits change nothing.
+        ``verbose`` shows a bar and ``n_jobs`` sets the threads; DIPY's other options of parallel
+        fits change nothing.
         """
         threads = max(int(kwargs.get("n_jobs") or 0), 0) or None  # -1: all
         mask = None if len(np.shape(data)) == 1 else mask
-        return MapmriFit(self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose"))))
+        return MapmriFit(
+            self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose")))
+        )
 
 
 def _map(attribute: str, doc: str) -> property:
@@ -137,10 +177,12 @@ def _index(name: str, doc: str) -> Callable[[Any], Any]:
 
 class MapmriFit:
     """
-    A fit with the interface of DIPY's MapmriFit (one voxel, shape ()) and MultiVoxelFit (volumes of its `shape`).
+    A fit with the interface of DIPY's MapmriFit (one voxel, shape ()) and MultiVoxelFit (volumes of
+    its `shape`).
 
-    Outside the mask maps are 0. ``fit[index]`` is the fit of a part; of one voxel outside the mask it is None. A voxel
-    that could not be fitted is NaN, with an `errorcode` of 1, or 2 where the positive fit did not converge.
+    Outside the mask maps are 0. ``fit[index]`` is the fit of a part; of one voxel outside the mask
+    it is None. A voxel that could not be fitted is NaN, with an `errorcode` of 1, or 2 where the
+    positive fit did not converge.
     """
 
     def __init__(self, model: MapmriModel, fit: core_fit.MapmriFit) -> None:
@@ -157,7 +199,9 @@ class MapmriFit:
             return None
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
-        return MapmriFit(self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab))
+        return MapmriFit(
+            self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab)
+        )
 
     def _rows(self, rows: NDArray[Any]) -> Any:
         """A volume of rows over the mask, zeros outside; of a single voxel its own row."""
@@ -170,19 +214,32 @@ class MapmriFit:
 
     @property
     def errorcode(self) -> Any:
-        """0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge."""
-        no_fit, not_converged = (self._fit.status & int(flag) != 0 for flag in (Status.NO_FIT, Status.NOT_CONVERGED))
+        """
+        0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge.
+        """
+        no_fit, not_converged = (
+            self._fit.status & int(flag) != 0 for flag in (Status.NO_FIT, Status.NOT_CONVERGED)
+        )
         return self._rows(no_fit + 1 * not_converged)
 
     def odf(self, sphere: Any, s: float = 2) -> Any:
-        """ODF (..., K) at the vertices of a sphere, radial moment s, mm^s [Ozarslan 2013, Eq. 32]."""
+        """
+        ODF (..., K) at the vertices of a sphere, radial moment s, mm^s [Ozarslan 2013, Eq. 32].
+        """
         return self._rows(self._fit.odf_field(s)(getattr(sphere, "vertices", sphere)))
 
     def odf_sh(self, s: float = 2) -> Any:
-        """Isotropic basis: the ODF's harmonics up to the radial order, legacy descoteaux07 [Fick 2016, Eq. C8]."""
+        """
+        Isotropic basis: the ODF's harmonics up to the radial order, legacy descoteaux07 [Fick 2016,
+        Eq. C8].
+        """
         if self.model.anisotropic_scaling:
-            raise ValueError("odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both bases")
-        return self._rows(directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy"))
+            raise ValueError(
+                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both bases"
+            )
+        return self._rows(
+            directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy")
+        )
 
     rtop = _index("rtop", "Return-to-origin probability (...), 1/mm^3.")
     rtap = _index("rtap", "Return-to-axis probability (...), 1/mm^2.")
@@ -191,16 +248,28 @@ class MapmriFit:
     norm_of_laplacian_signal = _index("lapnorm", "Norm of the Laplacian of the signal (...), mm.")
 
     def qiv(self) -> Any:
-        """Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: the sum of reciprocals)."""
+        """
+        Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: the sum of reciprocals).
+        """
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows("qiv"))
         sel = self.model.Bm > 0
-        n, B, mu, coef = self.model.ind_mat[sel], self.model.Bm[sel], self._fit.mu, self._fit.coef[:, sel]
+        n, B, mu, coef = (
+            self.model.ind_mat[sel],
+            self.model.Bm[sel],
+            self._fit.mu,
+            self._fit.coef[:, sel],
+        )
         if self.model.anisotropic_scaling:
             terms = (-1.0) ** (n.sum(1) // 2) * B * ((1 + 2 * n) @ (mu**-2.0).T).T
             terms = terms / (4 * math.pi**2 * math.sqrt(8 * math.pi**3) * mu.prod(1))[:, None]
         else:
-            terms = (-1.0) ** (n[:, 0] - 1) * (4 * n[:, 0] - 1) * B / (8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5)
+            terms = (
+                (-1.0) ** (n[:, 0] - 1)
+                * (4 * n[:, 0] - 1)
+                * B
+                / (8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5)
+            )
         return self._rows((coef / terms).sum(1))
 
     def ng(self) -> Any:
@@ -209,29 +278,46 @@ class MapmriFit:
         return self._rows(self._fit.index_rows("ng"))
 
     def ng_parallel(self) -> Any:
-        """Non-Gaussianity along e1: its section's coefficients are summed, then squared (DIPY: squared, then summed)."""
+        """
+        Non-Gaussianity along e1: its section's coefficients are summed, then squared (DIPY:
+        squared, then summed).
+        """
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_par", n2, n3, n1 == 0)
 
     def ng_perpendicular(self) -> Any:
-        """Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out, and squares before it sums)."""
+        """
+        Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out, and squares before
+        it sums).
+        """
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_perp", np.where(n2 % 2 + n3 % 2 == 0, n1, 1), 0 * n1, n2 + n3 == 0)
 
-    def _section(self, name: str, first: NDArray[Any], second: NDArray[Any], gaussian: NDArray[np.bool_]) -> Any:
-        """The index, or DIPY's: weights from the two orders that the section integrates over, 0 where one is odd."""
+    def _section(
+        self, name: str, first: NDArray[Any], second: NDArray[Any], gaussian: NDArray[np.bool_]
+    ) -> Any:
+        """
+        The index, or DIPY's: weights from the two orders that the section integrates over, 0 where
+        one is odd.
+        """
         self._check_non_gaussianity()
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows(name))
-        at_origin = np.array([0.0 if n % 2 else ordering.axis_origin_value(n) for n in range(self.radial_order + 1)])
+        at_origin = np.array(
+            [0.0 if n % 2 else ordering.axis_origin_value(n) for n in range(self.radial_order + 1)]
+        )
         square = (self._fit.coef * at_origin[first] * at_origin[second]) ** 2
         return self._rows(np.sqrt(square[:, ~gaussian].sum(1) / square.sum(1)))
 
     def _check_non_gaussianity(self) -> None:
         if self.model.bval_threshold > 2000.0:
-            _warn("model bval_threshold must be lower than 2000 for the non-Gaussianity to be physically meaningful")
+            _warn(
+                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be physically meaningful"
+            )
         if not self.model.anisotropic_scaling:
-            raise ValueError("non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves both bases")
+            raise ValueError(
+                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves both bases"
+            )
 
     def fitted_signal(self, gtab: Any = None) -> Any:
         """E (..., n) at the model's gradient table or another one."""
@@ -243,13 +329,19 @@ class MapmriFit:
 
         Parameters
         ----------
-        qvals_or_gtab : q-vectors (K, 3) in 1/mm, or a gradient table, whose own deltas (if it has any) are used.
-        S0 : number, or array of the fit's `shape` (with or without a last axis K); default 100 of one voxel, 1 of many.
+        qvals_or_gtab : q-vectors (K, 3) in 1/mm, or a gradient table, whose own deltas (if it has
+            any) are used.
+        S0 : number, or array of the fit's `shape` (with or without a last axis K); default 100 of
+            one voxel, 1 of many.
         """
         table, q = qvals_or_gtab, qvals_or_gtab
         if not isinstance(table, np.ndarray):
             own = _taus(table) if self.model.deltas_given else None
-            q = np.sqrt(table.bvals / (self.model.tau if own is None else own))[:, None] / (2 * np.pi) * table.bvecs
+            q = (
+                np.sqrt(table.bvals / (self.model.tau if own is None else own))[:, None]
+                / (2 * np.pi)
+                * table.bvecs
+            )
         tables = propagator.point_tables(self.radial_order, propagator.SIGNAL)
         coef, q = self._fit.hermite_coef(), np.ascontiguousarray(q, dtype=np.float64)
         signal = propagator.values_at(coef, self._fit.mu, self._fit.R, q, tables)
@@ -281,22 +373,33 @@ class _Ball(GridSolver):
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
         adaptive = pos_radius == "adaptive"
-        if not adaptive and (isinstance(pos_radius, str) or pos_radius is None or not float(pos_radius) > 0):
-            raise ValueError(f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}")
+        if not adaptive and (
+            isinstance(pos_radius, str) or pos_radius is None or not float(pos_radius) > 0
+        ):
+            raise ValueError(
+                f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}"
+            )
         self.radius = 0.0 if adaptive else float(pos_radius)
         self.points = ball_grid(order, np.ones(3), int(pos_grid), 1.0).points
 
     def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
         place = ordering.class_permutation(self.order).copy()  # the kernel takes writable arrays
-        bounds, K = ordering.class_bounds(self.order).copy(), np.empty((len(self.points), len(place)))
+        bounds, K = (
+            ordering.class_bounds(self.order).copy(),
+            np.empty((len(self.points), len(place))),
+        )
         for l in range(count):
             if not k.status[l] & batch.NO_FIT:
                 r = self.points * (self.radius or 5**0.5 * k.mu_tensor[:, l].max())
-                propagator_rows(r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K)
+                propagator_rows(
+                    r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K
+                )
                 K += SLACK * self.B
                 K /= np.linalg.norm(K, axis=1)[:, None]
                 octant = np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T)
-                self._lanes(plan, k, Grid(r, K, qp.GridRows(octant, place, bounds)), slice(l, l + 1))
+                self._lanes(
+                    plan, k, Grid(r, K, qp.GridRows(octant, place, bounds)), slice(l, l + 1)
+                )
 
 
 def _warn(message: str) -> None:
@@ -318,13 +421,22 @@ def _taus(gtab: Any) -> Array | None:
 
 
 def _table(gtab: Any, taus: Array) -> GradientTable:
-    """A table of this package; a diffusion time above 1 s, refused elsewhere, is taken as DIPY takes it."""
+    """
+    A table of this package; a diffusion time above 1 s, refused elsewhere, is taken as DIPY takes
+    it.
+    """
     if isinstance(gtab, GradientTable):
         return gtab
     unit = max(float(taus.max()), 1.0)
     table = GradientTable.of(gtab, tau=taus / unit)
     if unit > 1.0:
-        _warn(f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds")
-        table.taus, table.qvals, table.qvecs = table.taus * unit, table.qvals / unit**0.5, table.qvecs / unit**0.5
+        _warn(
+            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds"
+        )
+        table.taus, table.qvals, table.qvecs = (
+            table.taus * unit,
+            table.qvals / unit**0.5,
+            table.qvecs / unit**0.5,
+        )
         table._timing["tau"] = table.taus
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,53 +15,25 @@ from .kernels import batch, frames, moments, ordering, propagator, scalars, tens
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
+from .status import Status as Status
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from . import directions, sos
+    from . import sos
+    from .use import directions
 
 Array = NDArray[np.float64]
 
 
-class Status(enum.IntFlag):
-    """What happened in a voxel (`MEANING` says it in words); any of NO_FIT means that every map is NaN there."""
-
-    OK = 0
-    FLOOR = batch.FLOOR
-    DROPPED = batch.DROPPED
-    RTOP_NOT_POSITIVE = batch.RTOP_NOT_POSITIVE
-    WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND
-    BY_OSQP = batch.BY_OSQP
-    SHIFTED = batch.SHIFTED
-    OUTSIDE = 128  # of the mask: in volumes only
-    NO_SIGNAL = batch.NO_SIGNAL
-    TOO_FEW = batch.TOO_FEW
-    NOT_DEFINITE = batch.NOT_DEFINITE
-    NO_ORIGIN = batch.NO_ORIGIN
-    NOT_CONVERGED = batch.NOT_CONVERGED
-    NO_FIT = batch.NO_FIT
-
-
-MEANING = {
-    Status.FLOOR: "an eigenvalue of the scale tensor was raised to the floor",
-    Status.DROPPED: "samples were missing, had weight 0, or were not positive (left out of the tensor's logarithm)",
-    Status.RTOP_NOT_POSITIVE: "RTOP is not positive",
-    Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
-    Status.BY_OSQP: "answered by OSQP after the compiled solver",
-    Status.SHIFTED: "certified positive after a shift within rounding",
-    Status.OUTSIDE: "outside the mask",
-    Status.NO_SIGNAL: "no fit: no usable signal",
-    Status.TOO_FEW: "no fit: too few valid samples",
-    Status.NOT_DEFINITE: "no fit: normal equations not positive definite",
-    Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",
-    Status.NOT_CONVERGED: "no fit: the solver did not converge",
-}
-
-
 def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
-    rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu, "mu_tensor": out.mu_tensor, "R": out.R}
+    rows: dict[str, NDArray[Any]] = {
+        "coef": out.coef,
+        "mu": out.mu,
+        "mu_tensor": out.mu_tensor,
+        "R": out.R,
+    }
     for name, column in LANE_COLUMNS.items():
         rows[name] = np.ascontiguousarray(out.lane[:, column])
     return rows | {"status": out.status}
@@ -101,13 +72,16 @@ class MapmriFit:
 
     Attributes
     ----------
-    coef : (V, n) in DIPY's order: anisotropic, in the frame R at scales mu; isotropic, in the b-vectors' frame.
-    mu : (V, 3) mm, scales of the basis ((u0, u0, u0) when isotropic). mu_tensor : (V, 3) mm, the tensor's.
+    coef : (V, n) in DIPY's order: anisotropic, in the frame R at scales mu; isotropic, in the
+        b-vectors' frame.
+    mu : (V, 3) mm, scales of the basis ((u0, u0, u0) when isotropic). mu_tensor : (V, 3) mm, the
+        tensor's.
     R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None.
     S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
 
-    Methods return volumes of the mask's shape, NaN outside it and where the status says there is no fit.
+    Methods return volumes of the mask's shape, NaN outside it and where the status says there is no
+    fit.
     """
 
     coef: Array
@@ -119,7 +93,11 @@ class MapmriFit:
     status: NDArray[np.int64]
 
     def __init__(
-        self, rows: dict[str, NDArray[Any]], mask: NDArray[np.bool_], options: dict[str, Any], gtab: GradientTable
+        self,
+        rows: dict[str, NDArray[Any]],
+        mask: NDArray[np.bool_],
+        options: dict[str, Any],
+        gtab: GradientTable,
     ) -> None:
         self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
         for name in ATTRIBUTES:
@@ -156,15 +134,24 @@ class MapmriFit:
         return self._hermite
 
     def index_rows(self, name: str) -> Array:
-        """An index by its name in `INDICES` as rows (V,); KeyError for another name, ValueError where it has no meaning."""
+        """
+        An index by its name in `INDICES` as rows (V,); KeyError for another name, ValueError where
+        it has no meaning.
+        """
         if name not in INDICES:
             raise KeyError(f"name: {name!r} is none of {', '.join(INDICES)}")
         if self.isotropic and name in ANISOTROPIC_ONLY:
-            raise ValueError(f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'")
-        if name == "ng" and self.isotropic:  # to the tensor's Gaussian, which is not the basis' own first function
+            raise ValueError(
+                f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
+            )
+        if (
+            name == "ng" and self.isotropic
+        ):  # to the tensor's Gaussian, which is not the basis' own first function
             return _sine(self._radial_cosine(self.mu_tensor, 0))
         if name in ("pa", "pa_dti"):
-            return propagator.propagator_anisotropy(self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine())
+            return propagator.propagator_anisotropy(
+                self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine()
+            )
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
@@ -178,13 +165,24 @@ class MapmriFit:
         return self.volume(self.index_rows(name))
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
-    rtap = _accessor("rtap", "Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40].")
-    rtpp = _accessor("rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42].")
+    rtap = _accessor(
+        "rtap", "Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40]."
+    )
+    rtpp = _accessor(
+        "rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42]."
+    )
     msd = _accessor("msd", "Mean squared displacement, mm^2 [Fick 2016, Eq. D1].")
-    qiv = _accessor("qiv", "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum.")
+    qiv = _accessor(
+        "qiv",
+        "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum.",
+    )
     lapnorm = _accessor("lapnorm", "Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10].")
-    ng_par = _accessor("ng_par", "Non-Gaussianity of the section along e1, 0 to 1; anisotropic basis only.")
-    ng_perp = _accessor("ng_perp", "Non-Gaussianity of the section normal to e1, 0 to 1; anisotropic basis only.")
+    ng_par = _accessor(
+        "ng_par", "Non-Gaussianity of the section along e1, 0 to 1; anisotropic basis only."
+    )
+    ng_perp = _accessor(
+        "ng_perp", "Non-Gaussianity of the section normal to e1, 0 to 1; anisotropic basis only."
+    )
     pa_dti = _accessor("pa_dti", "Propagator anisotropy of the scale tensor alone, 0 to 1.")
 
     def rmse(self) -> Array:
@@ -197,18 +195,31 @@ class MapmriFit:
 
     def ng(self) -> Array:
         """
-        Non-Gaussianity, 0 to 1: the sine of the L2 angle between P and the tensor's Gaussian [Ozarslan 2013, Eq. 58].
+        Non-Gaussianity, 0 to 1: the sine of the L2 angle between P and the tensor's Gaussian
+        [Ozarslan 2013, Eq. 58].
 
-        Meaningful only where the scale tensor was fitted on b <~ 2000 s/mm^2. For the isotropic basis the angle is to the
-        tensor's Gaussian too, by overlaps, not to the basis' own first function.
+        Meaningful only where the scale tensor was fitted on b <~ 2000 s/mm^2. For the isotropic
+        basis the angle is to the tensor's Gaussian too, by overlaps, not to the basis' own first
+        function.
         """
         return self.index("ng")
 
     def _radial_cosine(self, target: Array, K: int) -> Array:
-        """cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales `target` (V, 3)."""
+        """
+        cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales
+        `target` (V, 3).
+        """
         out = np.empty(len(self.coef))
         coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
-        call = partial(propagator.radial_cosine_rows, coef, mu, target, propagator.even_table(self.order), K, out)
+        call = partial(
+            propagator.radial_cosine_rows,
+            coef,
+            mu,
+            target,
+            propagator.even_table(self.order),
+            K,
+            out,
+        )
         spread(call, len(out), batch.LANES, n_threads(None))
         return out
 
@@ -229,30 +240,45 @@ class MapmriFit:
         return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
 
     def theta_po(self, K: int = RADIAL) -> Array:
-        """Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1 radial functions."""
+        """
+        Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1
+        radial functions.
+        """
         return self.volume(np.arcsin(_sine(self._po_cosine(K))))
 
     def theta_dti(self) -> Array:
-        """The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over the tensor."""
+        """
+        The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over
+        the tensor.
+        """
         return self.volume(np.arcsin(_sine(self._dti_cosine())))
 
     def pa(self, K: int = RADIAL) -> Array:
-        """Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the counterpart."""
+        """
+        Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the
+        counterpart.
+        """
         return self.volume(propagator.propagator_anisotropy(self._po_cosine(K)))
 
     def negative(self) -> tuple[Array, Array]:
-        """Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
+        """
+        Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid.
+        """
         tiles, weights = propagator.dense_grid(self.order)
         out = np.empty((len(self.coef), 2))
-        call = partial(propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out)
+        call = partial(
+            propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out
+        )
         spread(call, len(out), batch.LANES, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 
     def certificate(self) -> sos.Certificate:
         """
-        Proofs that propagators are nonnegative everywhere, as rows over the mask; see `sos.certify`.
+        Proofs that propagators are nonnegative everywhere, as rows over the mask; see
+        `sos.certify`.
 
-        A fit with positivity="global" carries its own; any other is projected on the cone of sums of squares.
+        A fit with positivity="global" carries its own; any other is projected on the cone of sums
+        of squares.
         """
         from . import sos
 
@@ -260,13 +286,14 @@ class MapmriFit:
 
     def odf_field(self, s: float = 2) -> directions.OdfField:
         """The ODF as a function of direction, for `directions.peaks`, `gfa` and `odf_sh`."""
-        from . import directions
+        from .use import directions
 
         return directions.OdfField(self.hermite_coef(), self.mu, self.R, self.order, s)
 
     def odf(self, vectors: ArrayLike, s: float = 2) -> Array:
         """
-        Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq. 32-35].
+        Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq.
+        32-35].
 
         Parameters
         ----------
@@ -276,23 +303,31 @@ class MapmriFit:
         return self.volume(self.odf_field(s)(getattr(vectors, "vertices", vectors)))
 
     def odf_sh(self, s: float = 2, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
-        """The ODF in spherical harmonics (*mask.shape, n_sh), in the frame of the b-vectors; see `directions.odf_sh`."""
-        from . import directions
+        """
+        The ODF in spherical harmonics (*mask.shape, n_sh), in the frame of the b-vectors; see
+        `directions.odf_sh`.
+        """
+        from .use import directions
 
         return self.volume(directions.odf_sh(self.odf_field(s), sh_order, sh_basis))
 
     def peaks(self, s: float = 2, **kwargs: Any) -> tuple[Array, Array]:
         """Peaks of the ODF: directions (*mask.shape, n, 3) and values; see `directions.peaks`."""
-        from . import directions
+        from .use import directions
 
         vectors, values = directions.peaks(self.odf_field(s), **kwargs)
         return self.volume(vectors), self.volume(values)
 
     def pdf(self, points: ArrayLike) -> Array:
-        """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors."""
-        from .directions import check_points
+        """
+        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors.
+        """
+        from .use.directions import check_points
 
-        r, tables = check_points("points", points), propagator.point_tables(self.order, propagator.PROPAGATOR)
+        r, tables = (
+            check_points("points", points),
+            propagator.point_tables(self.order, propagator.PROPAGATOR),
+        )
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
@@ -301,7 +336,8 @@ class MapmriFit:
 
         Parameters
         ----------
-        gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev` applies it to either.
+        gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev`
+            applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
@@ -314,11 +350,13 @@ class MapmriFit:
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
         if scale.shape not in ((), self.S0.shape):
-            raise ValueError(f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}")
+            raise ValueError(
+                f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}"
+            )
         return self.volume(out * scale[..., None])
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
-        from . import io
+        from .use import io
 
         io.save_fit(self, folder, **kwargs)

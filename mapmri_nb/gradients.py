@@ -1,4 +1,7 @@
-"""Gradient tables: b, directions and pulse timing, from arrays, FSL, MRtrix and BIDS files, checked once."""
+"""
+Gradient tables: b, directions and pulse timing, from arrays, FSL, MRtrix and BIDS files, checked
+once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ Array = NDArray[np.float64]
 File = str | PathLike[str]
 
 LENGTH_TOLERANCE = 0.01  # a direction further than this from length 1 is a mistake, not rounding
-UNIT_ROUNDING = 1e-14  # rows this close to length 1 stay as they are, so that a saved table reloads bit for bit
+UNIT_ROUNDING = (
+    1e-14  # rows this close to length 1 stay as they are, so that a saved table reloads bit for bit
+)
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
 
@@ -29,23 +34,27 @@ class GradientTable:
     Parameters
     ----------
     bvals : (n,) b-values in s/mm2.
-    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` may have a zero row.
-    big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never guessed.
+    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` may have a
+        zero row.
+    big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never
+        guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
     b0_threshold : volumes at or below this b (s/mm2) count as b = 0.
-    frame : "image" for FSL's convention (voxel axes, x negated where the affine's determinant is positive),
-        "scanner" for RAS millimetre axes (MRtrix).
+    frame : "image" for FSL's convention (voxel axes, x negated where the affine's determinant is
+        positive), "scanner" for RAS millimetre axes (MRtrix).
 
     Attributes
     ----------
-    bvals, taus, qvals : (n,) in s/mm2, s, 1/mm, with q = sqrt(b / tau) / (2 pi) by each volume's own tau.
+    bvals, taus, qvals : (n,) in s/mm2, s, 1/mm, with q = sqrt(b / tau) / (2 pi) by each volume's
+        own tau.
     bvecs, qvecs : (n, 3), unit directions and q-vectors in 1/mm.
     b0s_mask : (n,) bool.
 
     Notes
     -----
-    tau = Delta - delta / 3. A table may mix diffusion times, so that ``table[select]`` can take them apart; asking such
-    a table for its one `tau` (as a fit does) is an error. Every error is a ValueError that names argument and value.
+    tau = Delta - delta / 3. A table may mix diffusion times, so that ``table[select]`` can take
+    them apart; asking such a table for its one `tau` (as a fit does) is an error. Every error is a
+    ValueError that names argument and value.
 
     Examples
     --------
@@ -64,20 +73,26 @@ class GradientTable:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
-            raise ValueError(f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}")
+            raise ValueError(
+                f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
+            )
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
         self.b0s_mask = self.bvals <= self.b0_threshold
         self.bvecs = _unit_rows(_floats("bvecs", bvecs), self.bvals, self.b0s_mask)
         self._timing = _timing(len(self), big_delta=big_delta, small_delta=small_delta, tau=tau)
         self.big_delta, self.small_delta, given_tau = self._timing.values()
-        taus = given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
+        taus = (
+            given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
+        )
         self.taus = np.array(np.broadcast_to(taus, len(self)), np.float64)
         self.qvals = np.sqrt(self.bvals / self.taus) / (2 * np.pi)
         self.qvecs = self.qvals[:, None] * self.bvecs
 
     @property
     def tau(self) -> float:
-        """The table's one diffusion time in seconds: the mean; a spread above 5 % is a ValueError."""
+        """
+        The table's one diffusion time in seconds: the mean; a spread above 5 % is a ValueError.
+        """
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
@@ -89,17 +104,27 @@ class GradientTable:
         return len(self.bvals)
 
     def __getitem__(self, select: Any) -> GradientTable:
-        """Subset of the volumes by index, slice, list of indices or boolean mask, as a table of its own."""
+        """
+        Subset of the volumes by index, slice, list of indices or boolean mask, as a table of its
+        own.
+        """
         rows = np.atleast_1d(np.arange(len(self))[select])
-        big, small, tau = (value[rows] if np.ndim(value) else value for value in self._timing.values())
-        return GradientTable(self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame)
+        big, small, tau = (
+            value[rows] if np.ndim(value) else value for value in self._timing.values()
+        )
+        return GradientTable(
+            self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame
+        )
 
     def __repr__(self) -> str:
         shells = ", ".join(f"{count} x {b:.0f}" for b, count in self.shells())
         return f"GradientTable({len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}; tau {self.taus.mean():.5g} s)"
 
     def shells(self) -> list[tuple[float, int]]:
-        """Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of each."""
+        """
+        Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of
+        each.
+        """
         order = np.argsort(self.qvals, kind="stable")
         order = order[~self.b0s_mask[order]]
         q = self.qvals[order]
@@ -107,12 +132,21 @@ class GradientTable:
         return [(float(part.mean()), len(part)) for part in parts if len(part)]
 
     @classmethod
-    def from_fsl(cls, bval: File, bvec: File, *, json: File | None = None, **timing: Any) -> GradientTable:
-        """Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or tau override."""
+    def from_fsl(
+        cls, bval: File, bvec: File, *, json: File | None = None, **timing: Any
+    ) -> GradientTable:
+        """
+        Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or
+        tau override.
+        """
         bvals, bvecs = read_numbers(bval).ravel(), read_numbers(bvec)
-        bvecs = bvecs.T if len(bvecs) == 3 else bvecs  # FSL's own layout, also when there happen to be three volumes
+        bvecs = (
+            bvecs.T if len(bvecs) == 3 else bvecs
+        )  # FSL's own layout, also when there happen to be three volumes
         if bvecs.shape != (len(bvals), 3):
-            raise ValueError(f"bvals: {bval} holds {len(bvals)} numbers, bvecs: {bvec} {bvecs.shape[0]} directions")
+            raise ValueError(
+                f"bvals: {bval} holds {len(bvals)} numbers, bvecs: {bvec} {bvecs.shape[0]} directions"
+            )
         return cls(bvals, bvecs, **_deltas(json, timing))
 
     @classmethod
@@ -120,35 +154,59 @@ class GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
         table = read_numbers(path)
         if table.shape[1] != 4:
-            raise ValueError(f"{path}: an MRtrix table has 4 columns (x y z b), this one {table.shape[1]}")
+            raise ValueError(
+                f"{path}: an MRtrix table has 4 columns (x y z b), this one {table.shape[1]}"
+            )
         return cls(table[:, 3], table[:, :3], **{"frame": "scanner", **_deltas(json, timing)})
 
     @classmethod
     def from_bids(
-        cls, path: File, *, bval: File | None = None, bvec: File | None = None, json: File | None = None, **timing: Any
+        cls,
+        path: File,
+        *,
+        bval: File | None = None,
+        bvec: File | None = None,
+        json: File | None = None,
+        **timing: Any,
     ) -> GradientTable:
-        """Table from the .bval, .bvec and .json beside a DWI (or beside any of its sidecars), unless named."""
+        """
+        Table from the .bval, .bvec and .json beside a DWI (or beside any of its sidecars), unless
+        named.
+        """
         name = Path(path).name
         for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec"):
             name = name.removesuffix(suffix)
-        beside = {suffix: Path(path).with_name(name + suffix) for suffix in (".bval", ".bvec", ".json")}
+        beside = {
+            suffix: Path(path).with_name(name + suffix) for suffix in (".bval", ".bvec", ".json")
+        }
         json = json or (beside[".json"] if beside[".json"].is_file() else None)
         return cls.from_fsl(bval or beside[".bval"], bvec or beside[".bvec"], json=json, **timing)
 
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
-        """`table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta (a DIPY table)."""
+        """
+        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta (a
+        DIPY table).
+        """
         if isinstance(table, GradientTable):
             return table
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
-            raise ValueError(f"gtab must be a GradientTable or have bvals and bvecs, not a {type(table).__name__}")
-        big, small = (getattr(table, name, None) if tau is None else None for name in ("big_delta", "small_delta"))
+            raise ValueError(
+                f"gtab must be a GradientTable or have bvals and bvecs, not a {type(table).__name__}"
+            )
+        big, small = (
+            getattr(table, name, None) if tau is None else None
+            for name in ("big_delta", "small_delta")
+        )
         return cls(table.bvals, table.bvecs, big, small, tau, getattr(table, "b0_threshold", 50))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; `from_dict` gives the same table bit for bit."""
         entries = {"bvals": self.bvals, "bvecs": self.bvecs, **self._timing}
-        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in entries.items()}
+        plain = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in entries.items()
+        }
         return plain | {"b0_threshold": self.b0_threshold, "frame": self.frame}
 
     @classmethod
@@ -158,7 +216,10 @@ class GradientTable:
 
 
 def to_scanner(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
-    """Vectors (..., 3) of a table's frame in scanner (RAS) axes; `affine` (4, 4) maps voxels to scanner space."""
+    """
+    Vectors (..., 3) of a table's frame in scanner (RAS) axes; `affine` (4, 4) maps voxels to
+    scanner space.
+    """
     axes = np.eye(3) if _is_scanner(frame) else _image_axes(affine)
     return np.asarray(np.asarray(vectors, np.float64) @ axes.T)
 
@@ -176,7 +237,10 @@ def from_voxel(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> A
 
 
 def _image_axes(affine: ArrayLike) -> Array:
-    """Columns: the axes of FSL's image frame in scanner space; for a sheared affine those of the nearest rotation."""
+    """
+    Columns: the axes of FSL's image frame in scanner space; for a sheared affine those of the
+    nearest rotation.
+    """
     flip, linear = _flip(affine), np.asarray(affine, np.float64)[:3, :3]
     left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
     return np.asarray((left @ right) * flip)
@@ -216,12 +280,16 @@ def _refuse(name: str, array: Array, bad: NDArray[np.bool_], what: str) -> None:
 def _unit_rows(bvecs: Array, bvals: Array, b0s_mask: NDArray[np.bool_]) -> Array:
     n = len(bvals)
     if bvecs.shape not in ((n, 3), (3, n)):
-        raise ValueError(f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})")
+        raise ValueError(
+            f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})"
+        )
     rows = np.array(bvecs if bvecs.shape == (n, 3) else bvecs.T, order="C")
     with np.errstate(over="ignore"):  # its length is inf, and refused
         length = np.linalg.norm(rows, axis=1)
     for i in np.flatnonzero(~b0s_mask & (np.abs(length - 1) > LENGTH_TOLERANCE)):
-        raise ValueError(f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1")
+        raise ValueError(
+            f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1"
+        )
     off = (np.abs(length - 1) > UNIT_ROUNDING) & (length > 0)
     rows[off] /= length[off, None]
     return rows
@@ -240,38 +308,58 @@ def _timing(n: int, **given: Any) -> dict[str, Any]:
     missing = [name for name in ("big_delta", "small_delta") if given[name] is None]
     if given["tau"] is not None:
         if len(missing) < 2:
-            raise ValueError(f"tau = {given['tau']} came with big_delta or small_delta: give one or the other")
+            raise ValueError(
+                f"tau = {given['tau']} came with big_delta or small_delta: give one or the other"
+            )
         return given
     if missing:
-        raise ValueError(f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no units")
+        raise ValueError(
+            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no units"
+        )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
     return given
 
 
 def read_numbers(path: File) -> Array:
-    """Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment; else a ValueError."""
+    """
+    Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment;
+    else a ValueError.
+    """
     try:
-        lines = [line.split("#")[0].replace(",", " ").split() for line in Path(path).read_text().splitlines()]
+        lines = [
+            line.split("#")[0].replace(",", " ").split()
+            for line in Path(path).read_text().splitlines()
+        ]
         rows = [[float(word) for word in line] for line in lines if line]
     except ValueError as error:  # a UnicodeDecodeError is one as well
         raise ValueError(f"{path} is not a table of numbers: {error}") from None
     if not rows or len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{path} is not a table: its lines hold {[len(row) for row in rows]} numbers")
+        raise ValueError(
+            f"{path} is not a table: its lines hold {[len(row) for row in rows]} numbers"
+        )
     return np.array(rows)
 
 
 def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` constructor arguments, completed from a sidecar's BigDelta or LargeDelta and SmallDelta."""
-    if json is None or any(given.get(name) is not None for name in ("big_delta", "small_delta", "tau")):
+    """
+    `given` constructor arguments, completed from a sidecar's BigDelta or LargeDelta and SmallDelta.
+    """
+    if json is None or any(
+        given.get(name) is not None for name in ("big_delta", "small_delta", "tau")
+    ):
         return given
     try:
         entries = jsonlib.loads(Path(json).read_text())
     except ValueError as error:
         raise ValueError(f"{json} is not a JSON sidecar: {error}") from None
     if not isinstance(entries, dict):
-        raise ValueError(f"{json} is not a JSON sidecar: it holds a {type(entries).__name__}, not names and values")
-    names = [name for name in ("BigDelta", "LargeDelta", "SmallDelta") if entries.get(name) is not None]
+        raise ValueError(
+            f"{json} is not a JSON sidecar: it holds a {type(entries).__name__}, not names and values"
+        )
+    names = [
+        name for name in ("BigDelta", "LargeDelta", "SmallDelta") if entries.get(name) is not None
+    ]
     values = [_floats(f"{json}: {name}", entries[name]) for name in names]
     if len(names) == 3 and not np.array_equal(values[0], values[1]):
         raise ValueError(f"{json}: BigDelta = {values[0]} but LargeDelta = {values[1]}")
@@ -279,8 +367,15 @@ def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{json}: no pair of BigDelta (or LargeDelta) and SmallDelta; without it, or tau, indices have no units"
         )
-    # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms; delta can be either.
+    # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms;
+    # delta can be either.
     per_second = np.where(values[0] > 1, 1000.0, 1.0)
     big, small = values[0] / per_second, values[-1] / per_second
-    log.info("%s: big_delta %s s, small_delta %s s, read as %s", json, big, small, ("s", "ms")[int(per_second.max() > 1)])
+    log.info(
+        "%s: big_delta %s s, small_delta %s s, read as %s",
+        json,
+        big,
+        small,
+        ("s", "ms")[int(per_second.max() > 1)],
+    )
     return {**given, "big_delta": big, "small_delta": small}

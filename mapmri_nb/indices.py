@@ -1,10 +1,16 @@
-"""The one table of scalar maps: what each is called in code, in files and in pictures, and its unit as a power of length."""
+"""
+The one table of scalar maps: what each is called in code, in files and in pictures, and its unit as
+a power of length.
+"""
 
 from typing import NamedTuple
 
 
 class Index(NamedTuple):
-    """One scalar map: accessor of the fit, BIDS label, power of length (mm inside), and what a caption says."""
+    """
+    One scalar map: accessor of the fit, BIDS label, power of length (mm inside), and what a caption
+    says.
+    """
 
     name: str
     label: str
@@ -37,14 +43,19 @@ ANISOTROPIC_ONLY = ("ng_par", "ng_perp")
 
 
 def unit_factor(power: int, units: str) -> float:
-    """Factor from the inner millimetres to `units` ("mm" or "um") for a quantity of length^power."""
+    """
+    Factor from the inner millimetres to `units` ("mm" or "um") for a quantity of length^power.
+    """
     if units not in ("mm", "um"):
         raise ValueError(f"units must be 'mm' or 'um', not {units!r}")
     return 1.0 if units == "mm" else 1000.0**power
 
 
 def select(names: str | list[str] | None, basis: str) -> list[str]:
-    """Names of the indices to compute, each once: None or "all" for all that the basis has, else a list or "a,b,c"."""
+    """
+    Names of the indices to compute, each once: None or "all" for all that the basis has, else a
+    list or "a,b,c".
+    """
     available = [n for n in INDICES if basis == "anisotropic" or n not in ANISOTROPIC_ONLY]
     if names is None or names == "all":
         return available

@@ -22,9 +22,12 @@ from .kernels.linalg import SparseMap, sparse_map
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
-MAX_CONDITION = 5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
+MAX_CONDITION = (
+    5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
+)
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
-MAX_ITER = 10000  # noise takes some hundred steps, a spike at order 10 6000 (0.2 s; OSQP gives up on it after 30 s)
+# noise takes some hundred steps, a spike at order 10 6000 (0.2 s; OSQP gives up on it after 30 s)
+MAX_ITER = 10000
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
 
@@ -37,14 +40,19 @@ class MapmriModel:
     gtab : GradientTable, or anything with bvals, bvecs, big_delta, small_delta.
     radial_order : even, 0 to 10.
     basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
-    laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by GCV is taken.
-    positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+, MAPL+).
+    laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by
+        GCV is taken.
+    positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
+        MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
     bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
-    static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all voxels.
-    pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the grid of the order.
-    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP (global: is no fit).
+    static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
+        voxels.
+    pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the
+        grid of the order.
+    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP
+        (global: is no fit).
 
     Examples
     --------
@@ -74,20 +82,26 @@ class MapmriModel:
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
         self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
-        self.positivity = None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
+        self.positivity = (
+            None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
+        )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
         self.weights = _weights(laplacian)
         _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s")
         if static_diffusivity is not None:
             _positive("static_diffusivity", static_diffusivity, "in mm2/s")
             if self.basis != "isotropic":
-                raise ValueError(f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone")
+                raise ValueError(
+                    f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
+                )
         if bval_threshold is not None:
             _positive("bval_threshold", bval_threshold, "in s/mm2, or None")
         self.options: dict[str, Any] = {
             "radial_order": self.order,
             "basis": self.basis,
-            "laplacian": laplacian if laplacian is None or isinstance(laplacian, str) else _plain(laplacian),
+            "laplacian": laplacian
+            if laplacian is None or isinstance(laplacian, str)
+            else _plain(laplacian),
             "positivity": self.positivity,
             "solver": self.solver,
             "bval_threshold": bval_threshold,
@@ -120,7 +134,12 @@ class MapmriModel:
                 f"the smallest b is {b.min():g} s/mm2"
             )
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
-        design = np.column_stack([tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0), np.ones(use.sum())])
+        design = np.column_stack(
+            [
+                tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0),
+                np.ones(use.sum()),
+            ]
+        )
         if np.linalg.matrix_rank(design) < 7:
             raise ValueError(
                 f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor; "
@@ -130,7 +149,10 @@ class MapmriModel:
         return use
 
     def condition(self, order: int) -> float:
-        """Condition number of the unregularised design of an order, at D = (1.7, 0.3, 0.3)e-3 mm2/s along x."""
+        """
+        Condition number of the unregularised design of an order, at D = (1.7, 0.3, 0.3)e-3 mm2/s
+        along x.
+        """
         index = ordering.index_table(order)
         rows = np.empty((len(self.gtab), len(index)))
         mu = np.sqrt(2.0 * self.gtab.tau * np.array(TYPICAL_TENSOR))
@@ -140,7 +162,9 @@ class MapmriModel:
     def _check_identifiable(self) -> None:
         if not (found := self.condition(self.order)) > MAX_CONDITION:
             return
-        safe = max((n for n in range(0, self.order, 2) if self.condition(n) <= MAX_CONDITION), default=0)
+        safe = max(
+            (n for n in range(0, self.order, 2) if self.condition(n) <= MAX_CONDITION), default=0
+        )
         shells = ", ".join(f"{count} at b = {b:.0f}" for b, count in self.gtab.shells())
         raise ValueError(
             f"radial_order: {self.order} is not determined by these measurements without a Laplacian or positivity "
@@ -156,16 +180,22 @@ class MapmriModel:
         if self.positivity == "grid":
             from .positivity import GridSolver
 
-            return GridSolver(self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"])
+            return GridSolver(
+                self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"]
+            )
         if self.positivity == "global":
             from .sos import GlobalSolver
 
             return GlobalSolver(self.order, self.solver, o["max_iter"])
         return batch.solve_linear
 
-    def _plan(self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int) -> batch.Plan:
+    def _plan(
+        self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
+    ) -> batch.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
-        rounding = moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
+        rounding = (
+            moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
+        )
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
         return batch.Plan(
             self.order,
@@ -201,19 +231,25 @@ class MapmriModel:
         ----------
         data : (..., n) array, memory map or nibabel proxy; NaN samples are missing samples.
         mask : bool (...), default all voxels.
-        scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3, 3), columns e1 e2
-            e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or volumes of its shape.
-        weights : (n,) per volume or (..., n) per sample, >= 0; 0 is a missing sample. They enter tensor, S0, fit and GCV
-            as they are, so that doubling all of them halves the Laplacian weight's effect.
-        grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9), column by column.
-        threads : default Numba's current number; 1 inside a worker, a pool thread or a forked child.
+        scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3,
+            3), columns e1 e2 e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or
+            volumes of its shape.
+        weights : (n,) per volume or (..., n) per sample, >= 0; 0 is a missing sample. They enter
+            tensor, S0, fit and GCV as they are, so that doubling all of them halves the Laplacian
+            weight's effect.
+        grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
+            column by column.
+        threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
+            child.
         progress : show a bar.
         """
         if not hasattr(data, "shape"):
             data = np.asarray(data, dtype=np.float64)
         shape = tuple(data.shape)
         if len(shape) == 0 or shape[-1] != len(self.gtab):
-            raise ValueError(f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}")
+            raise ValueError(
+                f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}"
+            )
         inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
         if inside.shape != shape[:-1]:
             raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
@@ -226,7 +262,9 @@ class MapmriModel:
         arrays = [data, weights] if per_sample else [data]
         for where, blocks in _progress(_slabs(arrays, inside), len(rows.status), progress):
             m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
-            part = self.fit_rows(blocks[0], _checked(blocks[1]) if per_sample else weight, m, r, f, threads)
+            part = self.fit_rows(
+                blocks[0], _checked(blocks[1]) if per_sample else weight, m, r, f, threads
+            )
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
@@ -249,12 +287,15 @@ class MapmriModel:
         laplacian_weight: Array | None = None,
     ) -> batch.Out:
         """
-        Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or of length 0).
+        Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or
+        of length 0).
 
         laplacian_weight : (1,) holds the weight of a model that would choose it.
         """
         out = self._empty_rows(len(y))
-        plan = self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
+        plan = (
+            self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
+        )
         data = batch.Data(y, weight, mu, R, field)
         V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(len(y)))
         spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
@@ -274,12 +315,18 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
 
 def _order(order: Any) -> int:
     if not (_is_whole(order) and order % 2 == 0 and 0 <= order <= ordering.MAX_ORDER):
-        raise ValueError(f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}")
+        raise ValueError(
+            f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}"
+        )
     return int(order)
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and float(value).is_integer()
+    )
 
 
 def _positive(name: str, value: Any, unit: str) -> None:
@@ -304,14 +351,20 @@ def _weights(laplacian: Any) -> Array:
         return np.zeros(1)
     if isinstance(laplacian, str):
         if laplacian.lower() != "gcv":
-            raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}")
+            raise ValueError(
+                f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
+            )
         return np.zeros(0)
     try:
         weights = np.atleast_1d(np.array(laplacian, dtype=np.float64))
     except (TypeError, ValueError):
-        raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence, not {laplacian!r}") from None
+        raise ValueError(
+            f"laplacian must be None, a weight, 'gcv' or a sequence, not {laplacian!r}"
+        ) from None
     if isinstance(laplacian, bool) or weights.ndim != 1 or weights.size == 0:
-        raise ValueError(f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}")
+        raise ValueError(
+            f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
+        )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
     return weights
@@ -332,21 +385,31 @@ def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
         elif array.shape == inside.shape + tail and inside.ndim:
             array = array[inside]
         if array.shape not in ((1, *tail), (count, *tail)):
-            raise ValueError(f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}")
+            raise ValueError(
+                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
+            )
         out.append(np.ascontiguousarray(array))
     mu, R = out
     if not (np.isfinite(mu).all() and (mu > 0).all()):
-        raise ValueError(f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}")
+        raise ValueError(
+            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
+        )
     if (mu > 1.0).any():
         raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
     off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
     if not off < 1e-6:
-        raise ValueError(f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}")
+        raise ValueError(
+            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
+        )
     return mu, R
 
 
-def sample_slabs(data: Any, inside: NDArray[np.bool_], weights: Any) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
-    """Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n)."""
+def sample_slabs(
+    data: Any, inside: NDArray[np.bool_], weights: Any
+) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+    """
+    Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
+    """
     weight, per_sample = _sample_weights(weights, np.shape(data))
     for rows, blocks in _slabs([data, weights] if per_sample else [data], inside):
         yield rows, blocks[0], _checked(blocks[1]) if per_sample else weight
@@ -356,7 +419,9 @@ def _checked(weights: Array) -> Array:
     """Weights, or an error; NaN weighs nothing."""
     weights = np.nan_to_num(weights, nan=0.0, posinf=np.inf)
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"weights must be finite and >= 0; found {weights[~(weights >= 0) | np.isinf(weights)][0]}")
+        raise ValueError(
+            f"weights must be finite and >= 0; found {weights[~(weights >= 0) | np.isinf(weights)][0]}"
+        )
     return weights
 
 
@@ -367,7 +432,9 @@ def _sample_weights(weights: Any, shape: tuple[int, ...]) -> tuple[Array, bool]:
     if np.shape(weights) == shape and len(shape) > 1:
         return np.ones((1, shape[-1])), True
     if np.shape(weights) != shape[-1:]:
-        raise ValueError(f"weights must have shape {shape[-1:]} or the data's {shape}, not {np.shape(weights)}")
+        raise ValueError(
+            f"weights must have shape {shape[-1:]} or the data's {shape}, not {np.shape(weights)}"
+        )
     return np.ascontiguousarray(_checked(np.array(weights, dtype=np.float64))[None]), False
 
 
@@ -379,23 +446,32 @@ def _field(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
     if F.shape == (*inside.shape, 9):
         F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
     if F.shape != (*inside.shape, 3, 3):
-        raise ValueError(f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}")
+        raise ValueError(
+            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
+        )
     rows = np.ascontiguousarray(F[inside])
     if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
-        raise ValueError(f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}")
+        raise ValueError(
+            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
+        )
     return rows
 
 
-def _slabs(arrays: list[Any], inside: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
+def _slabs(
+    arrays: list[Any], inside: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
     """
-    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous of each array).
+    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous of each
+    array).
 
     Files are read along their slowest spatial axis, so that every piece is one run of each volume.
     """
     number = np.full(inside.shape, -1, np.int64)
     number[inside] = np.arange(int(inside.sum()))
     axis, data = 0, arrays[0]
-    slowest_last = not isinstance(data, np.ndarray) or (data.flags.f_contiguous and not data.flags.c_contiguous)
+    slowest_last = not isinstance(data, np.ndarray) or (
+        data.flags.f_contiguous and not data.flags.c_contiguous
+    )
     if inside.ndim > 1 and slowest_last:
         axis = inside.ndim - 1
     pieces = inside.shape[axis] if inside.ndim else 1
@@ -413,7 +489,10 @@ def _slabs(arrays: list[Any], inside: NDArray[np.bool_]) -> Iterator[tuple[NDArr
 
 
 def _samples(y: NDArray[Any]) -> Array:
-    """Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be compiled for anew."""
+    """
+    Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be
+    compiled for anew.
+    """
     y = np.ascontiguousarray(y, dtype=np.float64)
     return y if y.flags.writeable else y.copy()
 

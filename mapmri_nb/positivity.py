@@ -1,9 +1,11 @@
 """
-Positivity on a grid: the QP of CMAP and CMAPL in OSQP's form, its solution by OSQP, and residuals of our own.
+Positivity on a grid: the QP of CMAP and CMAPL in OSQP's form, its solution by OSQP, and residuals
+of our own.
 
-With u_i = x_i / mu_i the propagator is exp(-|u|^2/2) (K(u) c) / (mu1 mu2 mu3) up to a constant, so that positivity at
-fixed points u is K c >= 0 with one matrix K for all voxels. Negative mass left, % of |P|, mean (largest) over voxels of
-the worst of four schemes (HCP-like, MGH-like, small101d, cat cord), by ``validation/grid_choice.py``:
+With u_i = x_i / mu_i the propagator is exp(-|u|^2/2) (K(u) c) / (mu1 mu2 mu3) up to a constant, so
+that positivity at fixed points u is K c >= 0 with one matrix K for all voxels. Negative mass left,
+% of |P|, mean (largest) over voxels of the worst of four schemes (HCP-like, MGH-like, small101d,
+cat cord), by ``validation/grid_choice.py``:
 
 =====  ======  ===========  ===========  ============================
 order  points  weight 0     weight 0.2   weight 0, DIPY's ball of 710
@@ -14,8 +16,8 @@ order  points  weight 0     weight 0.2   weight 0, DIPY's ball of 710
 10     2605    .15 (.20)    .08 (.09)    33 (48)
 =====  ======  ===========  ===========  ============================
 
-A side 16 % smaller (1.7 times the points) leaves a third of it at order 8, 25 % larger three times as much; a radius
-.5 smaller leaves twice as much at order 6, .6 larger changes little.
+A side 16 % smaller (1.7 times the points) leaves a third of it at order 8, 25 % larger three times
+as much; a radius .5 smaller leaves twice as much at order 6, .6 larger changes little.
 """
 
 from functools import lru_cache
@@ -27,14 +29,23 @@ from numpy.typing import NDArray
 
 from .kernels import batch, qp
 from .kernels.hermite import propagator_rows
-from .kernels.ordering import class_bounds, class_permutation, frozen, index_table, n_coef, origin_values
+from .kernels.ordering import (
+    class_bounds,
+    class_permutation,
+    frozen,
+    index_table,
+    n_coef,
+    origin_values,
+)
 
 Array = NDArray[np.float64]
 
 ACCURATE = 1e-10  # KKT residual below which OSQP's answer on the whole grid is taken
-TOLERANCE = 1e-6  # largest KKT residual of an answer by OSQP: the objective is then within 1e-5 (typical: 1e-14)
+# largest KKT residual of an answer by OSQP: the objective is then within 1e-5 (typical: 1e-14)
+TOLERANCE = 1e-6
 ACTIVE = 1e-6  # of the peak: rows below may carry a multiplier
-EPS = 1e-6  # OSQP's tolerances on the whole grid; each round of constraint generation divides them by 10
+# OSQP's tolerances on the whole grid; each round of constraint generation divides them by 10
+EPS = 1e-6
 SHIFT = 1e-2  # of the mean diagonal of H, in the whitening
 ROUNDS = 8  # of constraint generation
 
@@ -42,7 +53,10 @@ Problem = tuple[Array, Array, Array, Array, Array]  # P, q, A, l, u
 
 
 class Grid(NamedTuple):
-    """A grid for one order: points (m, 3) of a half space, their rows K (m, n), and the octant's rows for the kernel."""
+    """
+    A grid for one order: points (m, 3) of a half space, their rows K (m, n), and the octant's rows
+    for the kernel.
+    """
 
     points: Array
     K: Array
@@ -53,14 +67,20 @@ def grid_points(order: int, radius: float | None = None, spacing: float | None =
     """
     Normalised half-space grid u = x / mu, (m, 3): a body-centred cubic lattice inside a ball.
 
-    Radius and side follow the order: the functions oscillate up to sqrt(2N+1) with wavelength 2 pi / sqrt(2N+1).
+    Radius and side follow the order: the functions oscillate up to sqrt(2N+1) with wavelength 2 pi
+    / sqrt(2N+1).
     """
     reach = sqrt(2.0 * order + 1.0)
-    return _half_ball(reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True)
+    return _half_ball(
+        reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True
+    )
 
 
 def _half_ball(radius: float, side: float, centred: bool) -> Array:
-    """Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0, or x >= 0."""
+    """
+    Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0,
+    or x >= 0.
+    """
     axis = np.arange(-int(radius / side) - 1, int(radius / side) + 2) * side
     u = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     u = np.vstack([u, u + side / 2]) if centred else u
@@ -73,10 +93,13 @@ def constraint_rows(order: int, points: Array) -> Array:
     """
     Rows K (m, n) at normalised points (m, 3), in DIPY's order, scaled to norm 1.
 
-    K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16 over the grid.
+    K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16
+    over the grid.
     """
     K = np.empty((len(points), n_coef(order)))
-    propagator_rows(np.array(points), np.ones(3), index_table(order), K)  # writable, as other callers' are
+    propagator_rows(
+        np.array(points), np.ones(3), index_table(order), K
+    )  # writable, as other callers' are
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 
@@ -94,9 +117,12 @@ def normalised_grid(order: int) -> Grid:
     return make_grid(order, grid_points(order))
 
 
-def ball_grid(order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str = "adaptive") -> Grid:
+def ball_grid(
+    order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str = "adaptive"
+) -> Grid:
     """
-    DIPY's ball for one voxel: a cubic lattice of `pos_grid` points a side within `pos_radius`, so that K follows mu.
+    DIPY's ball for one voxel: a cubic lattice of `pos_grid` points a side within `pos_radius`, so
+    that K follows mu.
 
     Parameters
     ----------
@@ -111,7 +137,10 @@ def ball_grid(order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str
 
 
 def _ridged(H: Array, share: float = qp.RIDGE) -> Array:
-    """H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer one problem."""
+    """
+    H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer
+    one problem.
+    """
     return np.asarray(H + share * np.trace(H) / len(H) * np.eye(len(H)), float)
 
 
@@ -122,11 +151,13 @@ def _whitening(H: Array) -> Array:
 
 def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     """
-    The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z <= u.
+    The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z
+    <= u.
 
-    Written in whitened variables z = L'c / |L^-1 g| with LL' = H + SHIFT tr(H)/n, rows of A scaled to norm 1, so P is
-    close to the identity, |q| = 1 and the solver's tolerances are relative. Without the shift a nearly singular H
-    makes all rows of A alike, and 10^5 iterations do not converge.
+    Written in whitened variables z = L'c / |L^-1 g| with LL' = H + SHIFT tr(H)/n, rows of A scaled
+    to norm 1, so P is close to the identity, |q| = 1 and the solver's tolerances are relative.
+    Without the shift a nearly singular H makes all rows of A alike, and 10^5 iterations do not
+    converge.
 
     Parameters
     ----------
@@ -134,7 +165,8 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
 
     Returns
     -------
-    P (n, n), q (n,), A (m + 1, n), l (m + 1,), u (m + 1,), dense; numpy.linalg.LinAlgError where H is not positive.
+    P (n, n), q (n,), A (m + 1, n), l (m + 1,), u (m + 1,), dense; numpy.linalg.LinAlgError where H
+    is not positive.
     """
     W = _whitening(_ridged(H, SHIFT))
     q, A = -W @ g, np.vstack([B, K]) @ W.T
@@ -144,7 +176,9 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     return W @ _ridged(H) @ W.T, q / scale, A / norms[:, None], low, high
 
 
-def _osqp(problem: Problem, rows: NDArray[np.intp] | slice, eps: float, max_iter: int) -> tuple[Array, int]:
+def _osqp(
+    problem: Problem, rows: NDArray[np.intp] | slice, eps: float, max_iter: int
+) -> tuple[Array, int]:
     """Solution and iterations of the problem on some rows of A, from a fresh setup."""
     import osqp
     from scipy.sparse import csc_matrix
@@ -163,17 +197,20 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     """
     Solve the grid QP of one voxel by OSQP: the definition of CMAP and CMAPL.
 
-    The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows close to active are
-    solved alone and the worst violations of the whole grid join them until none is left. A violation of rounding size
-    is removed by a step towards the Gaussian e_0 / B_0, which is strictly feasible.
+    The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows
+    close to active are solved alone and the worst violations of the whole grid join them until none
+    is left. A violation of rounding size is removed by a step towards the Gaussian e_0 / B_0, which
+    is strictly feasible.
 
     Returns
     -------
-    c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED, INACCURATE,
-    NOT_POSITIVE; c is NaN where there is no answer).
+    c (n,), KKT residual on the whole grid, iterations, and a status of ``kernels.qp`` (SOLVED,
+    INACCURATE, NOT_POSITIVE; c is NaN where there is no answer).
     """
     none = np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
-    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)):  # Cholesky lets NaN through
+    if not (
+        np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)
+    ):  # Cholesky lets NaN through
         return none
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # samples near 1e308
@@ -195,7 +232,9 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
             break
         p = K @ trial
         held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
-        z, more = _osqp(problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11), 20000)
+        z, more = _osqp(
+            problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11), 20000
+        )
         iterations += more
     c = pull(B, K, c)
     best = kkt_residual(H, g, B, K, c)
@@ -203,7 +242,10 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
 
 
 def pull(B: Array, K: Array, c: Array) -> Array:
-    """The nearest point to c with K c >= 0 on the way to the Gaussian e_0 / B_0, whose every row is positive."""
+    """
+    The nearest point to c with K c >= 0 on the way to the Gaussian e_0 / B_0, whose every row is
+    positive.
+    """
     centre = np.zeros_like(c)
     centre[0] = 1.0 / B[0]
     low, room = K @ c, K[:, 0] / B[0]
@@ -214,10 +256,12 @@ def pull(B: Array, K: Array, c: Array) -> Array:
 
 def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     """
-    Relative, scale-free KKT residual of any c: 0 at the optimum of the grid QP, inf where c is not finite.
+    Relative, scale-free KKT residual of any c: 0 at the optimum of the grid QP, inf where c is not
+    finite.
 
-    The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative multipliers on the rows below
-    ACTIVE of the peak; their complementarity; the violation over the peak of K c; and |B'c - 1|.
+    The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
+    multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
+    peak of K c; and |B'c - 1|.
     """
     from scipy.optimize import nnls
 
@@ -241,21 +285,31 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
         except RuntimeError:
             return inf
         complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
-    return float(stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(B @ c - 1.0))
+    return float(
+        stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + abs(B @ c - 1.0)
+    )
 
 
 class GridSolver:
     """
-    Solves blocks of `kernels.batch` on a grid; what fails the compiled solver's KKT check goes to OSQP.
+    Solves blocks of `kernels.batch` on a grid; what fails the compiled solver's KKT check goes to
+    OSQP.
 
     Parameters
     ----------
-    order : radial order. solver : "auto" or "osqp" (OSQP for every voxel). max_iter : cap of the compiled solver, which
-    forces the fallback when small. pos_grid, pos_radius : DIPY's ball instead of the grid of the order.
+    order : radial order. solver : "auto" or "osqp" (OSQP for every voxel). max_iter : cap of the
+        compiled solver, which
+    forces the fallback when small. pos_grid, pos_radius : DIPY's ball instead of the grid of the
+    order.
     """
 
     def __init__(
-        self, order: int, solver: str, max_iter: int, pos_grid: int | None = None, pos_radius: float | str = "adaptive"
+        self,
+        order: int,
+        solver: str,
+        max_iter: int,
+        pos_grid: int | None = None,
+        pos_radius: float | str = "adaptive",
     ) -> None:
         self.order, self.solver, self.max_iter = order, solver, max_iter
         self.ball = None if pos_grid is None else (pos_grid, pos_radius)
@@ -271,8 +325,15 @@ class GridSolver:
                 self._lanes(plan, k, ball_grid(self.order, k.mu[:, l], *self.ball), slice(l, l + 1))
 
     def many(self, H: Array, g: Array, mu: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """Answers (V, n) of the compiled solver for rows of g (V, n) with one H at scales mu (3,), and where it has none."""
-        grid = normalised_grid(self.order) if self.ball is None else ball_grid(self.order, mu, *self.ball)
+        """
+        Answers (V, n) of the compiled solver for rows of g (V, n) with one H at scales mu (3,), and
+        where it has none.
+        """
+        grid = (
+            normalised_grid(self.order)
+            if self.ball is None
+            else ball_grid(self.order, mu, *self.ball)
+        )
         c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
         if self.solver == "auto":
             qp.solve_many(H, g, self.B, grid.rows, self.max_iter, c, failed)
@@ -284,13 +345,29 @@ class GridSolver:
         if self.solver == "auto":
             G, rhs, x, lane = (np.ascontiguousarray(a[:, lanes]) for a in (k.G, k.rhs, k.x, k.lane))
             status = np.ascontiguousarray(k.status[lanes])
-            batch.grid_lanes(place, G, rhs, self.B, grid.rows, self.max_iter, len(failed), x, lane, status, failed)
+            batch.grid_lanes(
+                place,
+                G,
+                rhs,
+                self.B,
+                grid.rows,
+                self.max_iter,
+                len(failed),
+                x,
+                lane,
+                status,
+                failed,
+            )
             k.x[:, lanes], k.lane[:, lanes] = x, lane
         H, g = np.empty((n, n)), np.empty(n)
         for l in lanes.start + np.flatnonzero(failed):
             if k.status[l] & batch.NO_FIT:
                 continue
             batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
-            c, k.lane[batch.KKT, l], k.lane[batch.ITERATIONS, l], verdict = solve_osqp(H, g, self.B, grid.K)
-            k.status[l] |= batch.BY_OSQP if verdict == qp.SOLVED else batch.BY_OSQP | batch.NOT_CONVERGED
+            c, k.lane[batch.KKT, l], k.lane[batch.ITERATIONS, l], verdict = solve_osqp(
+                H, g, self.B, grid.K
+            )
+            k.status[l] |= (
+                batch.BY_OSQP if verdict == qp.SOLVED else batch.BY_OSQP | batch.NOT_CONVERGED
+            )
             batch.pack(place, c, l, k.x)

@@ -1,5 +1,6 @@
 """
-Sums of squares in Python: certificates of positivity for any coefficients, and the reference solver built on OSQP.
+Sums of squares in Python: certificates of positivity for any coefficients, and the reference solver
+built on OSQP.
 
 The everyday solver of MAP+ and MAPL+ is the compiled interior point, `kernels.sdp`.
 """
@@ -14,22 +15,27 @@ from .kernels.ordering import MAX_ORDER, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
 
-NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
+# distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their
+# proof
+NEAR = 3e-6
 
 
 class Certificate(NamedTuple):
     """
-    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all positive p are squares.
+    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all
+    positive p are squares.
 
     Attributes
     ----------
-    certified : (V,) bool. The Gram matrices, corrected to stand for the coefficients exactly, have a Cholesky
-        factorisation with a margin for rounding, here or at the fit that made the row.
-    margin : (V,) largest amount (at most 1) of the reference polynomial, the inverse of the Gaussian's moment
-        matrix, that leaves a sum of squares when taken off; known to 1e-6. What the fit proved, where it did.
-    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the propagator's L2 norm:
-        0 where certified. A row without certificate and within ``NEAR`` lies on the boundary of the cone, as far as
-        double precision can tell: certified coefficients exist at that distance.
+    certified : (V,) bool. The Gram matrices, corrected to stand for the coefficients exactly, have
+        a Cholesky factorisation with a margin for rounding, here or at the fit that made the row.
+    margin : (V,) largest amount (at most 1) of the reference polynomial, the inverse of the
+        Gaussian's moment matrix, that leaves a sum of squares when taken off; known to 1e-6. What
+        the fit proved, where it did.
+    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the
+        propagator's L2 norm: 0 where certified. A row without certificate and within ``NEAR`` lies
+        on the boundary of the cone, as far as double precision can tell: certified coefficients
+        exist at that distance.
     """
 
     certified: NDArray[np.bool_]
@@ -43,14 +49,17 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
     Parameters
     ----------
-    coef : (n,) or (V, n), Hermite coefficients in DIPY's order, at any scale and frame (isotropic ones through T).
+    coef : (n,) or (V, n), Hermite coefficients in DIPY's order, at any scale and frame (isotropic
+        ones through T).
     order : int
         Radial order, even, 0 to 10.
-    proved : (V,) margins proved by the fit that made these rows (`kernels.sdp.solve`), positive where there is a proof.
+    proved : (V,) margins proved by the fit that made these rows (`kernels.sdp.solve`), positive
+        where there is a proof.
 
     Returns
     -------
-    Certificate. Rows that are not finite or have E(0) <= 0 have no certificate, and NaN for margin and distance.
+    Certificate. Rows that are not finite or have E(0) <= 0 have no certificate, and NaN for margin
+    and distance.
 
     Raises
     ------
@@ -59,18 +68,23 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
     Notes
     -----
-    p is a sum of squares if and only if p = z'Qz with Q positive semidefinite [Dela Haije 2020]. The Gram matrices
-    of largest margin are sought first; rows that have no proof are projected on the cone.
+    p is a sum of squares if and only if p = z'Qz with Q positive semidefinite [Dela Haije 2020].
+    The Gram matrices of largest margin are sought first; rows that have no proof are projected on
+    the cone.
     """
     if order % 2 or not 0 <= order <= MAX_ORDER:
         raise ValueError(f"order must be even, 0 to {MAX_ORDER}: {order}")
     rows = np.array(coef, np.float64, ndmin=2)
     if rows.ndim != 2 or rows.shape[1] != n_coef(order):
-        raise ValueError(f"coef must have {n_coef(order)} columns at order {order}: shape {np.shape(coef)}")
+        raise ValueError(
+            f"coef must have {n_coef(order)} columns at order {order}: shape {np.shape(coef)}"
+        )
     tables, B = sdp.tables(order), origin_values(index_table(order))
     n, info = len(B), np.zeros(4)
     work, near = sdp.workspace(n, tables.Z.shape[1]), np.zeros(n)
-    out = Certificate(np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan))
+    out = Certificate(
+        np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    )
     for v, row in enumerate(rows):
         origin = float(row @ B)
         if not (np.all(np.isfinite(row)) and origin > 0.0):
@@ -82,24 +96,32 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
         out.certified[v] = sdp.gram_margin(c, tables, 80, 1e-10, work, info)
         out.margin[v], out.distance[v] = info[3], 0.0
         if not out.certified[v]:
-            status = sdp.solve(np.eye(n), c * (1.0 + sdp.RIDGE), B, tables, 80, 1e-14, work, near, info)
-            out.distance[v] = np.nan if status == sdp.NO_FIT else np.linalg.norm(near - c) / np.linalg.norm(c)
+            status = sdp.solve(
+                np.eye(n), c * (1.0 + sdp.RIDGE), B, tables, 80, 1e-14, work, near, info
+            )
+            out.distance[v] = (
+                np.nan if status == sdp.NO_FIT else np.linalg.norm(near - c) / np.linalg.norm(c)
+            )
     return out
 
 
-def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5) -> tuple[int, Array, Array]:
+def solve_osqp(
+    H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5
+) -> tuple[int, Array, Array]:
     """
-    The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route, orders 2 to 6.
+    The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
+    orders 2 to 6.
 
     Parameters
     ----------
     H : (n, n) positive semidefinite. g, B : (n,), as there.
-    rounds, tol : at most so many QPs, to a proved gap of tol g'H^-1 g / 2 (a few 1e-4 of the objective; 10 or so).
+    rounds, tol : at most so many QPs, to a proved gap of tol g'H^-1 g / 2 (a few 1e-4 of the
+        objective; 10 or so).
 
     Returns
     -------
-    status, coefficients (n,), info (4,) : as `kernels.sdp.solve`; info[1] counts the QPs. The coefficients are
-    certified; NaN with NO_FIT.
+    status, coefficients (n,), info (4,) : as `kernels.sdp.solve`; info[1] counts the QPs. The
+    coefficients are certified; NaN with NO_FIT.
 
     Raises
     ------
@@ -108,25 +130,32 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
 
     Notes
     -----
-    Diagonally dominant Gram matrices are the nonnegative sums of the squares of u_i, u_i + u_j and u_i - u_j: linear
-    constraints. Basis pursuit [Ahmadi & Hall 2017] takes u from the last solution's Cholesky factor, so that this
-    solution stays feasible. Squares that would still lower the objective, the negative eigenvectors of the gradient's
-    moment matrices, join them; their eigenvalues bound the gap, since <Q, M_Gauss> = E(0) = 1.
+    Diagonally dominant Gram matrices are the nonnegative sums of the squares of u_i, u_i + u_j and
+    u_i - u_j: linear constraints. Basis pursuit [Ahmadi & Hall 2017] takes u from the last
+    solution's Cholesky factor, so that this solution stays feasible. Squares that would still lower
+    the objective, the negative eigenvectors of the gradient's moment matrices, join them; their
+    eigenvalues bound the gap, since <Q, M_Gauss> = E(0) = 1.
     """
     import osqp
     from scipy import sparse
 
     if order not in (2, 4, 6):
-        raise ValueError(f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}")
+        raise ValueError(
+            f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
+        )
     t, n = sdp.tables(order), len(g)
     work, info, c = sdp.workspace(n, t.Z.shape[1]), np.zeros(4), np.full(n, np.nan)
     try:
-        factor = np.linalg.cholesky(H + sdp.RIDGE * np.trace(H) / n * np.eye(n)).T  # unknowns: factor @ c
+        factor = np.linalg.cholesky(
+            H + sdp.RIDGE * np.trace(H) / n * np.eye(n)
+        ).T  # unknowns: factor @ c
     except np.linalg.LinAlgError:
         return sdp.NO_FIT, c, info
     target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B)
     grams = [t.gram[k, :s, :s] for k, s in enumerate(t.sizes)]
-    gaussian = [np.linalg.cholesky(t.Q[k, :s, :s]).T for k, s in enumerate(t.sizes)]  # rows: u of the reference
+    gaussian = [
+        np.linalg.cholesky(t.Q[k, :s, :s]).T for k, s in enumerate(t.sizes)
+    ]  # rows: u of the reference
     bases, extra = list(gaussian), [u[:0] for u in gaussian]
     for count in range(1, rounds + 1):
         vectors, columns = [], []
@@ -142,10 +171,21 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
         A = np.concatenate(columns, axis=1)
         K = A.shape[1]
         P = sparse.block_diag([sparse.eye(n), sparse.csc_matrix((K, K))], format="csc")
-        rows = np.block([[np.eye(n), -A], [origin[None, :], np.zeros((1, K))], [np.zeros((K, n)), np.eye(K)]])
-        low, high = np.r_[np.zeros(n), 1.0, np.zeros(K)], np.r_[np.zeros(n), 1.0, np.full(K, np.inf)]
+        rows = np.block(
+            [[np.eye(n), -A], [origin[None, :], np.zeros((1, K))], [np.zeros((K, n)), np.eye(K)]]
+        )
+        low, high = (
+            np.r_[np.zeros(n), 1.0, np.zeros(K)],
+            np.r_[np.zeros(n), 1.0, np.full(K, np.inf)],
+        )
         solver = osqp.OSQP()
-        settings = {"eps_abs": 1e-6, "eps_rel": 1e-6, "max_iter": 4000, "polishing": True, "verbose": False}
+        settings = {
+            "eps_abs": 1e-6,
+            "eps_rel": 1e-6,
+            "max_iter": 4000,
+            "polishing": True,
+            "verbose": False,
+        }
         solver.setup(P, np.r_[-target, np.zeros(K)], sparse.csc_matrix(rows), low, high, **settings)
         answer = solver.solve(raise_error=False)
         weights = np.maximum(answer.x[n:], 0.0)
@@ -168,13 +208,18 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
 
 
 class GlobalSolver:
-    """Solves blocks of `kernels.batch` over sums of squares: the compiled interior point, or the OSQP reference route."""
+    """
+    Solves blocks of `kernels.batch` over sums of squares: the compiled interior point, or the OSQP
+    reference route.
+    """
 
     TOLERANCE = 1e-9  # of the duality gap
 
     def __init__(self, order: int, solver: str, max_iter: int) -> None:
         if solver == "osqp" and not 2 <= order <= 6:
-            raise ValueError(f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}")
+            raise ValueError(
+                f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
+            )
         self.order, self.solver, self.max_iter = order, solver, max_iter
         self.B = origin_values(index_table(order))
 
@@ -186,7 +231,19 @@ class GlobalSolver:
             return
         if self.solver == "auto":
             t = sdp.tables(self.order)
-            batch.global_lanes(place, k.G, k.rhs, self.B, t, self.max_iter, self.TOLERANCE, count, k.x, k.lane, k.status)
+            batch.global_lanes(
+                place,
+                k.G,
+                k.rhs,
+                self.B,
+                t,
+                self.max_iter,
+                self.TOLERANCE,
+                count,
+                k.x,
+                k.lane,
+                k.status,
+            )
             return
         H, g = np.empty((n, n)), np.empty(n)
         for l in range(count):

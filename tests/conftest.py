@@ -1,4 +1,7 @@
-"""Hypothesis profiles, and the leg without the compiler: NUMBA_DISABLE_JIT=1 runs the tests marked `nojit` alone."""
+"""
+Hypothesis profiles, and the leg without the compiler: NUMBA_DISABLE_JIT=1 runs the tests marked
+`nojit` alone.
+"""
 
 import os
 import signal
@@ -9,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20, suppress_health_check=quiet)
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=20, suppress_health_check=quiet
+)
 settings.register_profile("long", deadline=None, max_examples=500, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -18,7 +23,9 @@ def pytest_collection_modifyitems(config, items):
     """Deselect, not skip: a skipped test would look like a missing dependency."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
         return
-    keep = [i for i in items if i.get_closest_marker("nojit") and not i.get_closest_marker("jit_only")]
+    keep = [
+        i for i in items if i.get_closest_marker("nojit") and not i.get_closest_marker("jit_only")
+    ]
     config.hook.pytest_deselected(items=[i for i in items if i not in keep])
     items[:] = keep
 
@@ -49,7 +56,10 @@ def data(scheme):
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """Ctrl-C as on a terminal: a run in the background ignores SIGINT, and a local cluster of an earlier test may too."""
+    """
+    Ctrl-C as on a terminal: a run in the background ignores SIGINT, and a local cluster of an
+    earlier test may too.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

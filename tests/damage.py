@@ -1,4 +1,7 @@
-"""Inputs as they should not be: damaged files, random samples; shared by the tests and by validation/fuzz.py."""
+"""
+Inputs as they should not be: damaged files, random samples; shared by the tests and by
+validation/fuzz.py.
+"""
 
 import gzip
 import struct
@@ -6,11 +9,11 @@ import struct
 import nibabel as nib
 import numpy as np
 import phantom
+from mapmri_nb.cli import main
+from mapmri_nb.io import map_name
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
-from mapmri_nb.cli import main
-from mapmri_nb.io import map_name
 
 DWI, MASK = "sub-cord_dwi.nii.gz", "sub-cord_mask.nii.gz"
 SIDECARS = ("sub-cord_dwi.bval", "sub-cord_dwi.bvec", "sub-cord_dwi.json")
@@ -25,7 +28,10 @@ WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
 
 
 def cut(name, folder, dead=False):
-    """A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no signal."""
+    """
+    A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no
+    signal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     source = data.sample_dwi(name)
     for path in source.parent.glob("sub-*"):
@@ -67,7 +73,8 @@ def rewritten(old, rng, stop, letters=bytes(range(256))):
     return bytes(content)
 
 
-# kind -> (which files in turn, how often in the tests, their new content); no fit comes of them, but by a b0's direction -1e9
+# kind -> (which files in turn, how often in the tests, their new content); no fit comes of them,
+# but by a b0's direction -1e9
 DAMAGE = {
     "series cut short": ([DWI], 10, lambda old, rng, k: shortened(old, rng)),
     "series with a flipped bit": (
@@ -82,25 +89,40 @@ DAMAGE = {
     "sidecar with a wrong word": (SIDECARS[:2], 6, lambda old, rng, k: reworded(old, rng)),
 }  # fmt: skip
 ANY = {  # of these a fit may come, since a changed digit is a digit
-    "header with other bytes": ([DWI, MASK], 12, lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352))),
+    "header with other bytes": (
+        [DWI, MASK],
+        12,
+        lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352)),
+    ),
     "file with other bytes": ([DWI, MASK], 12, lambda old, rng, k: rewritten(old, rng, len(old))),
     "sidecar with other bytes": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old))),
-    "sidecar with other digits": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n")),
+    "sidecar with other digits": (
+        SIDECARS,
+        12,
+        lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n"),
+    ),
 }
 
 
 def outcome(capture, out, *words):
     """
-    What a command that writes into the folder `out` did, in one word, and its lines if they are not what they should be.
+    What a command that writes into the folder `out` did, in one word, and its lines if they are not
+    what they should be.
 
-    "refused": in one line, with nothing left; "done"; "traceback"; "other". `capture` gives what was printed since.
+    "refused": in one line, with nothing left; "done"; "traceback"; "other". `capture` gives what
+    was printed since.
     """
     try:
         code = main([*map(str, words), "--out", str(out), "--quiet"])
     except Exception as error:  # what would be a traceback on the terminal
         return "traceback", repr(error)
     lines = capture().strip().splitlines()
-    if code == 1 and len(lines) == 1 and lines[0].startswith("mapmri-nb: error: ") and not out.exists():
+    if (
+        code == 1
+        and len(lines) == 1
+        and lines[0].startswith("mapmri-nb: error: ")
+        and not out.exists()
+    ):
         return "refused", ""
     return ("done", "") if code == 0 else ("other", f"{code} {lines}")
 
@@ -119,21 +141,49 @@ def unaccounted(out, prefix="sub-cord"):
 
 # ---------------------------------------------------------------- random samples
 
-MODES = {f"{mode}, {basis}": options | {"basis": basis} for mode, options in phantom.MODES.items() for basis in phantom.BASES}
+MODES = {
+    f"{mode}, {basis}": options | {"basis": basis}
+    for mode, options in phantom.MODES.items()
+    for basis in phantom.BASES
+}
 ODD = (np.nan, np.inf, -np.inf, 5e-324, 1e-310, 1e308, -1e308, 0.0, -0.0)
-MAPS = ("rtop", "rtap", "rtpp", "msd", "lapnorm", "qiv", "ng", "ng_par", "ng_perp", "pa", "pa_dti", "rmse", "r2")
-RESIDUALS = ("rmse", "r2")  # NaN or infinite also where the sum of squared samples leaves float64, though the fit does not
+MAPS = (
+    "rtop",
+    "rtap",
+    "rtpp",
+    "msd",
+    "lapnorm",
+    "qiv",
+    "ng",
+    "ng_par",
+    "ng_perp",
+    "pa",
+    "pa_dti",
+    "rmse",
+    "r2",
+)
+RESIDUALS = (
+    "rmse",
+    "r2",
+)  # NaN or infinite also where the sum of squared samples leaves float64, though the fit does not
 
 
 def fuzzed(clean, rng, each=36):
-    """Rows between the clean ones: bytes as float64, float32, float16, int16; clean voxels with odd samples."""
+    """
+    Rows between the clean ones: bytes as float64, float32, float16, int16; clean voxels with odd
+    samples.
+    """
     n, rows = clean.shape[1], []
     for kind in range(5):
         for k in range(each):
             if kind < 4:
-                row = np.frombuffer(rng.bytes(8 * n), [np.float64, np.float32, np.float16, np.int16][kind])[:n]
+                row = np.frombuffer(
+                    rng.bytes(8 * n), [np.float64, np.float32, np.float16, np.int16][kind]
+                )[:n]
             else:
-                row = np.where(rng.random(n) < rng.random(), rng.choice(ODD, n), clean[k % len(clean)])
+                row = np.where(
+                    rng.random(n) < rng.random(), rng.choice(ODD, n), clean[k % len(clean)]
+                )
             with np.errstate(invalid="ignore"):  # of the casts
                 rows.append(row.astype(np.float64))
     where = np.linspace(0, len(rows), len(clean)).astype(int)
@@ -142,7 +192,9 @@ def fuzzed(clean, rng, each=36):
 
 
 def random_samples(mode, each=36, seed=0):
-    """A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone."""
+    """
+    A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone.
+    """
     scheme = phantom.small_scheme()
     clean = phantom.signals(20, *scheme, seed=4)
     y, good = fuzzed(clean, np.random.default_rng(seed), each)
@@ -154,14 +206,16 @@ def wrong_voxels(fit, y, good, alone):
     """
     Rows (V,) that are not as they must be, and those without a fit.
 
-    A known status; NaN in every map where it says that there is no fit and finite numbers where it does not; clean voxels
-    with a fit, bit for bit as without their neighbours.
+    A known status; NaN in every map where it says that there is no fit and finite numbers where it
+    does not; clean voxels with a fit, bit for bit as without their neighbours.
     """
     none = (fit.status & mapmri.Status.NO_FIT) != 0
     wrong = (fit.status & ~sum(mapmri.Status)) != 0
     wrong[good] |= none[good]
     for name, rows in alone.rows().items():
-        same = (fit.rows()[name][good] == rows) | (np.isnan(rows) & np.isnan(fit.rows()[name][good]))
+        same = (fit.rows()[name][good] == rows) | (
+            np.isnan(rows) & np.isnan(fit.rows()[name][good])
+        )
         wrong[good] |= ~same.reshape(len(good), -1).all(1)
     for name in ("coef", "mu", "R", "S0"):
         values = getattr(fit, name).reshape(len(none), -1)

@@ -1,8 +1,9 @@
 """
 Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports mapmri_nb.
 
-Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the frame R (columns);
-functions that take no R work in that frame. Every formula is checked by quadrature in test_oracle.py.
+Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
+frame R (columns); functions that take no R work in that frame. Every formula is checked by
+quadrature in test_oracle.py.
 """
 
 from math import factorial, gamma, lgamma, pi, sqrt
@@ -16,7 +17,9 @@ from scipy import optimize, special
 def aniso_table(order):
     """Indices (n1, n2, n3), (n, 3)."""
     even = range(0, order + 1, 2)
-    return np.array([(n - i - j, j, i) for n in even for i in range(n + 1) for j in range(n - i + 1)])
+    return np.array(
+        [(n - i - j, j, i) for n in even for i in range(n + 1) for j in range(n - i + 1)]
+    )
 
 
 def iso_table(order):
@@ -36,7 +39,9 @@ def order_of(coef):
 
 def origin1d(n):
     """phi_n(0): sqrt(n!)/n!! for even n, else 0."""
-    return 0.0 if n % 2 else sqrt(factorial(n)) / float(special.factorial2(n, exact=True) if n else 1)
+    return (
+        0.0 if n % 2 else sqrt(factorial(n)) / float(special.factorial2(n, exact=True) if n else 1)
+    )
 
 
 def aniso_origin(order):
@@ -46,17 +51,28 @@ def aniso_origin(order):
 
 def iso_origin(order):
     """B_jlm."""
-    return np.array([gamma(j + 0.5) / gamma(j) / gamma(1.5) if el == 0 else 0.0 for j, el, _ in iso_table(order)])
+    return np.array(
+        [
+            gamma(j + 0.5) / gamma(j) / gamma(1.5) if el == 0 else 0.0
+            for j, el, _ in iso_table(order)
+        ]
+    )
 
 
 def hermite1d(n, t):
     """H_n(t) exp(-t^2/2) / sqrt(2^n n!)."""
-    return special.eval_hermite(n, t) * np.exp(-np.square(t) / 2) / np.exp(0.5 * (n * np.log(2) + lgamma(n + 1)))
+    return (
+        special.eval_hermite(n, t)
+        * np.exp(-np.square(t) / 2)
+        / np.exp(0.5 * (n * np.log(2) + lgamma(n + 1)))
+    )
 
 
 def hermite3d(order, t):
     """Products of three hermite1d at t (k, 3): (k, n)."""
-    return np.array([np.prod([hermite1d(n[i], t[:, i]) for i in range(3)], 0) for n in aniso_table(order)]).T
+    return np.array(
+        [np.prod([hermite1d(n[i], t[:, i]) for i in range(3)], 0) for n in aniso_table(order)]
+    ).T
 
 
 def phi_matrix(order, mu, q):
@@ -74,7 +90,11 @@ def angles(v):
     """Norm, polar and azimuthal angle of v (k, 3); angles 0 at the origin."""
     v = np.atleast_2d(v)
     r = np.linalg.norm(v, axis=1)
-    return r, np.arccos(np.clip(v[:, 2] / np.where(r > 0, r, 1), -1, 1)) * (r > 0), np.arctan2(v[:, 1], v[:, 0])
+    return (
+        r,
+        np.arccos(np.clip(v[:, 2] / np.where(r > 0, r, 1), -1, 1)) * (r > 0),
+        np.arctan2(v[:, 1], v[:, 0]),
+    )
 
 
 def real_sh(el, m, theta, phi):
@@ -86,7 +106,10 @@ def real_sh(el, m, theta, phi):
 
 def iso_shape(order, x, theta, phi):
     """x^(l/2) exp(-x) L_(j-1)^(l+1/2)(2x) Y_lm, (k, n)."""
-    laguerre = [x ** (el / 2) * special.eval_genlaguerre(j - 1, el + 0.5, 2 * x) for j, el, _ in iso_table(order)]
+    laguerre = [
+        x ** (el / 2) * special.eval_genlaguerre(j - 1, el + 0.5, 2 * x)
+        for j, el, _ in iso_table(order)
+    ]
     harmonics = [real_sh(el, m, theta, phi) for _, el, m in iso_table(order)]
     return np.transpose(np.exp(-x) * np.array(laguerre) * np.array(harmonics))
 
@@ -94,7 +117,11 @@ def iso_shape(order, x, theta, phi):
 def iso_phi_matrix(order, u, q):
     """Signal of the isotropic functions at q (k, 3): (k, n)."""
     norm, theta, phi = angles(q)
-    return sqrt(4 * pi) * (-1.0) ** (iso_table(order)[:, 1] // 2) * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
+    return (
+        sqrt(4 * pi)
+        * (-1.0) ** (iso_table(order)[:, 1] // 2)
+        * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
+    )
 
 
 def iso_psi_matrix(order, u, r):
@@ -106,24 +133,39 @@ def iso_psi_matrix(order, u, r):
 
 def iso_norms(order, u):
     """Integral of Phi_jlm^2, (n,)."""
-    return np.array([gamma(j + el + 0.5) / (2 ** (el + 2) * pi**2 * u**3 * gamma(j)) for j, el, _ in iso_table(order)])
+    return np.array(
+        [
+            gamma(j + el + 0.5) / (2 ** (el + 2) * pi**2 * u**3 * gamma(j))
+            for j, el, _ in iso_table(order)
+        ]
+    )
 
 
 def iso_to_aniso(order):
     """T (n, n) with a_aniso = T a_iso at equal scale: overlaps at scale 1 by quadrature."""
     r, w = gauss_hermite(order + 1, np.ones(3))
-    return 8 * pi**1.5 * psi_matrix(order, np.ones(3), r).T @ (w[:, None] * iso_psi_matrix(order, 1.0, r))
+    return (
+        8
+        * pi**1.5
+        * psi_matrix(order, np.ones(3), r).T
+        @ (w[:, None] * iso_psi_matrix(order, 1.0, r))
+    )
 
 
 # ---------------------------------------------------------------- quadrature
 
 
 def gauss_hermite(n, scale):
-    """Nodes (n^d, d) and weights, exact for a polynomial of degree 2n-1 per axis times exp(-sum x_i^2/scale_i^2)."""
+    """
+    Nodes (n^d, d) and weights, exact for a polynomial of degree 2n-1 per axis times exp(-sum
+    x_i^2/scale_i^2).
+    """
     scale = np.atleast_1d(np.asarray(scale, float))
     t, w = special.roots_hermite(n)
     w = w * np.exp(t**2)
-    nodes = np.stack(np.meshgrid(*[t * s for s in scale], indexing="ij"), -1).reshape(-1, len(scale))
+    nodes = np.stack(np.meshgrid(*[t * s for s in scale], indexing="ij"), -1).reshape(
+        -1, len(scale)
+    )
     weights = np.prod(np.stack(np.meshgrid(*[w * s for s in scale], indexing="ij"), -1), -1)
     return nodes, weights.ravel()
 
@@ -135,7 +177,10 @@ def scales(mu, space, power=1):
 
 
 def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
-    """Integral of f(points (k, 3)) over space, or over the plane or line through 0 that `axes` of the frame span."""
+    """
+    Integral of f(points (k, 3)) over space, or over the plane or line through 0 that `axes` of the
+    frame span.
+    """
     t, w = gauss_hermite(n, scales(mu, space, power)[list(axes)])
     return w @ f(t @ np.eye(3)[list(axes)])
 
@@ -145,7 +190,9 @@ def sphere_rule(n_z=30, n_phi=60):
     z, w = special.roots_legendre(n_z)
     phi = 2 * pi * np.arange(n_phi) / n_phi
     s = np.sqrt(1 - z**2)[:, None]
-    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1).reshape(-1, 3)
+    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1).reshape(
+        -1, 3
+    )
     return v, np.repeat(w * 2 * pi / n_phi, n_phi)
 
 
@@ -165,7 +212,10 @@ def laplacian_matrix(order, mu):
     k, gap = np.minimum(n[:, None], n[None]), np.abs(n[:, None] - n[None])  # (n, n, 3): per axis
     pair, far = np.sqrt((k + 1) * (k + 2)), np.sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
     x2 = np.select([gap == 0, gap == 2], [k + 0.5, pair / 2])
-    x4 = np.select([gap == 0, gap == 2, gap == 4], [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far]) / 4
+    x4 = (
+        np.select([gap == 0, gap == 2, gap == 4], [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far])
+        / 4
+    )
     total = 0.0
     for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         total = total + mu[a] ** 4 * x4[..., a] * (gap[..., b] == 0) * (gap[..., c] == 0)
@@ -184,7 +234,14 @@ def iso_laplacian_matrix(order, u):
             poly = 3 + 24 * j**2 + 4 * el * (el - 2) + 12 * j * (2 * el - 1)
             return 2.0**-el * pi**2 * u * poly * gamma(j + el + 0.5) / gamma(j)
         if step == 1:
-            return 2.0 ** (2 - el) * pi**2 * u * (4 * (j + 1) + 2 * el - 3) * gamma(j + el + 1.5) / gamma(j)
+            return (
+                2.0 ** (2 - el)
+                * pi**2
+                * u
+                * (4 * (j + 1) + 2 * el - 3)
+                * gamma(j + el + 1.5)
+                / gamma(j)
+            )
         return 2.0 ** (2 - el) * pi**2 * u * gamma(j + el + 2.5) / gamma(j) if step == 2 else 0.0
 
     table = iso_table(order).tolist()
@@ -195,14 +252,19 @@ def iso_laplacian_matrix(order, u):
 
 
 def aniso_indices(a, mu, k_max=5):
-    """All indices of anisotropic coefficients a (n,) at scales mu (3,); e1 is the first axis of the frame."""
+    """
+    All indices of anisotropic coefficients a (n,) at scales mu (3,); e1 is the first axis of the
+    frame.
+    """
     a, mu = np.asarray(a, float), np.asarray(mu, float)
     order = order_of(a)
     n, b = aniso_table(order), aniso_origin(order)
     sign = (-1.0) ** (n.sum(1) // 2)
     one = (1 + 2 * n) * np.ones((len(a), 3))
     top = np.sum(a * sign * b) / (sqrt(8 * pi**3) * np.prod(mu))
-    qiv_inverse = np.sum(a * sign * b * (one / mu**2).sum(1)) / (4 * pi**2 * sqrt(8 * pi**3) * np.prod(mu))
+    qiv_inverse = np.sum(a * sign * b * (one / mu**2).sum(1)) / (
+        4 * pi**2 * sqrt(8 * pi**3) * np.prod(mu)
+    )
     b1 = np.array([[origin1d(int(k)) * (-1.0) ** (k // 2) for k in row] for row in n])
     alpha = [np.sum((a * b1[:, 1] * b1[:, 2])[n[:, 0] == k]) for k in range(order + 1)]
     pairs = [(k, i) for k in range(order + 1) for i in range(order + 1 - k)]
@@ -225,13 +287,22 @@ def aniso_indices(a, mu, k_max=5):
 
 
 def iso_indices(a, u, e):
-    """Indices of isotropic coefficients a (n,) at scale u; e (3,) is the axis of RTAP and RTPP in the frame of a."""
+    """
+    Indices of isotropic coefficients a (n,) at scale u; e (3,) is the axis of RTAP and RTPP in the
+    frame of a.
+    """
     a = np.asarray(a, float)
     order = order_of(a)
     b, norms, (j, el, _) = iso_origin(order), iso_norms(order, u), iso_table(order).T
     _, theta, phi = angles(e)
     y_e = np.array([real_sh(*row[1:], theta, phi)[0] for row in iso_table(order)])
-    rtpp = np.sum(a * y_e * (-0.5) ** (el // 2) / sqrt(pi) * [radial_sum(*row[:2], -2) for row in iso_table(order)])
+    rtpp = np.sum(
+        a
+        * y_e
+        * (-0.5) ** (el // 2)
+        / sqrt(pi)
+        * [radial_sum(*row[:2], -2) for row in iso_table(order)]
+    )
     sign = (-1.0) ** (j - 1)
     cos2 = np.sum((a**2 * norms)[el == 0]) / np.sum(a**2 * norms)
     return {
@@ -247,10 +318,15 @@ def iso_indices(a, u, e):
 
 
 def iso_ng(a, u, mu, rotation):
-    """NG of the isotropic basis: sine of the angle between P and the tensor's Gaussian, by quadrature in its frame."""
+    """
+    NG of the isotropic basis: sine of the angle between P and the tensor's Gaussian, by quadrature
+    in its frame.
+    """
     order, mu = order_of(a), np.asarray(mu, float)
     x, w = gauss_hermite(order + 2, np.sqrt(2 / (1 / u**2 + 1 / mu**2)))
-    overlap = w @ (psi_matrix(0, mu, x)[:, 0] * (iso_psi_matrix(order, u, x @ np.asarray(rotation).T) @ a))
+    overlap = w @ (
+        psi_matrix(0, mu, x)[:, 0] * (iso_psi_matrix(order, u, x @ np.asarray(rotation).T) @ a)
+    )
     p2 = np.sum(np.square(a) * iso_norms(order, u))
     return sqrt(max(0.0, 1 - overlap**2 * 8 * pi**1.5 * np.prod(mu) / p2))
 
@@ -280,7 +356,9 @@ def isotropic_scale(mu):
 
 
 def pa_cos2(a, mu, k_max=5):
-    """cos^2 theta of P and its projection on the radial functions at u0; 1-D overlaps by quadrature."""
+    """
+    cos^2 theta of P and its projection on the radial functions at u0; 1-D overlaps by quadrature.
+    """
     order, u0 = order_of(a), isotropic_scale(mu)
     n, high = aniso_table(order), 2 * k_max
     overlap = []
@@ -296,13 +374,18 @@ def pa_cos2(a, mu, k_max=5):
             for i2 in range(0, 2 * k + 1 - i1, 2):
                 i3 = 2 * k - i1 - i2
                 b = origin1d(i1) * origin1d(i2) * origin1d(i3)
-                g_k += b * np.sum(a * overlap[0][n[:, 0], i1] * overlap[1][n[:, 1], i2] * overlap[2][n[:, 2], i3])
+                g_k += b * np.sum(
+                    a * overlap[0][n[:, 0], i1] * overlap[1][n[:, 1], i2] * overlap[2][n[:, 2], i3]
+                )
         total += g_k**2 / (gamma(k + 1.5) / (gamma(k + 1) * gamma(1.5)))
     return total / np.sum(np.square(a))
 
 
 def pa_fit_cos2(a, mu, y, q, k_max):
-    """Same angle with the counterpart from a fit of the l = 0 functions at u0 to the data y at |q|, E(0) = 1."""
+    """
+    Same angle with the counterpart from a fit of the l = 0 functions at u0 to the data y at |q|,
+    E(0) = 1.
+    """
     u0, k = isotropic_scale(mu), np.arange(k_max + 1)
     x = 2 * (pi * u0 * np.linalg.norm(np.atleast_2d(q), axis=1)) ** 2
     radial = np.array([special.eval_genlaguerre(i, 0.5, 2 * x) * np.exp(-x) for i in k]).T
@@ -325,7 +408,9 @@ def odf_matrix(order, mu, v, s=2):
     for n in aniso_table(order).tolist():
         h = [special.hermite(k).c[::-1] for k in n]  # ascending monomial coefficients of H_n
         total = 0.0
-        for a, b, c in np.ndindex(n[0] + 1, n[1] + 1, n[2] + 1):  # the term of r^k in prod H_ni(t_i r)
+        for a, b, c in np.ndindex(
+            n[0] + 1, n[1] + 1, n[2] + 1
+        ):  # the term of r^k in prod H_ni(t_i r)
             k = a + b + c
             if (k - sum(n)) % 2 == 0:
                 term = h[0][a] * h[1][b] * h[2][c] * t[:, 0] ** a * t[:, 1] ** b * t[:, 2] ** c
@@ -338,13 +423,20 @@ def odf_matrix(order, mu, v, s=2):
 def iso_odf_factors(order, u, s=2):
     """Factor of Y_lm(v) in ODF_s of each isotropic function, (n,)."""
     table = iso_table(order).tolist()
-    return np.array([u**s * (-1) ** (j - 1) * 2 ** (-(el + 3) / 2) / pi * radial_sum(j, el, s) for j, el, _ in table])
+    return np.array(
+        [
+            u**s * (-1) ** (j - 1) * 2 ** (-(el + 3) / 2) / pi * radial_sum(j, el, s)
+            for j, el, _ in table
+        ]
+    )
 
 
 def iso_odf_matrix(order, u, v, s=2):
     """ODF_s of the isotropic functions along unit vectors v (k, 3): (k, n)."""
     _, theta, phi = angles(v)
-    return np.array([real_sh(el, m, theta, phi) for _, el, m in iso_table(order)]).T * iso_odf_factors(order, u, s)
+    return np.array(
+        [real_sh(el, m, theta, phi) for _, el, m in iso_table(order)]
+    ).T * iso_odf_factors(order, u, s)
 
 
 # ---------------------------------------------------------------- fits
@@ -356,13 +448,22 @@ def qvectors(bvals, bvecs, tau):
 
 
 def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
-    """Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), lambda1 >= lambda2 >= lambda3."""
-    use = np.isfinite(y) & (y > 0) & (bvals <= (np.inf if bval_threshold is None else bval_threshold))
+    """
+    Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), lambda1 >= lambda2 >=
+    lambda3.
+    """
+    use = (
+        np.isfinite(y) & (y > 0) & (bvals <= (np.inf if bval_threshold is None else bval_threshold))
+    )
     b, g, log = bvals[use, None], bvecs[use], np.log(y[use])
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    x = np.hstack([np.ones_like(b)] + [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs])
+    x = np.hstack(
+        [np.ones_like(b)] + [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs]
+    )
     first = np.linalg.lstsq(x, log, rcond=None)[0]
-    w = np.exp(x @ first)  # weight = predicted signal squared, so rows are scaled by the predicted signal
+    w = np.exp(
+        x @ first
+    )  # weight = predicted signal squared, so rows are scaled by the predicted signal
     _, xx, yy, zz, xy, xz, yz = np.linalg.lstsq(x * w[:, None], log * w, rcond=None)[0]
     values, vectors = np.linalg.eigh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     values = np.maximum(values[::-1], floor)
@@ -372,17 +473,33 @@ def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
 def scale_S0(y, bvals, bvecs, tensor, b0_threshold=50):
     """Mean over the b0 volumes of y exp(b u'Du)."""
     b0 = (bvals <= b0_threshold) & np.isfinite(y)
-    return np.mean(y[b0] * np.exp(bvals[b0] * np.einsum("ki,ij,kj->k", bvecs[b0], tensor, bvecs[b0])))
+    return np.mean(
+        y[b0] * np.exp(bvals[b0] * np.einsum("ki,ij,kj->k", bvecs[b0], tensor, bvecs[b0]))
+    )
 
 
-def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None, static=None, **tensor_options):
+def fit(
+    y,
+    bvals,
+    bvecs,
+    tau,
+    order,
+    weight=0.0,
+    basis="anisotropic",
+    scale=None,
+    static=None,
+    **tensor_options,
+):
     """
-    Linear MAP(L) of one voxel, dense: fitted freely, then normalised. `weight` is a number or 'gcv'.
+    Linear MAP(L) of one voxel, dense: fitted freely, then normalised. `weight` is a number or
+    'gcv'.
 
-    Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, tensor, weight, rmse, r2,
-    and e0, the sum aB before it was divided out.
+    Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, tensor,
+    weight, rmse, r2, and e0, the sum aB before it was divided out.
     """
-    mu_t, rotation, values = fit_tensor(y, bvals, bvecs, tau, **tensor_options) if scale is None else (*scale, None)
+    mu_t, rotation, values = (
+        fit_tensor(y, bvals, bvecs, tau, **tensor_options) if scale is None else (*scale, None)
+    )
     values = np.square(mu_t) / (2 * tau) if values is None else values
     tensor = rotation @ np.diag(values) @ rotation.T
     S0 = scale_S0(y, bvals, bvecs, tensor)
@@ -402,9 +519,19 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
     herm = a
     if basis != "anisotropic":  # the propagator in the tensor frame: fitted there, exactly
         r, _ = gauss_hermite(order + 3, np.sqrt(2) * mu)
-        herm = np.linalg.lstsq(psi_matrix(order, mu, r), iso_psi_matrix(order, u, r @ rotation.T) @ a, rcond=None)[0]
+        herm = np.linalg.lstsq(
+            psi_matrix(order, mu, r), iso_psi_matrix(order, u, r @ rotation.T) @ a, rcond=None
+        )[0]
     rest = y[ok] - S0 * m[ok] @ a
-    out = {"coef": a, "hermite": herm, "mu": mu, "mu_tensor": np.asarray(mu_t), "R": rotation, "S0": S0, "e0": e0}
+    out = {
+        "coef": a,
+        "hermite": herm,
+        "mu": mu,
+        "mu_tensor": np.asarray(mu_t),
+        "R": rotation,
+        "S0": S0,
+        "e0": e0,
+    }
     r2 = 1 - np.sum(rest**2) / np.sum((y[ok] - y[ok].mean()) ** 2)
     return out | {"tensor": tensor, "weight": weight, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
 
@@ -412,7 +539,9 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
 def penalised_lstsq(m, lap, y, weight):
     """Argmin |y - m a|^2 + weight a'La by QR of the stacked system."""
     root = sqrt(weight) * np.linalg.cholesky(lap).T
-    return np.linalg.lstsq(np.vstack([m, root]), np.concatenate([y, np.zeros(len(lap))]), rcond=None)[0]
+    return np.linalg.lstsq(
+        np.vstack([m, root]), np.concatenate([y, np.zeros(len(lap))]), rcond=None
+    )[0]
 
 
 def constrained_lstsq(m, y, b):
@@ -430,7 +559,10 @@ def gcv(m, lap, y, weight):
 
 
 def gcv_weight(m, lap, y, mu, grid=40):
-    """Minimiser of V over 5e-8..5e-2 mm / (mean scale): grid on log weight, then every bracket of a local minimum."""
+    """
+    Minimiser of V over 5e-8..5e-2 mm / (mean scale): grid on log weight, then every bracket of a
+    local minimum.
+    """
     logs = np.linspace(np.log(5e-8), np.log(5e-2), grid) - np.log(np.prod(mu)) / 3
     v = [gcv(m, lap, y, np.exp(t))[0] for t in logs]
     found = [(v[i], logs[i]) for i in (0, grid - 1)]

@@ -1,4 +1,7 @@
-"""Simulated voxels and gradient tables for the tests of the fit. Plain NumPy on top of the oracle's schemes."""
+"""
+Simulated voxels and gradient tables for the tests of the fit. Plain NumPy on top of the oracle's
+schemes.
+"""
 
 import numpy as np
 import truth
@@ -9,9 +12,16 @@ TAU = 0.03
 BASES = ("anisotropic", "isotropic")
 WEIGHTS = {"0.05": 0.05, "0.2": 0.2, "GCV": "gcv", "array": [0.01, 0.05, 0.2]}
 MODES = {}  # every mode's options by its name
-for positivity, plain, regularised in ((None, "MAP", "MAPL"), ("grid", "CMAP", "CMAPL"), ("global", "MAP+", "MAPL+")):
+for positivity, plain, regularised in (
+    (None, "MAP", "MAPL"),
+    ("grid", "CMAP", "CMAPL"),
+    ("global", "MAP+", "MAPL+"),
+):
     MODES[plain] = {"laplacian": None, "positivity": positivity}
-    MODES |= {f"{regularised} {name}": {"laplacian": w, "positivity": positivity} for name, w in WEIGHTS.items()}
+    MODES |= {
+        f"{regularised} {name}": {"laplacian": w, "positivity": positivity}
+        for name, w in WEIGHTS.items()
+    }
 INDEX_NAMES = ("rtop", "rtap", "rtpp", "msd", "qiv", "ng", "ng_par", "ng_perp", "lapnorm")
 
 
@@ -28,16 +38,23 @@ def random_rotation(rng, count=None):
 
 
 def signals(count, bvals, bvecs, seed=0, noise=0.02):
-    """Crossings of two bundles with some free water in random frames, S0 100 to 1000, noise in parts of S0: (count, n)."""
+    """
+    Crossings of two bundles with some free water in random frames, S0 100 to 1000, noise in parts
+    of S0: (count, n).
+    """
     rng = np.random.default_rng(seed)
     out = np.empty((count, len(bvals)))
     for v in range(count):
         turn = random_rotation(rng)
         values = [np.sort(rng.uniform(0.2, 2.0, 3))[::-1] for _ in range(2)]
-        tensors = [truth.axis_tensor(d, turn @ truth.rotation(2, k * 60)) for k, d in enumerate(values)]
+        tensors = [
+            truth.axis_tensor(d, turn @ truth.rotation(2, k * 60)) for k, d in enumerate(values)
+        ]
         fractions = rng.dirichlet([5.0, 3.0, 0.5])
         clean = truth.mixture_signal(fractions, [*tensors, truth.axis_tensor(3.0)], bvals, bvecs)
-        out[v] = rng.uniform(100, 1000) * np.maximum(clean + noise * rng.normal(size=len(bvals)), 1e-3)
+        out[v] = rng.uniform(100, 1000) * np.maximum(
+            clean + noise * rng.normal(size=len(bvals)), 1e-3
+        )
     return out
 
 
@@ -86,4 +103,6 @@ def odd_schemes():
 def same(a, b):
     """True if two fits are equal bit for bit, NaN equal to NaN."""
     one, two = a.rows(), b.rows()
-    return one.keys() == two.keys() and all(np.array_equal(one[k], two[k], equal_nan=True) for k in one)
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[k], two[k], equal_nan=True) for k in one
+    )

@@ -1,4 +1,7 @@
-"""Proof that the checked leg checks: a planted overrun must raise; exit code 1 where it goes unnoticed."""
+"""
+Proof that the checked leg checks: a planted overrun must raise; exit code 1 where it goes
+unnoticed.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""An answer depends on its voxel alone: bit for bit, whatever the block, its neighbours, the threads or the chunks."""
+"""
+An answer depends on its voxel alone: bit for bit, whatever the block, its neighbours, the threads
+or the chunks.
+"""
 
 import numpy as np
 import phantom
@@ -82,7 +85,11 @@ def test_indices_of_many_are_those_of_each(scheme, data, basis):
     """More rows than lanes, and a last group that is not full."""
     model = mapmri.MapmriModel(phantom.table(*scheme), 4, basis=basis)
     many = model.fit(data)
-    names = [name for name in mapmri.INDICES if basis == "anisotropic" or name not in ("ng_par", "ng_perp")]
+    names = [
+        name
+        for name in mapmri.INDICES
+        if basis == "anisotropic" or name not in ("ng_par", "ng_perp")
+    ]
     for v in (0, 15, 16, 40, 99, 100):
         one = model.fit(data[v : v + 1])
         for name in names:
@@ -138,11 +145,15 @@ def test_bad_voxels_never_disturb_others(scheme, data, mode):
     model = made(scheme, mode)
     bad = bad_voxels(data[0])
     clean = run(model, data[:40], 48)
-    mixed = np.vstack([np.vstack([data[k], row]) for k, row in enumerate(bad.values())] + [data[len(bad) : 40]])
+    mixed = np.vstack(
+        [np.vstack([data[k], row]) for k, row in enumerate(bad.values())] + [data[len(bad) : 40]]
+    )
     good = np.r_[np.arange(len(bad)) * 2, np.arange(2 * len(bad), len(mixed))]
     assert_same(run(model, mixed, 48), clean, good)
     for row in bad.values():
-        assert_same(run(model, np.vstack([row, data[:5], row, row]), 48), clean, slice(1, 6), slice(0, 5))
+        assert_same(
+            run(model, np.vstack([row, data[:5], row, row]), 48), clean, slice(1, 6), slice(0, 5)
+        )
 
 
 @pytest.mark.parametrize("mode", ["mapl", "gcv", "isotropic"])
@@ -186,7 +197,10 @@ def test_chunks_do_not_matter(scheme, data, chunk, monkeypatch):
     mu, R = np.full((5, 4, 5, 3), [8e-3, 5e-3, 4e-3]), np.broadcast_to(np.eye(3), (5, 4, 5, 3, 3))
     whole, scaled = model.fit(volume, mask), model.fit(volume, mask, scale=(mu, R))
     rng = np.random.default_rng(1)
-    more = {"weights": rng.uniform(0, 1, volume.shape), "grad_dev": 0.05 * rng.normal(size=(5, 4, 5, 9))}
+    more = {
+        "weights": rng.uniform(0, 1, volume.shape),
+        "grad_dev": 0.05 * rng.normal(size=(5, 4, 5, 9)),
+    }
     weighted = model.fit(volume, mask, **more)
     monkeypatch.setattr(model_module, "CHUNK", chunk)
     assert phantom.same(whole, model.fit(volume, mask))

@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from damage import cut
+from mapmri_nb.cli import _announced, main
+from mapmri_nb.directions import sh_matrix
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
-from mapmri_nb.cli import _announced, main
-from mapmri_nb.directions import sh_matrix
 from mapmri_nb.kernels import _jit
 
 
@@ -31,7 +31,9 @@ def fitted(tmp_path_factory):
     """(folder of a saved fit of the cord's cut, path of its series)."""
     base = tmp_path_factory.mktemp("cord")
     dwi = cut("catcord", base)
-    assert main(["fit", str(dwi), "--out", str(base / "fit"), "--radial-order", "4", "--quiet"]) == 0
+    assert (
+        main(["fit", str(dwi), "--out", str(base / "fit"), "--radial-order", "4", "--quiet"]) == 0
+    )
     return base / "fit", dwi
 
 
@@ -59,14 +61,24 @@ def fails(capsys, words, *expected, code=1):
 def test_fit_writes_what_the_library_computes(brain, tmp_path):
     out = tmp_path / "out"
     mask = brain.with_name("sub-small101d_mask.nii.gz")
-    assert command("fit", brain, "--mask", mask, "--out", out, "--radial-order", 4, "--laplacian", 0.3) == 0
+    assert (
+        command("fit", brain, "--mask", mask, "--out", out, "--radial-order", 4, "--laplacian", 0.3)
+        == 0
+    )
     gtab = mapmri.GradientTable.from_bids(brain)
     image = nib.load(brain)
     fit = mapmri.MapmriModel(gtab, radial_order=4, laplacian=0.3).fit(np.asarray(image.dataobj))
-    for label, name in (("rtop", "rtop"), ("ngpar", "ng_par"), ("msd", "msd"), ("lapnorm", "lapnorm")):
+    for label, name in (
+        ("rtop", "rtop"),
+        ("ngpar", "ng_par"),
+        ("msd", "msd"),
+        ("lapnorm", "lapnorm"),
+    ):
         (path,) = out.glob(f"sub-small101d_model-mapmri_param-{label}_dwimap.nii.gz")
         written = nib.load(path)
-        np.testing.assert_array_equal(np.asarray(written.dataobj), getattr(fit, name)().astype(np.float32))
+        np.testing.assert_array_equal(
+            np.asarray(written.dataobj), getattr(fit, name)().astype(np.float32)
+        )
         np.testing.assert_array_equal(written.affine, image.affine)
     np.testing.assert_array_equal(mapmri.load_fit(out).coef, fit.coef)
 
@@ -78,10 +90,37 @@ def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
     for old, new in ((".bval", "b"), (".bvec", "v"), (".json", "j")):
         named.append(brain.with_name("sub-small101d_dwi" + old).rename(elsewhere / new))
     dwi, bval, bvec, sidecar = named
-    common = ["fit", dwi, "--bval", bval, "--bvec", bvec, "--radial-order", 2, "--quiet", "--indices", "msd,rtop"]
+    common = [
+        "fit",
+        dwi,
+        "--bval",
+        bval,
+        "--bvec",
+        bvec,
+        "--radial-order",
+        2,
+        "--quiet",
+        "--indices",
+        "msd,rtop",
+    ]
     assert command(*common, "--json", sidecar, "--out", tmp_path / "1") == 0
-    assert command(*common, "--big-delta", 0.0488, "--small-delta", 0.03, "--out", tmp_path / "2") == 0
-    assert command(*common, "--json", sidecar, "--big-delta", 0.2, "--small-delta", 0.03, "--out", tmp_path / "3") == 0
+    assert (
+        command(*common, "--big-delta", 0.0488, "--small-delta", 0.03, "--out", tmp_path / "2") == 0
+    )
+    assert (
+        command(
+            *common,
+            "--json",
+            sidecar,
+            "--big-delta",
+            0.2,
+            "--small-delta",
+            0.03,
+            "--out",
+            tmp_path / "3",
+        )
+        == 0
+    )
     one, two, three = ((tmp_path / n / "a_model-mapmri_param-rtop_dwimap.nii.gz") for n in "123")
     assert one.is_file()
     first, second, third = (np.asarray(nib.load(p).dataobj) for p in (one, two, three))
@@ -92,7 +131,17 @@ def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
 
 @pytest.mark.parametrize("laplacian", ["none", "gcv", "0.05", "0.05,0.5"])
 def test_laplacian_spellings(brain, tmp_path, laplacian):
-    words = ["fit", brain, "--out", tmp_path / "o", "--radial-order", 4, "--laplacian", laplacian, "--quiet"]
+    words = [
+        "fit",
+        brain,
+        "--out",
+        tmp_path / "o",
+        "--radial-order",
+        4,
+        "--laplacian",
+        laplacian,
+        "--quiet",
+    ]
     assert command(*words) == 0
     weight = read(tmp_path / "o", "weight")
     allowed = {"none": [0.0], "0.05": [0.05], "0.05,0.5": [0.05, 0.5]}.get(laplacian)
@@ -115,8 +164,23 @@ def test_without_a_mask_empty_voxels_are_skipped_and_a_mask_recommended(brain, t
 
 def test_indices_units_and_fill_of_a_saved_fit(fitted, tmp_path):
     folder, _ = fitted
-    assert command("indices", folder, "--out", tmp_path / "um", "--units", "um", "--indices", "rtop,msd", "--quiet") == 0
-    np.testing.assert_allclose(read(tmp_path / "um", "rtop"), read(folder, "rtop") * 1e-9, rtol=1e-6)
+    assert (
+        command(
+            "indices",
+            folder,
+            "--out",
+            tmp_path / "um",
+            "--units",
+            "um",
+            "--indices",
+            "rtop,msd",
+            "--quiet",
+        )
+        == 0
+    )
+    np.testing.assert_allclose(
+        read(tmp_path / "um", "rtop"), read(folder, "rtop") * 1e-9, rtol=1e-6
+    )
     np.testing.assert_allclose(read(tmp_path / "um", "msd"), read(folder, "msd") * 1e6, rtol=1e-6)
     (sidecar,) = (tmp_path / "um").glob("*param-rtop_dwimap.json")
     assert "um" in sidecar.read_text()
@@ -137,7 +201,15 @@ def test_predict_on_another_table(fitted, tmp_path):
     (tmp_path / "t.bval").write_text("0 1000 2000")
     (tmp_path / "t.bvec").write_text("0 1 0\n0 0 1\n0 0 0")
     timing = ["--big-delta", 0.03, "--small-delta", 0.003]
-    words = ["predict", folder, "--out", tmp_path / "p.nii.gz", "--bval", tmp_path / "t.bval", "--quiet"]
+    words = [
+        "predict",
+        folder,
+        "--out",
+        tmp_path / "p.nii.gz",
+        "--bval",
+        tmp_path / "t.bval",
+        "--quiet",
+    ]
     assert command(*words, "--bvec", tmp_path / "t.bvec", *timing) == 0
     predicted = np.asarray(nib.load(tmp_path / "p.nii.gz").dataobj)
     assert predicted.shape[-1] == 3
@@ -146,7 +218,10 @@ def test_predict_on_another_table(fitted, tmp_path):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_odf_is_in_scanner_axes(tmp_path, sign):
-    """The cord runs along the third voxel axis: along the affine's third column, whatever the sign of its determinant."""
+    """
+    The cord runs along the third voxel axis: along the affine's third column, whatever the sign of
+    its determinant.
+    """
     dwi = cut("catcord", tmp_path)
     oblique = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
     affine = np.eye(4)
@@ -192,7 +267,9 @@ def test_info_says_what_a_bug_report_needs(capsys):
 
 @pytest.mark.jit_only
 def test_compilation_is_announced_when_it_happens_and_once(caplog, monkeypatch):
-    monkeypatch.setattr(_jit, "CACHE_DIR", None)  # or a second run with the same cache has nothing to compile
+    monkeypatch.setattr(
+        _jit, "CACHE_DIR", None
+    )  # or a second run with the same cache has nothing to compile
     kernel = _jit.kernel()(lambda x: x + 1)
     with caplog.at_level(logging.INFO), _announced():
         assert kernel(1) == 2
@@ -214,7 +291,12 @@ def test_entry_points():
     done = subprocess.run([sys.executable, "-m", "mapmri_nb", "--version"], capture_output=True, text=True, env=env,
                           check=True)  # fmt: skip
     assert done.stdout.split() == ["mapmri-nb", mapmri.__version__]
-    assert subprocess.run([sys.executable, "-m", "mapmri_nb", "fit"], capture_output=True, env=env).returncode == 2
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "mapmri_nb", "fit"], capture_output=True, env=env
+        ).returncode
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +308,10 @@ def test_entry_points():
         ("fit x --out y --basis round", "argument --basis: invalid choice: 'round'"),
         ("fit x --out y --laplacian some", "argument --laplacian: 'some' is neither none, gcv"),
         ("fit x --out y --laplacian .1,,2", "argument --laplacian: '.1,,2' is neither none, gcv"),
-        ("fit x --out y --bval-threshold low", "argument --bval-threshold: 'low' is neither a number nor none"),
+        (
+            "fit x --out y --bval-threshold low",
+            "argument --bval-threshold: 'low' is neither a number nor none",
+        ),
         ("fit x --out y --threads two", "argument --threads: invalid int value: 'two'"),
         ("fit x --out=", "argument --out: the path is empty"),
     ],
@@ -239,7 +324,8 @@ def test_arguments_that_do_not_parse(words, expected, capsys):
     assert main(["--help"]) == 0
 
 
-# -- careless users ----------------------------------------------------------------------------------------------------
+# -- careless users
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".bval", ".bvec"])
@@ -299,7 +385,12 @@ def test_three_dimensional_series(brain, tmp_path, capsys):
 @pytest.mark.parametrize("value", [0, -5, np.nan])
 def test_no_signal_anywhere(brain, tmp_path, capsys, value):
     nib.save(nib.Nifti1Image(np.full((3, 2, 2, 102), value, np.float32), np.eye(4)), brain)
-    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name, "no voxel has a positive signal")
+    fails(
+        capsys,
+        ["fit", brain, "--out", tmp_path / "o"],
+        brain.name,
+        "no voxel has a positive signal",
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -307,29 +398,50 @@ def test_no_voxel_with_a_fit_is_said_even_quietly(brain, tmp_path, capsys):
     """A mask of voxels without signal: a status each, and a line."""
     nib.save(nib.Nifti1Image(np.zeros((3, 2, 2, 102), np.float32), np.eye(4)), brain)
     mask = brain.with_name("sub-small101d_mask.nii.gz")
-    assert command("fit", brain, "--mask", mask, "--out", tmp_path / "o", "--radial-order", 2, "--quiet") == 0
+    assert (
+        command(
+            "fit", brain, "--mask", mask, "--out", tmp_path / "o", "--radial-order", 2, "--quiet"
+        )
+        == 0
+    )
     assert "12 voxels" in (err := capsys.readouterr().err)
     assert "12 NO_FIT" in err
 
 
-@pytest.mark.parametrize(("content", "words"), [("1 2 3", ["(3,)", "(102,)"]), ("one", ["'one'"]), ("-1 " * 102, ["-1"])])
+@pytest.mark.parametrize(
+    ("content", "words"), [("1 2 3", ["(3,)", "(102,)"]), ("one", ["'one'"]), ("-1 " * 102, ["-1"])]
+)
 def test_weights_in_a_text_file(brain, tmp_path, capsys, content, words):
     (tmp_path / "w.txt").write_text(content)
-    fails(capsys, ["fit", brain, "--out", tmp_path / "o", "--weights", tmp_path / "w.txt"], "w", *words)
+    fails(
+        capsys,
+        ["fit", brain, "--out", tmp_path / "o", "--weights", tmp_path / "w.txt"],
+        "w",
+        *words,
+    )
     assert not (tmp_path / "o").exists()
 
 
 def test_mask_of_another_shape(brain, tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.ones((3, 2, 7), np.uint8), np.eye(4)), tmp_path / "m.nii")
-    fails(capsys, ["fit", brain, "--mask", tmp_path / "m.nii", "--out", tmp_path / "o"], "mask", "(3, 2, 7)")
+    fails(
+        capsys,
+        ["fit", brain, "--mask", tmp_path / "m.nii", "--out", tmp_path / "o"],
+        "mask",
+        "(3, 2, 7)",
+    )
 
 
 def test_empty_mask(brain, tmp_path, capsys):
-    nib.save(nib.Nifti1Image(np.zeros((3, 2, 2), np.uint8), nib.load(brain).affine), tmp_path / "m.nii")
+    nib.save(
+        nib.Nifti1Image(np.zeros((3, 2, 2), np.uint8), nib.load(brain).affine), tmp_path / "m.nii"
+    )
     fails(capsys, ["fit", brain, "--mask", tmp_path / "m.nii", "--out", tmp_path / "o"], "mask")
 
 
-@pytest.mark.parametrize("content", [b"not an image at all", b"", gzip.compress(b"still not an image"), None])
+@pytest.mark.parametrize(
+    "content", [b"not an image at all", b"", gzip.compress(b"still not an image"), None]
+)
 def test_files_that_are_no_images(brain, tmp_path, capsys, content):
     brain.write_bytes(brain.read_bytes()[:-200] if content is None else content)  # None: truncated
     fails(capsys, ["fit", brain, "--out", tmp_path / "o"], brain.name)
@@ -343,7 +455,9 @@ def test_existing_output_is_kept_without_force(brain, tmp_path, capsys):
     fails(capsys, [*words, "--laplacian", 1], "force")
     assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()} == before
     assert command(*words, "--laplacian", 1, "--force") == 0
-    assert (tmp_path / "o" / "sub-small101d_model-mapmri_param-rtop_dwimap.nii.gz").read_bytes() not in before.values()
+    assert (
+        tmp_path / "o" / "sub-small101d_model-mapmri_param-rtop_dwimap.nii.gz"
+    ).read_bytes() not in before.values()
 
 
 def test_output_that_cannot_be_made(brain, tmp_path, capsys):
@@ -352,10 +466,17 @@ def test_output_that_cannot_be_made(brain, tmp_path, capsys):
     fails(capsys, ["fit", brain, "--out", tmp_path / "file", "--radial-order", 2], "file")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_no_permission(brain, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o555)
-    fails(capsys, ["fit", brain, "--out", tmp_path / "locked" / "o", "--radial-order", 2], "permission", "locked")
+    fails(
+        capsys,
+        ["fit", brain, "--out", tmp_path / "locked" / "o", "--radial-order", 2],
+        "permission",
+        "locked",
+    )
 
 
 @pytest.mark.parametrize("name", ["indices", "odf", "report"])
@@ -363,7 +484,12 @@ def test_folder_that_is_no_fit(tmp_path, capsys, name):
     fails(capsys, [name, tmp_path / "nowhere"], "nowhere")
     (tmp_path / "empty").mkdir()
     fails(capsys, [name, tmp_path / "empty"], "empty")
-    fails(capsys, [name, data.sample_dwi("catcord")], "sub-cord_dwi.nii.gz", "not the JSON of a saved fit")
+    fails(
+        capsys,
+        [name, data.sample_dwi("catcord")],
+        "sub-cord_dwi.nii.gz",
+        "not the JSON of a saved fit",
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,7 +527,9 @@ def test_prediction_with_a_table_without_deltas(fitted, tmp_path, capsys):
     (tmp_path / "t.bval").write_text("0 1000")
     (tmp_path / "t.bvec").write_text("0 1\n0 0\n0 0")
     table = ["--bval", tmp_path / "t.bval", "--bvec", tmp_path / "t.bvec"]
-    fails(capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", *table], "big_delta is missing")
+    fails(
+        capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", *table], "big_delta is missing"
+    )
     assert not (tmp_path / "p.nii").exists()
 
 

@@ -1,4 +1,7 @@
-"""The constrained modes through MapmriModel: hard inputs, fallback, bases, bits, certificates. Never an answer in silence."""
+"""
+The constrained modes through MapmriModel: hard inputs, fallback, bases, bits, certificates. Never
+an answer in silence.
+"""
 
 from functools import lru_cache
 
@@ -17,10 +20,15 @@ DIRECTIONS = 30
 
 @lru_cache
 def table(kind="full"):
-    """Three shells: of 30 directions, of 15 (48 measurements in all), or of the same six directions again and again."""
+    """
+    Three shells: of 30 directions, of 15 (48 measurements in all), or of the same six directions
+    again and again.
+    """
     b, g = truth.scheme([15 if kind == "few" else DIRECTIONS] * 3, [1000, 2000, 3000], 3)
     if kind == "duplicated":
-        six = np.array([(1, 0, 2), (-1, 0, 2), (2, 1, 0), (2, -1, 0), (0, 2, 1), (0, 2, -1)]) / np.sqrt(5)
+        six = np.array(
+            [(1, 0, 2), (-1, 0, 2), (2, 1, 0), (2, -1, 0), (0, 2, 1), (0, 2, -1)]
+        ) / np.sqrt(5)
         g[3:] = np.tile(six, (15, 1))
     return mapmri.GradientTable(b, g, tau=TAU)
 
@@ -31,7 +39,9 @@ def signals(gtab, count, sigma=0.04, seed=0):
     for k in range(count):
         fractions, tensors = mixtures[k % len(mixtures)]
         turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-        clean = truth.mixture_signal(fractions, [turn @ t @ turn.T for t in tensors], gtab.bvals, gtab.bvecs)
+        clean = truth.mixture_signal(
+            fractions, [turn @ t @ turn.T for t in tensors], gtab.bvals, gtab.bvecs
+        )
         noise = sigma * rng.standard_normal((2, clean.size))
         out.append(100 * np.hypot(clean + noise[0], noise[1]))
     return np.array(out)
@@ -65,12 +75,35 @@ def hard(gtab):
     }
 
 
-ORDINARY = ("clean", "noise 0", "noise 1", "constant", "one spike", "spikes", "missing", "infinite")  # must have answers
-CHEAP = ("clean", "constant", "missing", "infinite", "negative", "zeros", "all missing", "one sample", "tiny", "b0 alone")
+ORDINARY = (
+    "clean",
+    "noise 0",
+    "noise 1",
+    "constant",
+    "one spike",
+    "spikes",
+    "missing",
+    "infinite",
+)  # must have answers
+CHEAP = (
+    "clean",
+    "constant",
+    "missing",
+    "infinite",
+    "negative",
+    "zeros",
+    "all missing",
+    "one sample",
+    "tiny",
+    "b0 alone",
+)
 
 
 def solved_frame(fit, v):
-    """Hermite coefficients and R of row v where its problem was solved: an isotropic one in the b-vectors' frame."""
+    """
+    Hermite coefficients and R of row v where its problem was solved: an isotropic one in the
+    b-vectors' frame.
+    """
     if fit.isotropic:
         return oracle.iso_to_aniso(fit.order) @ fit.coef[v], np.eye(3)
     return fit.coef[v], fit.R[v]
@@ -79,7 +112,10 @@ def solved_frame(fit, v):
 def objective(fit, v, y, c, R):
     """|M c - d|^2 + weight c'Lc of row v, dense."""
     residual = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ R) @ c - y / fit.S0[v]
-    return residual @ residual + fit.laplacian_weight[v] * c @ oracle.laplacian_matrix(fit.order, fit.mu[v]) @ c
+    return (
+        residual @ residual
+        + fit.laplacian_weight[v] * c @ oracle.laplacian_matrix(fit.order, fit.mu[v]) @ c
+    )
 
 
 def check_rows(fit, K=None):
@@ -133,23 +169,39 @@ def random_points(order, count, seed=0):
     ],
 )
 def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
-    """Nearly singular: order 8 from 48 measurements without a Laplacian, where a noise voxel takes OSQP ten seconds to fail."""
+    """
+    Nearly singular: order 8 from 48 measurements without a Laplacian, where a noise voxel takes
+    OSQP ten seconds to fail.
+    """
     gtab = table(kind)
     inputs = hard(gtab)
     if mode == "grid" and order == 8:
-        inputs = {name: inputs[name] for name in (CHEAP if weight is None else [*CHEAP, "noise 0", "one spike"])}
-    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight, positivity=mode).fit(np.array(list(inputs.values())))
+        inputs = {
+            name: inputs[name]
+            for name in (CHEAP if weight is None else [*CHEAP, "noise 0", "one spike"])
+        }
+    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight, positivity=mode).fit(
+        np.array(list(inputs.values()))
+    )
     answered = dict(zip(inputs, check_rows(fit), strict=True))
     assert not any(answered[name] for name in ("negative", "zeros", "all missing"))
-    wanted = [name for name in ORDINARY if name in inputs] if kind == "full" else ["clean", "constant", "infinite"]
+    wanted = (
+        [name for name in ORDINARY if name in inputs]
+        if kind == "full"
+        else ["clean", "constant", "infinite"]
+    )
     missing = [name for name in wanted if not answered[name]]
-    assert not missing, [(name, Status(int(fit.status[list(inputs).index(name)]))) for name in missing]
+    assert not missing, [
+        (name, Status(int(fit.status[list(inputs).index(name)]))) for name in missing
+    ]
 
 
 @pytest.mark.jit_only
 @pytest.mark.parametrize("mode", MODES)
 def test_order_ten(mode):
-    gtab = mapmri.GradientTable(*truth.scheme([12, 24, 36, 48], [1000, 3000, 6000, 10000], 4), tau=TAU)
+    gtab = mapmri.GradientTable(
+        *truth.scheme([12, 24, 36, 48], [1000, 3000, 6000, 10000], 4), tau=TAU
+    )
     inputs = hard(gtab)
     y = np.array([inputs[k] for k in ("clean", "noise 0", "one spike", "zeros")])
     fit = mapmri.MapmriModel(gtab, 10, laplacian=0.05, positivity=mode).fit(y)
@@ -161,7 +213,9 @@ def test_scales_at_the_floor(mode):
     """All eigenvalues below the floor, in both bases."""
     gtab = table()
     for basis in ("anisotropic", "isotropic"):
-        model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3)
+        model = mapmri.MapmriModel(
+            gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3
+        )
         fit = model.fit(signals(gtab, 3))
         assert np.all(fit.status & Status.FLOOR)
         np.testing.assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))
@@ -179,7 +233,9 @@ def test_order_zero_is_the_gaussian():
 def test_one_bad_voxel_leaves_its_neighbours_alone():
     gtab = table()
     good, inputs = signals(gtab, 4), hard(gtab)
-    mixed = np.array([good[0], inputs["huge spike"], good[1], inputs["zeros"], good[2], inputs["no b0"], good[3]])
+    mixed = np.array(
+        [good[0], inputs["huge spike"], good[1], inputs["zeros"], good[2], inputs["no b0"], good[3]]
+    )
     for mode in MODES:
         model = mapmri.MapmriModel(gtab, 4, laplacian=None, positivity=mode)
         assert np.array_equal(model.fit(mixed).coef[::2], model.fit(good).coef)
@@ -206,7 +262,9 @@ def test_iteration_cap_forces_osqp_to_the_same_optimum(weight):
         assert (fit.rows()["kkt"] < 1e-6).all()
     for v in range(len(y)):
         best = objective(auto, v, y[v], auto.coef[v], auto.R[v])
-        assert objective(capped, v, y[v], capped.coef[v], capped.R[v]) == pytest.approx(best, rel=1e-7)
+        assert objective(capped, v, y[v], capped.coef[v], capped.R[v]) == pytest.approx(
+            best, rel=1e-7
+        )
 
 
 @pytest.mark.jit_only
@@ -220,7 +278,11 @@ def test_global_by_osqp_is_near_the_optimum():
     assert check_rows(osqp).all()
     for v in range(len(y)):
         best = objective(auto, v, y[v], auto.coef[v], auto.R[v])
-        assert best * (1 - 1e-6) <= objective(osqp, v, y[v], osqp.coef[v], osqp.R[v]) <= best * (1 + 1e-2)
+        assert (
+            best * (1 - 1e-6)
+            <= objective(osqp, v, y[v], osqp.coef[v], osqp.R[v])
+            <= best * (1 + 1e-2)
+        )
 
 
 def test_global_cap_is_a_status():
@@ -236,20 +298,31 @@ def test_global_cap_is_a_status():
 @pytest.mark.parametrize("weight", [None, 0.1])
 @pytest.mark.parametrize("mode", MODES)
 def test_bases_agree_at_equal_scales(mode, weight):
-    """One space at mu = (u, u, u): the same answer. Sums of squares in any frame, the grid in the b-vectors' own."""
+    """
+    One space at mu = (u, u, u): the same answer. Sums of squares in any frame, the grid in the
+    b-vectors' own.
+    """
     gtab = table()
     y = signals(gtab, 3)
-    R = np.linalg.qr(np.random.default_rng(5).standard_normal((3, 3)))[0] if mode == "global" else np.eye(3)
+    R = (
+        np.linalg.qr(np.random.default_rng(5).standard_normal((3, 3)))[0]
+        if mode == "global"
+        else np.eye(3)
+    )
     scale = (np.full(3, 6e-3), R)
     hermite, radial = (
-        mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=weight, positivity=mode).fit(y, scale=scale)
+        mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=weight, positivity=mode).fit(
+            y, scale=scale
+        )
         for basis in ("anisotropic", "isotropic")
     )
     assert check_rows(hermite).all()
     assert check_rows(radial).all()
     np.testing.assert_allclose(radial.mu, 6e-3)
     close = 1e-8 if mode == "grid" else 2e-4
-    np.testing.assert_allclose(radial.hermite_coef(), hermite.coef, atol=close * np.abs(hermite.coef).max())
+    np.testing.assert_allclose(
+        radial.hermite_coef(), hermite.coef, atol=close * np.abs(hermite.coef).max()
+    )
     np.testing.assert_allclose(radial.rtop(), hermite.rtop(), rtol=close)
 
 
@@ -271,7 +344,9 @@ def test_bits_depend_on_the_voxel_alone(mode, basis):
     ):
         for name in ("coef", "S0", "status", "laplacian_weight"):
             whole = getattr(fit, name)[rows]
-            assert np.array_equal(np.reshape(getattr(other, name), np.shape(whole)), whole, equal_nan=True), name
+            assert np.array_equal(
+                np.reshape(getattr(other, name), np.shape(whole)), whole, equal_nan=True
+            ), name
 
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
@@ -280,14 +355,19 @@ def test_dipys_ball(basis):
     gtab = table()
     y = signals(gtab, 4)
     for radius in ("adaptive", 0.02):
-        model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity="grid", pos_grid=11, pos_radius=radius)
+        model = mapmri.MapmriModel(
+            gtab, 4, basis=basis, laplacian=None, positivity="grid", pos_grid=11, pos_radius=radius
+        )
         fit = model.fit(y)
         for v in range(len(y)):
             c, R = solved_frame(fit, v)
             grid = positivity.ball_grid(4, fit.mu[v], 11, radius)
             p = grid.K @ c
             assert p.min() >= -1e-12 * p.max()
-            M, L = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ R), oracle.laplacian_matrix(4, fit.mu[v])
+            M, L = (
+                oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ R),
+                oracle.laplacian_matrix(4, fit.mu[v]),
+            )
             H, g = M.T @ M + fit.laplacian_weight[v] * L, M.T @ (y[v] / fit.S0[v])
             assert positivity.kkt_residual(H, g, oracle.aniso_origin(4), grid.K, c) < 1e-7
     with pytest.raises(ValueError, match="pos_grid"):
@@ -299,7 +379,10 @@ def test_weight_is_chosen_before_the_constraint(mode):
     gtab = table()
     y = signals(gtab, 6)
     for laplacian in ("gcv", [0.02, 0.1, 0.5]):
-        free, bound = (mapmri.MapmriModel(gtab, 4, laplacian=laplacian, positivity=p).fit(y) for p in (None, mode))
+        free, bound = (
+            mapmri.MapmriModel(gtab, 4, laplacian=laplacian, positivity=p).fit(y)
+            for p in (None, mode)
+        )
         assert np.array_equal(free.laplacian_weight, bound.laplacian_weight)
         assert check_rows(bound).all()
 
@@ -340,9 +423,14 @@ def test_certificates_of_fits():
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", [4, 6, 8])
 def test_certificate_means_positive_and_bochner(order):
-    """P >= 0 at any point, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite [reference 10, invariant 10]."""
+    """
+    P >= 0 at any point, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite [reference
+    10, invariant 10].
+    """
     gtab, rng = table(), np.random.default_rng(order)
-    fit = mapmri.MapmriModel(gtab, order, laplacian=0.01, positivity="global").fit(signals(gtab, 5, 0.1, seed=order))
+    fit = mapmri.MapmriModel(gtab, order, laplacian=0.01, positivity="global").fit(
+        signals(gtab, 5, 0.1, seed=order)
+    )
     assert check_rows(fit).all()
     u = random_points(order, 20000)
     psi = oracle.psi_matrix(order, np.ones(3), u) @ fit.coef.T
@@ -357,14 +445,20 @@ def test_certificate_means_positive_and_bochner(order):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_constraint_costs_unless_the_free_answer_is_certified(mode):
-    """Against the minimum with E(0) = 1 alone, dense; equal where that one is certified (a clean Gaussian's is)."""
+    """
+    Against the minimum with E(0) = 1 alone, dense; equal where that one is certified (a clean
+    Gaussian's is).
+    """
     gtab, weight = table(), 0.02
     smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
     y = np.vstack([signals(gtab, 5, 0.1), smooth])
     fit, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode).fit(y), 0
     B = oracle.aniso_origin(4)
     for v in range(len(y)):
-        M, L = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v]), oracle.laplacian_matrix(4, fit.mu[v])
+        M, L = (
+            oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v]),
+            oracle.laplacian_matrix(4, fit.mu[v]),
+        )
         stacked = np.vstack([M, np.sqrt(weight) * np.linalg.cholesky(L).T])
         free = oracle.constrained_lstsq(stacked, np.r_[y[v] / fit.S0[v], np.zeros(len(L))], B)
         best, ours = (objective(fit, v, y[v], c, fit.R[v]) for c in (free, fit.coef[v]))

@@ -1,4 +1,6 @@
-"""The drop-in against DIPY itself: interface, conventions, and numbers wherever DIPY's are right."""
+"""
+The drop-in against DIPY itself: interface, conventions, and numbers wherever DIPY's are right.
+"""
 
 import inspect
 import pickle
@@ -32,24 +34,40 @@ SPHERE = Sphere(xyz=directions.sphere(100).vertices)
 
 def scheme(big_delta=0.0365, small_delta=0.0157, b0_threshold=50):
     half = directions.sphere(100).vertices[:50]
-    bvals = np.r_[np.zeros(5), np.repeat([1000.0, 2000.0, 4000.0], [16, 17, 17]), np.repeat([1500.0, 3000.0], 20)]
+    bvals = np.r_[
+        np.zeros(5),
+        np.repeat([1000.0, 2000.0, 4000.0], [16, 17, 17]),
+        np.repeat([1500.0, 3000.0], 20),
+    ]
     bvecs = np.r_[np.zeros((5, 3)), half, half[:40]]
-    return gradient_table(bvals, bvecs=bvecs, big_delta=big_delta, small_delta=small_delta, b0_threshold=b0_threshold)
+    return gradient_table(
+        bvals, bvecs=bvecs, big_delta=big_delta, small_delta=small_delta, b0_threshold=b0_threshold
+    )
 
 
 GTAB = scheme()
 
 
 def crossings(shape=(2, 3), noise=2.0):
-    """Crossings of random angles and shares, (*shape, n), with Rician noise: all samples are positive."""
+    """
+    Crossings of random angles and shares, (*shape, n), with Rician noise: all samples are positive.
+    """
     rng = np.random.default_rng(3)
     evals = np.array([[1.6e-3, 0.4e-3, 0.3e-3], [1.4e-3, 0.5e-3, 0.25e-3]])
     rows = []
-    for angle, share, turn in zip(rng.uniform(30, 90, 6), rng.uniform(30, 70, 6), rng.uniform(0, 180, 6), strict=True):
+    for angle, share, turn in zip(
+        rng.uniform(30, 90, 6), rng.uniform(30, 70, 6), rng.uniform(0, 180, 6), strict=True
+    ):
         pair = [(turn, 20), (turn + angle, 70)]
-        rows.append(multi_tensor(GTAB, evals, S0=100.0, angles=pair, fractions=[share, 100 - share], snr=None)[0])
+        rows.append(
+            multi_tensor(
+                GTAB, evals, S0=100.0, angles=pair, fractions=[share, 100 - share], snr=None
+            )[0]
+        )
     data = np.array(rows).reshape(*shape, -1)
-    return np.hypot(data + noise * rng.standard_normal(data.shape), noise * rng.standard_normal(data.shape))
+    return np.hypot(
+        data + noise * rng.standard_normal(data.shape), noise * rng.standard_normal(data.shape)
+    )
 
 
 DATA = crossings()
@@ -58,7 +76,9 @@ MASK = np.array([[True, False, True], [True, True, False]])
 
 def both(data=DATA, mask=MASK, gtab=GTAB, **options):
     """The same fit by DIPY and by us."""
-    return theirs.MapmriModel(gtab, **options).fit(data, mask=mask), MapmriModel(gtab, **options).fit(data, mask=mask)
+    return theirs.MapmriModel(gtab, **options).fit(data, mask=mask), MapmriModel(
+        gtab, **options
+    ).fit(data, mask=mask)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +86,24 @@ def pairs():
     """Fits by DIPY and by us in both bases, DIPY's index formulas on our side."""
     out = {}
     for anisotropic in (True, False):
-        dipy = theirs.MapmriModel(GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100).fit(DATA, mask=MASK)
-        ours = MapmriModel(GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100, dipy_compat=True).fit(DATA, mask=MASK)
+        dipy = theirs.MapmriModel(GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100).fit(
+            DATA, mask=MASK
+        )
+        ours = MapmriModel(
+            GTAB, anisotropic_scaling=anisotropic, bval_threshold=2100, dipy_compat=True
+        ).fit(DATA, mask=MASK)
         out["anisotropic" if anisotropic else "isotropic"] = dipy, ours
     return out
 
 
-# ---- interface -------------------------------------------------------------------------------------------------------
+# ---- interface
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_constructor_has_the_same_arguments_and_defaults():
-    expected = [(p.name, p.default) for p in inspect.signature(theirs.MapmriModel).parameters.values()]
+    expected = [
+        (p.name, p.default) for p in inspect.signature(theirs.MapmriModel).parameters.values()
+    ]
     found = [(p.name, p.default) for p in inspect.signature(MapmriModel).parameters.values()]
     assert found == [*expected, ("dipy_compat", False)]
 
@@ -94,12 +121,23 @@ def test_every_public_name_of_the_fit_and_its_arguments_exist():
 @pytest.mark.parametrize("anisotropic", [True, False])
 def test_model_attributes(anisotropic):
     dipy, ours = (
-        m(GTAB, radial_order=4, anisotropic_scaling=anisotropic, bval_threshold=2000) for m in (theirs.MapmriModel, MapmriModel)
+        m(GTAB, radial_order=4, anisotropic_scaling=anisotropic, bval_threshold=2000)
+        for m in (theirs.MapmriModel, MapmriModel)
     )
-    names = ["tau", "cutoff", "ind_mat", "Bm", "radial_order", "eigenvalue_threshold", "laplacian_weighting"]
+    names = [
+        "tau",
+        "cutoff",
+        "ind_mat",
+        "Bm",
+        "radial_order",
+        "eigenvalue_threshold",
+        "laplacian_weighting",
+    ]
     names += ["S_mat", "T_mat", "U_mat"] if anisotropic else ["laplacian_matrix"]
     for name in names:
-        assert_allclose(getattr(ours, name), getattr(dipy, name), rtol=1e-12, atol=1e-10, err_msg=name)
+        assert_allclose(
+            getattr(ours, name), getattr(dipy, name), rtol=1e-12, atol=1e-10, err_msg=name
+        )
     assert ours.gtab is GTAB
     with pytest.raises(AttributeError, match="no_such"):
         ours.no_such  # noqa: B018
@@ -107,7 +145,12 @@ def test_model_attributes(anisotropic):
 
 def test_import_without_dipy():
     code = "import sys; sys.modules['dipy'] = None; import mapmri_nb.dipy as d; assert d.MapmriModel; print('fine')"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "fine\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "fine\n"
+    )
 
 
 def test_positional_arguments_as_in_older_versions():
@@ -135,10 +178,13 @@ def test_bad_arguments_are_refused(options, name):
 
 def test_a_table_without_b0_is_refused():
     with pytest.raises(ValueError, match="b0"):
-        MapmriModel(gradient_table(GTAB.bvals[5:], bvecs=GTAB.bvecs[5:], big_delta=0.03, small_delta=0.01))
+        MapmriModel(
+            gradient_table(GTAB.bvals[5:], bvecs=GTAB.bvecs[5:], big_delta=0.03, small_delta=0.01)
+        )
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
@@ -164,7 +210,10 @@ def test_wrong_indices_are_ours_unless_asked(pairs, name):
     core = mapmri_nb.MapmriModel(GTAB, bval_threshold=2100).fit(DATA, MASK)
     short = {"ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}.get(name, name)
     assert_allclose(getattr(right, name)()[MASK], getattr(core, short)()[MASK], rtol=1e-12)
-    assert (np.abs(getattr(right, name)()[MASK] / getattr(pairs["anisotropic"][1], name)()[MASK] - 1) > 1e-3).all()
+    assert (
+        np.abs(getattr(right, name)()[MASK] / getattr(pairs["anisotropic"][1], name)()[MASK] - 1)
+        > 1e-3
+    ).all()
 
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
@@ -175,7 +224,9 @@ def test_scales_frames_and_coefficients(pairs, basis):
     assert_allclose(np.abs(signs[MASK]), 1, rtol=1e-9)
     coef = ours.mapmri_coeff
     if basis == "anisotropic":  # odd functions follow the sign of their axis
-        coef = coef * np.prod(np.where(signs < 0, -1.0, 1.0)[..., None, :] ** ours.model.ind_mat, axis=-1)
+        coef = coef * np.prod(
+            np.where(signs < 0, -1.0, 1.0)[..., None, :] ** ours.model.ind_mat, axis=-1
+        )
     assert_allclose(coef, dipy.mapmri_coeff, rtol=0, atol=1e-9)
     assert_array_equal(coef[~MASK], 0)
     assert ours.mu.shape == (2, 3, 3)
@@ -223,7 +274,11 @@ def test_harmonics_of_the_odf(pairs):
         {"bval_threshold": 2000},
         {"eigenvalue_threshold": 4e-4},
         {"anisotropic_scaling": False, "dti_scale_estimation": False, "static_diffusivity": 0.6e-3},
-        {"anisotropic_scaling": False, "dti_scale_estimation": False, "laplacian_regularization": False},
+        {
+            "anisotropic_scaling": False,
+            "dti_scale_estimation": False,
+            "laplacian_regularization": False,
+        },
     ],
 )
 def test_options(options):
@@ -246,11 +301,15 @@ def test_volumes_at_the_threshold_stay_out_of_the_tensor():
     assert not np.allclose(at.fit(DATA[0, 0]).mu, above.fit(DATA[0, 0]).mu, rtol=1e-6)
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
+# ---- weights
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_weights():
-    fixed, unregularised = MapmriModel(GTAB, laplacian_weighting=0.1), MapmriModel(GTAB, laplacian_regularization=False)
+    fixed, unregularised = (
+        MapmriModel(GTAB, laplacian_weighting=0.1),
+        MapmriModel(GTAB, laplacian_regularization=False),
+    )
     lopt = fixed.fit(DATA, mask=MASK).lopt
     assert_array_equal(lopt, 0.1 * MASK)
     assert_array_equal(unregularised.fit(DATA, mask=MASK).lopt, 0)
@@ -275,11 +334,14 @@ def _gcv(weight, y):
     fit = model.fit(y)
     q = (np.sqrt(GTAB.bvals / model.tau) / (2 * np.pi))[:, None] * GTAB.bvecs @ fit.R
     M = theirs.mapmri_phi_matrix(6, fit.mu, q)
-    L = theirs.mapmri_laplacian_reg_matrix(model.ind_mat, fit.mu, model.S_mat, model.T_mat, model.U_mat)
+    L = theirs.mapmri_laplacian_reg_matrix(
+        model.ind_mat, fit.mu, model.S_mat, model.T_mat, model.U_mat
+    )
     return float(np.squeeze(theirs.gcv_cost_function(weight, (y, M, M.T @ M, len(y), L))))
 
 
-# ---- masks, shapes, indexing -----------------------------------------------------------------------------------------
+# ---- masks, shapes, indexing
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 1, 2), (1, 2, 3, 1)])
@@ -290,11 +352,15 @@ def test_shapes(shape):
     assert fit.rtop().shape == shape
     assert fit.mapmri_coeff.shape == (*shape, 22)
     assert fit.pdf(np.zeros((2, 3))).shape == (*shape, 2)
-    assert_array_equal(fit.rtop().ravel(), MapmriModel(GTAB, radial_order=4).fit(DATA).rtop().ravel())
+    assert_array_equal(
+        fit.rtop().ravel(), MapmriModel(GTAB, radial_order=4).fit(DATA).rtop().ravel()
+    )
 
 
 def test_one_voxel_gives_numbers_and_rows():
-    fit = MapmriModel(GTAB).fit(DATA[0, 0], mask=np.ones((4, 4)))  # DIPY ignores the mask of one voxel
+    fit = MapmriModel(GTAB).fit(
+        DATA[0, 0], mask=np.ones((4, 4))
+    )  # DIPY ignores the mask of one voxel
     assert fit.shape == ()
     assert isinstance(fit.rtop(), float)
     assert isinstance(fit.lopt, float)
@@ -323,7 +389,12 @@ def test_indexing():
 def test_masks_of_other_types_and_shapes():
     model = MapmriModel(GTAB, radial_order=2)
     expected = model.fit(DATA, mask=MASK).rtop()
-    assert_array_equal(model.fit(DATA, mask=MASK.astype(np.uint8), engine="serial", n_jobs=-1, verbose=False).rtop(), expected)
+    assert_array_equal(
+        model.fit(
+            DATA, mask=MASK.astype(np.uint8), engine="serial", n_jobs=-1, verbose=False
+        ).rtop(),
+        expected,
+    )
     assert_array_equal(model.fit(DATA, mask=np.zeros((2, 3), bool)).rtop(), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="mask"):
         model.fit(DATA, mask=MASK.T)
@@ -343,8 +414,12 @@ def test_a_bad_voxel_is_nan_with_a_code_and_costs_no_other():
 def test_dipys_own_tools_take_the_model():
     peaks = pytest.importorskip("dipy.direction").peaks_from_model
     options = {"relative_peak_threshold": 0.5, "min_separation_angle": 25, "mask": MASK}
-    expected, found = (peaks(m(GTAB), DATA, SPHERE, **options) for m in (theirs.MapmriModel, MapmriModel))
-    agree = np.abs(np.einsum("xykj,xykj->xyk", found.peak_dirs, expected.peak_dirs))  # either end of an axis
+    expected, found = (
+        peaks(m(GTAB), DATA, SPHERE, **options) for m in (theirs.MapmriModel, MapmriModel)
+    )
+    agree = np.abs(
+        np.einsum("xykj,xykj->xyk", found.peak_dirs, expected.peak_dirs)
+    )  # either end of an axis
     assert_allclose(agree, expected.peak_indices >= 0, rtol=1e-9)
     assert_allclose(found.peak_values, expected.peak_values, rtol=1e-8)
 
@@ -356,7 +431,8 @@ def test_fits_and_models_pickle():
     assert_array_equal(again.model.fit(DATA, mask=MASK).rtop(), fit.rtop())
 
 
-# ---- warnings, deltas ------------------------------------------------------------------------------------------------
+# ---- warnings, deltas
+# ------------------------------------------------------------------------------------------------
 
 
 def warned(call):
@@ -388,7 +464,10 @@ def test_non_gaussianity_warns_above_2000():
         for name in NON_GAUSSIANITY:
             found = warned(getattr(fit, name))
             assert len(found) == count
-            assert all("bval_threshold must be lower than 2000" in text and file == __file__ for text, file in found)
+            assert all(
+                "bval_threshold must be lower than 2000" in text and file == __file__
+                for text, file in found
+            )
 
 
 @pytest.mark.parametrize("deltas", [(None, None), (5.0, 3.0)])
@@ -408,16 +487,21 @@ def test_prediction_at_another_diffusion_time_uses_that_time():
     q = np.sqrt(longer.bvals / (0.06 - 0.0157 / 3))[:, None] * longer.bvecs / (2 * np.pi)
     assert_allclose(fit.predict(longer), fit.predict(q), rtol=1e-13)
     assert_allclose(fit.predict(scheme(None, None)), fit.predict(GTAB), rtol=1e-13)
-    assumed = MapmriModel(scheme(None, None)).fit(DATA[0, 0])  # its time is not a real one: b alone counts
+    assumed = MapmriModel(scheme(None, None)).fit(
+        DATA[0, 0]
+    )  # its time is not a real one: b alone counts
     assert_allclose(assumed.predict(longer), assumed.predict(GTAB), rtol=1e-13)
 
 
 def test_our_own_tables_are_tables_too():
     own = mapmri_nb.GradientTable.of(GTAB)
-    assert_allclose(MapmriModel(own).fit(DATA).rtop(), MapmriModel(GTAB).fit(DATA).rtop(), rtol=1e-12)
+    assert_allclose(
+        MapmriModel(own).fit(DATA).rtop(), MapmriModel(GTAB).fit(DATA).rtop(), rtol=1e-12
+    )
 
 
-# ---- positivity ------------------------------------------------------------------------------------------------------
+# ---- positivity
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,13 +517,19 @@ def test_grid_constraint_equals_dipys_problem(options):
     pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
     y = crossings(noise=6.0)[0, 1]
-    dipy = theirs.MapmriModel(GTAB, positivity_constraint=True, cvxpy_solver="CLARABEL", **options).fit(y)
+    dipy = theirs.MapmriModel(
+        GTAB, positivity_constraint=True, cvxpy_solver="CLARABEL", **options
+    ).fit(y)
     ours = MapmriModel(GTAB, positivity_constraint=True, **options).fit(y)
-    free = MapmriModel(GTAB, **{k: v for k, v in options.items() if not k.startswith("pos_")}).fit(y)
+    free = MapmriModel(GTAB, **{k: v for k, v in options.items() if not k.startswith("pos_")}).fit(
+        y
+    )
     assert ours.errorcode == 0
     for name in ("rtop", "rtap", "rtpp", "msd"):
         change = abs(getattr(dipy, name)() - getattr(free, name)())
-        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=0, atol=1e-3 * change, err_msg=name)
+        assert_allclose(
+            getattr(ours, name)(), getattr(dipy, name)(), rtol=0, atol=1e-3 * change, err_msg=name
+        )
     radius = options.get("pos_radius", np.sqrt(5) * ours._fit.mu_tensor.max())
     ball = theirs.create_rspace(options.get("pos_grid", 15), radius).astype(float)
     if options.get("anisotropic_scaling", True):
@@ -452,10 +542,16 @@ def test_grid_constraint_equals_dipys_problem(options):
 @pytest.mark.parametrize("anisotropic", [True, False])
 def test_global_constraint_keeps_the_laplacian(anisotropic):
     y = crossings(noise=6.0)[0]
-    options = {"anisotropic_scaling": anisotropic, "positivity_constraint": True, "global_constraints": True}
+    options = {
+        "anisotropic_scaling": anisotropic,
+        "positivity_constraint": True,
+        "global_constraints": True,
+    }
     weak, strong = (MapmriModel(GTAB, laplacian_weighting=w, **options).fit(y) for w in (0.05, 0.5))
     basis = "anisotropic" if anisotropic else "isotropic"
-    core = mapmri_nb.MapmriModel(GTAB, basis=basis, laplacian=0.5, positivity="global", bval_threshold=None).fit(y)
+    core = mapmri_nb.MapmriModel(
+        GTAB, basis=basis, laplacian=0.5, positivity="global", bval_threshold=None
+    ).fit(y)
     assert_array_equal(strong.errorcode, 0)
     assert_array_equal(strong.rtop(), core.rtop())
     assert (strong.norm_of_laplacian_signal() < weak.norm_of_laplacian_signal()).all()
@@ -467,8 +563,18 @@ def test_global_constraint_keeps_the_laplacian(anisotropic):
 def test_global_constraint_equals_dipys_where_the_signal_is_a_propagators():
     pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
-    y = multi_tensor(GTAB, np.array([[1.6e-3, 0.4e-3, 0.3e-3]] * 2), angles=[(0, 0), (60, 0)], fractions=[50, 50], snr=None)[0]
-    options = {"positivity_constraint": True, "global_constraints": True, "laplacian_regularization": False}
+    y = multi_tensor(
+        GTAB,
+        np.array([[1.6e-3, 0.4e-3, 0.3e-3]] * 2),
+        angles=[(0, 0), (60, 0)],
+        fractions=[50, 50],
+        snr=None,
+    )[0]
+    options = {
+        "positivity_constraint": True,
+        "global_constraints": True,
+        "laplacian_regularization": False,
+    }
     dipy = theirs.MapmriModel(GTAB, cvxpy_solver="CLARABEL", **options).fit(y)
     ours = MapmriModel(GTAB, **options).fit(y)
     for name in ("rtop", "rtap", "rtpp", "msd"):

@@ -24,7 +24,10 @@ def draw(order, n, seed, ratio=2.4):
 
 
 def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
-    """Two Gaussians (1.7, .3, .3) crossing at an angle, projected on the basis, in a random frame; true directions."""
+    """
+    Two Gaussians (1.7, .3, .3) crossing at an angle, projected on the basis, in a random frame;
+    true directions.
+    """
     half = math.radians(angle) / 2
     D0 = np.diag([1.7e-3, 0.3e-3, 0.3e-3])
     fibres = np.array([[math.cos(half), math.sin(half), 0], [math.cos(half), -math.sin(half), 0]])
@@ -39,18 +42,27 @@ def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
     u = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1).reshape(-1, 3)
     weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1).reshape(-1, 3), 1)
     coef = np.zeros(ordering.n_coef(order))
-    for c in C:  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr: polynomials under the product of two Gaussians
+    for c in (
+        C
+    ):  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr: polynomials under the product of two Gaussians
         inverse = np.diag(mu) @ np.linalg.inv(c) @ np.diag(mu)
         S = np.linalg.inv(inverse + np.eye(3))
         points = u @ np.linalg.cholesky(S).T
         powers = np.prod(points[:, None] ** ordering.monomials(order)[None], axis=2)
         norm = math.sqrt(np.linalg.det(S) * np.linalg.det(inverse)) / (2 * math.pi) ** 1.5
-        coef += 4 * math.pi**1.5 / (2 * math.pi) ** 1.5 * norm * (weight @ powers @ ordering.hermite_to_monomial(order))
+        coef += (
+            4
+            * math.pi**1.5
+            / (2 * math.pi) ** 1.5
+            * norm
+            * (weight @ powers @ ordering.hermite_to_monomial(order))
+        )
     R = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
     return coef[None], mu[None], R[None], fibres @ R.T
 
 
-# ---- sets -----------------------------------------------------------------------------------------------------------
+# ---- sets
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -116,7 +128,8 @@ def test_gfa():
     assert directions.gfa(values) == pytest.approx(gfa(values), rel=1e-12)
 
 
-# ---- spherical harmonics --------------------------------------------------------------------------------------------
+# ---- spherical harmonics
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -134,9 +147,13 @@ def test_harmonics_are_orthonormal_up_to_their_norms():
 
 def test_harmonics_reference_values():
     theta, phi = 0.7, 1.1
-    point = np.array([[math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)]])
+    point = np.array(
+        [[math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)]]
+    )
     want = (-0.13342072, -0.24418248, 0.23810509, -0.47975990, 0.18329646)
-    assert directions.sh_matrix(point, 2, "descoteaux07_legacy")[0, 1:] == pytest.approx(want, abs=5e-9)
+    assert directions.sh_matrix(point, 2, "descoteaux07_legacy")[0, 1:] == pytest.approx(
+        want, abs=5e-9
+    )
 
 
 @pytest.mark.parametrize("basis", directions.SH_BASES)
@@ -159,13 +176,19 @@ def test_conversions():
         for target in directions.SH_BASES:
             other = directions.convert_sh(coef, source, target)
             values = coef @ directions.sh_matrix(points, 8, source).T
-            assert other @ directions.sh_matrix(points, 8, target).T == pytest.approx(values, abs=1e-12)
+            assert other @ directions.sh_matrix(points, 8, target).T == pytest.approx(
+                values, abs=1e-12
+            )
     shm = pytest.importorskip("dipy.reconst.shm")
     for basis in ("tournier07", "descoteaux07"):
         want = shm.convert_sh_from_legacy(coef, basis)
-        assert directions.convert_sh(coef, f"{basis}_legacy", basis) == pytest.approx(want, abs=1e-12)
+        assert directions.convert_sh(coef, f"{basis}_legacy", basis) == pytest.approx(
+            want, abs=1e-12
+        )
     want = shm.convert_sh_descoteaux_tournier(coef)
-    assert directions.convert_sh(coef, "descoteaux07_legacy", "tournier07") == pytest.approx(want, abs=1e-12)
+    assert directions.convert_sh(coef, "descoteaux07_legacy", "tournier07") == pytest.approx(
+        want, abs=1e-12
+    )
 
 
 def test_bad_orders_and_bases_are_named():
@@ -192,7 +215,8 @@ def test_rotation_of_coefficients(basis, determinant):
     assert directions.sh_matrix(points, 8, basis) @ turned == pytest.approx(want, abs=1e-12)
 
 
-# ---- ODF in spherical harmonics -------------------------------------------------------------------------------------
+# ---- ODF in spherical harmonics
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("s", [0.0, 2.0])
@@ -209,7 +233,9 @@ def test_isotropic_odf_sh_by_table_and_by_quadrature(s):
         want = directions.convert_sh(exact, "descoteaux07_legacy", basis)
         assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
     got = directions.odf_sh(field(aniso, mu, R, s), 10, "descoteaux07_legacy")
-    assert np.abs(got[:, 28:]).max() <= 1e-12 * np.abs(exact).max()  # nothing above the radial order
+    assert (
+        np.abs(got[:, 28:]).max() <= 1e-12 * np.abs(exact).max()
+    )  # nothing above the radial order
 
 
 @pytest.mark.parametrize("order", [6, 10])
@@ -232,13 +258,19 @@ def test_odf_sh_keeps_missing_voxels_missing():
     assert np.isfinite(got[[0, 2]]).all()
 
 
-# ---- peaks ----------------------------------------------------------------------------------------------------------
+# ---- peaks
+# ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)])
+@pytest.mark.parametrize(
+    ("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)]
+)
 @pytest.mark.parametrize("isotropic", [False, True])
 def test_peaks_of_crossings(angle, order, tolerance, isotropic):
-    """The symmetric crossing at 90 degrees is exact; below, lobes pull each other: a few degrees at finite order."""
+    """
+    The symmetric crossing at 90 degrees is exact; below, lobes pull each other: a few degrees at
+    finite order.
+    """
     coef, mu, R, fibres = crossing(angle, order, isotropic)
     found, heights = directions.peaks(field(coef, mu, R))
     assert np.isfinite(heights[0]).sum() == 2
@@ -297,7 +329,9 @@ def test_peaks_turn_with_the_frame_and_do_not_depend_on_the_set():
     coarse, coarse_heights = directions.peaks(field(coef, mu, R), n=362)
     assert turned_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
     assert coarse_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
-    assert np.abs(np.einsum("vj,vj->v", turned[:, 0], found[:, 0] @ Q.T)) == pytest.approx(1, abs=1e-9)
+    assert np.abs(np.einsum("vj,vj->v", turned[:, 0], found[:, 0] @ Q.T)) == pytest.approx(
+        1, abs=1e-9
+    )
     assert np.abs(np.einsum("vj,vj->v", coarse[:, 0], found[:, 0])) == pytest.approx(1, abs=1e-9)
 
 

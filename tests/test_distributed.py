@@ -1,4 +1,6 @@
-"""Fits on a real cluster of two worker processes: the bits of one machine, and a worker that dies."""
+"""
+Fits on a real cluster of two worker processes: the bits of one machine, and a worker that dies.
+"""
 
 import multiprocessing
 import os
@@ -7,10 +9,10 @@ import signal
 import nibabel as nib
 import numpy as np
 import pytest
+from mapmri_nb.cli import main
 
 import mapmri_nb as mapmri
 from mapmri_nb import data, stream
-from mapmri_nb.cli import main
 
 pytest.importorskip("distributed")
 import dask.array as da
@@ -18,7 +20,7 @@ from distributed import Client, LocalCluster
 from test_stream import content, make_series, words
 
 from mapmri_nb import distributed
-from mapmri_nb.fit import Status
+from mapmri_nb.status import Status
 
 pytestmark = pytest.mark.jit_only
 
@@ -38,7 +40,9 @@ def sample():
     return mapmri.GradientTable.from_bids(dwi), values, mask
 
 
-@pytest.mark.parametrize("options", [{}, {"basis": "isotropic"}, {"laplacian": [0.05, 0.5], "positivity": "grid"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"basis": "isotropic"}, {"laplacian": [0.05, 0.5], "positivity": "grid"}]
+)
 def test_dask_arrays_give_the_bits_of_one_machine(cluster, sample, options):
     gtab, values, mask = sample
     model = mapmri.MapmriModel(gtab, radial_order=4, **options)
@@ -48,7 +52,9 @@ def test_dask_arrays_give_the_bits_of_one_machine(cluster, sample, options):
     assert all(isinstance(volume, da.Array) for volume in volumes.values())
     assert volumes["R"].shape == (*mask.shape, 3, 3)
     expected = model.fit(values, mask)
-    expected_maps = {name: expected.index(name) for name in names}  # compiled before the workers need it
+    expected_maps = {
+        name: expected.index(name) for name in names
+    }  # compiled before the workers need it
     with Client(cluster):
         found = distributed.collect(model, volumes, mask)
         maps = {name: volumes[name].compute() for name in (*names, "status")}
@@ -79,7 +85,10 @@ def test_wrong_shapes(sample):
 
 
 def test_command_line_on_a_cluster_with_a_killed_worker(cluster, tmp_path, monkeypatch):
-    """One of two workers dies while it has slabs to do; the results are those of threads, byte for byte."""
+    """
+    One of two workers dies while it has slabs to do; the results are those of threads, byte for
+    byte.
+    """
     monkeypatch.setattr(stream, "SLAB", 4)
     dwi = make_series(tmp_path)
     assert main(words(dwi, tmp_path / "threads")) == 0
@@ -105,7 +114,10 @@ def test_command_line_on_a_cluster_with_a_killed_worker(cluster, tmp_path, monke
 
 def test_a_cluster_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "SLAB", 20)
-    dwi, before = make_series(tmp_path), {process.pid for process in multiprocessing.active_children()}
+    dwi, before = (
+        make_series(tmp_path),
+        {process.pid for process in multiprocessing.active_children()},
+    )
     assert main(words(dwi, tmp_path / "threads")) == 0
     assert main(words(dwi, tmp_path / "dask", "--engine", "dask", "--threads", 2)) == 0
     assert content(tmp_path / "dask") == content(tmp_path / "threads")
@@ -117,6 +129,11 @@ def test_no_scheduler_there(tmp_path, monkeypatch, capsys):
 
     dwi = make_series(tmp_path)
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert main(words(dwi, tmp_path / "out", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")) == 1
+        assert (
+            main(
+                words(dwi, tmp_path / "out", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
+            )
+            == 1
+        )
     assert "tcp://127.0.0.1:9" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

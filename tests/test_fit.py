@@ -1,4 +1,7 @@
-"""What a fit can tell: volumes, prediction, both bases at equal scales, saved fits, known answers of whole fits."""
+"""
+What a fit can tell: volumes, prediction, both bases at equal scales, saved fits, known answers of
+whole fits.
+"""
 
 import numpy as np
 import oracle
@@ -33,24 +36,35 @@ def test_least_squares_ratios(scheme_name, order, name, ratios):
     """
     Reference 9.1, all printed digits, mu and R given.
 
-    They are of the fit with E(0) = 1 as an equality; ours is free and normalised. The digits are the same because
-    N = 2 S: (|q|^2 - q_1^2) .. (|q|^2 - q_S^2) times the Gaussian lies in the basis, vanishes on all S shells and so
-    fits b = 0 exactly, for any value there: noise-free, the free fit has E(0) = 1 by itself.
+    They are of the fit with E(0) = 1 as an equality; ours is free and normalised. The digits are
+    the same because N = 2 S: (|q|^2 - q_1^2) .. (|q|^2 - q_S^2) times the Gaussian lies in the
+    basis, vanishes on all S shells and so fits b = 0 exactly, for any value there: noise-free, the
+    free fit has E(0) = 1 by itself.
     """
     b, g = truth.scheme_3x90() if scheme_name == "3x90" else truth.scheme_mgh()
     mixture = truth.MIXTURES[name]
     mu, turn = truth.mixture_frame(*mixture, TAU)
     model = mapmri.MapmriModel(phantom.table(b, g), order, laplacian=None)
-    fit, want = model.fit(500 * truth.mixture_signal(*mixture, b, g), scale=(mu, turn)), truth.mixture_truth(*mixture, TAU)
+    fit, want = (
+        model.fit(500 * truth.mixture_signal(*mixture, b, g), scale=(mu, turn)),
+        truth.mixture_truth(*mixture, TAU),
+    )
     assert fit.S0[0] == pytest.approx(500, rel=1e-9)
     for index, text in zip(("rtop", "rtap", "rtpp", "msd", "qiv"), ratios.split(), strict=True):
         assert_digits(fit.index(index) / want[index], text)
 
 
-@pytest.mark.parametrize("values", [(1.7, 0.3, 0.3), (1.7, 0.5, 0.2), (0.9, 0.8, 0.75), (3.0, 3.0, 3.0)])
-@pytest.mark.parametrize(("make", "order"), [("hcp", 0), ("hcp", 4), ("hcp", 6), ("mgh", 6), ("mgh", 8)])
+@pytest.mark.parametrize(
+    "values", [(1.7, 0.3, 0.3), (1.7, 0.5, 0.2), (0.9, 0.8, 0.75), (3.0, 3.0, 3.0)]
+)
+@pytest.mark.parametrize(
+    ("make", "order"), [("hcp", 0), ("hcp", 4), ("hcp", 6), ("mgh", 6), ("mgh", 8)]
+)
 def test_one_gaussian_is_exact(values, make, order, rng):
-    """Noise-free, through the tensor fit, in any frame: within max(1e-9, 1e-14 cond(M)^2) where cond(M) < 2e4."""
+    """
+    Noise-free, through the tensor fit, in any frame: within max(1e-9, 1e-14 cond(M)^2) where
+    cond(M) < 2e4.
+    """
     b, g = truth.scheme_hcp() if make == "hcp" else truth.scheme_mgh()
     model = mapmri.MapmriModel(phantom.table(b, g), order, laplacian=None)
     for _ in range(2):
@@ -86,7 +100,9 @@ def test_in_span_signals_are_recovered(scheme, gtab, order, rng):
 
 
 def test_golden_c():
-    """Reference 9.2 (c): weight by GCV (to its printed digits), indices at .05 and .2, mu and R given."""
+    """
+    Reference 9.2 (c): weight by GCV (to its printed digits), indices at .05 and .2, mu and R given.
+    """
     b, g, y, tau, mu, want = truth.golden_c()
     table, scale = phantom.table(b, g, tau), (mu, np.eye(3))
     fit = mapmri.MapmriModel(table, 6, laplacian="gcv").fit(y, scale=scale)
@@ -95,15 +111,22 @@ def test_golden_c():
     m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
     best = oracle.gcv(m, lap, y, fit.laplacian_weight[0])[0]
     assert_digits(best, want["V"])
-    assert fit.laplacian_weight[0] == pytest.approx(oracle.gcv_weight(m, lap, y, mu), rel=1e-5)  # the oracle: V's flat bottom
-    around = [oracle.gcv(m, lap, y, w)[0] for w in fit.laplacian_weight[0] * np.exp(np.linspace(-10, 10, 101))]
+    assert fit.laplacian_weight[0] == pytest.approx(
+        oracle.gcv_weight(m, lap, y, mu), rel=1e-5
+    )  # the oracle: V's flat bottom
+    around = [
+        oracle.gcv(m, lap, y, w)[0]
+        for w in fit.laplacian_weight[0] * np.exp(np.linspace(-10, 10, 101))
+    ]
     assert best <= min(around) * (1 + 1e-12)
     free = mapmri.MapmriModel(table, 6, laplacian=None).fit(y, scale=scale)
     assert_digits(len(b) * free.rmse()[()] ** 2, want["ls_residual2"])
     assert_digits(free.S0[0], want["ls_sum"])
     for weight in (0.05, 0.2):
         fit = mapmri.MapmriModel(table, 6, laplacian=weight).fit(y, scale=scale)
-        got = {name: fit.index(name)[()] for name in INDEX_NAMES} | {"cos": np.cos(fit.theta_po()[()])}
+        got = {name: fit.index(name)[()] for name in INDEX_NAMES} | {
+            "cos": np.cos(fit.theta_po()[()])
+        }
         for name, value in want[weight].items():
             assert_digits(got[name], value)
 
@@ -113,14 +136,22 @@ def test_bias_of_the_default_weight():
     b, g = truth.scheme_3x60()
     tau, mixture = 0.0365 - 0.0157 / 3, truth.MIXTURES["(1.7,.3,.3)"]
     y, want = truth.mixture_signal(*mixture, b, g), truth.mixture_truth(*mixture, tau)
-    for weight, ratios in ((0.2, "1.277 1.098 1.013 .958"), (0.05, "1.221"), (0.01, "1.136"), (1e-3, "1.013")):
+    for weight, ratios in (
+        (0.2, "1.277 1.098 1.013 .958"),
+        (0.05, "1.221"),
+        (0.01, "1.136"),
+        (1e-3, "1.013"),
+    ):
         fit = mapmri.MapmriModel(phantom.table(b, g, tau), 6, laplacian=weight).fit(y)
         for name, text in zip(("rtop", "rtap", "rtpp", "msd"), ratios.split(), strict=False):
             assert_digits(fit.index(name) / want[name], text)
 
 
 def test_b0_at_15_is_not_the_origin():
-    """A clean Gaussian stays exact when no volume has b = 0: S0 is brought there by the tensor, and the fit is free."""
+    """
+    A clean Gaussian stays exact when no volume has b = 0: S0 is brought there by the tensor, and
+    the fit is free.
+    """
     b, g = phantom.odd_schemes()["b0 at 15"]
     y = 500 * truth.mixture_signal(*truth.MIXTURES["(1.7,.3,.3)"], b, g)
     want = truth.mixture_truth(*truth.MIXTURES["(1.7,.3,.3)"], TAU)
@@ -137,24 +168,38 @@ def turned_iso_norms(fit):
     """Per (j, l) energies, which a rotation keeps."""
     table = ordering.iso_index_table(fit.order)
     groups = sorted({(j, el) for j, el, _ in table.tolist()})
-    return np.array([(fit.coef[:, (table[:, :2] == group).all(1)] ** 2).sum(1) for group in groups]).T
+    return np.array(
+        [(fit.coef[:, (table[:, :2] == group).all(1)] ** 2).sum(1) for group in groups]
+    ).T
 
 
 @pytest.mark.parametrize("laplacian", [0.2, 0.05, "gcv", None])
 def test_bases_agree_at_equal_scales(gtab, data, laplacian, rng):
-    """Both span the same space at mu = (u, u, u): same weights, signals and indices to 1e-11, in any frame."""
+    """
+    Both span the same space at mu = (u, u, u): same weights, signals and indices to 1e-11, in any
+    frame.
+    """
     u, R = 6e-3, phantom.random_rotation(rng, len(data))
     scale = (np.full(3, u), R)
-    one, two = (mapmri.MapmriModel(gtab, 6, basis=basis, laplacian=laplacian).fit(data, scale=scale) for basis in BOTH)
+    one, two = (
+        mapmri.MapmriModel(gtab, 6, basis=basis, laplacian=laplacian).fit(data, scale=scale)
+        for basis in BOTH
+    )
     tolerance = 1e-11 if laplacian is not None else 1e-8  # cond(M)^2 is 1e6 at this scale
     np.testing.assert_allclose(two.laplacian_weight, one.laplacian_weight, rtol=1e-7)
     tolerance = 1e-9 if laplacian == "gcv" else tolerance
     for name in FREE:
-        a, b = (fit.index(name) if name != "qiv" else 1 / fit.index(name) for fit in (one, two))  # 1/QIV passes zero
+        a, b = (
+            fit.index(name) if name != "qiv" else 1 / fit.index(name) for fit in (one, two)
+        )  # 1/QIV passes zero
         assert np.abs(a - b).max() <= tolerance * np.abs(a).max(), name
     np.testing.assert_allclose(two.pa(), one.pa(), atol=1e-9)
-    np.testing.assert_allclose(two.ng(), one.ng(), rtol=1e-8)  # the reference Gaussian is the same here
-    np.testing.assert_allclose(two.predict(), one.predict(), rtol=0, atol=10 * tolerance * data.max())
+    np.testing.assert_allclose(
+        two.ng(), one.ng(), rtol=1e-8
+    )  # the reference Gaussian is the same here
+    np.testing.assert_allclose(
+        two.predict(), one.predict(), rtol=0, atol=10 * tolerance * data.max()
+    )
     np.testing.assert_allclose(two.hermite_coef(), one.coef, atol=1e-9)
     np.testing.assert_allclose(two.rmse(), one.rmse(), rtol=1e-9)
 
@@ -197,11 +242,19 @@ def test_volumes_are_nan_outside_and_where_nothing_was_fitted(fits, basis):
         volume = fit.index(name)
         assert volume.shape == fit.mask.shape
         assert np.array_equal(np.isfinite(volume), fitted), name
-    for volume in (fit.rmse(), fit.r2(), fit.predict()[..., 0], fit.odf(np.eye(3))[..., 0], fit.pdf(np.zeros((1, 3)))[..., 0]):
+    for volume in (
+        fit.rmse(),
+        fit.r2(),
+        fit.predict()[..., 0],
+        fit.odf(np.eye(3))[..., 0],
+        fit.pdf(np.zeros((1, 3)))[..., 0],
+    ):
         assert np.array_equal(np.isfinite(volume), fitted)
     for name in ("coef", "mu", "mu_tensor", "R", "S0"):
         rows = getattr(fit, name).reshape(len(fit.status), -1)
-        assert np.array_equal(np.isfinite(rows).all(1), fit.status & mapmri.Status.NO_FIT == 0), name
+        assert np.array_equal(np.isfinite(rows).all(1), fit.status & mapmri.Status.NO_FIT == 0), (
+            name
+        )
     with pytest.raises(KeyError, match="name: 'fa' is none of rtop"):
         fit.index("fa")
     for K in (-1, 1.5):
@@ -225,11 +278,19 @@ def test_predict_at_another_table(fits, basis, rng):
         np.testing.assert_allclose(rows[v], want, atol=1e-11)
     np.testing.assert_allclose(fit.predict(other)[fit.mask], rows * fit.S0[:, None], rtol=1e-14)
     per_voxel = rng.uniform(1, 2, fit.mask.shape)
-    np.testing.assert_allclose(fit.predict(other, S0=per_voxel), got * per_voxel[..., None], rtol=1e-14)
-    np.testing.assert_allclose(fit.predict(other, S0=per_voxel[fit.mask]), got * per_voxel[..., None], rtol=1e-14)
-    with pytest.raises(ValueError, match=r"S0 must be a number, a volume \(2, 3, 4\) or a row .*, not \(5,\)"):
+    np.testing.assert_allclose(
+        fit.predict(other, S0=per_voxel), got * per_voxel[..., None], rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        fit.predict(other, S0=per_voxel[fit.mask]), got * per_voxel[..., None], rtol=1e-14
+    )
+    with pytest.raises(
+        ValueError, match=r"S0 must be a number, a volume \(2, 3, 4\) or a row .*, not \(5,\)"
+    ):
         fit.predict(other, S0=np.ones(5))
-    one = fit.predict(mapmri.GradientTable([0.0], [[0, 0, 0]], tau=1e-3), S0=1)[fit.mask]  # no b0 rule: E(0) = 1
+    one = fit.predict(mapmri.GradientTable([0.0], [[0, 0, 0]], tau=1e-3), S0=1)[
+        fit.mask
+    ]  # no b0 rule: E(0) = 1
     np.testing.assert_allclose(one[fit.status == 0], 1, rtol=1e-11)
 
 
@@ -268,9 +329,12 @@ def test_gradient_nonlinearity_is_a_table_per_voxel(scheme, gtab, data, rng):
         for v in range(4):
             q = np.sqrt(b)[:, None] * g @ (np.eye(3) + field[v]).T
             length = np.linalg.norm(q, axis=1)
-            # volumes above the threshold by name must not enter the tensor by their true b, and the other way round
+            # volumes above the threshold by name must not enter the tensor by their true b, and the
+            # other way round
             true = phantom.table(length**2, q / np.where(length > 0, length, 1)[:, None])
-            alone = mapmri.MapmriModel(true, 4, basis=basis).fit(data[v], scale=(fit.mu_tensor[v], fit.R[v]))
+            alone = mapmri.MapmriModel(true, 4, basis=basis).fit(
+                data[v], scale=(fit.mu_tensor[v], fit.R[v])
+            )
             np.testing.assert_allclose(fit.coef[v], alone.coef[0], atol=1e-9)
             np.testing.assert_allclose(fit.S0[v], alone.S0[0], rtol=1e-9)
             np.testing.assert_allclose(fit.predict()[v], alone.predict(), rtol=1e-9)

@@ -1,4 +1,7 @@
-"""Damaged files through the command line, random bytes through the fit: errors in one line, a status for every voxel."""
+"""
+Damaged files through the command line, random bytes through the fit: errors in one line, a status
+for every voxel.
+"""
 
 import gc
 import os
@@ -41,7 +44,16 @@ def test_changed_input(kind, tmp_path, capsys, rng):
     """Refused in one line, or a fit with a status for every voxel."""
     dwi = damage.cut("catcord", tmp_path, dead=True)
     files, count, changed = damage.ANY[kind]
-    words = ("fit", dwi, "--mask", dwi.with_name(damage.MASK), "--radial-order", 2, "--indices", "rtop")
+    words = (
+        "fit",
+        dwi,
+        "--mask",
+        dwi.with_name(damage.MASK),
+        "--radial-order",
+        2,
+        "--indices",
+        "rtop",
+    )
     met = []
     for k in range(count):
         path, out = dwi.with_name(files[k % len(files)]), tmp_path / f"o{k}"
@@ -71,7 +83,10 @@ def test_damaged_saved_fit(tmp_path, capsys, rng):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("mode", damage.MODES)
 def test_random_samples(mode):
-    """No exception; NaN or finite as the status says; clean voxels among them as without them, bit for bit."""
+    """
+    No exception; NaN or finite as the status says; clean voxels among them as without them, bit for
+    bit.
+    """
     found = damage.random_samples(mode)
     wrong, none = damage.wrong_voxels(*found)
     assert len(wrong) == 200
@@ -82,7 +97,9 @@ def test_random_samples(mode):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("mode", damage.MODES)
 def test_eight_threads_on_one_model(mode):
-    """Each has voxels of its own and asks for threads as well; all get the bits of one thread alone."""
+    """
+    Each has voxels of its own and asks for threads as well; all get the bits of one thread alone.
+    """
     scheme = phantom.small_scheme()
     data = phantom.signals(60, *scheme, seed=4, noise=0.1)
     model = mapmri.MapmriModel(phantom.table(*scheme), 4, **damage.MODES[mode])
@@ -92,16 +109,23 @@ def test_eight_threads_on_one_model(mode):
 
     def fit(k):
         one = model.fit(turns[k % 8], threads=(1, 2, None, 3)[k % 4])
-        return phantom.same(one, alone[k % 8]) and all(map(np.array_equal, (one.rtop(), one.pa()), maps[k % 8]))
+        return phantom.same(one, alone[k % 8]) and all(
+            map(np.array_equal, (one.rtop(), one.pa()), maps[k % 8])
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(fit, range(32)))
 
 
 @pytest.mark.jit_only
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc"
+)
 def test_memory_does_not_grow():
-    """After a warm-up 50 fits with their maps leave nothing: neither in Python's and NumPy's books nor in the process."""
+    """
+    After a warm-up 50 fits with their maps leave nothing: neither in Python's and NumPy's books nor
+    in the process.
+    """
     scheme = phantom.small_scheme()
     data = np.tile(phantom.signals(20, *scheme, seed=4), (50, 1))
     model = mapmri.MapmriModel(phantom.table(*scheme), 4)

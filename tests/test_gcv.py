@@ -1,4 +1,7 @@
-"""GCV: the minimiser and arrays of weights against dense algebra; golden vector (c), invariants 2, 4, 9."""
+"""
+GCV: the minimiser and arrays of weights against dense algebra; golden vector (c), invariants 2, 4,
+9.
+"""
 
 import numpy as np
 import oracle
@@ -13,7 +16,10 @@ LOW, HIGH = np.log(5e-8), np.log(5e-2)
 
 
 def signals(order, mu, bvals, bvecs, tau, rng, noise=0.03):
-    """Designs (n samples, n) in block order, Laplacians, and noisy two-compartment signals of the scales mu (3, V)."""
+    """
+    Designs (n samples, n) in block order, Laplacians, and noisy two-compartment signals of the
+    scales mu (3, V).
+    """
     keep, q = class_permutation(order), oracle.qvectors(bvals, bvecs, tau)
     out = []
     for l in range(mu.shape[1]):
@@ -31,7 +37,10 @@ def pack(voxels, mu):
     lower = np.tril_indices(voxels[0][0].shape[1])
     g = np.array([(m.T @ m)[lower] for m, _, _ in voxels]).T.copy()
     rhs = np.array([m.T @ y for m, _, y in voxels]).T.copy()
-    yy, samples = np.array([y @ y for _, _, y in voxels]), np.array([float(len(y)) for _, _, y in voxels])
+    yy, samples = (
+        np.array([y @ y for _, _, y in voxels]),
+        np.array([float(len(y)) for _, _, y in voxels]),
+    )
     return g, rhs, np.ascontiguousarray(mu), yy, samples
 
 
@@ -39,10 +48,14 @@ def choose(order, block, weights=NONE, work=None):
     """Weights and bounds; the last voxel fills the lanes up, as in a fit."""
     count = block[1].shape[1]
     V = lanes.padded(count)
-    g, rhs, mu, yy, samples = (np.pad(np.atleast_2d(x), ((0, 0), (0, V - count)), "edge") for x in block)
+    g, rhs, mu, yy, samples = (
+        np.pad(np.atleast_2d(x), ((0, 0), (0, V - count)), "edge") for x in block
+    )
     weight, bound = np.full((1, V), -1.0), np.full(V, -1)
     work = work or gcv.workspace(n_coef(order), V)
-    gcv.choose(g, rhs, mu, yy, samples, gcv.tables(order), np.asarray(weights, float), work, weight, bound)
+    gcv.choose(
+        g, rhs, mu, yy, samples, gcv.tables(order), np.asarray(weights, float), work, weight, bound
+    )
     return weight[0, :count], bound[:count]
 
 
@@ -89,13 +102,17 @@ def test_golden_vector_c():
     value, trace = oracle.gcv(m, lap, y, weight[0])
     truth.assert_digits(value, expected["V"])
     truth.assert_digits(trace, expected["trace"])
-    exact = oracle.gcv_weight(m, lap, y, mu)  # good to about 1e-8: it minimises, the kernel finds a root
+    exact = oracle.gcv_weight(
+        m, lap, y, mu
+    )  # good to about 1e-8: it minimises, the kernel finds a root
     assert abs(weight[0] / exact - 1) < 1e-6
 
 
 def test_never_above_a_fine_grid(brain):
     voxels, mu, block = brain
-    weight, bound = np.concatenate([choose(6, lanes_of(block, slice(i, i + 48))) for i in range(0, 240, 48)], 1)
+    weight, bound = np.concatenate(
+        [choose(6, lanes_of(block, slice(i, i + 48))) for i in range(0, 240, 48)], 1
+    )
     logs = np.linspace(LOW, HIGH, 4001)
     for l, voxel in enumerate(voxels):
         value, scale = curve(voxel), np.prod(mu[:, l]) ** (1 / 3)
@@ -105,7 +122,10 @@ def test_never_above_a_fine_grid(brain):
 
 
 def test_the_better_of_two_minima():
-    """Problems with two groups of singular values have two minima now and then, either of them the lower."""
+    """
+    Problems with two groups of singular values have two minima now and then, either of them the
+    lower.
+    """
     rng, order, n = np.random.default_rng(11), 2, 7
     mu, keep = np.full((3, 1), 5e-3), class_permutation(2)
     lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
@@ -180,7 +200,9 @@ def test_invariant_to_signal_scale_and_units(brain):
     for c in (0.37, 911.3, 1e-6):
         scaled = choose(6, (block[0], c * block[1], block[2], c * c * block[3], block[4]))[0]
         np.testing.assert_allclose(scaled, reference, rtol=1e-10)
-    scaled = choose(6, (*block[:2], block[2] / 1.7e3, *block[3:]))[0]  # q -> alpha q: same M, mu / alpha, weight alpha
+    scaled = choose(6, (*block[:2], block[2] / 1.7e3, *block[3:]))[
+        0
+    ]  # q -> alpha q: same M, mu / alpha, weight alpha
     np.testing.assert_allclose(scaled, 1.7e3 * reference, rtol=1e-10)
 
 
@@ -227,7 +249,9 @@ def test_bits_do_not_depend_on_the_block(brain):
         x[...] = np.nan  # scratch of earlier blocks must not matter
     np.testing.assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
     weights = [0.3, 0.02, 0.05]
-    np.testing.assert_array_equal(choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7])
+    np.testing.assert_array_equal(
+        choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7]
+    )
     assert bound.shape == (48,)
 
 

@@ -23,7 +23,8 @@ def table(**changes):
 
 def same(one, two):
     return one.to_dict() == two.to_dict() and all(
-        np.array_equal(getattr(one, k), getattr(two, k)) for k in ("bvals", "bvecs", "qvecs", "taus", "b0s_mask")
+        np.array_equal(getattr(one, k), getattr(two, k))
+        for k in ("bvals", "bvecs", "qvecs", "taus", "b0s_mask")
     )
 
 
@@ -78,7 +79,11 @@ def test_tau_alone():
         table(tau=0.04)
 
 
-@pytest.mark.parametrize("select", [slice(1, 6, 2), [0, 3, 3], np.array([6, 0]), BVALS > 50, (BVALS > 50).tolist()], ids=str)
+@pytest.mark.parametrize(
+    "select",
+    [slice(1, 6, 2), [0, 3, 3], np.array([6, 0]), BVALS > 50, (BVALS > 50).tolist()],
+    ids=str,
+)
 def test_subsets(select):
     keep = np.arange(7)[select]
     assert same(table()[select], table(bvals=BVALS[keep], bvecs=BVECS[keep]))
@@ -95,7 +100,10 @@ def test_one_volume_and_iteration():
 
 def test_dictionary_is_bit_exact():
     bvecs = BVECS * (1 + 0.009 * RNG.uniform(-1, 1, size=(7, 1)))
-    for gtab in (table(bvecs=bvecs), table(bvecs=bvecs, big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner")):
+    for gtab in (
+        table(bvecs=bvecs),
+        table(bvecs=bvecs, big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner"),
+    ):
         assert same(gtab, GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict()))))
 
 
@@ -136,9 +144,15 @@ def changed(array, where, value):
         ({"bvals": ["a"] * 7}, "bvals must be numbers"),
         ({"bvecs": BVECS[:, :2]}, r"bvecs of shape \(7, 2\)"),
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
-        ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] = .* at b = 1010 has length 1\.02, not 1"),
+        (
+            {"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)},
+            r"bvecs\[4\] = .* at b = 1010 has length 1\.02, not 1",
+        ),
         ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
-        ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),  # found by fuzz: NumPy warned as well
+        (
+            {"bvecs": changed(BVECS, 4, 4.6e189)},
+            r"bvecs\[4\] = .* length inf, not 1",
+        ),  # found by fuzz: NumPy warned as well
         ({"big_delta": None}, "big_delta is missing"),
         ({"small_delta": None}, "small_delta is missing"),
         ({"big_delta": None, "small_delta": None}, "big_delta is missing.* or tau"),
@@ -149,7 +163,10 @@ def changed(array, where, value):
         ({"small_delta": 0.05}, r"small_delta = 0\.05 is longer than big_delta = 0\.0431"),
         ({"big_delta": np.inf}, "big_delta = inf is not finite"),
         ({"big_delta": [0.04, 0.05]}, r"big_delta of shape \(2,\) does not go with 7 bvals"),
-        ({"big_delta": changed(np.full(7, 0.04), 5, 0.005)}, r"small_delta\[5\] = 0\.0106 is longer"),
+        (
+            {"big_delta": changed(np.full(7, 0.04), 5, 0.005)},
+            r"small_delta\[5\] = 0\.0106 is longer",
+        ),
         ({"big_delta": None, "small_delta": None, "tau": 40}, r"tau = 40 .*milliseconds\?"),
         ({"b0_threshold": -1}, "b0_threshold must be .* not -1"),
         ({"b0_threshold": "low"}, "b0_threshold must be numbers: .*'low'"),
@@ -201,7 +218,9 @@ def test_broken_files(tmp_path):
 
 def test_mrtrix_table(tmp_path):
     path = tmp_path / "dwi.b"
-    path.write_text("# command_history: none\n" + "\n".join(f"{x!r},{y!r},{z!r},{b!r}" for (x, y, z), b in ROWS))
+    path.write_text(
+        "# command_history: none\n" + "\n".join(f"{x!r},{y!r},{z!r},{b!r}" for (x, y, z), b in ROWS)
+    )
     gtab = GradientTable.from_mrtrix(path, **TIMES)
     assert same(gtab, table(frame="scanner"))
     assert gtab.frame == "scanner"
@@ -268,7 +287,9 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
 
 def test_files_named_apart(tmp_path):
     bval, bvec = write_fsl(tmp_path, "other")
-    assert same(GradientTable.from_bids(tmp_path / "dwi.nii", bval=bval, bvec=bvec, **TIMES), table())
+    assert same(
+        GradientTable.from_bids(tmp_path / "dwi.nii", bval=bval, bvec=bvec, **TIMES), table()
+    )
     with pytest.raises(FileNotFoundError, match=r"dwi\.bval"):
         GradientTable.from_bids(tmp_path / "dwi.nii", bvec=bvec, **TIMES)
 
@@ -278,7 +299,9 @@ def test_of_anything_like_a_table():
     assert GradientTable.of(gtab) is gtab
     like = SimpleNamespace(bvals=BVALS, bvecs=BVECS, **TIMES)
     assert same(GradientTable.of(like), gtab)
-    bare = SimpleNamespace(bvals=BVALS, bvecs=BVECS, big_delta=None, small_delta=None, b0_threshold=2)
+    bare = SimpleNamespace(
+        bvals=BVALS, bvecs=BVECS, big_delta=None, small_delta=None, b0_threshold=2
+    )
     assert GradientTable.of(bare, tau=0.025).tau == 0.025
     assert GradientTable.of(bare, tau=0.025).b0s_mask.sum() == 1
     with pytest.raises(ValueError, match="big_delta is missing"):
@@ -308,7 +331,9 @@ def test_scanner_axes_of_hand_made_images():
     neurological = np.diag([2.0, 2.0, 3.0, 1.0])
     for affine in (radiological, neurological):
         assert np.array_equal(to_scanner([[1, 0, 0], [0, 1, 0]], affine), [[-1, 0, 0], [0, 1, 0]])
-    axes = np.array([[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]])  # i is up, j right, k forward; det > 0
+    axes = np.array(
+        [[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]]
+    )  # i is up, j right, k forward; det > 0
     assert np.array_equal(to_scanner([1, 0, 0], axes), [0, 0, -1])
     assert np.array_equal(to_scanner([0, 1, 0], axes), [1, 0, 0])
     assert np.array_equal(to_scanner([1, 0, 0], axes, "scanner"), [1, 0, 0])

@@ -21,7 +21,9 @@ from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
-AFFINE = np.block([[TURN @ np.diag([-2, 2, 2.5]), np.array([[30], [-20], [7]])], [np.zeros(3), 1]]).astype(np.float32)
+AFFINE = np.block(
+    [[TURN @ np.diag([-2, 2, 2.5]), np.array([[30], [-20], [7]])], [np.zeros(3), 1]]
+).astype(np.float32)
 RNG = np.random.default_rng(11)
 SHAPE = (4, 3, 5)
 
@@ -54,7 +56,12 @@ def fit():
     }
     rows["coef"][3] = np.nan
     gtab = GradientTable([0, 1000], [[0, 0, 0], [0.6, 0, 0.8]], 0.0431, 0.0106)
-    options = {"radial_order": 2, "basis": "anisotropic", "laplacian": (0.1, np.float64(0.2)), "positivity": None}
+    options = {
+        "radial_order": 2,
+        "basis": "anisotropic",
+        "laplacian": (0.1, np.float64(0.2)),
+        "positivity": None,
+    }
     return MapmriFit(rows, mask, options, gtab)
 
 
@@ -103,7 +110,9 @@ def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
 
 def damaged(tmp_path):
     """Broken images: name -> what the message must say."""
-    good = image(tmp_path / "good.nii", RNG.integers(0, 9999, (*SHAPE, 2)).astype(np.int16)).read_bytes()
+    good = image(
+        tmp_path / "good.nii", RNG.integers(0, 9999, (*SHAPE, 2)).astype(np.int16)
+    ).read_bytes()
     packed = gzip.compress(good, mtime=0)
     files = {
         "text.nii": (b"this is a letter, not an image\n" * 40, "not a readable NIfTI"),
@@ -113,7 +122,10 @@ def damaged(tmp_path):
         "short.nii": (good[:-30], "truncated, holds .* promises"),
         "header.nii": (good[:200], "not a readable NIfTI"),
         "short.nii.gz": (packed[: len(packed) // 2], "damaged or truncated|not a readable"),
-        "flipped.nii.gz": (packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:], "damaged|readable"),
+        "flipped.nii.gz": (
+            packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:],
+            "damaged|readable",
+        ),
         "cut.nii.gz": (gzip.compress(good[:-30]), "truncated, holds"),
         "type.nii": (good[:70] + b"\x77\x77" + good[72:], "not a readable NIfTI"),
     }
@@ -125,7 +137,9 @@ def damaged(tmp_path):
     made.header.set_qform(None)
     made.header["srow_x"] = nan[0]
     made.header["sform_code"] = 1
-    (tmp_path / "affine.nii").write_bytes(made.header.binaryblock + bytes(4) + np.ones((*SHAPE, 2), "f4").tobytes())
+    (tmp_path / "affine.nii").write_bytes(
+        made.header.binaryblock + bytes(4) + np.ones((*SHAPE, 2), "f4").tobytes()
+    )
     image(tmp_path / "complex.nii", np.ones((*SHAPE, 2), np.complex64))
     nib.save(nib.MGHImage(np.ones(SHAPE, np.float32), AFFINE), tmp_path / "other.mgz")
     (tmp_path / "other.nii.gz").write_bytes((tmp_path / "other.mgz").read_bytes())
@@ -151,15 +165,21 @@ def test_damaged_files_are_named(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64, ">f4"])
 def test_masks_of_any_type(tmp_path, dtype, caplog):
     mask = RNG.random(SHAPE) < 0.5
-    assert np.array_equal(io.load_mask(image(tmp_path / "m.nii.gz", mask.astype(dtype)), SHAPE, AFFINE), mask)
-    assert np.array_equal(io.load_mask(image(tmp_path / "m.nii.gz", mask[..., None].astype(dtype)), SHAPE), mask)
+    assert np.array_equal(
+        io.load_mask(image(tmp_path / "m.nii.gz", mask.astype(dtype)), SHAPE, AFFINE), mask
+    )
+    assert np.array_equal(
+        io.load_mask(image(tmp_path / "m.nii.gz", mask[..., None].astype(dtype)), SHAPE), mask
+    )
     assert not caplog.records
 
 
 def test_masks_with_nan_scale_or_another_place(tmp_path, caplog):
     values = np.full(SHAPE, np.nan, np.float32)
     values[1, 2, 3], values[0, 0, 0] = 0.25, 0
-    assert np.argwhere(io.load_mask(image(tmp_path / "m.nii", values), SHAPE)).tolist() == [[1, 2, 3]]
+    assert np.argwhere(io.load_mask(image(tmp_path / "m.nii", values), SHAPE)).tolist() == [
+        [1, 2, 3]
+    ]
     ones = image(tmp_path / "s.nii", np.ones(SHAPE, np.int16), slope=(2, 0))
     with caplog.at_level(logging.WARNING):
         assert io.load_mask(ones, SHAPE, np.diag([2.0, 2, 2, 1])).all()
@@ -167,7 +187,9 @@ def test_masks_with_nan_scale_or_another_place(tmp_path, caplog):
 
 
 def test_bad_masks(tmp_path):
-    with pytest.raises(ValueError, match=r"mask: .*m\.nii has shape \(4, 3, 5\), the data \(4, 3, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"mask: .*m\.nii has shape \(4, 3, 5\), the data \(4, 3, 6\)"
+    ):
         io.load_mask(image(tmp_path / "m.nii", np.ones(SHAPE, np.uint8)), (4, 3, 6))
     with pytest.raises(ValueError, match=r"mask: .*m\.nii is empty"):
         io.load_mask(image(tmp_path / "m.nii", np.zeros(SHAPE, np.uint8)), SHAPE)
@@ -191,7 +213,9 @@ def test_bad_masks(tmp_path):
 )
 def test_names(source, name):
     assert io.map_name(io.prefix_of(source), "ngpar") == name
-    assert io.map_name(io.prefix_of(source), "", ".json") == name.replace("param-ngpar_", "").replace("nii.gz", "json")
+    assert io.map_name(io.prefix_of(source), "", ".json") == name.replace(
+        "param-ngpar_", ""
+    ).replace("nii.gz", "json")
 
 
 # Writing
@@ -225,23 +249,33 @@ def test_index_maps_and_their_units(tmp_path):
     maps = {"rtop": values, "msd": values, "ng_par": values, "odf_sh": RNG.random((*SHAPE, 6))}
     sidecars = {"odf_sh": {"Description": "ODF", "OrientationEncoding": {"Type": "sh"}}}
     paths = io.write_maps(tmp_path / "a" / "b", "sub-1", maps, AFFINE, sidecars=sidecars)
-    assert [p.name for p in paths] == [io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")]
+    assert [p.name for p in paths] == [
+        io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")
+    ]
     rtop = nib.load(paths[0])
     assert rtop.get_data_dtype() == np.float32
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(rtop.get_fdata(dtype=np.float32), values.astype(np.float32))
-    assert np.array_equal(nib.load(paths[3]).get_fdata(dtype=np.float32), maps["odf_sh"].astype(np.float32))
+    assert np.array_equal(
+        nib.load(paths[3]).get_fdata(dtype=np.float32), maps["odf_sh"].astype(np.float32)
+    )
 
     def sidecar(path):
         return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
 
-    assert sidecar(paths[0]) == {"Description": INDICES["rtop"].long_name, "Units": "mm^-3", "FillValue": "NaN"}
+    assert sidecar(paths[0]) == {
+        "Description": INDICES["rtop"].long_name,
+        "Units": "mm^-3",
+        "FillValue": "NaN",
+    }
     assert sidecar(paths[2])["Units"] == "1"
     assert sidecar(paths[3])["OrientationEncoding"] == {"Type": "sh"}
     description = json.loads((tmp_path / "a/b/dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
 
-    paths = io.write_maps(tmp_path / "um", "", {"rtop": values, "msd": values}, AFFINE, units="um", fill=0)
+    paths = io.write_maps(
+        tmp_path / "um", "", {"rtop": values, "msd": values}, AFFINE, units="um", fill=0
+    )
     read = [nib.load(p).get_fdata() for p in paths]
     np.testing.assert_allclose(read[0][2:], values[2:] * 1e-9, rtol=1e-6)
     np.testing.assert_allclose(read[1][2:], values[2:] * 1e6, rtol=1e-6)
@@ -280,7 +314,9 @@ def test_files_have_ordinary_permissions(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("boom"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("boom"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
 @pytest.mark.parametrize("folder", ["old", "new/deep"])
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failure, folder):
     (tmp_path / "old").mkdir()
@@ -303,7 +339,8 @@ import resource, sys, numpy as np
 from mapmri_nb import io
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop": np.random.default_rng(1).random((50, 50, 50))},
+    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop":
+    np.random.default_rng(1).random((50, 50, 50))},
                   np.eye(4))
 except OSError as error:
     print("refused:", error)
@@ -314,7 +351,9 @@ def test_a_full_disk_is_an_error_with_no_leftovers(tmp_path):
     """A file that may not grow stands for a disk that is full."""
     out = tmp_path / "out"
     out.mkdir()
-    run = subprocess.run([sys.executable, "-c", FULL, str(out)], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, str(out)], capture_output=True, text=True, check=False
+    )
     assert run.stdout.startswith("refused: [Errno 27] cannot write results: File too large"), run
     assert list(out.iterdir()) == []
 
@@ -351,7 +390,14 @@ def same_rows(saved, rows, keep=slice(None)):
 
 
 def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
-    io.save_fit(fit, tmp_path, affine=AFFINE, prefix="sub-1", sources=["sub-1_dwi.nii.gz"], run={"Threads": 2})
+    io.save_fit(
+        fit,
+        tmp_path,
+        affine=AFFINE,
+        prefix="sub-1",
+        sources=["sub-1_dwi.nii.gz"],
+        run={"Threads": 2},
+    )
     saved = io.read_fit(tmp_path)
     same_rows(saved.fit.rows(), fit.rows())
     assert np.array_equal(saved.fit.mask, fit.mask)
@@ -407,7 +453,9 @@ def test_part_of_a_fit(tmp_path, fit):
     same_rows(saved.fit.rows(), fit.rows(), slab[fit.mask])
     assert np.array_equal(saved.fit.mask, slab & fit.mask)
     assert len(io.load_fit(tmp_path, within=np.zeros(SHAPE, bool)).coef) == 0
-    with pytest.raises(ValueError, match=r"within: its shape \(3, 5\) differs from the fit's \(4, 3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"within: its shape \(3, 5\) differs from the fit's \(4, 3, 5\)"
+    ):
         io.load_fit(tmp_path, within=slab[0])
 
 

@@ -57,7 +57,10 @@ def run(code, cwd, *options, **environment):
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """A cache folder filled by one process: this leg's own where it has one, since compiling takes its time."""
+    """
+    A cache folder filled by one process: this leg's own where it has one, since compiling takes its
+    time.
+    """
     folder = os.environ.get("NUMBA_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
     run(FIT + "maps(1)", tmp_path_factory.mktemp("fill"), NUMBA_CACHE_DIR=folder)
     return folder
@@ -84,15 +87,19 @@ print(hits, misses)
 
 @pytest.mark.jit_only
 def test_nothing_is_left_to_compile_after_warmup(warm, tmp_path):
-    run("from mapmri_nb.cli import main; assert main(['warmup']) == 0", tmp_path, NUMBA_CACHE_DIR=warm)
+    run(
+        "from mapmri_nb.cli import main; assert main(['warmup']) == 0",
+        tmp_path,
+        NUMBA_CACHE_DIR=warm,
+    )
     code = """
 import sys
 from mapmri_nb.cli import main
 from mapmri_nb.data import sample_dwi
 sys.stderr = sys.stdout
 for mode in ('none', 'grid'):
-    words = ['fit', str(sample_dwi('small101d')), '--out', mode, '--radial-order', '2', '--positivity', mode]
-    assert main(words) == 0
+    words = ['fit', str(sample_dwi('small101d')), '--out', mode, '--radial-order', '2',
+    '--positivity', mode] assert main(words) == 0
 """
     out = run(code, tmp_path, NUMBA_CACHE_DIR=warm)
     assert "voxels" in out
@@ -133,7 +140,9 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0, 'the forked child hung, died, or differs'
 """
     )
-    assert "done" in run(code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm)
+    assert "done" in run(
+        code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm
+    )
 
 
 @pytest.mark.jit_only
@@ -148,7 +157,9 @@ with multiprocessing.get_context('fork').Pool(2) as pool:
     got += pool.map_async(maps, [None, 2]).get(100)
 """
     )
-    assert "done" in run(code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm)
+    assert "done" in run(
+        code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm
+    )
 
 
 @pytest.mark.jit_only
@@ -161,9 +172,16 @@ def test_read_only_install_without_home(tmp_path):
     wall.write_text("")
     for path in [*copy.rglob("*"), copy]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    code = TABLE + "assert _jit.CACHE_DIR is None; print(mapmri.__file__, mapmri.MapmriModel(gtab, 4, laplacian=0).n_coef)"
-    out = run(code, tmp_path, PYTHONPATH=str(copy.parent), HOME=str(wall / "home"), XDG_CACHE_HOME=None)
-    assert out.split() == [str(copy / "__init__.py"), "22"], "the model's own check has run compiled kernels"
+    code = (
+        TABLE
+        + "assert _jit.CACHE_DIR is None; print(mapmri.__file__, mapmri.MapmriModel(gtab, 4, laplacian=0).n_coef)"
+    )
+    out = run(
+        code, tmp_path, PYTHONPATH=str(copy.parent), HOME=str(wall / "home"), XDG_CACHE_HOME=None
+    )
+    assert out.split() == [str(copy / "__init__.py"), "22"], (
+        "the model's own check has run compiled kernels"
+    )
     copy.chmod(0o755)
     (copy / "kernels").chmod(0o755)
 
@@ -187,7 +205,9 @@ def test_digest_follows_every_kernel_source(tmp_path, monkeypatch):
     assert len(digests) == 3
 
 
-@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT", "0") == "1", reason="nothing is cached without the compiler")
+@pytest.mark.skipif(
+    os.environ.get("NUMBA_DISABLE_JIT", "0") == "1", reason="nothing is cached without the compiler"
+)
 def test_stale_caches_go_and_young_ones_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("MAPMRI_NB_CACHE", raising=False)

@@ -1,4 +1,7 @@
-"""The vector type: NumPy's values compiled and not, every width, and an error where an array has too few lanes."""
+"""
+The vector type: NumPy's values compiled and not, every width, and an error where an array has too
+few lanes.
+"""
 
 import os
 import subprocess
@@ -12,7 +15,17 @@ import pytest
 import mapmri_nb
 from mapmri_nb.kernels import lanes
 from mapmri_nb.kernels._jit import CONTRACT, kernel
-from mapmri_nb.kernels.lanes import WIDTH, copysign, every, fraction, octave, pick, power_of_two, rows, sqrt
+from mapmri_nb.kernels.lanes import (
+    WIDTH,
+    copysign,
+    every,
+    fraction,
+    octave,
+    pick,
+    power_of_two,
+    rows,
+    sqrt,
+)
 from mapmri_nb.kernels.linalg import block_product, exp, log, pad4
 
 MAGIC = 6755399441055744.0  # 1.5 * 2^52
@@ -23,8 +36,8 @@ import phantom
 import mapmri_nb as mapmri
 from mapmri_nb.kernels import lanes
 b, g = phantom.small_scheme()
-fit = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=sys.argv[1]).fit(phantom.signals(20, b, g, seed=1), threads=1)
-np.save(sys.argv[2], np.column_stack([fit.coef, fit.rtop(), fit.rmse()]))
+fit = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=sys.argv[1]).fit(phantom.signals(20, b,
+g, seed=1), threads=1) np.save(sys.argv[2], np.column_stack([fit.coef, fit.rtop(), fit.rmse()]))
 print(lanes.WIDTH)
 """
 
@@ -79,7 +92,10 @@ def test_too_few_lanes_are_an_error():
 
 @pytest.mark.jit_only
 def test_lanes_side_by_side_only():
-    """An array whose lanes are not side by side in memory is refused: a vector would read its neighbours."""
+    """
+    An array whose lanes are not side by side in memory is refused: a vector would read its
+    neighbours.
+    """
     with pytest.raises(numba.TypingError, match="rows"):
         arithmetic(np.ones((WIDTH, 2)).T, np.zeros((9, WIDTH)))
 
@@ -106,20 +122,36 @@ def test_product_is_a_product(rng):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("laplacian", ["0.2", "gcv"])
 def test_the_width_does_not_matter(tmp_path, laplacian):
-    """The same fit compiled for narrower processors: other registers, the same numbers to rounding."""
+    """
+    The same fit compiled for narrower processors: other registers, the same numbers to rounding.
+    """
     code = FIT.replace("sys.argv[1]", "'gcv'" if laplacian == "gcv" else laplacian)
     found = []
-    for name, features, width in [("host", None, WIDTH), ("avx2", "+avx,+avx2,+fma", 8), ("none", "", 4)]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {"NUMBA_CACHE_DIR": str(tmp_path / name)}
-        env["PYTHONPATH"] = os.pathsep.join([str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)])
+    for name, features, width in [
+        ("host", None, WIDTH),
+        ("avx2", "+avx,+avx2,+fma", 8),
+        ("none", "", 4),
+    ]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {
+            "NUMBA_CACHE_DIR": str(tmp_path / name)
+        }
+        env["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
+        )
         if features is not None:
             env |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
         file = tmp_path / f"{name}.npy"
         done = subprocess.run(
-            [sys.executable, "-c", code, laplacian, file], env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, laplacian, file],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert int(done.stdout) == width
         found.append(np.load(file))
     for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=1e-8 if laplacian == "gcv" else 1e-10, atol=1e-10)
+        np.testing.assert_allclose(
+            other, found[0], rtol=1e-8 if laplacian == "gcv" else 1e-10, atol=1e-10
+        )

@@ -1,4 +1,7 @@
-"""Options and data of the model: errors that name argument and value, scales, shapes, missing samples, status bits."""
+"""
+Options and data of the model: errors that name argument and value, scales, shapes, missing samples,
+status bits.
+"""
 
 import numpy as np
 import oracle
@@ -32,12 +35,19 @@ def assert_rows(fit, v, want, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-@pytest.mark.parametrize(("order", "weight"), [(0, 0.0), (2, 0.2), (4, 0.0), (6, 0.2), (6, 0.0), (8, 0.05), (10, 0.2)])
+@pytest.mark.parametrize(
+    ("order", "weight"), [(0, 0.0), (2, 0.2), (4, 0.0), (6, 0.2), (6, 0.0), (8, 0.05), (10, 0.2)]
+)
 def test_fit_against_dense_fit(scheme, gtab, data, basis, order, weight):
     count = 6 if order < 8 else 1  # the oracle takes seconds there
     fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight).fit(data[:count])
     for v in range(count):
-        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, order, weight, basis), 1e-8 if weight == 0 else 1e-9)
+        assert_rows(
+            fit,
+            v,
+            oracle.fit(data[v], *scheme, TAU, order, weight, basis),
+            1e-8 if weight == 0 else 1e-9,
+        )
     assert (fit.status == 0).all()
     assert (fit.laplacian_weight == weight).all()
 
@@ -54,7 +64,9 @@ def test_gcv_against_dense_fit(scheme, gtab, data, basis):
     fit = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian="gcv").fit(data[:4])
     for v in range(4):
         want = oracle.fit(data[v], *scheme, TAU, 4, "gcv", basis)
-        assert fit.laplacian_weight[v] == pytest.approx(want["weight"], rel=1e-4)  # the oracle's search is the coarser one
+        assert fit.laplacian_weight[v] == pytest.approx(
+            want["weight"], rel=1e-4
+        )  # the oracle's search is the coarser one
         assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 4, fit.laplacian_weight[v], basis))
 
 
@@ -64,7 +76,10 @@ def test_array_of_weights_takes_the_best(scheme, gtab, data):
     q = oracle.qvectors(*scheme, TAU)
     fit = mapmri.MapmriModel(gtab, 4, laplacian=weights).fit(data)
     for v, y in enumerate(data):
-        m, lap = oracle.phi_matrix(4, fit.mu[v], q @ fit.R[v]), oracle.laplacian_matrix(4, fit.mu[v])
+        m, lap = (
+            oracle.phi_matrix(4, fit.mu[v], q @ fit.R[v]),
+            oracle.laplacian_matrix(4, fit.mu[v]),
+        )
         scores = [oracle.gcv(m, lap, y, w)[0] for w in weights]
         assert fit.laplacian_weight[v] == weights[int(np.argmin(scores))]
     at_end = np.isin(fit.laplacian_weight, [0.5, 1e-3])
@@ -140,7 +155,18 @@ def test_options_come_by_name(gtab):
 def test_good_options(gtab):
     for order in (0, 2, 4, 6, 8, 10, 6.0, np.int64(4)):
         assert mapmri.MapmriModel(gtab, order).n_coef == len(oracle.aniso_table(int(order)))
-    for weight in (None, 0, 0.0, 1, "gcv", "GCV", (0.1,), np.array([0.1, 0.2]), np.float32(0.2), range(1, 3)):
+    for weight in (
+        None,
+        0,
+        0.0,
+        1,
+        "gcv",
+        "GCV",
+        (0.1,),
+        np.array([0.1, 0.2]),
+        np.float32(0.2),
+        range(1, 3),
+    ):
         mapmri.MapmriModel(gtab, 4, laplacian=weight)
     mapmri.MapmriModel(gtab, 4, bval_threshold=None)
 
@@ -178,7 +204,9 @@ def test_table_must_suit_a_fit(scheme):
 def test_unidentifiable_orders_are_refused(bvals, order, safe):
     """The message lists the shells and the largest safe order, which is then accepted."""
     table = phantom.table(*truth.scheme([150] * len(bvals), bvals))
-    with pytest.raises(ValueError, match=rf"radial_order: {order}.*150 at b = {bvals[0]}.*safe order is {safe}\b"):
+    with pytest.raises(
+        ValueError, match=rf"radial_order: {order}.*150 at b = {bvals[0]}.*safe order is {safe}\b"
+    ):
         mapmri.MapmriModel(table, order, laplacian=None)
     with pytest.raises(ValueError, match="radial_order"):
         mapmri.MapmriModel(table, order, laplacian=0)
@@ -209,7 +237,9 @@ def improper(rng, count):
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 def test_given_scale_is_used_as_it_is(scheme, gtab, data, basis, rng):
-    """Neither sorted nor clipped nor flipped: coefficients in exactly this R, determinant -1 too."""
+    """
+    Neither sorted nor clipped nor flipped: coefficients in exactly this R, determinant -1 too.
+    """
     mu, R = 1e-3 * rng.uniform(2, 10, (8, 3)), improper(rng, 8)
     assert {-1, 1} == {round(np.linalg.det(r)) for r in R}
     fit = mapmri.MapmriModel(gtab, 6, basis=basis).fit(data[:8], scale=(mu, R))
@@ -218,7 +248,10 @@ def test_given_scale_is_used_as_it_is(scheme, gtab, data, basis, rng):
     for v in range(8):
         want = oracle.fit(data[v], *scheme, TAU, 6, 0.2, basis, scale=(mu[v], R[v]))
         assert np.abs(fit.coef[v] - want["coef"]).max() <= 1e-9 * np.abs(want["coef"]).max()
-        assert np.abs(fit.hermite_coef()[v] - want["hermite"]).max() <= 1e-9 * np.abs(want["hermite"]).max()
+        assert (
+            np.abs(fit.hermite_coef()[v] - want["hermite"]).max()
+            <= 1e-9 * np.abs(want["hermite"]).max()
+        )
         assert fit.S0[v] == pytest.approx(want["S0"], rel=1e-9)
 
 
@@ -298,7 +331,9 @@ def test_bad_data_is_named(gtab, data, call, message):
 
 
 def test_any_layout_and_type(gtab, data, tmp_path):
-    """F order, memory maps, float32, int16, big-endian, lists, 1-D and 2-D: the values decide alone."""
+    """
+    F order, memory maps, float32, int16, big-endian, lists, 1-D and 2-D: the values decide alone.
+    """
     model, volume = mapmri.MapmriModel(gtab, 2), np.round(data[:24]).reshape(2, 3, 4, -1)
     fit = model.fit(volume)
     np.save(tmp_path / "data.npy", volume.astype(np.int16))
@@ -321,7 +356,10 @@ def test_any_layout_and_type(gtab, data, tmp_path):
 
 
 def test_proxy_is_read_in_pieces(gtab, data):
-    """An object with a shape and slices, such as nibabel's, is never asked for all of itself at once when it is long."""
+    """
+    An object with a shape and slices, such as nibabel's, is never asked for all of itself at once
+    when it is long.
+    """
 
     class Proxy:
         shape, asked = (2, 3, 4, 100), []
@@ -360,7 +398,9 @@ def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplac
     rng = np.random.default_rng(1)
     for missing in (rng.choice(100, 12, replace=False), np.flatnonzero(scheme[0] == 0)[:3]):
         keep = np.setdiff1d(np.arange(100), missing)
-        want = mapmri.MapmriModel(gtab[keep], 4, basis=basis, laplacian=laplacian).fit(data[:3, keep])
+        want = mapmri.MapmriModel(gtab[keep], 4, basis=basis, laplacian=laplacian).fit(
+            data[:3, keep]
+        )
         fits = []
         for value in (np.nan, np.inf, -np.inf):
             y = data[:3].copy()
@@ -373,7 +413,11 @@ def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplac
         assert phantom.same(fits[0], fits[3])
         for fit in fits:
             flip = np.sign(np.sum(fit.R * want.R, axis=1))
-            parity = np.prod(flip[:, None] ** ordering.index_table(4), axis=2) if basis == "anisotropic" else 1.0
+            parity = (
+                np.prod(flip[:, None] ** ordering.index_table(4), axis=2)
+                if basis == "anisotropic"
+                else 1.0
+            )
             np.testing.assert_allclose(fit.coef * parity, want.coef, atol=1e-8)
             np.testing.assert_allclose(fit.S0, want.S0, rtol=1e-9)
             np.testing.assert_allclose(fit.laplacian_weight, want.laplacian_weight, rtol=1e-6)
@@ -388,9 +432,14 @@ def test_weight_two_is_a_sample_twice(scheme, gtab, data, basis, rng):
     b, g = scheme
     times = rng.integers(1, 3, len(b))
     twice = np.repeat(np.arange(len(b)), times)
-    want = mapmri.MapmriModel(phantom.table(b[twice], g[twice]), 4, basis=basis).fit(data[:3, twice])
+    want = mapmri.MapmriModel(phantom.table(b[twice], g[twice]), 4, basis=basis).fit(
+        data[:3, twice]
+    )
     model = mapmri.MapmriModel(gtab, 4, basis=basis)
-    one, two = model.fit(data[:3], weights=times), model.fit(data[:3], weights=np.tile(times.astype(float), (3, 1)))
+    one, two = (
+        model.fit(data[:3], weights=times),
+        model.fit(data[:3], weights=np.tile(times.astype(float), (3, 1))),
+    )
     assert phantom.same(one, two)
     np.testing.assert_allclose(one.mu_tensor, want.mu_tensor, rtol=1e-10)
     np.testing.assert_allclose(one.S0, want.S0, rtol=1e-9)
@@ -423,7 +472,12 @@ def test_floor(scheme, gtab):
 
 
 def test_too_few_samples(gtab, data):
-    for keep, laplacian, flag in ((6, 0.2, True), (40, 0.2, False), (40, None, True), (60, None, False)):
+    for keep, laplacian, flag in (
+        (6, 0.2, True),
+        (40, 0.2, False),
+        (40, None, True),
+        (60, None, False),
+    ):
         y = data[0].copy()
         y[keep:] = np.nan
         status = mapmri.MapmriModel(gtab, 6, laplacian=laplacian).fit(y).status[0]
@@ -437,7 +491,10 @@ def test_no_b0_left_is_no_signal(scheme, gtab, data):
 
 
 def test_not_definite():
-    """A shell missing in one voxel: the model is sound, this voxel is not. A weight makes it sound again."""
+    """
+    A shell missing in one voxel: the model is sound, this voxel is not. A weight makes it sound
+    again.
+    """
     b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     y = phantom.signals(2, b, g)
     y[0, b == 3000] = np.nan
@@ -470,6 +527,8 @@ def test_rtop_below_zero_is_a_warning(scheme, gtab, data):
 
 def test_plain_map_asks_for_more_exact_moments(gtab):
     """Nothing bounds there what an ill-conditioned M'M makes of its rounding."""
-    plain, regularised = (mapmri.MapmriModel(gtab, 4, laplacian=weight).plan.scheme.rounding for weight in (None, 0.2))
+    plain, regularised = (
+        mapmri.MapmriModel(gtab, 4, laplacian=weight).plan.scheme.rounding for weight in (None, 0.2)
+    )
     assert (plain, regularised) == (moments.LARGEST_ROUNDING_ALONE, moments.LARGEST_ROUNDING)
     assert plain < regularised

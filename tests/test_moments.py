@@ -10,18 +10,24 @@ from phantom import TAU
 from mapmri_nb.kernels import frames, lanes, moments, ordering, rotation, tensor
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
-ODD_FRAMES = [np.eye(3)] + [truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)]
+ODD_FRAMES = [np.eye(3)] + [
+    truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)
+]
 
 
 def filled(x):
     """Voxels first to lanes last, the first voxel repeated in lanes without one."""
-    return np.ascontiguousarray(np.concatenate([x, np.repeat(x[:1], lanes.padded(len(x)) - len(x), 0)]).T)
+    return np.ascontiguousarray(
+        np.concatenate([x, np.repeat(x[:1], lanes.padded(len(x)) - len(x), 0)]).T
+    )
 
 
 class Block:
     """Random voxels at random scales and frames, ready for the kernels."""
 
-    def __init__(self, order, count, seed=0, isotropic=False, frames=None, b_factor=1.0, own_frame=None):
+    def __init__(
+        self, order, count, seed=0, isotropic=False, frames=None, b_factor=1.0, own_frame=None
+    ):
         rng = np.random.default_rng(seed)
         self.b, self.g = phantom.small_scheme()
         self.b *= b_factor
@@ -39,12 +45,15 @@ class Block:
         self.work = moments.workspace(self.t, self.s, order, lanes.padded(count))
         self.D = np.empty((count, 6))
         for l in range(count):
-            rotation.frame_angles(self.R[l], self.work.angles, l)  # flips columns in pairs: R is what is used
+            rotation.frame_angles(
+                self.R[l], self.work.angles, l
+            )  # flips columns in pairs: R is what is used
             tensor.tensor_elements(self.R[l], self.mu[l] ** 2 / (2 * TAU), self.D.T, l)
         self.work.angles[:] = filled(self.work.angles[:, :count].T)
         self.place = ordering.class_permutation(order)
         self.rows = [
-            oracle.phi_matrix(order, self.mu[l], q if isotropic else q @ self.R[l])[:, self.place] for l in range(count)
+            oracle.phi_matrix(order, self.mu[l], q if isotropic else q @ self.R[l])[:, self.place]
+            for l in range(count)
         ]
 
     def normal_equations(self, plain=True):
@@ -57,7 +66,10 @@ class Block:
         return G, rhs
 
     def check(self, plain=True):
-        """Rounding within ten times what the kernel expects of turned moments, and small where it does not turn them."""
+        """
+        Rounding within ten times what the kernel expects of turned moments, and small where it does
+        not turn them.
+        """
         G, rhs = self.normal_equations(plain)
         i, j = np.tril_indices(len(self.place))
         for l, m in enumerate(self.rows):
@@ -76,14 +88,18 @@ def test_normal_equations_against_dense_rows(order):
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_moments_in_the_own_frame(order):
-    """No rotation, no cancellation: the other way to the same moments, alone or beside turned lanes."""
+    """
+    No rotation, no cancellation: the other way to the same moments, alone or beside turned lanes.
+    """
     Block(order, 6, b_factor=3.0, own_frame=True).check()
     mixed = Block(order, 6, b_factor=3.0)
     mixed.check()
     strain = mixed.work.strain[0, :6]
     if order == 10:
         assert strain.min() < moments.LARGEST_ROUNDING < strain.max()
-    ways = [Block(order, 6, b_factor=3.0, own_frame=own).normal_equations() for own in (False, True)]
+    ways = [
+        Block(order, 6, b_factor=3.0, own_frame=own).normal_equations() for own in (False, True)
+    ]
     got = mixed.normal_equations()
     for l in range(6):
         chosen = ways[int(strain[l] > moments.LARGEST_ROUNDING)]
@@ -129,7 +145,9 @@ def test_fitted_signal_against_dense_rows(order, isotropic, rng):
     block.normal_equations()  # leaves the Gaussians in the scratch
     coef = rng.normal(size=(3, len(block.place)))
     out, turn = np.zeros_like(block.work.gy), int(not isotropic)
-    moments.fitted_signal(block.t, block.s, order, filled(coef), filled(block.mu), turn, block.work, out)
+    moments.fitted_signal(
+        block.t, block.s, order, filled(coef), filled(block.mu), turn, block.work, out
+    )
     for l, m in enumerate(block.rows):
         want = m @ coef[l]
         assert np.abs(out[: len(want), l] - want).max() <= 1e-11 * np.abs(want).max()
@@ -147,7 +165,9 @@ def test_frame_angles_only_flip_columns(rng):
         assert np.abs(angles[::2]).max() <= 1 + 1e-15  # tan(half angle): the shears stay stable
         turns = [np.arctan(x) * 2 for x in angles[::2, 0]]
         np.testing.assert_allclose(np.sin(turns), angles[1::2, 0], atol=1e-15)
-        z1, x, z2 = (truth.rotation(axis, np.degrees(a)) for axis, a in zip((2, 0, 2), turns, strict=True))
+        z1, x, z2 = (
+            truth.rotation(axis, np.degrees(a)) for axis, a in zip((2, 0, 2), turns, strict=True)
+        )
         np.testing.assert_allclose(z1 @ x @ z2, used, atol=3e-15)
 
 
@@ -170,18 +190,27 @@ def test_rotation_of_moments(degree, rng):
     p, start = rng.normal(size=M.shape), np.repeat(fixed[:, None], len(frames), 1)
     back = p.copy()
     rotation.rotate_back(t.shears_low, angles, back)
-    np.testing.assert_allclose((p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max())
+    np.testing.assert_allclose(
+        (p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max()
+    )
     rotation.rotate_polynomial(t.shears_low, angles, back)
     np.testing.assert_allclose(back, p, atol=1e-11)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_rotation_of_coefficients(order, rng):
-    """At equal scales P does not change when coefficients and frame turn together; any signs of the columns."""
+    """
+    At equal scales P does not change when coefficients and frame turn together; any signs of the
+    columns.
+    """
     turns = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
     turns[::2, :, 1] *= -1  # determinant -1
     fixed = rng.normal(size=(len(turns), ordering.n_coef(order)))
-    t, index, root = moments.order_tables(order), ordering.index_table(order), ordering.factorial_roots(order)
+    t, index, root = (
+        moments.order_tables(order),
+        ordering.index_table(order),
+        ordering.factorial_roots(order),
+    )
     turned = fixed.copy()
     frames.turn(turned, turns, t, index, root, False)
     mu, r = np.full(3, 6e-3), 8e-3 * rng.normal(size=(40, 3))
@@ -190,6 +219,8 @@ def test_rotation_of_coefficients(order, rng):
         want = here @ fixed[l]
         got = oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
         assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
-    np.testing.assert_allclose((turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12)  # a rotation keeps int P^2
+    np.testing.assert_allclose(
+        (turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12
+    )  # a rotation keeps int P^2
     frames.turn(turned, turns, t, index, root, True)
     np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())

@@ -1,4 +1,7 @@
-"""Files of `mapmri-nb odf` read by MRtrix itself, where it is installed: its values, its peaks, its own frame."""
+"""
+Files of `mapmri-nb odf` read by MRtrix itself, where it is installed: its values, its peaks, its
+own frame.
+"""
 
 import json
 import shutil
@@ -7,10 +10,10 @@ import subprocess
 import nibabel as nib
 import numpy as np
 import pytest
+from mapmri_nb.cli import main
 
 import mapmri_nb as mapmri
 from mapmri_nb import gradients
-from mapmri_nb.cli import main
 
 pytestmark = pytest.mark.skipif(shutil.which("sh2amp") is None, reason="MRtrix is not installed")
 
@@ -21,7 +24,10 @@ def mrtrix(*words):
 
 @pytest.fixture(scope="module", params=[1, -1], ids=["det>0", "det<0"])
 def files(request, tmp_path_factory):
-    """An oblique series of single fibres in random directions, its fit, its ODF files, for both signs of the determinant."""
+    """
+    An oblique series of single fibres in random directions, its fit, its ODF files, for both signs
+    of the determinant.
+    """
     folder, rng = tmp_path_factory.mktemp("mrtrix"), np.random.default_rng(4)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     affine = np.eye(4)
@@ -33,7 +39,17 @@ def files(request, tmp_path_factory):
     nib.save(nib.Nifti1Image(series.astype(np.float32), affine), folder / "a_dwi.nii.gz")
     np.savetxt(folder / "a_dwi.bval", b[None])
     np.savetxt(folder / "a_dwi.bvec", g.T)
-    words = ["--radial-order", "4", "--laplacian", "none", "--big-delta", "0.04", "--small-delta", "0.01", "--quiet"]
+    words = [
+        "--radial-order",
+        "4",
+        "--laplacian",
+        "none",
+        "--big-delta",
+        "0.04",
+        "--small-delta",
+        "0.01",
+        "--quiet",
+    ]
     assert main(["fit", str(folder / "a_dwi.nii.gz"), "--out", str(folder / "fit"), *words]) == 0
     assert main(["odf", str(folder / "fit"), "--sh-order", "14", "--quiet"]) == 0
     (odf,) = folder.glob("fit/*param-odf_dwimap.nii.gz")
@@ -48,7 +64,9 @@ def angles(a, b):
 
 
 def test_values_are_those_of_the_fit(files):
-    """MRtrix's sum of its harmonics along scanner directions is the ODF along the same directions."""
+    """
+    MRtrix's sum of its harmonics along scanner directions is the ODF along the same directions.
+    """
     folder, affine, odf, _ = files
     directions = np.random.default_rng(5).normal(size=(40, 3))
     directions /= np.linalg.norm(directions, axis=1)[:, None]
@@ -68,7 +86,10 @@ def test_peaks_are_those_mrtrix_finds(files):
 
 
 def test_frame_is_the_one_mrtrix_gives_its_own_tensor(files):
-    """From the series by MRtrix alone: FSL's b-vectors, the affine, a tensor, its first eigenvector in scanner axes."""
+    """
+    From the series by MRtrix alone: FSL's b-vectors, the affine, a tensor, its first eigenvector in
+    scanner axes.
+    """
     folder, _, _, peaks = files
     series = [folder / f"a_dwi.{ending}" for ending in ("nii.gz", "bvec", "bval")]
     mrtrix("dwi2tensor", series[0], folder / "dt.nii", "-fslgrad", series[1], series[2])

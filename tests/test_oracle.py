@@ -1,4 +1,6 @@
-"""The oracle itself: against quadrature, finite differences, and every printed digit of the reference."""
+"""
+The oracle itself: against quadrature, finite differences, and every printed digit of the reference.
+"""
 
 from math import gamma, pi, sqrt
 
@@ -27,9 +29,30 @@ def coefficients(order, seed=1):
 def test_tables():
     assert oracle.aniso_table(2).tolist() == [
         [0, 0, 0], [2, 0, 0], [1, 1, 0], [0, 2, 0], [1, 0, 1], [0, 1, 1], [0, 0, 2]]  # fmt: skip
-    block = ["400", "310", "220", "130", "040", "301", "211", "121", "031", "202", "112", "022", "103", "013", "004"]
+    block = [
+        "400",
+        "310",
+        "220",
+        "130",
+        "040",
+        "301",
+        "211",
+        "121",
+        "031",
+        "202",
+        "112",
+        "022",
+        "103",
+        "013",
+        "004",
+    ]
     assert ["".join(map(str, n)) for n in oracle.aniso_table(4)[7:].tolist()] == block
-    iso = [(1, 0, 0)] + [(1, 2, m) for m in range(-2, 3)] + [(2, 0, 0)] + [(1, 4, m) for m in range(-4, 5)]
+    iso = (
+        [(1, 0, 0)]
+        + [(1, 2, m) for m in range(-2, 3)]
+        + [(2, 0, 0)]
+        + [(1, 4, m) for m in range(-4, 5)]
+    )
     iso += [(2, 2, m) for m in range(-2, 3)] + [(3, 0, 0)]
     assert [tuple(row) for row in oracle.iso_table(4).tolist()] == iso
     for order, count in zip(range(0, 13, 2), (1, 7, 22, 50, 95, 161, 252), strict=True):
@@ -53,13 +76,21 @@ def test_fourier_pair_and_origin():
     q = np.array([[0, 0, 0], [30.0, -20, 10], [5, 40, 60]])
     r, w = oracle.gauss_hermite(30, np.sqrt(2) * MU)
     kernel = w * np.exp(-2j * pi * q @ r.T)
-    np.testing.assert_allclose(kernel @ oracle.psi_matrix(6, MU, r), oracle.phi_matrix(6, MU, q), atol=1e-11)
+    np.testing.assert_allclose(
+        kernel @ oracle.psi_matrix(6, MU, r), oracle.phi_matrix(6, MU, q), atol=1e-11
+    )
     r, w = oracle.gauss_hermite(30, np.full(3, np.sqrt(2) * 6e-3))
     kernel = w * np.exp(-2j * pi * q @ r.T)
-    np.testing.assert_allclose(kernel @ oracle.iso_psi_matrix(6, 6e-3, r), oracle.iso_phi_matrix(6, 6e-3, q), atol=1e-11)
+    np.testing.assert_allclose(
+        kernel @ oracle.iso_psi_matrix(6, 6e-3, r), oracle.iso_phi_matrix(6, 6e-3, q), atol=1e-11
+    )
     np.testing.assert_allclose(oracle.phi_matrix(6, MU, q)[0], oracle.aniso_origin(6), atol=1e-14)
-    np.testing.assert_allclose(oracle.iso_phi_matrix(6, 6e-3, q)[0], oracle.iso_origin(6), atol=1e-14)
-    assert [oracle.iso_origin(6)[i] for i in (0, 6, 21, 49)] == pytest.approx([1, 3 / 2, 15 / 8, 35 / 16], rel=1e-15)
+    np.testing.assert_allclose(
+        oracle.iso_phi_matrix(6, 6e-3, q)[0], oracle.iso_origin(6), atol=1e-14
+    )
+    assert [oracle.iso_origin(6)[i] for i in (0, 6, 21, 49)] == pytest.approx(
+        [1, 3 / 2, 15 / 8, 35 / 16], rel=1e-15
+    )
 
 
 def test_harmonics():
@@ -68,28 +99,41 @@ def test_harmonics():
         assert_digits(oracle.real_sh(2, m, 0.7, 1.1), f"{value:.8f}")
     v, w = oracle.sphere_rule()
     _, theta, phi = oracle.angles(v)
-    y = np.array([oracle.real_sh(el, m, theta, phi) for el in range(0, 9, 2) for m in range(-el, el + 1)])
+    y = np.array(
+        [oracle.real_sh(el, m, theta, phi) for el in range(0, 9, 2) for m in range(-el, el + 1)]
+    )
     np.testing.assert_allclose(y * w @ y.T, np.eye(len(y)), atol=1e-13)
 
 
 def test_map_between_bases():
     t = oracle.iso_to_aniso(2)[1:, 1:]
     expected = np.zeros((6, 6))
-    expected[0, [0, 2, 5]], expected[2, [0, 2, 5]] = (0.684653, -0.395285, 0.707107), (-0.684653, -0.395285, 0.707107)
+    expected[0, [0, 2, 5]], expected[2, [0, 2, 5]] = (
+        (0.684653, -0.395285, 0.707107),
+        (-0.684653, -0.395285, 0.707107),
+    )
     expected[1, 4], expected[3, 1], expected[4, 3] = 0.968246, -0.968246, -0.968246
     expected[5, [2, 5]] = 0.790569, 0.707107
     np.testing.assert_allclose(t, expected, atol=5.01e-7)
     order, u = 8, 6e-3
-    t, n, jlm = oracle.iso_to_aniso(order), oracle.aniso_table(order).sum(1), oracle.iso_table(order)
+    t, n, jlm = (
+        oracle.iso_to_aniso(order),
+        oracle.aniso_table(order).sum(1),
+        oracle.iso_table(order),
+    )
     leak = t[n[:, None] != (jlm[:, 1] + 2 * jlm[:, 0] - 2)]
     assert np.abs(leak).max() < 1e-13
     d = [2 / sqrt(pi) * gamma(j + el + 0.5) / (2**el * gamma(j)) for j, el, _ in jlm.tolist()]
     np.testing.assert_allclose(t.T @ t, np.diag(d), atol=1e-12)
     x = np.random.default_rng(0).normal(0, 40, (20, 3))
-    np.testing.assert_allclose(oracle.phi_matrix(order, [u] * 3, x) @ t, oracle.iso_phi_matrix(order, u, x), atol=1e-12)
+    np.testing.assert_allclose(
+        oracle.phi_matrix(order, [u] * 3, x) @ t, oracle.iso_phi_matrix(order, u, x), atol=1e-12
+    )
     for k in range(order // 2 + 1):
         radial = t[:, np.flatnonzero((jlm == (k + 1, 0, 0)).all(1))[0]]
-        np.testing.assert_allclose(radial[n == 2 * k], oracle.aniso_origin(order)[n == 2 * k], atol=1e-12)
+        np.testing.assert_allclose(
+            radial[n == 2 * k], oracle.aniso_origin(order)[n == 2 * k], atol=1e-12
+        )
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -97,13 +141,17 @@ def test_bases_of_dipy():
     mapmri = pytest.importorskip("dipy.reconst.mapmri")
     x = np.random.default_rng(0).normal(0, 30, (20, 3))
     r = x * 2e-4
-    np.testing.assert_allclose(oracle.phi_matrix(6, MU, x), mapmri.mapmri_phi_matrix(6, MU, x), atol=1e-12)
+    np.testing.assert_allclose(
+        oracle.phi_matrix(6, MU, x), mapmri.mapmri_phi_matrix(6, MU, x), atol=1e-12
+    )
     want = mapmri.mapmri_psi_matrix(6, MU, r)
     np.testing.assert_allclose(oracle.psi_matrix(6, MU, r), want, atol=1e-12 * np.abs(want).max())
     want = mapmri.mapmri_isotropic_phi_matrix(6, 6e-3, x)
     np.testing.assert_allclose(oracle.iso_phi_matrix(6, 6e-3, x), want, atol=1e-12)
     want = mapmri.mapmri_isotropic_psi_matrix(6, 6e-3, r)
-    np.testing.assert_allclose(oracle.iso_psi_matrix(6, 6e-3, r), want, atol=1e-12 * np.abs(want).max())
+    np.testing.assert_allclose(
+        oracle.iso_psi_matrix(6, 6e-3, r), want, atol=1e-12 * np.abs(want).max()
+    )
 
 
 # ---------------------------------------------------------------- Laplacian
@@ -119,7 +167,9 @@ def test_laplacian_by_quadrature():
     lap = oracle.iso_laplacian_matrix(6, 6e-3)
     np.testing.assert_allclose(lap, 16 * pi**4 * (psi.T * w @ psi), atol=1e-12 * lap.max())
     t = oracle.iso_to_aniso(6)
-    np.testing.assert_allclose(t.T @ oracle.laplacian_matrix(6, [6e-3] * 3) @ t, lap, atol=1e-12 * lap.max())
+    np.testing.assert_allclose(
+        t.T @ oracle.laplacian_matrix(6, [6e-3] * 3) @ t, lap, atol=1e-12 * lap.max()
+    )
     assert np.linalg.eigvalsh(lap)[0] > 0
 
 
@@ -129,14 +179,18 @@ def test_laplacian_by_differences():
     stencil = -6 * oracle.phi_matrix(4, MU, q)
     for step in np.vstack([np.eye(3), -np.eye(3)]):
         stencil += oracle.phi_matrix(4, MU, q + h * step)
-    assert w @ (stencil @ a / h**2) ** 2 == pytest.approx(a @ oracle.laplacian_matrix(4, MU) @ a, rel=1e-3)
+    assert w @ (stencil @ a / h**2) ** 2 == pytest.approx(
+        a @ oracle.laplacian_matrix(4, MU) @ a, rel=1e-3
+    )
 
 
 # ---------------------------------------------------------------- indices
 
 
 def quadrature_indices(signal, propagator, mu):
-    """Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions."""
+    """
+    Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions.
+    """
     mu = np.asarray(mu)
 
     def second(f):
@@ -145,7 +199,12 @@ def quadrature_indices(signal, propagator, mu):
     def sine(axes):
         g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
         own = oracle.integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
-        rest = oracle.integrate(lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2) * g
+        rest = (
+            oracle.integrate(
+                lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2
+            )
+            * g
+        )
         return sqrt(max(0.0, 1 - rest**2 / own))
 
     return {
@@ -166,10 +225,19 @@ def quadrature_indices(signal, propagator, mu):
 def test_indices_by_quadrature(order):
     a, a_iso = coefficients(order)
     got = oracle.aniso_indices(a, MU)
-    want = quadrature_indices(lambda q: oracle.phi_matrix(order, MU, q) @ a, lambda r: oracle.psi_matrix(order, MU, r) @ a, MU)
-    assert {k: got[k] for k in want} == pytest.approx(want, rel=1e-10, abs=1e-7 if order == 0 else 0)
+    want = quadrature_indices(
+        lambda q: oracle.phi_matrix(order, MU, q) @ a,
+        lambda r: oracle.psi_matrix(order, MU, r) @ a,
+        MU,
+    )
+    assert {k: got[k] for k in want} == pytest.approx(
+        want, rel=1e-10, abs=1e-7 if order == 0 else 0
+    )
 
-    u, turn = 6e-3, truth.rotation(2, 30) @ truth.rotation(1, 50)  # e1 anywhere in the frame of the isotropic basis
+    u, turn = (
+        6e-3,
+        truth.rotation(2, 30) @ truth.rotation(1, 50),
+    )  # e1 anywhere in the frame of the isotropic basis
     got = oracle.iso_indices(a_iso, u, turn[:, 0])
     want = quadrature_indices(lambda q: oracle.iso_phi_matrix(order, u, q @ turn.T) @ a_iso,
                               lambda r: oracle.iso_psi_matrix(order, u, r @ turn.T) @ a_iso, [u] * 3)  # fmt: skip
@@ -181,7 +249,9 @@ def test_indices_by_quadrature(order):
 def test_msd_by_differences():
     a, h = coefficients(6)[0], 0.1
     e = oracle.phi_matrix(6, MU, np.vstack([np.zeros(3), h * np.eye(3)])) @ a
-    assert -2 * (e[1:] - e[0]).sum() / h**2 / (4 * pi**2) == pytest.approx(oracle.aniso_indices(a, MU)["msd"], rel=1e-3)
+    assert -2 * (e[1:] - e[0]).sum() / h**2 / (4 * pi**2) == pytest.approx(
+        oracle.aniso_indices(a, MU)["msd"], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("s", [-2, -1, 0, 2])
@@ -197,7 +267,9 @@ def test_odf_by_quadrature(s):
     got = oracle.odf_matrix(4, MU, v, s) @ a
     np.testing.assert_allclose(got, radial(lambda r: oracle.psi_matrix(4, MU, r) @ a), rtol=1e-9)
     got = oracle.iso_odf_matrix(4, 6e-3, v, s) @ a_iso
-    np.testing.assert_allclose(got, radial(lambda r: oracle.iso_psi_matrix(4, 6e-3, r) @ a_iso), rtol=1e-9)
+    np.testing.assert_allclose(
+        got, radial(lambda r: oracle.iso_psi_matrix(4, 6e-3, r) @ a_iso), rtol=1e-9
+    )
 
 
 def test_odf_identities():
@@ -207,7 +279,9 @@ def test_odf_identities():
     index = oracle.aniso_indices(a, mu)
     assert w @ oracle.odf_matrix(4, mu, v, 0) @ a == pytest.approx(1, rel=1e-9)
     assert w @ oracle.odf_matrix(4, mu, v, 2) @ a == pytest.approx(index["msd"], rel=1e-9)
-    assert 2 * oracle.odf_matrix(4, mu, np.eye(3)[:1], -2) @ a == pytest.approx(index["rtap"], rel=1e-12)
+    assert 2 * oracle.odf_matrix(4, mu, np.eye(3)[:1], -2) @ a == pytest.approx(
+        index["rtap"], rel=1e-12
+    )
     v, w = oracle.circle_rule([1.0, 0, 0])
     assert w @ oracle.odf_matrix(4, mu, v, -1) @ a == pytest.approx(index["rtpp"], rel=1e-10)
 
@@ -266,7 +340,11 @@ def test_golden_a():
     mu, a, total, want = truth.golden_a()
     got = oracle.aniso_indices(a, mu)
     u0 = oracle.isotropic_scale(mu)
-    got |= {"sum": total, "u0": u0, "cos_dti": sqrt(8 * u0**3 * np.prod(mu) / np.prod(mu**2 + u0**2))}
+    got |= {
+        "sum": total,
+        "u0": u0,
+        "cos_dti": sqrt(8 * u0**3 * np.prod(mu) / np.prod(mu**2 + u0**2)),
+    }
     got["E"] = (oracle.phi_matrix(6, mu, truth.GOLDEN_Q) @ a)[0]
     got["P"] = (oracle.psi_matrix(6, mu, truth.GOLDEN_R) @ a)[0]
     got |= {f"odf{s}": (oracle.odf_matrix(6, mu, truth.GOLDEN_V, s) @ a)[0] for s in (0, 2)}
@@ -294,7 +372,9 @@ def test_golden_b():
 def test_golden_c():
     b, g, y, tau, mu, want = truth.golden_c()
     m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
-    np.testing.assert_allclose(truth.mixture_frame(*truth.crossing(np.degrees(0.5)), tau)[0], mu, rtol=1e-11)
+    np.testing.assert_allclose(
+        truth.mixture_frame(*truth.crossing(np.degrees(0.5)), tau)[0], mu, rtol=1e-11
+    )
     weight = oracle.gcv_weight(m, lap, y, mu)
     assert_digits(weight, want["weight"])
     v, trace = oracle.gcv(m, lap, y, weight)
@@ -316,7 +396,12 @@ def test_motzkin():
     assert a @ oracle.aniso_origin(6) == pytest.approx(1, rel=1e-14)
     r = np.random.default_rng(0).normal(0, 1, (500, 3))
     x, y = r[:, 0] ** 2, r[:, 1] ** 2
-    p = 0.25 * (x * x * y + x * y * y - 3 * x * y + 1) * np.exp(-(r**2).sum(1) / 2) / ((2 * pi) ** 1.5 * np.prod(MU))
+    p = (
+        0.25
+        * (x * x * y + x * y * y - 3 * x * y + 1)
+        * np.exp(-(r**2).sum(1) / 2)
+        / ((2 * pi) ** 1.5 * np.prod(MU))
+    )
     np.testing.assert_allclose(oracle.psi_matrix(6, MU, r * MU) @ a, p, atol=1e-13 * p.max())
 
 
@@ -325,7 +410,10 @@ def test_motzkin():
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 def test_fit_of_one_gaussian(basis):
-    """b0 volumes at b = 5, a turned tensor, any signal scale: the anisotropic basis is exact at every order."""
+    """
+    b0 volumes at b = 5, a turned tensor, any signal scale: the anisotropic basis is exact at every
+    order.
+    """
     b, g = truth.scheme_hcp()
     values = (1.7, 0.5, 0.2) if basis == "anisotropic" else (0.9, 0.8, 0.75)
     mixture = [1.0], [truth.axis_tensor(values, truth.rotation(2, 40) @ truth.rotation(0, 20))]
@@ -340,7 +428,9 @@ def test_fit_of_one_gaussian(basis):
         for key in ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "pa_dti"):
             assert index[key] == pytest.approx(want[key], rel=1e-9)
         assert index["ng"] < 1e-9
-    else:  # truncation error alone, and the same answer from the Hermite coefficients in the tensor's frame
+    # truncation error alone, and the same answer from the Hermite coefficients in the tensor's
+    # frame
+    else:
         index = oracle.iso_indices(got["coef"], got["mu"][0], got["R"][:, 0])
         mapped = oracle.aniso_indices(got["hermite"], got["mu"])
         for key in ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "e2"):
@@ -383,8 +473,14 @@ def test_ng_of_the_isotropic_basis(order, ng):
     mu = np.sqrt(2e-3 * TAU * np.array([1.7, 0.3, 0.3]))
     u = oracle.isotropic_scale(mu)
     r, w = oracle.gauss_hermite(order + 4, np.sqrt(2 / (1 / u**2 + 1 / mu**2)))
-    a = (w * oracle.psi_matrix(0, mu, r)[:, 0]) @ oracle.iso_psi_matrix(order, u, r) / oracle.iso_norms(order, u)
-    assert oracle.iso_ng(a, u, mu, np.eye(3)) == pytest.approx(float(ng), rel=0.02)  # .05148 is printed as .052
+    a = (
+        (w * oracle.psi_matrix(0, mu, r)[:, 0])
+        @ oracle.iso_psi_matrix(order, u, r)
+        / oracle.iso_norms(order, u)
+    )
+    assert oracle.iso_ng(a, u, mu, np.eye(3)) == pytest.approx(
+        float(ng), rel=0.02
+    )  # .05148 is printed as .052
 
 
 def test_bias_of_the_laplacian():
@@ -425,6 +521,8 @@ def test_gcv_robust_form():
     for weight in (1e-3, 0.05, 1.0):
         trace = np.sum(d / (d + weight))
         rest = y @ y - 2 * np.sum(z**2 / (d + weight)) + np.sum(d * z**2 / (d + weight) ** 2)
-        assert oracle.gcv(m, lap, y, weight) == pytest.approx((len(y) * rest / (len(y) - trace) ** 2, trace), rel=1e-10)
+        assert oracle.gcv(m, lap, y, weight) == pytest.approx(
+            (len(y) * rest / (len(y) - trace) ** 2, trace), rel=1e-10
+        )
         coef = np.linalg.solve(c.T, v @ (z / (d + weight)))
         np.testing.assert_allclose(oracle.penalised_lstsq(m, lap, y, weight), coef, atol=1e-10)

@@ -20,7 +20,9 @@ def test_tables(order):
     assert np.array_equal(ordering.monomials(order), oracle.aniso_table(order))
     assert ordering.n_coef(order) == len(oracle.aniso_table(order))
     where = ordering.positions(ordering.index_table(order))
-    assert [where[tuple(row)] for row in oracle.aniso_table(order).tolist()] == list(range(len(where)))
+    assert [where[tuple(row)] for row in oracle.aniso_table(order).tolist()] == list(
+        range(len(where))
+    )
 
 
 def test_counts():
@@ -38,38 +40,59 @@ def test_parity_classes(order):
     assert bounds[-1] == len(place)
     seen = set()
     for start, stop in pairwise(bounds):
-        classes = {tuple(row) for row in (oracle.aniso_table(order)[place[start:stop]] % 2).tolist()}
+        classes = {
+            tuple(row) for row in (oracle.aniso_table(order)[place[start:stop]] % 2).tolist()
+        }
         assert len(classes) == (1 if stop > start else 0)
         assert not classes & seen
         assert np.all(np.diff(place[start:stop]) > 0)
         seen |= classes
-    assert len(seen) == (1 if order == 0 else 4)  # even total order: three odd indices are impossible
+    assert len(seen) == (
+        1 if order == 0 else 4
+    )  # even total order: three odd indices are impossible
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_origin_values_and_norms(order):
-    np.testing.assert_allclose(ordering.origin_values(ordering.index_table(order)), oracle.aniso_origin(order), rtol=1e-14)
-    np.testing.assert_allclose(ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14)
+    np.testing.assert_allclose(
+        ordering.origin_values(ordering.index_table(order)), oracle.aniso_origin(order), rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14
+    )
     u = 6e-3
-    np.testing.assert_allclose(ordering.iso_norms(order), oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3, rtol=1e-13)
+    np.testing.assert_allclose(
+        ordering.iso_norms(order), oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3, rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_map_between_the_bases(order):
     t, back = ordering.iso_to_aniso(order), ordering.aniso_to_iso(order)
-    np.testing.assert_allclose(t, oracle.iso_to_aniso(order), atol=1e-11)  # the quadrature's own error at order 10
+    np.testing.assert_allclose(
+        t, oracle.iso_to_aniso(order), atol=1e-11
+    )  # the quadrature's own error at order 10
     np.testing.assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
     np.testing.assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
     n, jlm = oracle.aniso_table(order).sum(1), oracle.iso_table(order)
-    assert np.abs(t[n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2]).max(initial=0.0) < 1e-13  # degree by degree
-    np.testing.assert_allclose(t.T @ t, np.diag(ordering.iso_norms(order)), atol=1e-12 * ordering.iso_norms(order).max())
-    np.testing.assert_allclose(t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12)
+    assert (
+        np.abs(t[n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2]).max(initial=0.0) < 1e-13
+    )  # degree by degree
+    np.testing.assert_allclose(
+        t.T @ t, np.diag(ordering.iso_norms(order)), atol=1e-12 * ordering.iso_norms(order).max()
+    )
+    np.testing.assert_allclose(
+        t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12
+    )
 
 
 def test_printed_block_of_the_map():
     """Reference section 4, N = 2: every printed digit."""
     want = np.zeros((6, 6))
-    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = (0.684653, -0.395285, 0.707107), (-0.684653, -0.395285, 0.707107)
+    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = (
+        (0.684653, -0.395285, 0.707107),
+        (-0.684653, -0.395285, 0.707107),
+    )
     want[1, 4], want[3, 1], want[4, 3] = 0.968246, -0.968246, -0.968246
     want[5, [2, 5]] = 0.790569, 0.707107
     np.testing.assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
@@ -80,8 +103,12 @@ def test_solid_harmonics(el, rng):
     x = rng.normal(size=(20, 3))
     r, theta, phi = oracle.angles(x)
     for m in range(-el, el + 1):
-        value = sum(c * np.prod(x ** np.array(p), axis=1) for p, c in ordering.solid_harmonic(el, m).items())
-        np.testing.assert_allclose(value, r**el * oracle.real_sh(el, m, theta, phi), atol=1e-12 * r.max() ** el)
+        value = sum(
+            c * np.prod(x ** np.array(p), axis=1) for p, c in ordering.solid_harmonic(el, m).items()
+        )
+        np.testing.assert_allclose(
+            value, r**el * oracle.real_sh(el, m, theta, phi), atol=1e-12 * r.max() ** el
+        )
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -89,10 +116,15 @@ def test_hermite_to_monomial(order, rng):
     x = rng.normal(size=(20, 3))
     powers = np.prod(x[:, None] ** ordering.monomials(order), axis=2)
     want = oracle.hermite3d(order, x) / np.exp(-(x**2).sum(1) / 2)[:, None]
-    np.testing.assert_allclose(powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize("function", ["index_table", "iso_index_table", "class_permutation", "iso_to_aniso", "aniso_to_iso"])
+@pytest.mark.parametrize(
+    "function",
+    ["index_table", "iso_index_table", "class_permutation", "iso_to_aniso", "aniso_to_iso"],
+)
 def test_shared_tables_cannot_be_changed(function):
     with pytest.raises(ValueError, match="read-only"):
         getattr(ordering, function)(4)[0] = 0

@@ -1,4 +1,7 @@
-"""Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no state left behind."""
+"""
+Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no
+state left behind.
+"""
 
 import re
 import subprocess
@@ -139,21 +142,28 @@ def test_one_range_for_all_fits_and_robust(gtab, data, fit):
 
 def test_layout_and_labels_as_the_tutorial_has_them(fit):
     maps = ["msd", "qiv", "rtop", "rtap", "rtpp"]
-    figure = plot.compare_maps([fit, fit], maps=maps, fit_labels=["A", "B"], map_labels=[m.upper() for m in maps])
+    figure = plot.compare_maps(
+        [fit, fit], maps=maps, fit_labels=["A", "B"], map_labels=[m.upper() for m in maps]
+    )
     shown, bars = panels(figure)
     assert [a.get_title() for a in shown[:5]] == ["MSD", "QIV", "RTOP", "RTAP", "RTPP"]
     assert [shown[0].get_ylabel(), shown[5].get_ylabel()] == ["A", "B"]
     FigureCanvasAgg(figure).draw()
     assert [b.get_xlabel() for b in bars] == ["10⁻⁶ mm²", "10⁻⁹ mm⁵", "10³ mm⁻³", "mm⁻²", "mm⁻¹"]
     figure = plot.compare_maps(
-        [fit] * 4, ["norm_of_laplacian_signal"], map_kwargs={"vmin": 0, "vmax": 3}, fit_labels=list("abcd")
+        [fit] * 4,
+        ["norm_of_laplacian_signal"],
+        map_kwargs={"vmin": 0, "vmax": 3},
+        fit_labels=list("abcd"),
     )
     shown, bars = panels(figure)
     assert [a.get_title() for a in shown] == list("abcd")
     assert len(bars) == 1
     assert bars[0].get_ylabel() == "mm"
     assert shown[2].images[0].get_clim() == (0, 3)
-    np.testing.assert_array_equal(shown[0].images[0].get_array().filled(np.nan), fit.lapnorm()[..., 1].T)
+    np.testing.assert_array_equal(
+        shown[0].images[0].get_array().filled(np.nan), fit.lapnorm()[..., 1].T
+    )
 
 
 def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
@@ -161,7 +171,9 @@ def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
     _, (bar,) = panels(figure)
     FigureCanvasAgg(figure).draw()
     assert bar.get_xlabel() == "10³ mm⁻³"
-    texts = {text.get_position()[0]: text.get_text() for text in bar.get_xticklabels() if text.get_text()}
+    texts = {
+        text.get_position()[0]: text.get_text() for text in bar.get_xticklabels() if text.get_text()
+    }
     assert len(texts) >= 2
     for place, text in texts.items():
         assert float(text) * 1e3 == pytest.approx(place)
@@ -172,7 +184,10 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
     figure = plot.overview(fit, affine=np.diag([1.0, tall, 1.0, 1.0]))
     FigureCanvasAgg(figure).draw()
     for bar in panels(figure)[1]:
-        (low, high), labels = bar.get_xlim(), zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+        (low, high), labels = (
+            bar.get_xlim(),
+            zip(bar.get_xticks(), bar.get_xticklabels(), strict=True),
+        )
         boxes = [label.get_window_extent() for place, label in labels if low <= place <= high]
         assert len(boxes) >= (1 if tall == 4 else 2)
         assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
@@ -217,18 +232,29 @@ def test_wrong_calls_are_named(fit, gtab, data):
         plot.signal(fit, (1, 1, 1), data[..., :50])
 
 
-# ---- glyphs ----------------------------------------------------------------------------------------------------------
+# ---- glyphs
+# ----------------------------------------------------------------------------------------------------------
 
 
 def glyph_axes(figure):
-    """Long axis of each glyph in the picture, (n, 2) unit vectors, and its centre and largest radius."""
-    (collection,) = [c for a in figure.axes for c in a.collections if isinstance(c, PolyCollection) and len(c.get_paths()) > 9]
+    """
+    Long axis of each glyph in the picture, (n, 2) unit vectors, and its centre and largest radius.
+    """
+    (collection,) = [
+        c
+        for a in figure.axes
+        for c in a.collections
+        if isinstance(c, PolyCollection) and len(c.get_paths()) > 9
+    ]
     points = np.array([p.vertices[:3] for p in collection.get_paths()]).reshape(-1, 2)
     centres = np.round(points)
     out = {}
     for centre in np.unique(centres, axis=0):
         away = points[(centres == centre).all(1)] - centre
-        out[tuple(centre)] = np.linalg.svd(away, full_matrices=False)[2][0], np.linalg.norm(away, axis=1).max()
+        out[tuple(centre)] = (
+            np.linalg.svd(away, full_matrices=False)[2][0],
+            np.linalg.norm(away, axis=1).max(),
+        )
     return out
 
 
@@ -248,13 +274,18 @@ def test_glyphs_lie_in_their_voxels_along_the_fibres(fit):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("frame", ["image", "scanner"])
 def test_glyphs_follow_the_affine(gtab, sign, frame):
-    """A fibre along the voxel direction (1, 1, 0) is drawn so, whatever the affine and the table's frame."""
+    """
+    A fibre along the voxel direction (1, 1, 0) is drawn so, whatever the affine and the table's
+    frame.
+    """
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
     affine = np.eye(4)
     affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [2 * sign, 2, 2]
     along = affine[:3, :3] @ [1, 1, 0] / np.linalg.norm([2, 2])
     e1 = along if frame == "scanner" else gradients.to_image(along, affine)
-    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame=frame)
+    table = mapmri.GradientTable(
+        gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame=frame
+    )
     one = mapmri.MapmriModel(table, radial_order=4).fit(tensor_signal(table, e1)[None, None, None])
     ((axis, _),) = glyph_axes(plot.odf_slice(one, axis=2, affine=affine)).values()
     assert abs(axis @ [1, 1]) / np.sqrt(2) > 0.99
@@ -277,21 +308,30 @@ def test_background_is_gfa(fit):
     assert "s = 2" in axes.get_title()
 
 
-# ---- one voxel -------------------------------------------------------------------------------------------------------
+# ---- one voxel
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_signal_shows_the_samples_and_the_fit(fit, gtab, data):
     figure = plot.signal(fit, (2, 1, 1), data)
     top, bottom = figure.axes[:2]
-    points = np.concatenate([c.get_offsets() for c in top.collections if isinstance(c, PathCollection)])
+    points = np.concatenate(
+        [c.get_offsets() for c in top.collections if isinstance(c, PathCollection)]
+    )
     order = np.argsort(~gtab.b0s_mask, kind="stable")
     np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(data[2, 1, 1]))
-    residual = np.concatenate([c.get_offsets() for c in bottom.collections if isinstance(c, PathCollection)])
-    np.testing.assert_allclose(np.sort(residual[:, 1]), np.sort((data - fit.predict())[2, 1, 1]), rtol=1e-9)
+    residual = np.concatenate(
+        [c.get_offsets() for c in bottom.collections if isinstance(c, PathCollection)]
+    )
+    np.testing.assert_allclose(
+        np.sort(residual[:, 1]), np.sort((data - fit.predict())[2, 1, 1]), rtol=1e-9
+    )
     assert len(order) == len(points)
     lines = {line.get_label(): line for line in top.lines}
     b, y = lines["fit along e1"].get_data()
-    np.testing.assert_allclose(y[0], fit.S0[np.flatnonzero(fit.mask.ravel()).searchsorted(2 * 6 + 1 * 2 + 1)])
+    np.testing.assert_allclose(
+        y[0], fit.S0[np.flatnonzero(fit.mask.ravel()).searchsorted(2 * 6 + 1 * 2 + 1)]
+    )
     near = y[np.abs(b - 1000).argmin()] / y[0]
     assert near == pytest.approx(np.exp(-1.7), abs=0.03)
     assert bottom.get_xlabel() == "b (s/mm²)"
@@ -303,7 +343,9 @@ def test_propagator_is_longest_along_e1(fit):
     left, right = figure.axes[:2]
     assert left.get_xlabel() == "along e1 (µm)"
     assert right.get_ylabel() == "along e3 (µm)"
-    level = left.collections[1].get_paths()[-3].vertices  # P / P(0) = 0.1: a contour of a Gaussian, nearly
+    level = (
+        left.collections[1].get_paths()[-3].vertices
+    )  # P / P(0) = 0.1: a contour of a Gaussian, nearly
     width, height = np.ptp(level, axis=0)
     assert width / height == pytest.approx(np.sqrt(1.7 / 0.3), rel=0.15)
 
@@ -316,14 +358,18 @@ def test_overview(fit, tmp_path):
     for word in ("RTOP^(1/3)", "RTAP^(1/2)", "RTPP", "MSD", "QIV", "NG", "PA", "LAPNORM"):
         assert word in titles
     assert len(bars) == len(shown) == 9
-    np.testing.assert_allclose(shown[titles.index("MSD")].images[0].get_array(), fit.msd()[..., 1].T * 1e6)
+    np.testing.assert_allclose(
+        shown[titles.index("MSD")].images[0].get_array(), fit.msd()[..., 1].T * 1e6
+    )
 
 
 def test_no_state_of_pyplot_is_touched():
     code = """
 import sys, numpy as np, mapmri_nb as m
-g = m.GradientTable([0, *[1000] * 12], np.vstack([[0, 0, 0], np.random.default_rng(0).normal(size=(12, 3))]) /
-    np.linalg.norm(np.vstack([[1, 1, 1], np.random.default_rng(0).normal(size=(12, 3))]), axis=1)[:, None], 0.04, 0.01)
+g = m.GradientTable([0, *[1000] * 12], np.vstack([[0, 0, 0],
+np.random.default_rng(0).normal(size=(12, 3))]) /
+    np.linalg.norm(np.vstack([[1, 1, 1], np.random.default_rng(0).normal(size=(12, 3))]), axis=1)[:,
+    None], 0.04, 0.01)
 f = m.MapmriModel(g, 2).fit(np.exp(-g.bvals * 1e-3)[None])
 from mapmri_nb import plot
 plot.compare_maps([f], ["rtop"], filename="a.png")
@@ -349,10 +395,16 @@ def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
         from dipy.core.gradients import gradient_table
         from dipy.reconst.mapmri import MapmriModel
 
-        table = gradient_table(gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta)
+        table = gradient_table(
+            gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta
+        )
         theirs = MapmriModel(table, radial_order=4).fit(data, mask=fit.mask)
-        figure = plot.compare_maps([theirs, fit], ["norm_of_laplacian_signal", "ng_parallel"], index=0)
+        figure = plot.compare_maps(
+            [theirs, fit], ["norm_of_laplacian_signal", "ng_parallel"], index=0
+        )
         want = theirs.norm_of_laplacian_signal()[..., 0].T
     shown, _ = panels(figure)
     np.testing.assert_array_equal(shown[0].images[0].get_array().filled(0), want)
-    np.testing.assert_allclose(want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05)
+    np.testing.assert_allclose(
+        want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05
+    )

@@ -1,4 +1,7 @@
-"""Grid positivity: the compiled active set and OSQP against Clarabel and the KKT conditions, and inputs meant to break them."""
+"""
+Grid positivity: the compiled active set and OSQP against Clarabel and the KKT conditions, and
+inputs meant to break them.
+"""
 
 from math import sqrt
 
@@ -14,7 +17,10 @@ N_SHELL = 60
 
 
 def scheme(n_shells=3):
-    """6 b0 and shells of 60 quasi-random directions, b jittered by up to 10 s/mm2 around 1000, 2000, ..."""
+    """
+    6 b0 and shells of 60 quasi-random directions, b jittered by up to 10 s/mm2 around 1000, 2000,
+    ...
+    """
     k = np.arange(N_SHELL)
     z = 1 - 2 * (k + 0.5) / N_SHELL
     angle = np.pi * (1 + sqrt(5)) * (k + 0.5)
@@ -36,8 +42,12 @@ def signals(count, b, g, seed=0, noise=1 / 20):
         clean = f[0] * np.exp(-b * rng.choice([0.7e-3, 3e-3]))
         for share in f[1:]:
             u = rng.normal(size=3)
-            clean = clean + share * np.exp(-b * (0.2e-3 + 1.6e-3 * (g @ (u / np.linalg.norm(u))) ** 2))
-        out[v] = 100 * np.abs(clean + noise * (rng.normal(size=b.size) + 1j * rng.normal(size=b.size)))
+            clean = clean + share * np.exp(
+                -b * (0.2e-3 + 1.6e-3 * (g @ (u / np.linalg.norm(u))) ** 2)
+            )
+        out[v] = 100 * np.abs(
+            clean + noise * (rng.normal(size=b.size) + 1j * rng.normal(size=b.size))
+        )
     return out
 
 
@@ -56,7 +66,9 @@ def compiled(H, g, B, grid, max_iter=5000):
     """Status, coefficients and info of the compiled solver."""
     n, m = grid.rows.values.shape
     c, info = np.full(n, np.nan), np.zeros(3)
-    status = qp.solve(np.ascontiguousarray(H), g, B, grid.rows, max_iter, qp.workspace(n, m), c, info)
+    status = qp.solve(
+        np.ascontiguousarray(H), g, B, grid.rows, max_iter, qp.workspace(n, m), c, info
+    )
     return status, c, info
 
 
@@ -70,7 +82,9 @@ def clarabel(H, g, B, K):
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
     cones = [solver.ZeroConeT(1), solver.NonnegativeConeT(len(K))]
     rows, rhs = csc_matrix(np.vstack([B, -K])), np.r_[1.0, np.zeros(len(K))]
-    return np.array(solver.DefaultSolver(csc_matrix(np.triu(H)), -g, rows, rhs, cones, settings).solve().x)
+    return np.array(
+        solver.DefaultSolver(csc_matrix(np.triu(H)), -g, rows, rhs, cones, settings).solve().x
+    )
 
 
 def objective(H, g, dd, c):
@@ -92,7 +106,10 @@ def violation(K, c):
 def test_rows_are_the_propagator_without_its_gaussian(order):
     grid = positivity.normalised_grid(order)
     mu = np.array([8e-3, 5e-3, 4e-3])
-    rows = oracle.psi_matrix(order, mu, grid.points * mu) * np.exp(np.sum(grid.points**2, 1) / 2)[:, None]
+    rows = (
+        oracle.psi_matrix(order, mu, grid.points * mu)
+        * np.exp(np.sum(grid.points**2, 1) / 2)[:, None]
+    )
     rows /= np.linalg.norm(rows, axis=1)[:, None]
     np.testing.assert_allclose(grid.K, rows, atol=1e-13)
 
@@ -102,7 +119,9 @@ def test_rows_are_the_propagator_without_its_gaussian(order):
 def test_octant_rows_are_the_whole_grid(ball):
     """Every row of K once or, on the planes, more often; nothing else."""
     order, mu = 4, np.array([8e-3, 5e-3, 4e-3])
-    grid = positivity.ball_grid(order, mu, pos_grid=7) if ball else positivity.normalised_grid(order)
+    grid = (
+        positivity.ball_grid(order, mu, pos_grid=7) if ball else positivity.normalised_grid(order)
+    )
     n, m = grid.rows.values.shape
     rows, row = np.empty((4 * m, n)), np.empty(n)
     for p in range(4 * m):
@@ -119,8 +138,12 @@ def test_grid_is_a_half_space_that_follows_the_order():
         u = positivity.grid_points(order)
         assert np.linalg.norm(u, axis=1).max() <= sqrt(2 * order + 1) + 1.4
         both = np.round(np.vstack([u, -u]), 9) + 0.0
-        assert len(np.unique(both, axis=0)) == 2 * len(u) - 1  # the origin alone is its own antipode
-    assert len(positivity.grid_points(6, radius=3.0, spacing=0.5)) < len(positivity.grid_points(6, radius=4.0, spacing=0.5))
+        assert (
+            len(np.unique(both, axis=0)) == 2 * len(u) - 1
+        )  # the origin alone is its own antipode
+    assert len(positivity.grid_points(6, radius=3.0, spacing=0.5)) < len(
+        positivity.grid_points(6, radius=4.0, spacing=0.5)
+    )
 
 
 @pytest.mark.nojit
@@ -147,7 +170,9 @@ def test_against_clarabel(order, weight):
     b, g = scheme()
     grid = positivity.normalised_grid(order)
     for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order)):
-        H, rhs, B, dd, _ = problem(y, b, g, order, weight, isotropic=k % 3 == 2)  # one engine for both bases
+        H, rhs, B, dd, _ = problem(
+            y, b, g, order, weight, isotropic=k % 3 == 2
+        )  # one engine for both bases
         best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
         status, c, info = compiled(H, rhs, B, grid)
         assert status == qp.SOLVED
@@ -166,7 +191,10 @@ def test_against_clarabel(order, weight):
 
 
 def test_constraint_binds_and_costs():
-    """The constrained residual is larger than the free one, equal where the free one is positive already."""
+    """
+    The constrained residual is larger than the free one, equal where the free one is positive
+    already.
+    """
     b, g = scheme()
     grid, binding = positivity.normalised_grid(4), 0
     for y in signals(12, b, g, seed=3, noise=1 / 10):
@@ -205,7 +233,9 @@ def test_kkt_residual_is_scale_free_and_sees_every_condition():
     wrong[1] += 1e-3
     residual = positivity.kkt_residual(H, rhs, B, grid.K, wrong)
     assert residual > 1e-5
-    assert positivity.kkt_residual(1e6 * H, 1e6 * rhs, B, grid.K, wrong) == pytest.approx(residual, rel=1e-6)
+    assert positivity.kkt_residual(1e6 * H, 1e6 * rhs, B, grid.K, wrong) == pytest.approx(
+        residual, rel=1e-6
+    )
     assert positivity.kkt_residual(H, rhs, B, grid.K, 1.01 * c) > 1e-3  # E(0) = 1
     centre = np.eye(len(c))[0] / B[0]
     assert positivity.kkt_residual(H, rhs, B, grid.K, centre) > 1e-3  # feasible, not optimal
@@ -235,7 +265,9 @@ def test_osqp_form_is_the_problem():
     L = np.linalg.cholesky(H + shift * np.eye(n))
     scale = np.linalg.norm(np.linalg.solve(L, rhs))
     z = L.T @ c / scale
-    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2, rel=1e-12)
+    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(
+        c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2, rel=1e-12
+    )
     assert (A @ z)[0] == pytest.approx(low[0])
     assert low[0] == high[0]
     assert ((A @ z)[1:] >= low[1:] - 1e-12).all()
@@ -274,7 +306,10 @@ def test_cap_forces_a_status():
 
 @pytest.mark.jit_only
 def test_noise_alone_ends():
-    """500 voxels without signal, as in air: a status, and an answer that meets its conditions where it says so."""
+    """
+    500 voxels without signal, as in air: a status, and an answer that meets its conditions where it
+    says so.
+    """
     b, g = scheme()
     grid, rng, order = positivity.normalised_grid(6), np.random.default_rng(1), 6
     mu = np.full(3, sqrt(2 * 1e-4 * TAU))
@@ -295,7 +330,10 @@ def test_noise_alone_ends():
 
 @pytest.mark.jit_only
 def test_singular_matrix_has_an_answer():
-    """Order 8 on three exact shells without Laplacian: H has a null space, the ridge decides inside it."""
+    """
+    Order 8 on three exact shells without Laplacian: H has a null space, the ridge decides inside
+    it.
+    """
     b, g = scheme()
     b = 1000 * np.round(b / 1000)
     grid = positivity.normalised_grid(8)
@@ -318,7 +356,10 @@ def test_hard_inputs_end_with_a_status(kind):
     if kind == "few":
         keep = np.r_[:3, 6:51]
         b, g, y = b[keep], g[keep], y[keep]
-    y = {"constant": np.full_like(y, 100.0), "spike": np.where(np.arange(y.size) == 40, 1e4, y)}.get(kind, y)
+    y = {
+        "constant": np.full_like(y, 100.0),
+        "spike": np.where(np.arange(y.size) == 40, 1e4, y),
+    }.get(kind, y)
     mu = np.full(3, sqrt(2 * 1e-4 * TAU)) if kind == "floor" else None
     grid = positivity.normalised_grid(6)
     H, rhs, B, _, _ = problem(y, b, g, 6, 0.0, mu)

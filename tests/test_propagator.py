@@ -1,13 +1,15 @@
-"""Signal, propagator, ODF and overlap kernels against quadrature, identities and the golden vectors."""
+"""
+Signal, propagator, ODF and overlap kernels against quadrature, identities and the golden vectors.
+"""
 
 import math
 
 import numpy as np
 import oracle
 import pytest
+from mapmri_nb.directions import quadrature, sphere
 from oracle import isotropic_scale
 
-from mapmri_nb.directions import quadrature, sphere
 from mapmri_nb.kernels import ordering, propagator
 from mapmri_nb.kernels.hermite import propagator_rows
 
@@ -42,7 +44,9 @@ def values(coef, mu, R, points, real_space):
 def cosine(coef, mu, target, K):
     out, target = np.empty(len(coef)), np.ascontiguousarray(np.broadcast_to(target, mu.shape))
     even = propagator.even_table(oracle.order_of(coef[0]))
-    propagator.radial_cosine_rows(np.ascontiguousarray(coef), mu, target, even, K, out, 0, len(coef))
+    propagator.radial_cosine_rows(
+        np.ascontiguousarray(coef), mu, target, even, K, out, 0, len(coef)
+    )
     return out
 
 
@@ -63,7 +67,10 @@ def golden_b():
 
 
 def mixture(fractions, tensors, order, tau=0.03, nodes=40):
-    """L2 projection of a mixture of Gaussians on the basis at the scales of the mean tensor; R = identity."""
+    """
+    L2 projection of a mixture of Gaussians on the basis at the scales of the mean tensor; R =
+    identity.
+    """
     mean = sum(f * D for f, D in zip(fractions, tensors, strict=True))
     mu = np.sqrt(2 * tau * np.diag(mean))
     x, w = np.polynomial.hermite_e.hermegauss(nodes)
@@ -71,7 +78,8 @@ def mixture(fractions, tensors, order, tau=0.03, nodes=40):
     weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1).reshape(-1, 3), 1)
     index, out = ordering.index_table(order), 0.0
     for f, D in zip(fractions, tensors, strict=True):
-        # a_n = 8 pi^(3/2) prod(mu) int Psi_n N(0, C) dr = prod-Hermite expectations under the product Gaussian
+        # a_n = 8 pi^(3/2) prod(mu) int Psi_n N(0, C) dr = prod-Hermite expectations under the
+        # product Gaussian
         C = np.diag(1 / mu) @ (2 * tau * D) @ np.diag(1 / mu)
         S = np.linalg.inv(np.linalg.inv(C) + np.eye(3))
         rows = np.empty((len(u), len(index)))
@@ -83,7 +91,8 @@ def mixture(fractions, tensors, order, tau=0.03, nodes=40):
     return out[None], mu[None]
 
 
-# ---- values at points -----------------------------------------------------------------------------------------------
+# ---- values at points
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -91,12 +100,17 @@ def mixture(fractions, tensors, order, tau=0.03, nodes=40):
 def test_values_equal_the_basis(order):
     coef, mu, R = draw(order, 3, order)
     rng = np.random.default_rng(1)
-    for real_space, basis, scale in ((False, oracle.phi_matrix, 60.0), (True, oracle.psi_matrix, 0.01)):
+    for real_space, basis, scale in (
+        (False, oracle.phi_matrix, 60.0),
+        (True, oracle.psi_matrix, 0.01),
+    ):
         points = rng.normal(size=(150, 3)) * scale
         got = values(coef, mu, R, points, real_space)
         for v in range(3):
             rows = basis(order, mu[v], points @ R[v])
-            assert np.abs(got[v] - rows @ coef[v]).max() <= 1e-13 * np.abs(rows * coef[v]).sum(1).max()
+            assert (
+                np.abs(got[v] - rows @ coef[v]).max() <= 1e-13 * np.abs(rows * coef[v]).sum(1).max()
+            )
 
 
 def test_values_far_out_vanish():
@@ -107,15 +121,24 @@ def test_values_far_out_vanish():
 
 def test_golden_points():
     coef, mu, R = golden_a()
-    assert values(coef, mu, R, np.array([[30.0, -20, 10]]), False)[0, 0] == pytest.approx(0.0102010844917, rel=1e-11)
-    assert values(coef, mu, R, np.array([[2e-3, 3e-3, 4e-3]]), True)[0, 0] == pytest.approx(174126.2331, rel=1e-9)
+    assert values(coef, mu, R, np.array([[30.0, -20, 10]]), False)[0, 0] == pytest.approx(
+        0.0102010844917, rel=1e-11
+    )
+    assert values(coef, mu, R, np.array([[2e-3, 3e-3, 4e-3]]), True)[0, 0] == pytest.approx(
+        174126.2331, rel=1e-9
+    )
     coef, mu, R = golden_b()
     coef = coef @ ordering.iso_to_aniso(6).T
-    assert values(coef, mu, R, np.array([[30.0, -20, 10]]), False)[0, 0] == pytest.approx(0.311102531111, rel=1e-11)
-    assert values(coef, mu, R, np.array([[2e-3, 3e-3, 4e-3]]), True)[0, 0] == pytest.approx(187417.599797, rel=1e-11)
+    assert values(coef, mu, R, np.array([[30.0, -20, 10]]), False)[0, 0] == pytest.approx(
+        0.311102531111, rel=1e-11
+    )
+    assert values(coef, mu, R, np.array([[2e-3, 3e-3, 4e-3]]), True)[0, 0] == pytest.approx(
+        187417.599797, rel=1e-11
+    )
 
 
-# ---- ODF ------------------------------------------------------------------------------------------------------------
+# ---- ODF
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -218,7 +241,8 @@ def test_nan_stays_in_its_row():
     assert np.isfinite(out[[0, 2]]).all()
 
 
-# ---- PA -------------------------------------------------------------------------------------------------------------
+# ---- PA
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -226,10 +250,18 @@ def test_golden_pa():
     coef, mu, _ = golden_a()
     u0 = isotropic_scale(mu[0])
     assert u0 == pytest.approx(5.41124834449e-3, rel=1e-11)
-    want = {0: 0.805034085507, 3: 0.807887119472, 5: 0.807931055888, 10: 0.807931731219, 20: 0.807931737448}
+    want = {
+        0: 0.805034085507,
+        3: 0.807887119472,
+        5: 0.807931055888,
+        10: 0.807931731219,
+        20: 0.807931737448,
+    }
     for K, value in want.items():
         assert math.sqrt(cosine(coef, mu, u0, K)[0]) == pytest.approx(value, abs=6e-13)
-    assert propagator.propagator_anisotropy(cosine(coef, mu, u0, 5))[0] == pytest.approx(0.987093912327, abs=6e-13)
+    assert propagator.propagator_anisotropy(cosine(coef, mu, u0, 5))[0] == pytest.approx(
+        0.987093912327, abs=6e-13
+    )
     dti = propagator.gaussian_cosine(mu, np.array([u0]))
     assert math.sqrt(dti[0]) == pytest.approx(0.94051535878, abs=6e-12)
     assert propagator.propagator_anisotropy(dti)[0] == pytest.approx(0.863923269805, abs=6e-13)
@@ -237,7 +269,9 @@ def test_golden_pa():
     got = cosine(np.ascontiguousarray(coef @ ordering.iso_to_aniso(6).T), mu, 6e-3, 5)
     assert math.sqrt(got[0]) == pytest.approx(0.965278541684, abs=6e-13)
     norms, radial = ordering.iso_norms(6), ordering.iso_index_table(6)[:, 1] == 0
-    assert got == pytest.approx((coef**2 * norms)[:, radial].sum(1) / (coef**2 * norms).sum(1), rel=1e-13)
+    assert got == pytest.approx(
+        (coef**2 * norms)[:, radial].sum(1) / (coef**2 * norms).sum(1), rel=1e-13
+    )
 
 
 @pytest.mark.parametrize("order", [0, 4, 8])
@@ -265,7 +299,9 @@ def test_pa_of_one_gaussian(D, sine, pa, pa_dti):
     for K, tolerance in ((5, 5e-6), (20, 6e-9)):
         cos2 = cosine(coef, mu, u0, K)
         assert propagator.propagator_anisotropy(cos2)[0] == pytest.approx(pa, abs=tolerance)
-        assert math.sqrt(max(0.0, 1 - cos2[0])) == pytest.approx(sine, abs=max(1.2 * tolerance, 2e-8))
+        assert math.sqrt(max(0.0, 1 - cos2[0])) == pytest.approx(
+            sine, abs=max(1.2 * tolerance, 2e-8)
+        )
     dti = propagator.gaussian_cosine(mu, np.array([u0]))
     assert propagator.propagator_anisotropy(dti)[0] == pytest.approx(pa_dti, abs=6e-9)
     assert cosine(coef, mu, u0, 0) == pytest.approx(dti, rel=1e-14)
@@ -284,7 +320,10 @@ def test_pa_grows_towards_the_spherical_mean():
 
 
 def test_overlap_with_a_gaussian_by_quadrature():
-    """K = 0 at three different target scales: the angle between P and that Gaussian, the NG of the isotropic basis."""
+    """
+    K = 0 at three different target scales: the angle between P and that Gaussian, the NG of the
+    isotropic basis.
+    """
     coef, mu, _ = draw(4, 1, 7)
     target = np.array([[8e-3, 4e-3, 5e-3]])
     x = 1.5e-3 * np.arange(-36, 37)  # the trapezoidal rule, exact for such functions
@@ -296,16 +335,23 @@ def test_overlap_with_a_gaussian_by_quadrature():
 
 
 def test_ng_of_a_gaussian_in_the_isotropic_basis_tends_to_zero():
-    """Projection of one Gaussian (1.7, .3, .3) on the functions at u0: sine .052, .026, .013 at orders 6, 8, 10."""
+    """
+    Projection of one Gaussian (1.7, .3, .3) on the functions at u0: sine .052, .026, .013 at orders
+    6, 8, 10.
+    """
     tensor_mu = np.sqrt(2 * np.array([1.7, 0.3, 0.3]) * 1e-3 * 0.03)
     u0 = isotropic_scale(tensor_mu)
     x, w = np.polynomial.hermite_e.hermegauss(60)
     for order, want in ((6, 0.052), (8, 0.026), (10, 0.013)):
-        one = np.zeros((3, order + 1))  # separable: one-dimensional projections, h_n with weight of the product Gaussian
+        one = np.zeros(
+            (3, order + 1)
+        )  # separable: one-dimensional projections, h_n with weight of the product Gaussian
         for i, m in enumerate(tensor_mu):
             s = 1 / math.sqrt(1 + (u0 / m) ** 2)  # in units of u0
             for n in range(order + 1):
-                polynomial = np.polynomial.polynomial.polyval(x * s, ordering.hermite_coefficients(n))
+                polynomial = np.polynomial.polynomial.polyval(
+                    x * s, ordering.hermite_coefficients(n)
+                )
                 one[i, n] = w @ polynomial * s / m
         coef = np.prod([one[i, ordering.index_table(order)[:, i]] for i in range(3)], axis=0)[None]
         cos2 = cosine(coef, np.full((1, 3), u0), tensor_mu[None], 0)
@@ -324,20 +370,27 @@ def test_pa_of_mixtures_approaches_the_table_with_the_order(name, limit):
         fractions, tensors = (0.5, 0.5), [Q @ D0 @ Q.T for Q in turns]
     else:
         fractions, tensors = (0.6, 0.4), [D0, np.diag([0.3e-3, 1.7e-3, 0.3e-3])]
-    for order, bound in ((2, 1e-2), (6, 3e-4), (10, 2e-5)):  # the error falls: measured 9.9e-3, 2.8e-4, 1.8e-5
+    for order, bound in (
+        (2, 1e-2),
+        (6, 3e-4),
+        (10, 2e-5),
+    ):  # the error falls: measured 9.9e-3, 2.8e-4, 1.8e-5
         coef, mu = mixture(fractions, tensors, order)
         sine = math.sqrt(1 - cosine(coef, mu, isotropic_scale(mu[0]), 20)[0])
         assert 0.5 * bound / 12 < abs(sine - limit) < bound
 
 
-# ---- positivity -----------------------------------------------------------------------------------------------------
+# ---- positivity
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_negative_part_of_known_propagators():
     coef = np.zeros((2, 50))
     coef[0, 0] = 1.0
     position = ordering.positions(ordering.index_table(6))
-    coef[1, position[2, 0, 0]] = math.sqrt(2.0)  # E(0) = 1; P ~ (2x^2 - 1) exp(-x^2/2), negative for |x| < 1/sqrt(2)
+    coef[1, position[2, 0, 0]] = math.sqrt(
+        2.0
+    )  # E(0) = 1; P ~ (2x^2 - 1) exp(-x^2/2), negative for |x| < 1/sqrt(2)
     out = negative(coef, *propagator.dense_grid(6))
     assert out[0, 1] == 0.0
     assert out[0, 0] == 0.0
@@ -345,7 +398,9 @@ def test_negative_part_of_known_propagators():
     a = math.sqrt(0.5)
     phi = math.exp(-0.25) / math.sqrt(2 * math.pi)
     assert out[1, 1] == pytest.approx(4 * a * phi - math.erf(a / math.sqrt(2)), abs=0.02)
-    assert out[1, 0] == pytest.approx(-math.exp(2.5 / 2) / 4, rel=0.03)  # -1 over the peak 4 e^(-5/4) at x^2 = 5/2
+    assert out[1, 0] == pytest.approx(
+        -math.exp(2.5 / 2) / 4, rel=0.03
+    )  # -1 over the peak 4 e^(-5/4) at x^2 = 5/2
 
 
 @pytest.mark.parametrize("order", [4, 6, 10])

@@ -1,9 +1,11 @@
 """
-Invariants of reference section 10 on random voxels and odd schemes: every mode, both bases, orders 0 to 10.
+Invariants of reference section 10 on random voxels and odd schemes: every mode, both bases, orders
+0 to 10.
 
-The number in a test's name is the invariant's; those of positivity and of error bars (10, 11, 13) are in
-test_properties_positive.py. Tolerances are the reference's, in brackets there. It measured them at order 6: normal
-equations of orders 8 and 10 keep fewer digits, and `Draw.bound` has a power of ten for each.
+The number in a test's name is the invariant's; those of positivity and of error bars (10, 11, 13)
+are in test_properties_positive.py. Tolerances are the reference's, in brackets there. It measured
+them at order 6: normal equations of orders 8 and 10 keep fewer digits, and `Draw.bound` has a power
+of ten for each.
 """
 
 from functools import lru_cache
@@ -25,15 +27,27 @@ from mapmri_nb.kernels import laplacian, ordering
 from mapmri_nb.model import MAX_CONDITION
 
 SCHEMES = phantom.odd_schemes()
-LENGTH = {"rtop": -3, "rtap": -2, "rtpp": -1, "msd": 2, "qiv": 5, "lapnorm": 1}  # powers; the others are numbers
+LENGTH = {
+    "rtop": -3,
+    "rtap": -2,
+    "rtpp": -1,
+    "msd": 2,
+    "qiv": 5,
+    "lapnorm": 1,
+}  # powers; the others are numbers
 VOXELS = 3
 
 
 @lru_cache
 def safe_order(scheme):
-    """The largest order that a scheme determines without a Laplacian, also at half and twice its q."""
+    """
+    The largest order that a scheme determines without a Laplacian, also at half and twice its q.
+    """
     b, g = SCHEMES[scheme]
-    models = [mapmri.MapmriModel(phantom.table(c * b, g, b0_threshold=c * 50), 0, bval_threshold=None) for c in (0.25, 1, 4)]
+    models = [
+        mapmri.MapmriModel(phantom.table(c * b, g, b0_threshold=c * 50), 0, bval_threshold=None)
+        for c in (0.25, 1, 4)
+    ]
     return max(n for n in range(0, 11, 2) if all(m.condition(n) <= MAX_CONDITION for m in models))
 
 
@@ -50,7 +64,10 @@ class Draw(NamedTuple):
         return b, g, phantom.signals(VOXELS, b, g, self.seed, noise=0.01)
 
     def fit(self, basis, mode, b, g, y, weight_times=1.0, b0_threshold=50, **options):
-        """A fit; every voxel has an answer. Without a Laplacian at an order that the scheme determines."""
+        """
+        A fit; every voxel has an answer. Without a Laplacian at an order that the scheme
+        determines.
+        """
         kind, order = dict(MODES[mode]), self.order
         if kind["laplacian"] is None:
             order = min(order, safe_order(self.scheme))
@@ -75,7 +92,10 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 
 def names_of(one):
-    return [n for n in INDEX_NAMES if not (one.isotropic and n in ("ng_par", "ng_perp"))] + ["pa", "pa_dti"]
+    return [n for n in INDEX_NAMES if not (one.isotropic and n in ("ng_par", "ng_perp"))] + [
+        "pa",
+        "pa_dti",
+    ]
 
 
 def rows(one, name):
@@ -84,7 +104,10 @@ def rows(one, name):
 
 
 def scale_of(one, name):
-    """Size to compare differences with: at least that of the tensor's Gaussian, and a hundredth for NG, which is 0 there."""
+    """
+    Size to compare differences with: at least that of the tensor's Gaussian, and a hundredth for
+    NG, which is 0 there.
+    """
     mu = one.mu_tensor
     det = np.prod(mu, axis=1)
     gaussian = {
@@ -102,21 +125,32 @@ def assert_equal_indices(one, two, tolerance, alpha=1.0, names=None):
     for name in names or names_of(one):
         power = LENGTH.get(name, 0) * (-1 if name == "qiv" else 1)
         off = np.abs(rows(one, name) - rows(two, name) * alpha**power)
-        small = 1e-7 if name == "pa" or (name == "ng" and one.isotropic) else 0.0  # sin from 1 - cos^2 near 0
-        assert (off <= tolerance * scale_of(one, name) + small).all(), (name, off / scale_of(one, name))
+        small = (
+            1e-7 if name == "pa" or (name == "ng" and one.isotropic) else 0.0
+        )  # sin from 1 - cos^2 near 0
+        assert (off <= tolerance * scale_of(one, name) + small).all(), (
+            name,
+            off / scale_of(one, name),
+        )
 
 
-# ---------------------------------------------------------------- 1 to 4: the same measurement, told differently
+# ---------------------------------------------------------------- 1 to 4: the same measurement,
+# told differently
 
 
 def turned(basis, mode, draw):
-    """Fits of the same signals along the same directions in two frames, and the rotation between them."""
+    """
+    Fits of the same signals along the same directions in two frames, and the rotation between them.
+    """
     b, g, y = draw.case()
     Q = phantom.random_rotation(np.random.default_rng(draw.seed))
     return draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b, g @ Q.T, y), Q
 
 
-ON_AXES = ("isotropic", "grid")  # its points lie along the axes of the b-vectors, see test_1_isotropic_grid
+ON_AXES = (
+    "isotropic",
+    "grid",
+)  # its points lie along the axes of the b-vectors, see test_1_isotropic_grid
 
 
 @bases
@@ -143,7 +177,11 @@ def test_1_isotropic_grid():
 @given(draw=draws, c=st.floats(1e-4, 1e4))
 def test_2_scale_of_the_signal(basis, mode, draw, c):
     b, g, y = draw.case()
-    one, two, bound = draw.fit(basis, mode, b, g, y), draw.fit(basis, mode, b, g, c * y), draw.bound(mode)
+    one, two, bound = (
+        draw.fit(basis, mode, b, g, y),
+        draw.fit(basis, mode, b, g, c * y),
+        draw.bound(mode),
+    )
     assert_equal_indices(one, two, bound)
     np.testing.assert_allclose(two.laplacian_weight, one.laplacian_weight, rtol=1e-5)
     np.testing.assert_allclose(two.S0, c * one.S0, rtol=bound)
@@ -172,7 +210,9 @@ def test_3_order_of_samples(basis, mode, draw):
 
 
 @bases
-@pytest.mark.parametrize("mode", [m for m in MODES if not m.endswith(("GCV", "array"))])  # their score knows n
+@pytest.mark.parametrize(
+    "mode", [m for m in MODES if not m.endswith(("GCV", "array"))]
+)  # their score knows n
 @few
 @given(draw=draws)
 def test_3_twice_the_samples_at_twice_the_weight(basis, mode, draw):
@@ -186,7 +226,10 @@ def test_3_twice_the_samples_at_twice_the_weight(basis, mode, draw):
 @few
 @given(draw=draws, alpha=st.floats(0.5, 2.0))
 def test_4_units_of_q(basis, mode, draw, alpha):
-    """b times alpha^2, thresholds along with it: lengths are divided by alpha, the weight is multiplied by it."""
+    """
+    b times alpha^2, thresholds along with it: lengths are divided by alpha, the weight is
+    multiplied by it.
+    """
     b, g, y = draw.case()
     one = draw.fit(basis, mode, b, g, y, eigenvalue_threshold=1e-6)
     two = draw.fit(
@@ -208,12 +251,16 @@ def test_4_units_of_q(basis, mode, draw, alpha):
     ],
 )
 def test_high_orders_keep_fewer_digits(mode, draw):
-    """Shrunk from runs of the long profile at ten times narrower bounds, which one of 1 to 4 exceeded in each."""
+    """
+    Shrunk from runs of the long profile at ten times narrower bounds, which one of 1 to 4 exceeded
+    in each.
+    """
     one, two, _ = turned("anisotropic", mode, draw)
     assert_equal_indices(one, two, draw.bound(mode))
 
 
-# ---------------------------------------------------------------- 5 and 6: what indices are of the fit's own functions
+# ---------------------------------------------------------------- 5 and 6: what indices are of the
+# fit's own functions
 
 
 @bases
@@ -232,8 +279,14 @@ def test_5_indices_are_integrals(basis, mode, draw):
         return one.pdf(r @ R.T)[0]
 
     want = quadrature_indices(signal, propagator, mu)
-    for name in [n for n in INDEX_NAMES if n not in ("ng", "ng_par", "ng_perp") or basis == "anisotropic"]:
-        got, expected = (1 / one.index(name)[0], 1 / want[name]) if name == "qiv" else (one.index(name)[0], want[name])
+    for name in [
+        n for n in INDEX_NAMES if n not in ("ng", "ng_par", "ng_perp") or basis == "anisotropic"
+    ]:
+        got, expected = (
+            (1 / one.index(name)[0], 1 / want[name])
+            if name == "qiv"
+            else (one.index(name)[0], want[name])
+        )
         # NG by quadrature is a root of a difference: its square has the digits
         got, expected = (got**2, expected**2) if name.startswith("ng") else (got, expected)
         assert abs(got - expected) <= 1e-10 * scale_of(one, name)[0] + 1e-12, name
@@ -241,7 +294,9 @@ def test_5_indices_are_integrals(basis, mode, draw):
     energy = oracle.integrate(lambda q: signal(q) ** 2, mu, "q", power=2)
     assert mass == pytest.approx(1, rel=1e-10)
     assert energy == pytest.approx(want["e2"], rel=1e-10)
-    assert energy == pytest.approx((one.hermite_coef()[0] ** 2).sum() / (8 * pi**1.5 * np.prod(mu)), rel=1e-10)
+    assert energy == pytest.approx(
+        (one.hermite_coef()[0] ** 2).sum() / (8 * pi**1.5 * np.prod(mu)), rel=1e-10
+    )
 
 
 @bases
@@ -249,11 +304,16 @@ def test_5_indices_are_integrals(basis, mode, draw):
 @few
 @given(draw=draws)
 def test_5_finite_differences(basis, mode, draw):
-    """MSD is -laplacian E(0) / 4 pi^2, 1/QIV is -laplacian P(0) / 4 pi^2: steps of .3 / mm and of a hundredth of mu."""
+    """
+    MSD is -laplacian E(0) / 4 pi^2, 1/QIV is -laplacian P(0) / 4 pi^2: steps of .3 / mm and of a
+    hundredth of mu.
+    """
     one, steps = draw.fit(basis, mode, *draw.case()), np.vstack([np.eye(3), -np.eye(3)])
     h = 0.3
     E = one.predict(phantom.table(np.full(6, (2 * pi * h) ** 2 * TAU), steps), S0=1)
-    assert (np.abs(one.msd() + (E.sum(1) - 6) / (4 * pi**2 * h**2)) <= 1e-2 * scale_of(one, "msd")).all()
+    assert (
+        np.abs(one.msd() + (E.sum(1) - 6) / (4 * pi**2 * h**2)) <= 1e-2 * scale_of(one, "msd")
+    ).all()
     h = 0.01 * one.mu.min()
     P = one.pdf(np.vstack([h * steps, np.zeros((1, 3))]))
     curve = (P[:, :6].sum(1) - 6 * P[:, 6]) / (4 * pi**2 * h**2)
@@ -267,15 +327,21 @@ def test_5_finite_differences(basis, mode, draw):
 def test_6_antipodes_and_odf(basis, mode, draw):
     one, rng = draw.fit(basis, mode, *draw.case()), np.random.default_rng(draw.seed)
     v = phantom.unit(rng.normal(size=(10, 3)))
-    there, back = (one.predict(phantom.table(np.full(10, 2500.0), sign * v), S0=1) for sign in (1, -1))
+    there, back = (
+        one.predict(phantom.table(np.full(10, 2500.0), sign * v), S0=1) for sign in (1, -1)
+    )
     np.testing.assert_allclose(there, back, atol=1e-13 * np.abs(there).max())
-    np.testing.assert_allclose(one.pdf(9e-3 * v), one.pdf(-9e-3 * v), atol=1e-13 * np.abs(one.rtop()).max())
+    np.testing.assert_allclose(
+        one.pdf(9e-3 * v), one.pdf(-9e-3 * v), atol=1e-13 * np.abs(one.rtop()).max()
+    )
     points, w = oracle.sphere_rule(80, 160)
     np.testing.assert_allclose(one.odf(points, 0) @ w, 1, rtol=1e-10)
     assert (np.abs(one.odf(points, 2) @ w - one.msd()) <= 1e-10 * scale_of(one, "msd")).all()
     for k in range(VOXELS):
         e = one.R[k, :, 0]
-        assert abs(2 * one.odf(e[None], -2)[k, 0] - one.rtap()[k]) <= 1e-10 * scale_of(one, "rtap")[k]
+        assert (
+            abs(2 * one.odf(e[None], -2)[k, 0] - one.rtap()[k]) <= 1e-10 * scale_of(one, "rtap")[k]
+        )
         circle, w_c = oracle.circle_rule(e, 240)
         assert abs(one.odf(circle, -1)[k] @ w_c - one.rtpp()[k]) <= 1e-10 * scale_of(one, "rtpp")[k]
 
@@ -284,17 +350,24 @@ def test_6_antipodes_and_odf(basis, mode, draw):
 
 
 def random_fits(seed, count, order, basis, times=1.0, mu_times=1.0, mixture=None):
-    """Fits of random coefficients at one random scale and frame, E(0) = 1; `mixture` f adds a mixture of the first two."""
+    """
+    Fits of random coefficients at one random scale and frame, E(0) = 1; `mixture` f adds a mixture
+    of the first two.
+    """
     rng = np.random.default_rng(seed)
     a = 0.2 * rng.standard_normal((count, ordering.n_coef(order)))
     a[:, 0] = 1
-    a /= (a @ (oracle.aniso_origin if basis == "anisotropic" else oracle.iso_origin)(order))[:, None]
+    a /= (a @ (oracle.aniso_origin if basis == "anisotropic" else oracle.iso_origin)(order))[
+        :, None
+    ]
     if mixture is not None:
         a = np.vstack([a, mixture * a[0] + (1 - mixture) * a[1]])
     mu, R = mu_times * 1e-3 * rng.uniform(2, 12, 3), phantom.random_rotation(rng)
     own = mu if basis == "anisotropic" else np.full(3, oracle.isotropic_scale(mu))
     n = len(a)
-    return made_fit(times * a, np.tile(own, (n, 1)), np.tile(R, (n, 1, 1)), basis, np.tile(mu, (n, 1)))
+    return made_fit(
+        times * a, np.tile(own, (n, 1)), np.tile(R, (n, 1, 1)), basis, np.tile(mu, (n, 1))
+    )
 
 
 @bases
@@ -305,7 +378,9 @@ def test_7_linearity(basis, seed, f, order):
     table = phantom.table(np.full(5, 2000.0), phantom.unit(r))
     values = [rows(one, name) for name in ("rtop", "rtap", "rtpp", "msd", "qiv")]
     values += [*one.pdf(r).T, *one.predict(table).T, *one.odf(r).T]
-    bound = {8: 1e-11, 10: 1e-10}.get(order, 1e-12) if basis == "isotropic" else 1e-12  # its functions grow with the order
+    bound = (
+        {8: 1e-11, 10: 1e-10}.get(order, 1e-12) if basis == "isotropic" else 1e-12
+    )  # its functions grow with the order
     for x in values:
         assert abs(f * x[0] + (1 - f) * x[1] - x[2]) <= bound * np.abs(x).max()
     q = one.qiv()
@@ -340,7 +415,9 @@ def test_8_one_gaussian(seed, order):
     assert gaussian.ng()[0] == gaussian.ng_par()[0] == gaussian.ng_perp()[0] == 0
     assert gaussian.pa(0)[0] == pytest.approx(gaussian.pa_dti()[0], abs=1e-6)
     assert gaussian.pa_dti()[0] > 0
-    assert np.cos(gaussian.theta_po(1)[0]) == pytest.approx(np.cos(gaussian.theta_po(0)[0]), rel=1e-12)  # g_1 = 0
+    assert np.cos(gaussian.theta_po(1)[0]) == pytest.approx(
+        np.cos(gaussian.theta_po(0)[0]), rel=1e-12
+    )  # g_1 = 0
 
 
 @given(st.floats(2e-3, 12e-3))
@@ -358,7 +435,8 @@ def test_8_equal_eigenvalues_have_no_anisotropy(u):
 @given(draw=draws)
 def test_9_path_of_weights(basis, draw):
     """
-    At fixed scales the residual rises with the weight, the norm of the Laplacian and tr S fall, tr S from rank(M) to 0.
+    At fixed scales the residual rises with the weight, the norm of the Laplacian and tr S fall, tr
+    S from rank(M) to 0.
 
     tr S is the sum of d yhat_i / d y_i: one more voxel for each sample, which alone is larger by 1.
     """
@@ -370,7 +448,9 @@ def test_9_path_of_weights(basis, draw):
     order = min(draw.order, safe_order(draw.scheme), 6)
     residual, norm, trace = [], [], []
     for weight in np.logspace(-9, 5, 15):
-        one = mapmri.MapmriModel(table, order, basis=basis, laplacian=weight).fit(samples, scale=scale)
+        one = mapmri.MapmriModel(table, order, basis=basis, laplacian=weight).fit(
+            samples, scale=scale
+        )
         residual.append(one.rmse()[:VOXELS] ** 2)
         norm.append((one.S0**2 * one.lapnorm())[:VOXELS])
         fitted = one.predict()
@@ -399,13 +479,16 @@ def test_9_gcv_is_the_lowest_of_a_grid(basis, mode, draw):
         whitened = np.linalg.solve(np.linalg.cholesky(oracle.laplacian_matrix(draw.order, mu)), m.T)
         d, vectors = np.linalg.eigh(whitened @ whitened.T)
         d, z2, size = np.maximum(d, 0), (vectors.T @ whitened @ y[v]) ** 2, np.prod(mu) ** (1 / 3)
-        grid = np.append(np.logspace(np.log10(5e-8), np.log10(5e-2), 200) / size, one.laplacian_weight[v])[:, None]
+        grid = np.append(
+            np.logspace(np.log10(5e-8), np.log10(5e-2), 200) / size, one.laplacian_weight[v]
+        )[:, None]
         rest = y[v] @ y[v] - 2 * (z2 / (d + grid)).sum(1) + (d * z2 / (d + grid) ** 2).sum(1)
         score = rest / (len(y[v]) - (d / (d + grid)).sum(1)) ** 2
         assert score[-1] <= score[:-1].min() * (1 + 1e-6)
 
 
-# ---------------------------------------------------------------- 12 and 14: Laplacian, isotropic basis
+# ---------------------------------------------------------------- 12 and 14: Laplacian, isotropic
+# basis
 
 
 @given(seed=seeds, order=st.sampled_from([0, 2, 4, 6, 8]), alpha=st.floats(0.1, 10))
@@ -430,9 +513,14 @@ def test_14_rotation_of_the_isotropic_basis(mode, draw):
     """With a given scale no tensor is involved: indices and the energy of each (j, l) stay."""
     b, g, y = draw.case()
     Q = phantom.random_rotation(np.random.default_rng(draw.seed))
-    one, two = (draw.fit("isotropic", mode, b, d, y, static_diffusivity=0.7e-3) for d in (g, g @ Q.T))
+    one, two = (
+        draw.fit("isotropic", mode, b, d, y, static_diffusivity=0.7e-3) for d in (g, g @ Q.T)
+    )
     table, bound = ordering.iso_index_table(one.order), draw.bound(mode)
     groups = sorted({(j, el) for j, el, _ in table.tolist()})
-    energy = [np.array([(f.coef[:, (table[:, :2] == k).all(1)] ** 2).sum(1) for k in groups]) for f in (one, two)]
+    energy = [
+        np.array([(f.coef[:, (table[:, :2] == k).all(1)] ** 2).sum(1) for k in groups])
+        for f in (one, two)
+    ]
     np.testing.assert_allclose(energy[0], energy[1], atol=bound * energy[0].max())
     assert_equal_indices(one, two, bound, names=("rtop", "msd", "qiv", "lapnorm", "pa"))

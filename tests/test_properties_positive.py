@@ -1,4 +1,7 @@
-"""Invariants 10, 11 and 13 of reference section 10, positivity and error bars, on the examples of test_properties.py."""
+"""
+Invariants 10, 11 and 13 of reference section 10, positivity and error bars, on the examples of
+test_properties.py.
+"""
 
 from math import sqrt
 
@@ -26,7 +29,10 @@ POSITIVE = [mode for mode in MODES if MODES[mode]["positivity"]]
 @few
 @given(draw=draws)
 def test_10_certified_is_positive_and_bochner(basis, mode, draw):
-    """P >= 0 on samples, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite; MAP+ is always certified."""
+    """
+    P >= 0 on samples, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite; MAP+ is
+    always certified.
+    """
     one, rng = draw.fit(basis, mode, *draw.case()), np.random.default_rng(draw.seed)
     proof, c = one.certificate(), one.hermite_coef()
     if MODES[mode]["positivity"] == "global":
@@ -53,7 +59,10 @@ def test_10_a_constraint_costs(basis, mode, draw):
     B = oracle.aniso_origin(one.order)
     for v in range(VOXELS):
         c, R = solved_frame(one, v)
-        M, L = oracle.phi_matrix(one.order, one.mu[v], one.gtab.qvecs @ R), oracle.laplacian_matrix(one.order, one.mu[v])
+        M, L = (
+            oracle.phi_matrix(one.order, one.mu[v], one.gtab.qvecs @ R),
+            oracle.laplacian_matrix(one.order, one.mu[v]),
+        )
         stacked = np.vstack([M, np.sqrt(one.laplacian_weight[v]) * np.linalg.cholesky(L).T])
         free = oracle.constrained_lstsq(stacked, np.r_[y[v] / one.S0[v], np.zeros(len(L))], B)
         best, ours = (objective(one, v, y[v], a, R) for a in (free, c))
@@ -79,7 +88,10 @@ def test_11_squares_are_certified_and_less_than_nothing_is_not(seed, order):
 
 
 def spreadable(draw):
-    """An order of which every scheme determines the coefficients, and not 0, where E(0) = 1 leaves nothing free."""
+    """
+    An order of which every scheme determines the coefficients, and not 0, where E(0) = 1 leaves
+    nothing free.
+    """
     return min(max(draw.order, 2), 4)
 
 
@@ -91,7 +103,10 @@ def test_13_seeds(basis, mode, draw):
     """The same seed, the same bits; another one, others."""
     b, g, y = draw.case()
     model = mapmri.MapmriModel(phantom.table(b, g), spreadable(draw), basis=basis, **MODES[mode])
-    one, two, other = (uncertainty.bootstrap(model, y, n=8, seed=s).sd for s in (draw.seed, draw.seed, draw.seed + 1))
+    one, two, other = (
+        uncertainty.bootstrap(model, y, n=8, seed=s).sd
+        for s in (draw.seed, draw.seed, draw.seed + 1)
+    )
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
     assert (one["rtop"] != other["rtop"]).all()
@@ -107,10 +122,16 @@ def test_13_replicates(basis, weight, draw):
     one, B = draw._replace(order=spreadable(draw)).fit(basis, "MAP", b, g, y), 200
     model = mapmri.MapmriModel(one.gtab, one.order, basis=basis, laplacian=weight)
     if weight is None:
-        exact = uncertainty.bootstrap(model, one.predict(), n=20, seed=draw.seed, scale=(one.mu, one.R))
+        exact = uncertainty.bootstrap(
+            model, one.predict(), n=20, seed=draw.seed, scale=(one.mu, one.R)
+        )
         for name, sd in exact.sd.items():
-            assert (sd <= 1e-8 * np.maximum(np.abs(exact.mean[name]), name.startswith("ng"))).all(), name
-    found = uncertainty.bootstrap(model, y, n=B, seed=draw.seed, indices=["rtop", "rtap", "rtpp", "msd"])
+            assert (
+                sd <= 1e-8 * np.maximum(np.abs(exact.mean[name]), name.startswith("ng"))
+            ).all(), name
+    found = uncertainty.bootstrap(
+        model, y, n=B, seed=draw.seed, indices=["rtop", "rtap", "rtpp", "msd"]
+    )
     for v in range(VOXELS):
         for name, (_, sd) in closed_form(found.fit, y[v], weight or 0.0, v=v).items():
             assert found.sd[name][v] == pytest.approx(sd, rel=5 / sqrt(2 * B)), name

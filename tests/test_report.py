@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
+from mapmri_nb.cli import main
 
 import mapmri_nb as mapmri
-from mapmri_nb.cli import main
-from mapmri_nb.fit import MEANING, Status
 from mapmri_nb.indices import INDICES
+from mapmri_nb.status import MEANING, Status
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -28,7 +28,9 @@ class Page(html.parser.HTMLParser):
         assert self.stack == []
 
     def handle_starttag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.links += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "action")
+        ]
         if tag == "img":
             self.images.append(dict(attrs))
         elif tag not in ("meta", "br"):
@@ -55,12 +57,19 @@ def saved(tmp_path_factory):
     g /= np.linalg.norm(g, axis=1)[:, None]
     b = np.repeat([0.0, 1000.0, 2000.0], 30)
     gtab = mapmri.GradientTable(b, g, big_delta=0.04, small_delta=0.01)
-    series = np.exp(-b * (0.3e-3 + 1.4e-3 * g[:, 0] ** 2)) * np.linspace(80, 120, 24).reshape(4, 3, 2, 1)
+    series = np.exp(-b * (0.3e-3 + 1.4e-3 * g[:, 0] ** 2)) * np.linspace(80, 120, 24).reshape(
+        4, 3, 2, 1
+    )
     series += rng.normal(size=series.shape)
     series[1, 1, 1] = 0
     fit = mapmri.MapmriModel(gtab, radial_order=4, laplacian="gcv").fit(series)
     folder = tmp_path_factory.mktemp("fit")
-    run = {"Seconds": {"Reading": 0.25, "Fitting": 1.5, "Writing": 2.0}, "Threads": 2, "Slabs": 3, "FittedNow": 1}
+    run = {
+        "Seconds": {"Reading": 0.25, "Fitting": 1.5, "Writing": 2.0},
+        "Threads": 2,
+        "Slabs": 3,
+        "FittedNow": 1,
+    }
     io.save_fit(fit, folder, prefix="sub-<1>&", sources=["sub-<1>&_dwi.nii.gz"], run=run)
     return folder, fit
 
@@ -118,7 +127,11 @@ def test_what_was_fitted_is_said(page):
 def test_numbers_are_those_of_the_fit(saved, page):
     rows = {row[0]: row for row in page.rows if len(row) == 6}
     _, fit = saved
-    for label, values in (("RTOP^(1/3)", np.cbrt(fit.rtop()) * 1e-3), ("MSD", fit.msd() * 1e6), ("NG PAR", fit.ng_par())):
+    for label, values in (
+        ("RTOP^(1/3)", np.cbrt(fit.rtop()) * 1e-3),
+        ("MSD", fit.msd() * 1e6),
+        ("NG PAR", fit.ng_par()),
+    ):
         numbers = [float(x) for x in rows[label][1:4]]
         np.testing.assert_allclose(numbers, np.nanpercentile(values, (5, 50, 95)), rtol=1e-3)
     assert rows["RTPP"][4] == "µm⁻¹"
@@ -148,7 +161,9 @@ def test_command(saved, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "r.html").read_text() == "sub-<1>& page"
     assert main(["report", str(folder), "--out", str(tmp_path / "r.html")]) == 1
     assert "force" in capsys.readouterr().err
-    assert main(["report", str(folder), "--out", str(tmp_path / "r.html"), "--force", "--quiet"]) == 0
+    assert (
+        main(["report", str(folder), "--out", str(tmp_path / "r.html"), "--force", "--quiet"]) == 0
+    )
     assert not [p for p in tmp_path.iterdir() if p.name != "r.html"]
 
 

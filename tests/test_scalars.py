@@ -1,4 +1,7 @@
-"""Index formulas: golden vectors, and every index against integrals of the fit's own signal and propagator."""
+"""
+Index formulas: golden vectors, and every index against integrals of the fit's own signal and
+propagator.
+"""
 
 from math import pi
 
@@ -23,7 +26,10 @@ def made_fit(coef, mu, R, basis="anisotropic", mu_tensor=None):
         "coef": coef, "mu": mu, "mu_tensor": mu if mu_tensor is None else np.atleast_2d(mu_tensor), "R": R, "S0": np.ones(v),
         "status": np.zeros(v, np.int64),
     }  # fmt: skip
-    rows |= {name: np.full(v, np.nan) for name in ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")}
+    rows |= {
+        name: np.full(v, np.nan)
+        for name in ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")
+    }
     options = {"radial_order": oracle.order_of(coef[0]), "basis": basis}
     return mapmri.MapmriFit(rows, np.ones(v, bool), options, phantom.table([0.0], [[0, 0, 0]]))
 
@@ -73,13 +79,17 @@ def test_golden_b():
 
 @pytest.mark.parametrize("order", [0, 2, 4, 6, 8, 10])
 def test_indices_are_integrals_of_the_fit(order, rng):
-    """Lines, planes and space through `predict` and `pdf`, in a turned frame; determinant -1 as well."""
+    """
+    Lines, planes and space through `predict` and `pdf`, in a turned frame; determinant -1 as well.
+    """
     for seed in range(2):
         a = coefficients(order, seed)[0]
         mu, R = 1e-3 * np.sort(rng.uniform(3, 10, 3))[::-1], phantom.random_rotation(rng)
         R[:, 1] *= 1 - 2 * seed
         fit = made_fit(a, mu, R)
-        want = quadrature_indices(lambda q, f=fit, R=R: signal_at(f, q @ R.T), lambda r, f=fit, R=R: f.pdf(r @ R.T)[0], mu)
+        want = quadrature_indices(
+            lambda q, f=fit, R=R: signal_at(f, q @ R.T), lambda r, f=fit, R=R: f.pdf(r @ R.T)[0], mu
+        )
         for name in INDEX_NAMES:
             # the sines come out of 1 - cos^2 in the quadrature: 1e-8 where there is none
             floor = 1e-7 if order == 0 and name.startswith("ng") else 0.0
@@ -88,11 +98,15 @@ def test_indices_are_integrals_of_the_fit(order, rng):
 
 @pytest.mark.parametrize("order", [2, 6, 8])
 def test_isotropic_indices_are_integrals_of_the_fit(order, rng):
-    """The same from isotropic coefficients, with the tensor's axes where RTAP, RTPP and NG need them."""
+    """
+    The same from isotropic coefficients, with the tensor's axes where RTAP, RTPP and NG need them.
+    """
     a = coefficients(order)[1]
     u, R, mu = 6e-3, phantom.random_rotation(rng), np.array([9e-3, 5e-3, 4e-3])
     fit = made_fit(a, np.full(3, u), R, "isotropic", mu)
-    want = quadrature_indices(lambda q: signal_at(fit, q @ R.T), lambda r: fit.pdf(r @ R.T)[0], [u] * 3)
+    want = quadrature_indices(
+        lambda q: signal_at(fit, q @ R.T), lambda r: fit.pdf(r @ R.T)[0], [u] * 3
+    )
     closed = oracle.iso_indices(a, u, R[:, 0])
     for name in ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm"):
         assert fit.index(name)[0] == pytest.approx(want[name], rel=1e-10), name
@@ -101,14 +115,19 @@ def test_isotropic_indices_are_integrals_of_the_fit(order, rng):
 
 
 def test_odd_pairs_count():
-    """NG_perp does not change when the frame turns about e1 at equal scales: odd-odd pairs are part of it."""
+    """
+    NG_perp does not change when the frame turns about e1 at equal scales: odd-odd pairs are part of
+    it.
+    """
     mu = np.array([9e-3, 5e-3, 5e-3])
     a = coefficients(6, 3)[0]
     fit = made_fit(a, mu, np.eye(3))
     r, w = oracle.gauss_hermite(10, mu)  # exact for Psi_n P
     for degrees in (10, 30, 77):
         turn = truth.rotation(0, degrees)
-        turned = 8 * pi**1.5 * np.prod(mu) * oracle.psi_matrix(6, mu, r).T @ (w * fit.pdf(r @ turn.T)[0])
+        turned = (
+            8 * pi**1.5 * np.prod(mu) * oracle.psi_matrix(6, mu, r).T @ (w * fit.pdf(r @ turn.T)[0])
+        )
         other = made_fit(turned, mu, turn)
         for name in INDEX_NAMES:
             assert other.index(name)[0] == pytest.approx(fit.index(name)[0], rel=1e-11), name
@@ -116,7 +135,9 @@ def test_odd_pairs_count():
 
 @pytest.mark.nojit
 def test_gaussian_has_no_non_gaussianity():
-    """Zero exactly, not the 1e-8 of the difference form; and everything NaN for NaN coefficients."""
+    """
+    Zero exactly, not the 1e-8 of the difference form; and everything NaN for NaN coefficients.
+    """
     a = np.zeros((2, 50))
     a[0, 0], a[1] = 1.0, np.nan
     fit = made_fit(a, np.full((2, 3), [9e-3, 5e-3, 4e-3]), np.repeat(np.eye(3)[None], 2, 0))
@@ -129,11 +150,16 @@ def test_gaussian_has_no_non_gaussianity():
     assert made_fit(tiny, [9e-3, 5e-3, 4e-3], np.eye(3)).ng()[0] == pytest.approx(1e-12, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rtop", "rtap", "rtpp", "msd", "qiv", "laplacian_norm", "ng_parallel", "ng_perpendicular"])
+@pytest.mark.parametrize(
+    "name",
+    ["rtop", "rtap", "rtpp", "msd", "qiv", "laplacian_norm", "ng_parallel", "ng_perpendicular"],
+)
 def test_kernels_one_by_one(name):
     """Each formula stands alone and equals the oracle's."""
     mu, a, *_ = truth.golden_a()
-    key = {"laplacian_norm": "lapnorm", "ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}.get(name, name)
+    key = {"laplacian_norm": "lapnorm", "ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}.get(
+        name, name
+    )
     kernel, t = getattr(scalars, name), scalars.tables(6)
     got = kernel(a, t) if key.startswith("ng") else kernel(a, mu, t)
     assert got == pytest.approx(oracle.aniso_indices(a, mu)[key], rel=1e-13)

@@ -1,4 +1,7 @@
-"""Sums of squares: the interior point against Clarabel, certificates against Motzkin's polynomial and exact arithmetic."""
+"""
+Sums of squares: the interior point against Clarabel, certificates against Motzkin's polynomial and
+exact arithmetic.
+"""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -9,7 +12,14 @@ import pytest
 
 from mapmri_nb import sos
 from mapmri_nb.kernels import sdp
-from mapmri_nb.kernels.ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
+from mapmri_nb.kernels.ordering import (
+    hermite_to_monomial,
+    index_table,
+    monomials,
+    n_coef,
+    origin_values,
+    positions,
+)
 
 TAU = 0.0365 - 0.0157 / 3
 SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
@@ -27,16 +37,24 @@ def qvectors(n=90, b0=18, shells=(1000, 2000, 3000)):
 
 
 def voxel(seed, snr=20.0):
-    """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
+    """
+    Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q
+    (m, 3).
+    """
     rng, q = np.random.default_rng(seed), qvectors()
     count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
     tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
     for _ in range(count):
         u = rng.normal(size=3)
         radial = rng.uniform(0.1e-3, 0.5e-3)
-        tensors.append(radial * np.eye(3) + (rng.uniform(1.3e-3, 2e-3) - radial) * np.outer(u, u) / (u @ u))
+        tensors.append(
+            radial * np.eye(3) + (rng.uniform(1.3e-3, 2e-3) - radial) * np.outer(u, u) / (u @ u)
+        )
     weights = np.r_[f, (1 - f) * rng.dirichlet([2] * count)] if count else np.ones(1)
-    y = sum(w * np.exp(-TAU * 4 * np.pi**2 * np.einsum("ki,ij,kj->k", q, D, q)) for w, D in zip(weights, tensors, strict=True))
+    y = sum(
+        w * np.exp(-TAU * 4 * np.pi**2 * np.einsum("ki,ij,kj->k", q, D, q))
+        for w, D in zip(weights, tensors, strict=True)
+    )
     if np.isfinite(snr):
         y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
     values, frame = np.linalg.eigh(sum(w * D for w, D in zip(weights, tensors, strict=True)))
@@ -63,21 +81,31 @@ def ridged(H):
 
 def clarabel_problem(order, P, q, linear, constant, free, extra=None):
     """
-    Minimise 1/2 x'Px + q'x over x and Gram matrices with linear @ x + constant = monomial coefficients of z'Qz.
+    Minimise 1/2 x'Px + q'x over x and Gram matrices with linear @ x + constant = monomial
+    coefficients of z'Qz.
 
-    z is scaled by the Gaussian's standard deviations, which leaves the cone as it is. `extra` = (row, value) on x.
+    z is scaled by the Gaussian's standard deviations, which leaves the cone as it is. `extra` =
+    (row, value) on x.
     """
     clarabel = pytest.importorskip("clarabel")
     from scipy import sparse
 
     where, n = positions(monomials(order)), n_coef(order)
-    spread = np.array([np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a]) for a in monomials(order)])
+    spread = np.array(
+        [
+            np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a])
+            for a in monomials(order)
+        ]
+    )
     scale = 1 / np.sqrt(spread)  # of the rows: one a monomial
     columns, cones = [linear * scale[:, None]], []
     for block in sdp.gram_exponents(order):
         s, k = len(block), 0
         A = np.zeros((n, s * (s + 1) // 2))
-        d = [1 / np.sqrt(np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a])) for a in block]
+        d = [
+            1 / np.sqrt(np.prod([oracle.gamma(k + 0.5) / oracle.gamma(0.5) * 2.0**k for k in a]))
+            for a in block
+        ]
         for j in range(s):
             for i in range(j + 1):
                 a = where[tuple(int(e) for e in block[i] + block[j])]
@@ -100,7 +128,12 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
     b = np.concatenate([*right, np.zeros(total - free)])
     cones = [clarabel.ZeroConeT(zero), *cones]
     problem = clarabel.DefaultSolver(
-        full, np.r_[q, np.zeros(total - free)], sparse.csc_matrix(np.vstack(rows)), b, cones, settings
+        full,
+        np.r_[q, np.zeros(total - free)],
+        sparse.csc_matrix(np.vstack(rows)),
+        b,
+        cones,
+        settings,
     )
     answer = problem.solve()
     assert str(answer.status) in ("Solved", "AlmostSolved")
@@ -108,12 +141,21 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
 
 
 def clarabel_fit(order, H, g):
-    """Coefficients of the sum-of-squares problem; unknowns whitened, or order 8 at weight 0 stops Clarabel."""
+    """
+    Coefficients of the sum-of-squares problem; unknowns whitened, or order 8 at weight 0 stops
+    Clarabel.
+    """
     B, n = origin_values(index_table(order)), len(g)
     R = np.linalg.cholesky(ridged(H)).T
     inverse = np.linalg.inv(R)
     x = clarabel_problem(
-        order, np.eye(n), -inverse.T @ g, hermite_to_monomial(order) @ inverse, np.zeros(n), n, (B @ inverse, 1.0)
+        order,
+        np.eye(n),
+        -inverse.T @ g,
+        hermite_to_monomial(order) @ inverse,
+        np.zeros(n),
+        n,
+        (B @ inverse, 1.0),
     )
     return inverse @ x
 
@@ -137,7 +179,9 @@ def gram_polynomial(order, grams):
 def random_squares(order, rng):
     """Hermite coefficients of a random sum of squares with E(0) = 1."""
     factors = [rng.normal(size=(s, s)) for s in SIZES[order]]
-    c = np.linalg.solve(hermite_to_monomial(order), gram_polynomial(order, [V @ V.T for V in factors]))
+    c = np.linalg.solve(
+        hermite_to_monomial(order), gram_polynomial(order, [V @ V.T for V in factors])
+    )
     return c / (c @ origin_values(index_table(order)))
 
 
@@ -153,7 +197,8 @@ def motzkin():
     return c
 
 
-# ---- the cone ---------------------------------------------------------------------------------------------------------
+# ---- the cone
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -218,14 +263,22 @@ def test_certified_free_optimum_is_kept():
 
 @pytest.mark.jit_only
 def test_gram_matrices_are_positive_in_exact_arithmetic():
-    """What the certificate claims, in rational numbers: LDL' has positive pivots and z'Qz has the coefficients of p."""
+    """
+    What the certificate claims, in rational numbers: LDL' has positive pivots and z'Qz has the
+    coefficients of p.
+    """
     for order, seed in ((2, 0), (4, 0), (4, 2), (6, 1)):
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
         grams = [work.square[0, k, :s, :s] for k, s in enumerate(SIZES[order])]
-        np.testing.assert_allclose(gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14)
+        np.testing.assert_allclose(
+            gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14
+        )
         for Q in grams:
-            A = [[Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))] for i in range(len(Q))]
+            A = [
+                [Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))]
+                for i in range(len(Q))
+            ]
             for k in range(len(A)):
                 assert A[k][k] > 0
                 for i in range(k + 1, len(A)):
@@ -268,11 +321,18 @@ def test_hard_inputs_end_with_a_status(order):
     ]  # fmt: skip
     for k, (A, signal) in enumerate(cases):
         status, c, info, _ = solve(order, A.T @ A, A.T @ signal)
-        assert status in (sdp.CERTIFIED, sdp.SHIFTED) or (k > 5 and status == sdp.NOT_CONVERGED), (k, info)
+        assert status in (sdp.CERTIFIED, sdp.SHIFTED) or (k > 5 and status == sdp.NOT_CONVERGED), (
+            k,
+            info,
+        )
         assert np.isfinite(c).all()
         assert info[2] > 0  # certified in any case
         assert origin_values(index_table(order)) @ c == pytest.approx(1, abs=1e-12)
-    for H, g in ((np.full_like(M.T @ M, np.nan), M.T @ y), (M.T @ M, np.full(M.shape[1], np.nan)), (-M.T @ M, M.T @ y)):
+    for H, g in (
+        (np.full_like(M.T @ M, np.nan), M.T @ y),
+        (M.T @ M, np.full(M.shape[1], np.nan)),
+        (-M.T @ M, M.T @ y),
+    ):
         status, c, _, _ = solve(order, H, g)
         assert status == sdp.NO_FIT
         assert np.isnan(c[0])
@@ -292,7 +352,9 @@ def test_bits_depend_on_the_voxel_alone():
             assert again[0] == status
             np.testing.assert_array_equal(again[1], c)
             np.testing.assert_array_equal(again[2], info)
-        capped = sdp.solve(H, g, origin_values(index_table(order)), sdp.tables(order), 3, 1e-9, work, c, info)
+        capped = sdp.solve(
+            H, g, origin_values(index_table(order)), sdp.tables(order), 3, 1e-9, work, c, info
+        )
         assert capped == sdp.NOT_CONVERGED
         assert info[1] == 3
         assert info[2] > 0
@@ -308,7 +370,8 @@ def test_scale_of_the_data_and_tolerance():
     assert all(a[1] < b[1] and a[0] > b[0] for a, b in pairwise(gaps))
 
 
-# ---- certificates -----------------------------------------------------------------------------------------------------
+# ---- certificates
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.jit_only
@@ -317,14 +380,18 @@ def test_motzkin_has_no_certificate():
     x = np.random.default_rng(0).normal(size=(20000, 3)) * 1.3
     P = oracle.psi_matrix(6, np.ones(3), x) @ c
     assert P.min() >= -1e-15 * P.max()
-    assert clarabel_margin(6, c, gram_polynomial(6, [np.eye(s) for s in SIZES[6]])) == pytest.approx(-1.747e-3, abs=1e-6)
+    assert clarabel_margin(
+        6, c, gram_polynomial(6, [np.eye(s) for s in SIZES[6]])
+    ) == pytest.approx(-1.747e-3, abs=1e-6)
     t = sdp.tables(6)
     reference = gram_polynomial(6, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)])
     answer = sos.certify(c, 6)
     assert not answer.certified[0]
     assert answer.margin[0] == pytest.approx(clarabel_margin(6, c, reference), abs=1e-6)
     near = clarabel_fit(6, np.eye(50), c)
-    assert answer.distance[0] == pytest.approx(np.linalg.norm(near - c) / np.linalg.norm(c), rel=1e-4)
+    assert answer.distance[0] == pytest.approx(
+        np.linalg.norm(near - c) / np.linalg.norm(c), rel=1e-4
+    )
     constant = c.copy()
     constant[0] += 1.0  # no constant makes it a sum of squares
     assert not sos.certify(constant, 6).certified[0]
@@ -353,9 +420,15 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
 def test_boundary_points(order):
-    """MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding leaves of it."""
+    """
+    MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding
+    leaves of it.
+    """
     gaussian = np.eye(n_coef(order))[0]
-    fits = [solve(order, *problem(order, weight, seed)[:2])[1:3] for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0))]
+    fits = [
+        solve(order, *problem(order, weight, seed)[:2])[1:3]
+        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0))
+    ]
     coef = np.array([gaussian, *(c for c, _ in fits)])
     blind = sos.certify(coef, order)
     assert (blind.distance <= sos.NEAR).all()
@@ -367,7 +440,9 @@ def test_boundary_points(order):
     assert (told.margin[1:] == [info[2] for _, info in fits]).all()
     # beyond the boundary by more than the tolerance
     t = sdp.tables(order)
-    reference = t.to_hermite @ gram_polynomial(order, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)])
+    reference = t.to_hermite @ gram_polynomial(
+        order, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)]
+    )
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
     np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
@@ -375,7 +450,9 @@ def test_boundary_points(order):
 
 @pytest.mark.nojit
 def test_proof_ends_at_zero():
-    """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
+    """
+    p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof.
+    """
     B, where = origin_values(index_table(2)), positions(monomials(2))
     for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
         p = np.zeros(7)
@@ -411,7 +488,8 @@ def test_order_zero():
     assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
 
 
-# ---- the reference route ----------------------------------------------------------------------------------------------
+# ---- the reference route
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.jit_only

@@ -1,4 +1,7 @@
-"""Streamed fits: the bytes of a whole fit, whatever interrupts them, and nothing that could be mistaken for a result."""
+"""
+Streamed fits: the bytes of a whole fit, whatever interrupts them, and nothing that could be
+mistaken for a result.
+"""
 
 import errno
 import json
@@ -13,10 +16,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from mapmri_nb.cli import main
 
 import mapmri_nb as mapmri
 from mapmri_nb import data, io, stream
-from mapmri_nb.cli import main
 from mapmri_nb.indices import select
 
 MODEL = "x_model-mapmri_dwimap.json"
@@ -26,7 +29,9 @@ SLAB = 7
 
 @pytest.fixture
 def dwi(tmp_path, monkeypatch):
-    """A cut of a bundled sample as a scaled integer series, with sidecars and a mask of 36 voxels."""
+    """
+    A cut of a bundled sample as a scaled integer series, with sidecars and a mask of 36 voxels.
+    """
     monkeypatch.setattr(stream, "SLAB", SLAB)
     return make_series(tmp_path)
 
@@ -49,7 +54,10 @@ def make_series(folder, ending=".nii.gz"):
 
 def words(dwi, out, *more):
     mask = dwi.with_name("x_mask.nii.gz")
-    return [str(w) for w in ("fit", dwi, "--mask", mask, "--out", out, "--radial-order", 2, "--quiet", *more)]
+    return [
+        str(w)
+        for w in ("fit", dwi, "--mask", mask, "--out", out, "--radial-order", 2, "--quiet", *more)
+    ]
 
 
 def content(folder):
@@ -61,7 +69,9 @@ def content(folder):
     return files
 
 
-@pytest.mark.parametrize("basis", [pytest.param("anisotropic", marks=pytest.mark.nojit), "isotropic"])
+@pytest.mark.parametrize(
+    "basis", [pytest.param("anisotropic", marks=pytest.mark.nojit), "isotropic"]
+)
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, ending):
     monkeypatch.setattr(stream, "SLAB", SLAB)
@@ -70,10 +80,18 @@ def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, endin
     assert main(words(dwi, tmp_path / "slabs", *options)) == 0
     image = io.load_dwi(dwi)
     mask = io.load_mask(tmp_path / "x_mask.nii.gz", image.data.shape[:3])
-    fit = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), radial_order=2, basis=basis).fit(image.data, mask)
+    fit = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), radial_order=2, basis=basis).fit(
+        image.data, mask
+    )
     whole = {"affine": image.affine, "prefix": "x"}
     io.save_fit(fit, tmp_path / "whole", sources=[dwi.name, "x_mask.nii.gz"], **whole)
-    io.write_maps(tmp_path / "whole", maps={n: fit.index(n) for n in ("rtop", "ng", "pa")}, units="um", fill=0.0, **whole)
+    io.write_maps(
+        tmp_path / "whole",
+        maps={n: fit.index(n) for n in ("rtop", "ng", "pa")},
+        units="um",
+        fill=0.0,
+        **whole,
+    )
     assert content(tmp_path / "slabs") == content(tmp_path / "whole")
     run = json.loads((tmp_path / "slabs" / MODEL).read_text())["Run"]
     assert run["Seconds"].keys() == {"Reading", "Fitting", "Writing"}
@@ -122,7 +140,12 @@ sys.exit(code)
 
 def killed_at(last, arguments):
     code = COUNTED.format(slab=SLAB)
-    run = subprocess.run([sys.executable, "-c", code, str(last), *arguments], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(last), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return run.returncode, run.stdout
 
 
@@ -131,7 +154,9 @@ def uninterrupted(tmp_path_factory):
     """(series, files of its fit, steps that its fit takes)."""
     base = tmp_path_factory.mktemp("kill")
     dwi = make_series(base)
-    killed_at(0, words(dwi, base / "warm"))  # a cold kernel cache is written by os.replace too, and would count
+    killed_at(
+        0, words(dwi, base / "warm")
+    )  # a cold kernel cache is written by os.replace too, and would count
     code, steps = killed_at(0, words(dwi, base / "out"))
     assert code == 0
     return dwi, content(base / "out"), int(steps)
@@ -142,7 +167,10 @@ def uninterrupted(tmp_path_factory):
 def test_resume_after_kill_9(uninterrupted, tmp_path, monkeypatch, phase):
     dwi, expected, steps = uninterrupted
     moves = len(expected)
-    phases = {"slabs": (3 * steps // 10, 7 * steps // 10), "images": (steps - moves - 20, steps - moves)}
+    phases = {
+        "slabs": (3 * steps // 10, 7 * steps // 10),
+        "images": (steps - moves - 20, steps - moves),
+    }
     first, final = phases.get(phase, (steps - moves + 1, steps))
     last = np.random.default_rng().integers(first, final, endpoint=True)
     out = tmp_path / "out"
@@ -226,7 +254,9 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(io, "load_dwi", lambda path: io.Image(np.asarray(nib.load(path).dataobj), np.eye(4)))
+    monkeypatch.setattr(
+        io, "load_dwi", lambda path: io.Image(np.asarray(nib.load(path).dataobj), np.eye(4))
+    )
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
     assert main(words(dwi, tmp_path / "a" / "b")) == 1
     assert "MB needed to fit" in capsys.readouterr().err
@@ -280,7 +310,9 @@ def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_pat
     whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs
     journal.write_bytes(b"".join(whole[:lines]) + whole[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
-    assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 6 - max(0, lines - 1)
+    assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 6 - max(
+        0, lines - 1
+    )
     assert main(words(dwi, tmp_path / "whole")) == 0
     assert content(interrupted) == content(tmp_path / "whole")
 

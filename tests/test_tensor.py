@@ -1,4 +1,6 @@
-"""The scale tensor: eigenproblem, isotropic scale, weighted fit, S0; against NumPy and the oracle."""
+"""
+The scale tensor: eigenproblem, isotropic scale, weighted fit, S0; against NumPy and the oracle.
+"""
 
 import numpy as np
 import oracle
@@ -19,7 +21,9 @@ def eigen(matrix):
 
 
 def matrices(rng):
-    """Symmetric matrices: random, nearly degenerate, degenerate, diagonal, singular, of any scale."""
+    """
+    Symmetric matrices: random, nearly degenerate, degenerate, diagonal, singular, of any scale.
+    """
     spectra = [rng.normal(size=3) for _ in range(40)]
     spectra += [
         (1.7, 0.3, 0.3),
@@ -53,7 +57,9 @@ def test_tensor_elements(rng):
     out = np.full((6, 2), np.nan)
     frame = phantom.random_rotation(rng)
     tensor.tensor_elements(frame, np.array([1.7, 0.5, 0.2]), out, 1)
-    np.testing.assert_allclose(out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15)
+    np.testing.assert_allclose(
+        out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15
+    )
     assert np.isnan(out[:, 0]).all()
 
 
@@ -67,7 +73,9 @@ def test_isotropic_scale(rng):
             mu[1] = mu[2]
         u = tensor.isotropic_scale(mu) ** 2
         square = mu**2
-        assert abs(np.sum((square - u) / (square + u))) <= 1e-11  # stationary overlap of the two Gaussians
+        assert (
+            abs(np.sum((square - u) / (square + u))) <= 1e-11
+        )  # stationary overlap of the two Gaussians
         assert mu.min() * (1 - 1e-15) <= np.sqrt(u) <= mu.max() * (1 + 1e-15)
         assert np.sqrt(u) == pytest.approx(oracle.isotropic_scale(mu), rel=1e-11)
     assert tensor.isotropic_scale(np.full(3, 6e-3)) == 6e-3
@@ -77,7 +85,10 @@ def test_isotropic_scale(rng):
 def fit_tensors(y, b, g, threshold=2100, b0_threshold=50):
     """Tensors (V, 6) in mm2/s, log S0 and tables by the kernels; NaN samples are missing."""
     t = tensor.tables(b, g, b <= threshold, b <= b0_threshold)
-    block, weight = lanes.empty(len(b), lanes.padded(len(y))), lanes.empty(len(b), lanes.padded(len(y)))
+    block, weight = (
+        lanes.empty(len(b), lanes.padded(len(y))),
+        lanes.empty(len(b), lanes.padded(len(y))),
+    )
     block[:, : len(y)], weight[:, : len(y)] = np.nan_to_num(y).T, np.isfinite(y).T
     block[:, len(y) :], weight[:, len(y) :] = block[:, :1], weight[:, :1]
     work = tensor.workspace(t.pinv.shape[1], block.shape[1])
@@ -128,7 +139,10 @@ def test_one_gaussian_is_exact():
 
 
 def test_signal_at_origin(rng):
-    """b0 volumes at b = 15 are brought to b = 0 by the tensor; missing ones do not count; none left is NaN."""
+    """
+    b0 volumes at b = 15 are brought to b = 0 by the tensor; missing ones do not count; none left is
+    NaN.
+    """
     b, g = phantom.odd_schemes()["b0 at 15"]
     y = phantom.signals(5, b, g, seed=4)
     where = np.flatnonzero(b <= 50)
@@ -155,4 +169,6 @@ def test_frame_follows_a_rotation(rng):
         for k, packed in enumerate((one, two)):
             full[k][PACKED] = packed
             full[k][PACKED[::-1]] = packed
-        np.testing.assert_allclose(turn @ full[0] @ turn.T, full[1], atol=1e-12 * np.abs(full).max())
+        np.testing.assert_allclose(
+            turn @ full[0] @ turn.T, full[1], atol=1e-12 * np.abs(full).max()
+        )

@@ -1,4 +1,7 @@
-"""Known answers (mixtures, restricted diffusion): every printed digit of the reference, closed forms by quadrature."""
+"""
+Known answers (mixtures, restricted diffusion): every printed digit of the reference, closed forms
+by quadrature.
+"""
 
 from math import pi, sqrt
 
@@ -37,12 +40,22 @@ def test_spherical_mean_closed_form():
             oblate = sqrt(pi) / 2 * special.erf(a) * np.exp(-(r**2) / 2 / t)
             return (2 * pi) ** -1.5 / (sqrt(p) * t) * (prolate if p > t else oblate) / a
 
-        want = 4 * pi * integrate.quad(lambda r, mean=mean: r**2 * mean(r) ** 2, 1e-12, 0.1, epsabs=0, limit=500)[0]
-        assert truth.spherical_mean_norm2([1.0], np.array([np.diag([p, t, t])])) == pytest.approx(want, rel=1e-9)
+        want = (
+            4
+            * pi
+            * integrate.quad(
+                lambda r, mean=mean: r**2 * mean(r) ** 2, 1e-12, 0.1, epsabs=0, limit=500
+            )[0]
+        )
+        assert truth.spherical_mean_norm2([1.0], np.array([np.diag([p, t, t])])) == pytest.approx(
+            want, rel=1e-9
+        )
 
 
 def project(fractions, tensors, tau, order, nodes=60):
-    """L2 projection of a mixture on MAP(order) at the mean tensor's scales: coefficients and scales."""
+    """
+    L2 projection of a mixture on MAP(order) at the mean tensor's scales: coefficients and scales.
+    """
     mu, frame = truth.mixture_frame(fractions, tensors, tau)
     grid, w = special.roots_hermite(nodes)
     x, w = grid * 1.2, w * np.exp(grid**2) * 1.2
@@ -54,7 +67,9 @@ def project(fractions, tensors, tau, order, nodes=60):
         p = p + norm * np.exp(-np.einsum("...i,ij,...j->...", points, s, points) / 2)
     h = np.array([w * oracle.hermite1d(k, x) for k in range(order + 1)])
     dense = np.einsum("ai,bj,ck,ijk->abc", h, h, h, p, optimize=True)
-    return dense[tuple(oracle.aniso_table(order).T)] * np.prod(mu) * 8 * pi**1.5 / (2 * pi) ** 1.5, mu
+    return dense[tuple(oracle.aniso_table(order).T)] * np.prod(mu) * 8 * pi**1.5 / (
+        2 * pi
+    ) ** 1.5, mu
 
 
 @pytest.mark.parametrize(
@@ -87,11 +102,16 @@ def test_least_squares_ratios(scheme, order, name, ratios):
     mixture = truth.MIXTURES[name]
     mu, turn = truth.mixture_frame(*mixture, TAU)
     m = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU) @ turn)
-    a = oracle.constrained_lstsq(m, truth.mixture_signal(*mixture, b, g), oracle.aniso_origin(order))
+    a = oracle.constrained_lstsq(
+        m, truth.mixture_signal(*mixture, b, g), oracle.aniso_origin(order)
+    )
     got, want = oracle.aniso_indices(a, mu), truth.mixture_truth(*mixture, TAU)
     for key, text in zip(("rtop", "rtap", "rtpp", "msd", "qiv"), ratios.split(), strict=True):
         assert_digits(got[key] / want[key], text)
-    assert abs(got["ng"] - want["ng"]) < (0.15 if name == "WM3" else 0.02) or name in ("X90", "BiIso")
+    assert abs(got["ng"] - want["ng"]) < (0.15 if name == "WM3" else 0.02) or name in (
+        "X90",
+        "BiIso",
+    )
 
 
 # ---------------------------------------------------------------- restricted diffusion
@@ -105,10 +125,14 @@ GEOMETRIES = ["planes", "cylinder", "sphere"]
 )
 def test_finite_time_sums(geometry, n_max, k_max, tolerance):
     x = np.array([0.3, 1.0, 2.5, 4.1])
-    np.testing.assert_allclose(truth.restricted_sum(geometry, x, 0.0, n_max, k_max), 1, atol=tolerance)
+    np.testing.assert_allclose(
+        truth.restricted_sum(geometry, x, 0.0, n_max, k_max), 1, atol=tolerance
+    )
     long = truth.restricted_sum(geometry, x, 20.0, min(n_max, 5), 5)
     np.testing.assert_allclose(long, truth.restricted_signal(geometry, x), rtol=1e-14)
-    middle = truth.restricted_sum(geometry, x, 0.1, min(n_max, 12), 12)  # and it lies between free and long-time
+    middle = truth.restricted_sum(
+        geometry, x, 0.1, min(n_max, 12), 12
+    )  # and it lies between free and long-time
     assert np.all(middle > truth.restricted_signal(geometry, x))
     assert np.all(middle < 1)
 
@@ -119,7 +143,9 @@ def test_slowest_rates_and_first_zeros():
     assert_digits(pi**2, "9.8696")
     for geometry, zero in (("planes", 1.0), ("cylinder", 0.60983), ("sphere", 0.71515)):
         assert truth.restricted_signal(geometry, 2 * pi * zero) < 1e-9
-        assert np.all(truth.restricted_signal(geometry, 2 * pi * np.linspace(0.01, 0.99 * zero, 50)) > 0)
+        assert np.all(
+            truth.restricted_signal(geometry, 2 * pi * np.linspace(0.01, 0.99 * zero, 50)) > 0
+        )
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -143,7 +169,9 @@ def test_restricted_closed_forms(geometry):
     assert moment(2) == pytest.approx(msd, rel=1e-10)
     assert truth.restricted_propagator(geometry, size, 0.0) == pytest.approx(at_zero, rel=1e-14)
     for q in (20.0, 70.0):
-        assert moment(0, q) == pytest.approx(truth.restricted_signal(geometry, 2 * pi * q * size), rel=1e-8)
+        assert moment(0, q) == pytest.approx(
+            truth.restricted_signal(geometry, 2 * pi * q * size), rel=1e-8
+        )
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -9,11 +9,11 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from mapmri_nb.cli import main
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
 from mapmri_nb import model as model_module
-from mapmri_nb.cli import main
 from mapmri_nb.indices import INDICES, select
 from mapmri_nb.kernels import ordering, qp
 from mapmri_nb.positivity import normalised_grid
@@ -58,7 +58,10 @@ def index_of(name, fit, coef):
 
 @pytest.mark.parametrize("basis", BASES)
 def test_indices_and_gradients(basis, rng):
-    """Values are those of the fit's accessors; gradients those of central differences, E(0) divided out."""
+    """
+    Values are those of the fit's accessors; gradients those of central differences, E(0) divided
+    out.
+    """
     gtab = table()
     fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng, sigma=0.05))
     made_of, coef, names = parts_of(fit), fit.hermite_coef()[0], select(None, basis)
@@ -70,11 +73,18 @@ def test_indices_and_gradients(basis, rng):
         assert found == pytest.approx(own, rel=1e-11)
         for direction in rng.standard_normal((3, len(coef))):
             h = 1e-5
-            slope = (index_of(name, fit, coef + h * direction) - index_of(name, fit, coef - h * direction)) / (2 * h)
-            assert gradient @ direction == pytest.approx(slope, rel=1e-6, abs=1e-7 * np.linalg.norm(gradient)), name
+            slope = (
+                index_of(name, fit, coef + h * direction)
+                - index_of(name, fit, coef - h * direction)
+            ) / (2 * h)
+            assert gradient @ direction == pytest.approx(
+                slope, rel=1e-6, abs=1e-7 * np.linalg.norm(gradient)
+            ), name
         if name != "pa_dti":
             assert np.linalg.norm(gradient) > 0
-    assert np.isnan(uncertainty.index_values(names[:-1], made_of, -coef[:, None])).all()  # all but PA_DTI
+    assert np.isnan(
+        uncertainty.index_values(names[:-1], made_of, -coef[:, None])
+    ).all()  # all but PA_DTI
 
 
 def closed_form(fit, y, w, hc=2, v=0):
@@ -161,7 +171,9 @@ def test_posterior_meets_sampling(basis, rng):
     a = np.linalg.solve(H, M.T @ y[0])
     trace = np.trace(M @ np.linalg.solve(H, M.T))
     s = np.linalg.norm(y[0] - M @ a) / sqrt(len(gtab) - trace)
-    draws = a[:, None] + s * np.linalg.solve(np.linalg.cholesky(H).T, rng.standard_normal((len(a), B)))
+    draws = a[:, None] + s * np.linalg.solve(
+        np.linalg.cholesky(H).T, rng.standard_normal((len(a), B))
+    )
     for name in select(None, basis):
         sd, own = found.sd[name][0], float(fit.index(name)[0])
         assert found.mean[name][0] == pytest.approx(own, rel=1e-11)
@@ -169,19 +181,28 @@ def test_posterior_meets_sampling(basis, rng):
             assert sd == 0
             continue
         sampled = np.std([index_of(name, fit, draw) for draw in draws.T], ddof=1)
-        # beside the sampling error, what curvature adds: the noise is small, the prior's share of H is not
+        # beside the sampling error, what curvature adds: the noise is small, the prior's share of H
+        # is not
         assert sd == pytest.approx(sampled, rel=5 / sqrt(2 * B) + 0.03), name
-        np.testing.assert_allclose(found.intervals[name][0], own + sd * np.array(uncertainty.NORMAL), rtol=1e-11)
+        np.testing.assert_allclose(
+            found.intervals[name][0], own + sd * np.array(uncertainty.NORMAL), rtol=1e-11
+        )
 
 
 @pytest.mark.nojit
 @pytest.mark.parametrize("weight", [0.0, 0.2])
-@pytest.mark.parametrize("order", [2, pytest.param(4, marks=pytest.mark.jit_only), pytest.param(6, marks=pytest.mark.jit_only)])
+@pytest.mark.parametrize(
+    "order",
+    [2, pytest.param(4, marks=pytest.mark.jit_only), pytest.param(6, marks=pytest.mark.jit_only)],
+)
 def test_many_answers_of_one_matrix(order, weight, rng):
     """The restarted active set finds what a fresh one does; without steps it says so."""
     gtab = mapmri.GradientTable(*truth.scheme([20, 30, 40], [1000, 2000, 3000]), tau=TAU)
     mu, grid = np.array([9e-3, 5e-3, 4e-3]), normalised_grid(order)
-    M, B = oracle.phi_matrix(order, mu, gtab.qvecs), ordering.origin_values(ordering.index_table(order))
+    M, B = (
+        oracle.phi_matrix(order, mu, gtab.qvecs),
+        ordering.origin_values(ordering.index_table(order)),
+    )
     H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
     g = np.ascontiguousarray((noisy(gtab, rng, 40, sigma=0.1) / 700) @ M)
     c, failed, one, info = np.empty_like(g), np.empty(40, np.int64), np.empty(len(B)), np.empty(3)
@@ -198,7 +219,10 @@ def test_many_answers_of_one_matrix(order, weight, rng):
 
 
 def test_held_replicates_are_fits(rng):
-    """One matrix for all replicates gives what the model's own fits of them give: S0, weights, field and all."""
+    """
+    One matrix for all replicates gives what the model's own fits of them give: S0, weights, field
+    and all.
+    """
     b, g = truth.scheme([20, 30, 30], [1000, 2000, 3000])
     b[:6] = 15.0  # a b0 that is not E = 1
     g[:6] = g[6:12]
@@ -215,10 +239,16 @@ def test_held_replicates_are_fits(rng):
     again = voxel.fitted[:, None] + 20 * rng.standard_normal((len(gtab), 12))
     many = uncertainty._constrained(model, fit, voxel, again, names)
     np.testing.assert_allclose(
-        many, uncertainty._refitted(model, fit, voxel, again, names, True, fit.laplacian_weight), rtol=1e-7
+        many,
+        uncertainty._refitted(model, fit, voxel, again, names, True, fit.laplacian_weight),
+        rtol=1e-7,
     )
-    capped = mapmri.MapmriModel(gtab, 6, positivity="grid", laplacian=0.05, max_iter=3)  # most go to OSQP
-    np.testing.assert_allclose(uncertainty._constrained(capped, fit, voxel, again[:, :3], names), many[:, :3], rtol=1e-4)
+    capped = mapmri.MapmriModel(
+        gtab, 6, positivity="grid", laplacian=0.05, max_iter=3
+    )  # most go to OSQP
+    np.testing.assert_allclose(
+        uncertainty._constrained(capped, fit, voxel, again[:, :3], names), many[:, :3], rtol=1e-4
+    )
 
 
 def test_leverage_of_weighted_fits(rng):
@@ -233,18 +263,28 @@ def test_leverage_of_weighted_fits(rng):
     root = np.sqrt(weights)[:, None] * M
     S = root @ np.linalg.solve(root.T @ root + 0.1 * oracle.laplacian_matrix(4, fit.mu[0]), root.T)
     np.testing.assert_allclose(voxel.leverage, np.diag(S), rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(voxel.fitted * np.sqrt(weights), S @ (np.sqrt(weights) * y[0]), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(
+        voxel.fitted * np.sqrt(weights), S @ (np.sqrt(weights) * y[0]), rtol=1e-8, atol=1e-9
+    )
 
 
 @pytest.mark.jit_only
 @pytest.mark.parametrize(
     "options",
-    [{"positivity": "grid"}, {"positivity": "global"}, {"positivity": "grid", "solver": "osqp"}, {"laplacian": "gcv"}],
+    [
+        {"positivity": "grid"},
+        {"positivity": "global"},
+        {"positivity": "grid", "solver": "osqp"},
+        {"laplacian": "gcv"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("hold", [True, False])
 def test_every_mode_has_a_spread(options, hold, rng):
-    """Replicates through a mode scatter as repeated measurements do, to the accuracy of few replicates."""
+    """
+    Replicates through a mode scatter as repeated measurements do, to the accuracy of few
+    replicates.
+    """
     gtab, osqp = table(), "solver" in options
     model = mapmri.MapmriModel(gtab, 4, **({"laplacian": 0.02} | options))
     y = noisy(gtab, rng, 40, sigma=0.03)
@@ -275,7 +315,10 @@ def test_bad_voxels_and_a_mask(rng):
     mask = np.array([[True, True], [True, False]])
     model = mapmri.MapmriModel(gtab, 4)
     alone = uncertainty.bootstrap(model, y[1, 0], n=20, indices="rtop")
-    for found in (uncertainty.bootstrap(model, y, mask, n=20), uncertainty.posterior(model, y, mask)):
+    for found in (
+        uncertainty.bootstrap(model, y, mask, n=20),
+        uncertainty.posterior(model, y, mask),
+    ):
         for name in INDICES:
             for volume in (found.mean[name], found.sd[name], found.intervals[name][..., 0]):
                 assert np.isnan(volume).tolist() == [[False, True], [False, True]], name
@@ -296,12 +339,16 @@ def test_what_cannot_be(rng):
         uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis="isotropic"), y, indices="ng_par")
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
+# ---- command line
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def series(tmp_path, rng):
-    """A series on disk with a mask, weights of both kinds and a field; (folder, gtab, samples, weights, field)."""
+    """
+    A series on disk with a mask, weights of both kinds and a field; (folder, gtab, samples,
+    weights, field).
+    """
     gtab = table()
     y = noisy(gtab, rng, 12, sigma=0.03).reshape(3, 2, 2, -1).astype(np.float32)
     weights, field = (
@@ -313,26 +360,48 @@ def series(tmp_path, rng):
     for name, values in (("dwi", y), ("mask", mask), ("weights", weights), ("graddev", field)):
         nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii")
     np.savetxt(tmp_path / "dwi.bval", gtab.bvals[None])
-    np.savetxt(tmp_path / "dwi.bvec", (gtab.bvecs * [-1, 1, 1]).T)  # FSL flips x where the determinant is positive
+    np.savetxt(
+        tmp_path / "dwi.bvec", (gtab.bvecs * [-1, 1, 1]).T
+    )  # FSL flips x where the determinant is positive
     np.savetxt(tmp_path / "weights.txt", weights[0, 0, 0])
     return tmp_path, gtab, y.astype(float), mask > 0, weights.astype(float), field.astype(float)
 
 
 def command(folder, *more):
-    words = ["fit", folder / "dwi.nii", "--mask", folder / "mask.nii", "--out", folder / "out", "--radial-order", "4"]
+    words = [
+        "fit",
+        folder / "dwi.nii",
+        "--mask",
+        folder / "mask.nii",
+        "--out",
+        folder / "out",
+        "--radial-order",
+        "4",
+    ]
     words += ["--big-delta", "0.035", "--small-delta", "0.015", "--quiet", *more]
     return main([str(word) for word in words])
 
 
 def read(folder, label):
-    return np.asarray(nib.load(folder / "out" / f"model-mapmri_param-{label}_dwimap.nii.gz").dataobj)
+    return np.asarray(
+        nib.load(folder / "out" / f"model-mapmri_param-{label}_dwimap.nii.gz").dataobj
+    )
 
 
 def test_command_writes_error_bars(series):
     folder, _, y, mask, weights, field = series
-    more = ["--weights", folder / "weights.nii", "--grad-dev", folder / "graddev.nii", "--units", "um"]
+    more = [
+        "--weights",
+        folder / "weights.nii",
+        "--grad-dev",
+        folder / "graddev.nii",
+        "--units",
+        "um",
+    ]
     assert command(folder, *more, "--bootstrap", "20", "--seed", "7") == 0
-    gtab = mapmri.GradientTable.from_fsl(folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015)
+    gtab = mapmri.GradientTable.from_fsl(
+        folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015
+    )
     model = mapmri.MapmriModel(gtab, 4)
     found = uncertainty.bootstrap(model, y, mask, n=20, seed=7, weights=weights, grad_dev=field)
     saved = mapmri.load_fit(folder / "out")
@@ -341,15 +410,41 @@ def test_command_writes_error_bars(series):
     for name in select(None, "anisotropic"):
         label, factor = INDICES[name].label, 1000.0 ** INDICES[name].power
         np.testing.assert_allclose(read(folder, label), found.fit.index(name) * factor, rtol=1e-6)
-        np.testing.assert_allclose(read(folder, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6)
-        np.testing.assert_allclose(read(folder, f"{label}_desc-ci95"), found.intervals[name][..., [0, 3]] * factor, rtol=1e-6)
-    entries = json.loads((folder / "out" / "model-mapmri_param-rtop_desc-sd_dwimap.json").read_text())
-    assert (entries["Replicates"], entries["Seed"], entries["Scales"], entries["Units"]) == (20, 7, "held", "um^-3")
+        np.testing.assert_allclose(
+            read(folder, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            read(folder, f"{label}_desc-ci95"),
+            found.intervals[name][..., [0, 3]] * factor,
+            rtol=1e-6,
+        )
+    entries = json.loads(
+        (folder / "out" / "model-mapmri_param-rtop_desc-sd_dwimap.json").read_text()
+    )
+    assert (entries["Replicates"], entries["Seed"], entries["Scales"], entries["Units"]) == (
+        20,
+        7,
+        "held",
+        "um^-3",
+    )
     assert "bootstrap" in entries["Method"]
     assert command(folder, "--bootstrap", "20") == 1  # nothing is overwritten
-    assert command(folder, "--posterior", "--weights", folder / "weights.txt", "--indices", "rtop", "--force") == 0
+    assert (
+        command(
+            folder,
+            "--posterior",
+            "--weights",
+            folder / "weights.txt",
+            "--indices",
+            "rtop",
+            "--force",
+        )
+        == 0
+    )
     assert not list((folder / "out").glob("*msd_desc*"))  # those of the old fit are gone
-    want = uncertainty.posterior(model, y, mask, weights=np.loadtxt(folder / "weights.txt"), indices="rtop")
+    want = uncertainty.posterior(
+        model, y, mask, weights=np.loadtxt(folder / "weights.txt"), indices="rtop"
+    )
     np.testing.assert_allclose(read(folder, "rtop_desc-sd"), want.sd["rtop"], rtol=1e-6)
 
 
@@ -357,9 +452,18 @@ def test_command_takes_up_weights_and_field(series, monkeypatch):
     """Slabs carry their own weights and field; other weights are another fit."""
     folder, _, y, mask, weights, field = series
     monkeypatch.setattr(stream, "SLAB", 5)
-    more = ["--weights", folder / "weights.nii", "--grad-dev", folder / "graddev.nii", "--indices", "msd"]
+    more = [
+        "--weights",
+        folder / "weights.nii",
+        "--grad-dev",
+        folder / "graddev.nii",
+        "--indices",
+        "msd",
+    ]
     assert command(folder, *more) == 0
-    gtab = mapmri.GradientTable.from_fsl(folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015)
+    gtab = mapmri.GradientTable.from_fsl(
+        folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015
+    )
     want = mapmri.MapmriModel(gtab, 4).fit(y, mask, weights=weights, grad_dev=field)
     np.testing.assert_array_equal(mapmri.load_fit(folder / "out").coef, want.coef)
     stamps = []
@@ -367,7 +471,9 @@ def test_command_takes_up_weights_and_field(series, monkeypatch):
         if touched:
             nib.save(nib.Nifti1Image((2 * weights).astype(np.float32), np.eye(4)), folder / touched)
         dwi = folder / "dwi.nii"
-        job = stream.Job(mapmri.MapmriModel(gtab, 4), dwi, io.load_dwi(dwi), mask, folder / "o", "", ["msd"])
+        job = stream.Job(
+            mapmri.MapmriModel(gtab, 4), dwi, io.load_dwi(dwi), mask, folder / "o", "", ["msd"]
+        )
         stamps.append(job._replace(more={"weights": (folder / "weights.nii", None)}).key())
     assert stamps[0] != stamps[1]
 
@@ -385,6 +491,8 @@ def test_command_takes_up_weights_and_field(series, monkeypatch):
 )
 def test_command_refuses(series, capsys, more, words):
     folder = series[0]
-    assert command(folder, *(folder / word if word.endswith(".nii") else word for word in more)) == 1
+    assert (
+        command(folder, *(folder / word if word.endswith(".nii") else word for word in more)) == 1
+    )
     assert re.search(words, capsys.readouterr().err)
     assert not (folder / "out").exists()

@@ -1,4 +1,7 @@
-"""Weights of volumes and samples, and gradient non-linearity: against repeated, missing and corrected measurements."""
+"""
+Weights of volumes and samples, and gradient non-linearity: against repeated, missing and corrected
+measurements.
+"""
 
 import numpy as np
 import oracle
@@ -27,7 +30,9 @@ def noisy(gtab, rng, count=3, sigma=0.02):
 
 
 def turned(rng):
-    return truth.mixture_frame(*truth.MIXTURES["X60"], TAU)[0], np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    return truth.mixture_frame(*truth.MIXTURES["X60"], TAU)[0], np.linalg.qr(
+        rng.standard_normal((3, 3))
+    )[0]
 
 
 def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor")):
@@ -35,15 +40,21 @@ def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor
     for name in also:
         np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=rtol, err_msg=name)
     for name in select(None, one.options["basis"]):
-        np.testing.assert_allclose(one.index(name), two.index(name), rtol=rtol, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            one.index(name), two.index(name), rtol=rtol, atol=1e-9, err_msg=name
+        )
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
+# ---- weights
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_weight_0_is_a_missing_sample(options, rng):
-    """Weight 0, NaN, and a table without the sample are one thing, in every mode and every number, R2 and RMSE too."""
+    """
+    Weight 0, NaN, and a table without the sample are one thing, in every mode and every number, R2
+    and RMSE too.
+    """
     gtab = table(10.0)
     y, gone = noisy(gtab, rng), np.array([1, 8, 30])
     weights, holes, keep = np.ones(len(gtab)), y.copy(), np.setdiff1d(np.arange(len(gtab)), gone)
@@ -55,7 +66,11 @@ def test_weight_0_is_a_missing_sample(options, rng):
     np.testing.assert_array_equal(weighted.coef, missing.coef)
     np.testing.assert_array_equal(weighted.r2(), missing.r2())
     subset = mapmri.MapmriModel(gtab[keep], 4, **options).fit(np.ascontiguousarray(y[:, keep]))
-    assert_same(missing, subset, 1e-6 if options.get("positivity") == "global" else 1e-9 if options != MODES[2] else 1e-6)
+    assert_same(
+        missing,
+        subset,
+        1e-6 if options.get("positivity") == "global" else 1e-9 if options != MODES[2] else 1e-6,
+    )
     np.testing.assert_allclose(missing.rmse(), subset.rmse(), rtol=1e-7)
     np.testing.assert_allclose(missing.r2(), subset.r2(), rtol=1e-7)
     per_sample = np.broadcast_to(weights, y.shape).copy()
@@ -79,7 +94,9 @@ def test_weight_2_is_two_samples(options, rng):
     assert_same(one, two, rtol)
     lap = options.get("laplacian", 0.2)
     if lap is not None:
-        doubled = mapmri.MapmriModel(gtab, 4, **(options | {"laplacian": 2 * lap})).fit(y, weights=2 * weights)
+        doubled = mapmri.MapmriModel(gtab, 4, **(options | {"laplacian": 2 * lap})).fit(
+            y, weights=2 * weights
+        )
         assert_same(one, doubled, rtol, ("S0", "mu"))
 
 
@@ -93,7 +110,10 @@ def test_gcv_with_weights(basis, rng):
     for v in range(3):
         keep = weights[v] > 0
         root = np.sqrt(weights[v][keep])
-        M, L = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v]), oracle.laplacian_matrix(4, fit.mu[v])
+        M, L = (
+            oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v]),
+            oracle.laplacian_matrix(4, fit.mu[v]),
+        )
         want = oracle.gcv_weight(root[:, None] * M[keep], L, root * y[v][keep], fit.mu[v])
         assert fit.laplacian_weight[v] == pytest.approx(want, rel=1e-4)
 
@@ -105,17 +125,24 @@ def test_weights_of_the_tensor(rng):
     fit = mapmri.MapmriModel(gtab, 4, bval_threshold=None).fit(y[None], weights=w)
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     X = np.stack(
-        [np.ones(len(gtab))] + [-gtab.bvals * np.prod(gtab.bvecs[:, p], axis=1) * (1 + (p[0] != p[1])) for p in pairs], 1
+        [np.ones(len(gtab))]
+        + [-gtab.bvals * np.prod(gtab.bvecs[:, p], axis=1) * (1 + (p[0] != p[1])) for p in pairs],
+        1,
     )
     first = np.linalg.lstsq(np.sqrt(w)[:, None] * X, np.sqrt(w) * np.log(y), rcond=None)[0]
     root = np.sqrt(w) * np.exp(X @ first)
     d = np.linalg.lstsq(root[:, None] * X, root * np.log(y), rcond=None)[0][1:]
     D = np.array([[d[0], d[3], d[4]], [d[3], d[1], d[5]], [d[4], d[5], d[2]]])
-    np.testing.assert_allclose(fit.mu_tensor[0], np.sqrt(2 * TAU * np.linalg.eigvalsh(D)[::-1]), rtol=1e-9)
+    np.testing.assert_allclose(
+        fit.mu_tensor[0], np.sqrt(2 * TAU * np.linalg.eigvalsh(D)[::-1]), rtol=1e-9
+    )
 
 
 def test_known_outliers_recovered(rng):
-    """Eight destroyed samples of little weight: indices as without them, far from those of the fit that believes them."""
+    """
+    Eight destroyed samples of little weight: indices as without them, far from those of the fit
+    that believes them.
+    """
     gtab = table()
     good = noisy(gtab, rng, 40, sigma=0.01)
     bad, weights = good.copy(), np.ones(good.shape)
@@ -145,7 +172,8 @@ def test_weights_that_cannot_be(rng):
     )
 
 
-# ---- gradient non-linearity ------------------------------------------------------------------------------------------
+# ---- gradient non-linearity
+# ------------------------------------------------------------------------------------------
 
 
 def corrected(gtab, F):
@@ -162,7 +190,10 @@ def fields(rng, count=3):
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_field_is_a_table_a_voxel(options, rng):
-    """A fit with a field is the fit on the corrected table, coefficient by coefficient, at held scale and fitted ones."""
+    """
+    A fit with a field is the fit on the corrected table, coefficient by coefficient, at held scale
+    and fitted ones.
+    """
     gtab, F = table(15.0), fields(rng)
     y, scale = noisy(gtab, rng), turned(rng)
     model = mapmri.MapmriModel(gtab, 4, bval_threshold=None, **options)
@@ -170,7 +201,9 @@ def test_field_is_a_table_a_voxel(options, rng):
     for given in (scale, None):
         fit = model.fit(y, grad_dev=F, scale=given)
         for v in range(3):
-            one = mapmri.MapmriModel(corrected(gtab, F[v]), 4, bval_threshold=None, **options).fit(y[v : v + 1], scale=given)
+            one = mapmri.MapmriModel(corrected(gtab, F[v]), 4, bval_threshold=None, **options).fit(
+                y[v : v + 1], scale=given
+            )
             np.testing.assert_allclose(fit.mu[v], one.mu[0], rtol=1e-10)
             np.testing.assert_allclose(fit.S0[v], one.S0[0], rtol=1e-9)
             np.testing.assert_allclose(fit.rmse()[v], one.rmse()[0], rtol=1e-7)
@@ -179,8 +212,12 @@ def test_field_is_a_table_a_voxel(options, rng):
                 assert fit.index(name)[v] == pytest.approx(want, rel=1e-9 if exact else 1e-5), name
             if given is not None:
                 tolerance = 1e-10 if exact else 1e-6
-                np.testing.assert_allclose(fit.coef[v], one.coef[0], atol=tolerance * np.abs(one.coef[0]).max())
-            np.testing.assert_allclose(fit.predict()[v], one.predict()[0], rtol=1e-8 if exact else 1e-4, atol=1e-6)
+                np.testing.assert_allclose(
+                    fit.coef[v], one.coef[0], atol=tolerance * np.abs(one.coef[0]).max()
+                )
+            np.testing.assert_allclose(
+                fit.predict()[v], one.predict()[0], rtol=1e-8 if exact else 1e-4, atol=1e-6
+            )
     plain = model.fit(y, scale=scale)
     assert np.abs(fit.index("rtop") / plain.index("rtop") - 1).max() > 1e-2  # it matters
 
@@ -190,7 +227,11 @@ def test_no_field_no_difference(options, rng):
     gtab = table(15.0)
     model, y = mapmri.MapmriModel(gtab, 4, **options), noisy(gtab, rng)
     plain, zero = model.fit(y), model.fit(y, grad_dev=np.zeros((3, 9)))
-    loose = 1e-6 if options.get("laplacian") == "gcv" or options.get("positivity") == "global" else 1e-12
+    loose = (
+        1e-6
+        if options.get("laplacian") == "gcv" or options.get("positivity") == "global"
+        else 1e-12
+    )
     np.testing.assert_allclose(zero.coef, plain.coef, atol=loose * np.abs(plain.coef).max())
     assert_same(zero, plain, max(loose, 1e-11))
     assert plain.field is None
@@ -201,7 +242,11 @@ def test_no_field_no_difference(options, rng):
 def test_hcp_order(rng):
     """The nine volumes are the columns of F: in MATLAB F = reshape(volumes, 3, 3)."""
     gtab = table()
-    model, y, nine = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng, 2), 0.06 * rng.standard_normal((2, 9))
+    model, y, nine = (
+        mapmri.MapmriModel(gtab, 4),
+        noisy(gtab, rng, 2),
+        0.06 * rng.standard_normal((2, 9)),
+    )
     F = np.array([row.reshape(3, 3, order="F") for row in nine])
     assert F[0, 1, 0] == nine[0, 1]  # the second volume is dGy/dx... of the first column
     one, two = model.fit(y, grad_dev=nine), model.fit(y, grad_dev=F)
@@ -211,13 +256,23 @@ def test_hcp_order(rng):
 
 
 def test_known_field_recovered(rng):
-    """A scanner with a field: the fit that knows it finds the mixture's indices as at no field, the other does not."""
+    """
+    A scanner with a field: the fit that knows it finds the mixture's indices as at no field, the
+    other does not.
+    """
     gtab, F = table(), np.diag([0.08, 0.05, -0.06]) + 0.02 * rng.standard_normal((3, 3))
     seen = corrected(gtab, F)
     y = truth.mixture_signal(*truth.MIXTURES["X60"], seen.bvals, seen.bvecs)[None]
     clean = truth.mixture_signal(*truth.MIXTURES["X60"], gtab.bvals, gtab.bvecs)[None]
-    model, scale = mapmri.MapmriModel(gtab, 4, laplacian=None), truth.mixture_frame(*truth.MIXTURES["X60"], TAU)
-    want, found, blind = model.fit(clean, scale=scale), model.fit(y, scale=scale, grad_dev=F[None]), model.fit(y, scale=scale)
+    model, scale = (
+        mapmri.MapmriModel(gtab, 4, laplacian=None),
+        truth.mixture_frame(*truth.MIXTURES["X60"], TAU),
+    )
+    want, found, blind = (
+        model.fit(clean, scale=scale),
+        model.fit(y, scale=scale, grad_dev=F[None]),
+        model.fit(y, scale=scale),
+    )
     for name in ("rtap", "rtpp", "msd"):
         off, before = (abs(fit.index(name)[0] / want.index(name)[0] - 1) for fit in (found, blind))
         assert off < min(0.02, before / 5), (name, off, before)
@@ -225,12 +280,18 @@ def test_known_field_recovered(rng):
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 def test_predict_knows_the_field(basis, rng):
-    gtab, other, F = table(), mapmri.GradientTable(*truth.scheme([15], [1500]), tau=TAU), fields(rng)
+    gtab, other, F = (
+        table(),
+        mapmri.GradientTable(*truth.scheme([15], [1500]), tau=TAU),
+        fields(rng),
+    )
     fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng), grad_dev=F)
     coef, found = fit.hermite_coef(), fit.predict(other, S0=1)
     for v in range(3):
         q = other.qvecs @ (np.eye(3) + F[v]).T @ fit.R[v]
-        np.testing.assert_allclose(found[v], oracle.phi_matrix(4, fit.mu[v], q) @ coef[v], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            found[v], oracle.phi_matrix(4, fit.mu[v], q) @ coef[v], rtol=1e-9, atol=1e-12
+        )
 
 
 def test_a_saved_fit_keeps_its_field(rng, tmp_path):
@@ -249,7 +310,10 @@ def test_fields_that_cannot_be(rng):
     model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
     for field, words in (
         (np.zeros((3, 8)), r"grad_dev must have shape \(3, 9\) or \(3, 3, 3\), not \(3, 8\)"),
-        (np.full((3, 9), 0.7), "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is 0.7"),
+        (
+            np.full((3, 9), 0.7),
+            "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is 0.7",
+        ),
         (np.full((3, 9), np.nan), "grad_dev: entries must be finite"),
     ):
         with pytest.raises(ValueError, match=words):

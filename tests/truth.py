@@ -1,5 +1,6 @@
 """
-Known answers: golden vectors, gradient schemes, mixtures of Gaussians, restricted diffusion. Plain NumPy and SciPy.
+Known answers: golden vectors, gradient schemes, mixtures of Gaussians, restricted diffusion. Plain
+NumPy and SciPy.
 
 Units: mm, s, 1/mm. Index names are those of the oracle.
 """
@@ -22,13 +23,18 @@ def assert_digits(value, printed):
 
 
 def scheme(counts, bvals, n_b0=6):
-    """Shells with counts[s] directions at bvals[s] behind n_b0 volumes at b = 0: b (n,), unit vectors (n, 3)."""
+    """
+    Shells with counts[s] directions at bvals[s] behind n_b0 volumes at b = 0: b (n,), unit vectors
+    (n, 3).
+    """
     b, g = [np.zeros(n_b0)], [np.zeros((n_b0, 3))]
     for s, (count, value) in enumerate(zip(counts, bvals, strict=True)):
         k = np.arange(count) + 0.5
         z, angle = 1 - 2 * k / count, pi * (1 + sqrt(5)) * k + s
         b.append(np.full(count, float(value)))
-        g.append(np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1))
+        g.append(
+            np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1)
+        )
     return np.concatenate(b), np.concatenate(g)
 
 
@@ -48,21 +54,27 @@ def scheme_mgh():
 
 
 def scheme_hcp(seed=0):
-    """HCP-like: 18 b0 at b = 5 among 3 x 90 directions, b jittered by up to 20, shells interleaved."""
+    """
+    HCP-like: 18 b0 at b = 5 among 3 x 90 directions, b jittered by up to 20, shells interleaved.
+    """
     rng = np.random.default_rng(seed)
     b, g = scheme([90] * 3, [1000, 2000, 3000], 0)
     mixed = rng.permutation(len(b))
     b, g = np.round((b + rng.uniform(-20, 20, len(b))) / 5)[mixed] * 5, g[mixed]
     where = np.arange(0, len(b), 15)
     u = rng.standard_normal((len(where), 3))
-    return np.insert(b, where, 5.0), np.insert(g, where, u / np.linalg.norm(u, axis=1, keepdims=True), axis=0)
+    return np.insert(b, where, 5.0), np.insert(
+        g, where, u / np.linalg.norm(u, axis=1, keepdims=True), axis=0
+    )
 
 
 # ---------------------------------------------------------------- golden vectors, reference 9.2
 
 
 def golden_a():
-    """Anisotropic N = 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values."""
+    """
+    Anisotropic N = 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values.
+    """
     i = np.arange(50)
     a = np.cos(i) / (1 + i)
     total = a @ oracle.aniso_origin(6)
@@ -70,7 +82,9 @@ def golden_a():
 
 
 def golden_b():
-    """Isotropic N = 6: scale u, coefficients (50,), sum aB before normalisation, expected values."""
+    """
+    Isotropic N = 6: scale u, coefficients (50,), sum aB before normalisation, expected values.
+    """
     i = np.arange(50)
     a = np.cos(i) / (3 * (1 + i))
     a[0] = 1.0
@@ -79,7 +93,9 @@ def golden_b():
 
 
 def golden_c():
-    """GCV case: b (186,), directions, y, tau, mu of the mean tensor; R = I, N = 6; expected values."""
+    """
+    GCV case: b (186,), directions, y, tau, mu of the mean tensor; R = I, N = 6; expected values.
+    """
     b, g = scheme_3x60()
     k = np.arange(len(b))
     y = mixture_signal(*crossing(0.5 * 180 / pi), b, g) + 0.03 * np.cos(7 * k + 0.3 * k**2)
@@ -115,7 +131,8 @@ MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(
     (0, 4, 0): 3 / 8 / sqrt(6), (2, 2, 0): 0.375, (4, 2, 0): 0.75 / sqrt(12), (2, 4, 0): 0.75 / sqrt(12),
 }  # fmt: skip
 
-# ---------------------------------------------------------------- mixtures of Gaussians, reference 9.1
+# ---------------------------------------------------------------- mixtures of Gaussians, reference
+# 9.1
 
 
 def rotation(axis, degrees):
@@ -127,14 +144,19 @@ def rotation(axis, degrees):
 
 
 def axis_tensor(values, turn=None):
-    """Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation matrix."""
+    """
+    Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation
+    matrix.
+    """
     turn = np.eye(3) if turn is None else turn
     return turn @ np.diag(np.broadcast_to(values, 3) * 1e-3) @ turn.T
 
 
 def crossing(half_angle, values=(1.7, 0.3, 0.3), fraction=0.5):
     """Fractions and tensors of two bundles at +-half_angle degrees around x in the xy plane."""
-    return [fraction, 1 - fraction], [axis_tensor(values, rotation(2, s * half_angle)) for s in (1, -1)]
+    return [fraction, 1 - fraction], [
+        axis_tensor(values, rotation(2, s * half_angle)) for s in (1, -1)
+    ]
 
 
 MIXTURES = {
@@ -145,9 +167,25 @@ MIXTURES = {
     "X60": crossing(30.0),
     "X90": ([0.6, 0.4], [axis_tensor((1.7, 0.3, 0.3)), axis_tensor((0.3, 1.7, 0.3))]),
     "BiIso": ([0.7, 0.3], [axis_tensor(0.6), axis_tensor(3.0)]),
-    "WM3": ([0.55, 0.35, 0.1], [axis_tensor((2.2, 0.1, 0.1)), axis_tensor((1.5, 0.6, 0.6)), axis_tensor(3.0)]),
+    "WM3": (
+        [0.55, 0.35, 0.1],
+        [axis_tensor((2.2, 0.1, 0.1)), axis_tensor((1.5, 0.6, 0.6)), axis_tensor(3.0)],
+    ),
 }
-MIXTURE_COLUMNS = ["rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "ng", "ng_par", "ng_perp", "sin", "pa", "pa_dti"]
+MIXTURE_COLUMNS = [
+    "rtop",
+    "rtap",
+    "rtpp",
+    "msd",
+    "qiv",
+    "lapnorm",
+    "ng",
+    "ng_par",
+    "ng_perp",
+    "sin",
+    "pa",
+    "pa_dti",
+]
 MIXTURE_TABLE = {
     "(1.7,.3,.3)": "349267.04 8841.9413 39.501172 1.38e-4 9.3480673e-10 1.9797977 0 0 0 .45709553 .95263283 .95496928",
     "(1.7,.5,.2)": "331343.81 8388.2020 39.501172 1.44e-4 9.4208771e-10 1.9915833 0 0 0 .48441142 .96334892 .96543884",
@@ -165,7 +203,10 @@ MIXTURE_TABLE = {
 
 def mixture_signal(fractions, tensors, bvals, bvecs):
     """E of sum f N(0, 2 tau D) at a gradient table, (n,)."""
-    terms = (f * np.exp(-bvals * np.einsum("ki,ij,kj->k", bvecs, d, bvecs)) for f, d in zip(fractions, tensors, strict=True))
+    terms = (
+        f * np.exp(-bvals * np.einsum("ki,ij,kj->k", bvecs, d, bvecs))
+        for f, d in zip(fractions, tensors, strict=True)
+    )
     return sum(terms)
 
 
@@ -176,7 +217,10 @@ def mixture_frame(fractions, tensors, tau):
 
 
 def mixture_truth(fractions, tensors, tau, mu=None, frame=None):
-    """Every index of a mixture; reference Gaussian and axis e1 from (mu, frame), by default the mean tensor's."""
+    """
+    Every index of a mixture; reference Gaussian and axis e1 from (mu, frame), by default the mean
+    tensor's.
+    """
     f, d = np.asarray(fractions, float), np.asarray(tensors, float)
     if mu is None:
         mu, frame = mixture_frame(f, d, tau)
@@ -219,7 +263,10 @@ def mixture_truth(fractions, tensors, tau, mu=None, frame=None):
 
 
 def spherical_mean_norm2(fractions, covariances):
-    """4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning changes nothing."""
+    """
+    4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning
+    changes nothing.
+    """
     z, wz = special.roots_legendre(300)
     z, wz = (z + 1) / 2, wz / 2
     phi = (np.arange(24) + 0.5) * pi / 48
@@ -228,14 +275,19 @@ def spherical_mean_norm2(fractions, covariances):
     r, wr = (r + 1) * top / 2, wr * top / 2
     mean = np.zeros_like(r)
     for f, cov in zip(fractions, covariances, strict=True):
-        c, b, a = 1 / np.linalg.eigvalsh(cov)  # inverse variances, ascending eigenvalues: a belongs to the long axis
-        x2 = (1 - z[:, None] ** 2) * (b * np.cos(phi) ** 2 + c * np.sin(phi) ** 2) + a * z[:, None] ** 2
+        c, b, a = 1 / np.linalg.eigvalsh(
+            cov
+        )  # inverse variances, ascending eigenvalues: a belongs to the long axis
+        x2 = (1 - z[:, None] ** 2) * (b * np.cos(phi) ** 2 + c * np.sin(phi) ** 2) + a * z[
+            :, None
+        ] ** 2
         profile = np.exp(-(r[:, None, None] ** 2) * x2 / 2).mean(2) @ wz
         mean += f * (2 * pi) ** -1.5 * sqrt(a * b * c) * profile
     return 4 * pi * np.sum(wr * r**2 * mean**2)
 
 
-# ---------------------------------------------------------------- restricted, reference 9.3; x = 2 pi q R (planes: L)
+# ---------------------------------------------------------------- restricted, reference 9.3; x = 2
+# pi q R (planes: L)
 
 
 def restricted_signal(geometry, x):
@@ -243,14 +295,25 @@ def restricted_signal(geometry, x):
     x = np.where(np.abs(x) < 1e-4, 1e-4, x)
     if geometry == "planes":
         return 2 * (1 - np.cos(x)) / x**2
-    return (2 * special.j1(x) / x) ** 2 if geometry == "cylinder" else (3 * special.spherical_jn(1, x) / x) ** 2
+    return (
+        (2 * special.j1(x) / x) ** 2
+        if geometry == "cylinder"
+        else (3 * special.spherical_jn(1, x) / x) ** 2
+    )
 
 
 def restricted_truth(geometry, size):
-    """MSD (of the restricted axes) and zero-displacement index at long time; size is R, of the planes L."""
+    """
+    MSD (of the restricted axes) and zero-displacement index at long time; size is R, of the planes
+    L.
+    """
     if geometry == "planes":
         return size**2 / 6, 1 / size
-    return (size**2, 1 / (pi * size**2)) if geometry == "cylinder" else (1.2 * size**2, 3 / (4 * pi * size**3))
+    return (
+        (size**2, 1 / (pi * size**2))
+        if geometry == "cylinder"
+        else (1.2 * size**2, 3 / (4 * pi * size**3))
+    )
 
 
 def restricted_propagator(geometry, size, r):
@@ -271,7 +334,10 @@ def restricted_sum(geometry, x, dt, n_max=40, k_max=40):
     if geometry == "planes":
         for k in range(1, k_max + 1):
             rate = (k * pi) ** 2
-            out = out + 4 * x**2 * np.exp(-rate * dt) * (1 - (-1) ** k * np.cos(x)) / (x**2 - rate) ** 2
+            out = (
+                out
+                + 4 * x**2 * np.exp(-rate * dt) * (1 - (-1) ** k * np.cos(x)) / (x**2 - rate) ** 2
+            )
         return out
     for n in range(n_max + 1):
         if geometry == "cylinder":
@@ -309,7 +375,8 @@ PROJECTED = {
 
 def projected_ratio(geometry, order):
     """
-    Zero-displacement index of the L2 projection on MAP(order) over the truth, mu at the true per-axis variance.
+    Zero-displacement index of the L2 projection on MAP(order) over the truth, mu at the true
+    per-axis variance.
 
     In d dimensions the radial functions are L_k^(d/2-1)(r^2/mu^2) exp(-r^2/2mu^2), k = 0..order/2.
     """

@@ -1,4 +1,7 @@
-"""DIPY, number by number: coefficients and indices where it is right, a table with the integral where it is not."""
+"""
+DIPY, number by number: coefficients and indices where it is right, a table with the integral where
+it is not.
+"""
 
 import warnings
 from types import SimpleNamespace
@@ -11,7 +14,11 @@ from integrals import Quadrature, draw
 
 COMBINATIONS = [(0.2, 4), (0.2, 6), (0.2, 8), (None, 4), (None, 6)]
 SAME = ("rtop", "rtap", "rtpp", "msd", "ng", "lapnorm")
-THEIRS = {"ng_par": "ng_parallel", "ng_perp": "ng_perpendicular", "lapnorm": "norm_of_laplacian_signal"}
+THEIRS = {
+    "ng_par": "ng_parallel",
+    "ng_perp": "ng_perpendicular",
+    "lapnorm": "norm_of_laplacian_signal",
+}
 
 
 def dipy_table(gtab):
@@ -19,7 +26,13 @@ def dipy_table(gtab):
     from dipy.core.gradients import gradient_table
 
     big, small = (gtab.tau, 0.0) if gtab.big_delta is None else (gtab.big_delta, gtab.small_delta)
-    return gradient_table(gtab.bvals, bvecs=gtab.bvecs, big_delta=big, small_delta=small, b0_threshold=gtab.b0_threshold)
+    return gradient_table(
+        gtab.bvals,
+        bvecs=gtab.bvecs,
+        big_delta=big,
+        small_delta=small,
+        b0_threshold=gtab.b0_threshold,
+    )
 
 
 def dipy_model(gtab, order, weight, basis):
@@ -46,7 +59,9 @@ def theirs(fit, name):
 
 
 def pairs(sample, order, weight, basis, count):
-    """Both programs' fits of `count` voxels spread over a sample, scales and frames forced to ours."""
+    """
+    Both programs' fits of `count` voxels spread over a sample, scales and frames forced to ours.
+    """
     good = np.flatnonzero((sample.y > 0).all(1))
     y = np.ascontiguousarray(sample.y[good[:: max(1, len(good) // count)][:count]])
     ours = mapmri.MapmriModel(sample.gtab, order, laplacian=weight, basis=basis).fit(y)
@@ -59,7 +74,10 @@ def pairs(sample, order, weight, basis, count):
 
 
 def parity(name, basis):
-    """Largest coefficient difference over the largest coefficient, and the same for every index DIPY has right."""
+    """
+    Largest coefficient difference over the largest coefficient, and the same for every index DIPY
+    has right.
+    """
 
     def run(quick):
         sample, rows, worst = load_sample(name), [], 0.0
@@ -67,9 +85,15 @@ def parity(name, basis):
         for weight, order in COMBINATIONS[:1] if quick else COMBINATIONS:
             ours, dipy = pairs(sample, order, weight, basis, 4 if quick else 25)
             coef = max(
-                np.abs(c - d.mapmri_coeff).max() / np.abs(d.mapmri_coeff).max() for c, d in zip(ours.coef, dipy, strict=True)
+                np.abs(c - d.mapmri_coeff).max() / np.abs(d.mapmri_coeff).max()
+                for c, d in zip(ours.coef, dipy, strict=True)
             )
-            index = [relative(getattr(ours, n)(), [theirs(d, n) for d in dipy], 1e-3 if n == "ng" else 0.0) for n in names]
+            index = [
+                relative(
+                    getattr(ours, n)(), [theirs(d, n) for d in dipy], 1e-3 if n == "ng" else 0.0
+                )
+                for n in names
+            ]
             rows.append([order, weight or 0.0, len(dipy), coef, *index])
             worst = max(worst, coef)
         return worst, [
@@ -95,7 +119,9 @@ def functions(quick):
     r = rng.standard_normal((20, 3)) * 5e-3
     for basis in ("anisotropic", "isotropic"):
         fit = draw(rng, 6, basis)
-        model = MapmriModel(dipy_table(gtab), radial_order=6, anisotropic_scaling=basis == "anisotropic")
+        model = MapmriModel(
+            dipy_table(gtab), radial_order=6, anisotropic_scaling=basis == "anisotropic"
+        )
         other = MapmriFit(model, fit.coef[0], fit.mu[0], fit.R[0], 0.0)
         got = [
             ["signal", fit.predict(gtab, S0=1)[0], other.predict(model.gtab, S0=1.0)],
@@ -103,9 +129,15 @@ def functions(quick):
             ["ODF, s = 0", fit.odf(v, 0)[0], other.odf(Sphere(xyz=v), s=0)],
             ["ODF, s = 2", fit.odf(v, 2)[0], other.odf(Sphere(xyz=v), s=2)],
         ]
-        rows += [[basis, name, float(np.max(np.abs(a - c)) / np.max(np.abs(c)))] for name, a, c in got]
+        rows += [
+            [basis, name, float(np.max(np.abs(a - c)) / np.max(np.abs(c)))] for name, a, c in got
+        ]
     return max(row[2] for row in rows), [
-        Table("DIPY: the same coefficients evaluated", ["basis", "what", "largest difference / largest value"], rows)
+        Table(
+            "DIPY: the same coefficients evaluated",
+            ["basis", "what", "largest difference / largest value"],
+            rows,
+        )
     ]
 
 
@@ -119,24 +151,40 @@ def crossing_fit(name):
 
 
 def differ(quick):
-    """Indices that DIPY computes otherwise: ours, DIPY's, and the integral of the same coefficients' propagator."""
+    """
+    Indices that DIPY computes otherwise: ours, DIPY's, and the integral of the same coefficients'
+    propagator.
+    """
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
     rng, rows, worst = np.random.default_rng(6), [], 0.0
     fits = [("one Gaussian", "anisotropic", crossing_fit("(1.7,.3,.3)"))]
-    fits += [(f"{name}, fit of order 6", "anisotropic", crossing_fit(name)) for name in ("X60", "X90", "BiIso")]
-    fits += [("random coefficients, order 6", basis, draw(rng, 6, basis)) for basis in ("anisotropic", "isotropic")]
+    fits += [
+        (f"{name}, fit of order 6", "anisotropic", crossing_fit(name))
+        for name in ("X60", "X90", "BiIso")
+    ]
+    fits += [
+        ("random coefficients, order 6", basis, draw(rng, 6, basis))
+        for basis in ("anisotropic", "isotropic")
+    ]
     b, g = truth.scheme_3x60()
     for case, basis, fit in fits:
         model = MapmriModel(
-            dipy_table(mapmri.GradientTable(b, g, tau=TAU)), radial_order=6, anisotropic_scaling=basis == "anisotropic"
+            dipy_table(mapmri.GradientTable(b, g, tau=TAU)),
+            radial_order=6,
+            anisotropic_scaling=basis == "anisotropic",
         )
         other = MapmriFit(model, fit.coef[0], fit.mu[0], fit.R[0], 0.0)
         integral = Quadrature(fit).all()
         for name in ("qiv", "ng_par", "ng_perp") if basis == "anisotropic" else ("qiv",):
             ours = float(getattr(fit, name)()[0])
             # NG from an integral is a square root of a difference: its square is what is accurate
-            worst = max(worst, relative(ours, integral[name]) if name == "qiv" else abs(ours**2 - integral[name] ** 2))
+            worst = max(
+                worst,
+                relative(ours, integral[name])
+                if name == "qiv"
+                else abs(ours**2 - integral[name] ** 2),
+            )
             rows.append([f"{case} ({basis})", name, ours, theirs(other, name), integral[name]])
     note = (
         "QIV is the reciprocal of the sum of the coefficients' contributions; DIPY sums the reciprocals, which agrees for a "
@@ -145,12 +193,20 @@ def differ(quick):
         "leaves out odd-odd pairs. Which of the two the original paper prints could not be established."
     )
     return worst, [
-        Table("Where the indices differ from DIPY's", ["propagator", "index", "ours", "DIPY", "3-D integral"], rows, note)
+        Table(
+            "Where the indices differ from DIPY's",
+            ["propagator", "index", "ours", "DIPY", "3-D integral"],
+            rows,
+            note,
+        )
     ]
 
 
 def turned(quick):
-    """ng_perp of one propagator at equal transverse scales, described in frames turned about e1: our spread."""
+    """
+    ng_perp of one propagator at equal transverse scales, described in frames turned about e1: our
+    spread.
+    """
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
     b, g = truth.scheme_3x60()
@@ -162,13 +218,24 @@ def turned(quick):
     r, w = oracle.gauss_hermite(14, mu)
     for angle in (0, 15, 30, 45):
         turn = truth.rotation(0, angle)
-        # the projection of the turned propagator on the same functions is exact: the space is the same
+        # the projection of the turned propagator on the same functions is exact: the space is the
+        # same
         p = oracle.psi_matrix(6, mu, r @ turn) @ coef
         fit = made_fit(8 * np.pi**1.5 * np.prod(mu) * oracle.psi_matrix(6, mu, r).T @ (w * p), mu)
-        rows.append([angle, float(fit.ng_perp()[0]), theirs(MapmriFit(model, fit.coef[0], mu, np.eye(3), 0.0), "ng_perp")])
+        rows.append(
+            [
+                angle,
+                float(fit.ng_perp()[0]),
+                theirs(MapmriFit(model, fit.coef[0], mu, np.eye(3), 0.0), "ng_perp"),
+            ]
+        )
     spread = max(row[1] for row in rows) - min(row[1] for row in rows)
     return spread, [
-        Table("NG_perp of one propagator in turned frames: where they differ", ["degrees about e1", "ours", "DIPY"], rows)
+        Table(
+            "NG_perp of one propagator in turned frames: where they differ",
+            ["degrees about e1", "ours", "DIPY"],
+            rows,
+        )
     ]
 
 
@@ -191,7 +258,9 @@ def weights(quick):
             m = oracle.phi_matrix(6, fit.mu[v], sample.gtab.qvecs @ fit.R[v])
             lap = oracle.laplacian_matrix(6, fit.mu[v])
             values = np.array([oracle.gcv(m, lap, y[v], weight)[0] for weight in array])
-            ours += values[np.argmin(np.abs(array - fit.laplacian_weight[v]))] <= values.min() * (1 + 1e-9)
+            ours += values[np.argmin(np.abs(array - fit.laplacian_weight[v]))] <= values.min() * (
+                1 + 1e-9
+            )
             chosen = generalized_crossvalidation_array(y[v], m, lap, weights_array=array)
             dipy += values[np.argmin(np.abs(array - chosen))] <= values.min() * (1 + 1e-9)
         rows.append([title, len(y), int(ours), int(dipy)])
@@ -208,7 +277,9 @@ def weights(quick):
 
 
 def gcv_scaling(quick):
-    """GCV weight of the same voxels in other units of intensity: largest relative change of ours."""
+    """
+    GCV weight of the same voxels in other units of intensity: largest relative change of ours.
+    """
     sample = load_sample("small101d")
     y = np.ascontiguousarray(sample.y[(sample.y > 0).all(1)][:: 200 if quick else 30])
     model = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv")
@@ -224,7 +295,9 @@ def gcv_scaling(quick):
     ours = max(relative(f.laplacian_weight, fits[0].laplacian_weight) for f in fits[1:])
     dipy = float(np.max(np.abs(lopt / lopt[:, :1] - 1)))
     rows = [["largest relative change of the weight, intensities x 0.001 and x 1000", ours, dipy]]
-    return ours, [Table("GCV and the unit of the intensities: where they differ", ["", "ours", "DIPY"], rows)]
+    return ours, [
+        Table("GCV and the unit of the intensities: where they differ", ["", "ours", "DIPY"], rows)
+    ]
 
 
 def other_table(quick):
@@ -233,14 +306,25 @@ def other_table(quick):
     b, g = truth.scheme_3x60()
     gtab = mapmri.GradientTable(b, g, tau=2 * TAU)
     # the propagator fitted at TAU, measured with pulses whose q is that of the other table
-    want = np.exp(-b * (TAU / gtab.tau) * np.einsum("ki,ij,kj->k", g, truth.axis_tensor((1.7, 0.3, 0.3)), g))
+    want = np.exp(
+        -b * (TAU / gtab.tau) * np.einsum("ki,ij,kj->k", g, truth.axis_tensor((1.7, 0.3, 0.3)), g)
+    )
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
     model = MapmriModel(dipy_table(mapmri.GradientTable(b, g, tau=TAU)), radial_order=6)
-    other = MapmriFit(model, fit.coef[0], fit.mu[0], fit.R[0], 0.0).predict(dipy_table(gtab), S0=1.0)
+    other = MapmriFit(model, fit.coef[0], fit.mu[0], fit.R[0], 0.0).predict(
+        dipy_table(gtab), S0=1.0
+    )
     errors = [float(np.max(np.abs(e - want))) for e in (fit.predict(gtab, S0=1)[0], other)]
-    rows = [["largest error of E at twice the diffusion time, q from the given table's own deltas", *errors]]
-    return errors[0], [Table("Prediction at other deltas: where they differ", ["", "ours", "DIPY"], rows)]
+    rows = [
+        [
+            "largest error of E at twice the diffusion time, q from the given table's own deltas",
+            *errors,
+        ]
+    ]
+    return errors[0], [
+        Table("Prediction at other deltas: where they differ", ["", "ours", "DIPY"], rows)
+    ]
 
 
 def cases():
@@ -251,11 +335,24 @@ def cases():
     return [
         *out,
         Case("signal, propagator, ODF", "DIPY, same coefficients", 1e-10, functions),
-        Case("QIV, NG_par, NG_perp", "3-D integration, relative; NG: error of the square (DIPY differs)", 1e-10, differ),
+        Case(
+            "QIV, NG_par, NG_perp",
+            "3-D integration, relative; NG: error of the square (DIPY differs)",
+            1e-10,
+            differ,
+        ),
         Case("NG_perp in turned frames", "invariance (DIPY varies)", 1e-12, turned),
-        Case("array of weights", "every V by its definition; voxels missed (DIPY misses some)", 0, weights),
+        Case(
+            "array of weights",
+            "every V by its definition; voxels missed (DIPY misses some)",
+            0,
+            weights,
+        ),
         Case("GCV and units of intensity", "invariance (DIPY drifts)", 1e-5, gcv_scaling),
         Case(
-            "prediction at other deltas", "closed form of a Gaussian (DIPY keeps the fitted table's deltas)", 1e-9, other_table
+            "prediction at other deltas",
+            "closed form of a Gaussian (DIPY keeps the fitted table's deltas)",
+            1e-9,
+            other_table,
         ),
     ]

@@ -1,11 +1,12 @@
 """
-Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first fit, the import.
+Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first
+fit, the import.
 
     python validation/bench.py [--only MODE] [--rounds K] [--no-dipy]
 
-Ours and DIPY's alternate, so that a busy machine slows both; a time is the smallest of the rounds, a ratio the median of
-the rounds' ratios. One thread is timed in CPU seconds, several by the clock. Ours is the whole fit with its nine indices,
-DIPY's is `fit` alone. Nothing is asserted.
+Ours and DIPY's alternate, so that a busy machine slows both; a time is the smallest of the rounds,
+a ratio the median of the rounds' ratios. One thread is timed in CPU seconds, several by the clock.
+Ours is the whole fit with its nine indices, DIPY's is `fit` alone. Nothing is asserted.
 """
 
 import argparse
@@ -20,7 +21,11 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-for name in ("OPENBLAS", "OMP", "MKL"):  # before NumPy loads: DIPY's and the floor's BLAS on one core, as ours is
+for name in (
+    "OPENBLAS",
+    "OMP",
+    "MKL",
+):  # before NumPy loads: DIPY's and the floor's BLAS on one core, as ours is
     os.environ[f"{name}_NUM_THREADS"] = "1"
 
 import common  # noqa: E402
@@ -64,7 +69,9 @@ def voxels(count):
         f, d = truth.crossing(rng.uniform(0, 45), (1.7, 0.3, 0.3), rng.uniform(0.3, 0.7))
         turn = common.random_frame(rng)
         clean = truth.mixture_signal(f, [turn @ t @ turn.T for t in d], gtab.bvals, gtab.bvecs)
-        y[v] = 1000 * np.hypot(clean + rng.standard_normal(len(b)) / 30, rng.standard_normal(len(b)) / 30)
+        y[v] = 1000 * np.hypot(
+            clean + rng.standard_normal(len(b)) / 30, rng.standard_normal(len(b)) / 30
+        )
     return gtab, y
 
 
@@ -78,7 +85,10 @@ def whole(model, y, threads):
 
 
 def dipy_fit(mode, order, gtab, default_solver=False):
-    """A function that fits some voxels with DIPY and returns CPU seconds a voxel, or None where it would take too long."""
+    """
+    A function that fits some voxels with DIPY and returns CPU seconds a voxel, or None where it
+    would take too long.
+    """
     constrained = mode in DIPY and "cvxpy_solver" in DIPY[mode][1]
     slow = constrained and (order != 6 and (mode, order) != ("CMAPL 0.2", 8))
     if mode not in DIPY or slow or (default_solver and (not constrained or order != 6)):
@@ -121,10 +131,19 @@ def measure(mode, order, gtab, y, rounds, threads, with_dipy):
             except Exception as error:
                 print(f"DIPY, {mode}, order {order}: {type(error).__name__}", file=sys.stderr)
                 peer = None
-    row = {"mode": mode, "order": order, "voxels": len(y), "us": 1e6 * min(one), "us_threads": 1e6 * min(many)}
+    row = {
+        "mode": mode,
+        "order": order,
+        "voxels": len(y),
+        "us": 1e6 * min(one),
+        "us_threads": 1e6 * min(many),
+    }
     row["gain"] = float(np.median(np.divide(alone, many)))
     if other:
-        row |= {"dipy_ms": 1e3 * min(other), "ratio": float(np.median(np.divide(other, one[: len(other)])))}
+        row |= {
+            "dipy_ms": 1e3 * min(other),
+            "ratio": float(np.median(np.divide(other, one[: len(other)]))),
+        }
     slower = dipy_fit(mode, order, gtab, default_solver=True) if with_dipy else None
     if slower:
         row["dipy_default_ms"] = 1e3 * min(slower(y) for _ in range(2))
@@ -135,9 +154,11 @@ def measure(mode, order, gtab, y, rounds, threads, with_dipy):
 
 def flops(model):
     """
-    Floating-point operations of a voxel of an unconstrained mode; neither exp nor log, nor the choice among weights.
+    Floating-point operations of a voxel of an unconstrained mode; neither exp nor log, nor the
+    choice among weights.
 
-    Moments, their rotation and maps, the fitted signal, tensor sums, Cholesky; GCV: whitening and tridiagonalisation.
+    Moments, their rotation and maps, the fitted signal, tensor sums, Cholesky; GCV: whitening and
+    tridiagonalisation.
     """
     t, s, bounds = model.plan.moments, model.plan.scheme, model.plan.gcv.bounds
     n, n_coef = len(model.gtab), t.origin.size
@@ -147,13 +168,21 @@ def flops(model):
     total = 2 * (products + maps + turns) + n_coef**3 / 3 + 2 * n_coef**2
     if model.plan.weights.size != 1:
         own = np.searchsorted(bounds, np.arange(n_coef), "right") - 1
-        along = np.arange(n_coef) - bounds[own]  # terms of a triangular solve at each row, within its parity class
-        total += 2 * float(sum(along[:i].sum() + i * along[i] for i in range(n_coef))) + 4 * n_coef**3 / 3
+        along = (
+            np.arange(n_coef) - bounds[own]
+        )  # terms of a triangular solve at each row, within its parity class
+        total += (
+            2 * float(sum(along[:i].sum() + i * along[i] for i in range(n_coef)))
+            + 4 * n_coef**3 / 3
+        )
     return float(total)
 
 
 def matrix_rate():
-    """The core's double-precision matrix-product rate, flop/s: CPU seconds, the best of some products of 600 x 600."""
+    """
+    The core's double-precision matrix-product rate, flop/s: CPU seconds, the best of some products
+    of 600 x 600.
+    """
     a = np.random.default_rng(0).standard_normal((600, 600))
     best = np.inf
     for _ in range(20):
@@ -184,8 +213,15 @@ def bare_gain(threads):
 
 
 def child(code, **env):
-    """CPU seconds of a fresh interpreter that runs `code` in this checkout, its modules' bytecode cached as in an install."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": BYTECODE.name} | env
+    """
+    CPU seconds of a fresh interpreter that runs `code` in this checkout, its modules' bytecode
+    cached as in an install.
+    """
+    env = (
+        {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        | {"PYTHONPYCACHEPREFIX": BYTECODE.name}
+        | env
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -198,32 +234,43 @@ import mapmri_nb as mapmri
 rng = np.random.default_rng(0)
 g = rng.standard_normal((60, 3))
 b = np.r_[np.zeros(4), np.repeat([1000.0, 2000.0], 28)]
-gtab = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1, keepdims=True), big_delta=0.0365, small_delta=0.0157)
-y = np.exp(-b * 0.7e-3) + 0.02 * rng.standard_normal((50, 60))
-fit = mapmri.MapmriModel(gtab, 4, **{options!r}).fit(y)
-fit.rtop()
+gtab = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1, keepdims=True), big_delta=0.0365,
+small_delta=0.0157) y = np.exp(-b * 0.7e-3) + 0.02 * rng.standard_normal((50, 60)) fit =
+mapmri.MapmriModel(gtab, 4, **{options!r}).fit(y) fit.rtop()
 """
 
 
 def first_fits():
-    """CPU seconds of a first fit in a fresh interpreter, from an empty and from a warm cache, and the cache's size."""
+    """
+    CPU seconds of a first fit in a fresh interpreter, from an empty and from a warm cache, and the
+    cache's size.
+    """
     out = {}
     wanted = {"MAPL": "MAPL 0.2", "GCV": "MAPL GCV", "grid": "CMAPL 0.2", "global": "MAPL+ 0.2"}
     with tempfile.TemporaryDirectory() as everything:
         for title, mode in wanted.items():
             code = FIRST.replace("{options!r}", repr(MODES[mode]))
             with tempfile.TemporaryDirectory() as cache:
-                out[f"first fit, {title}: empty cache, CPU s"] = round(child(code, NUMBA_CACHE_DIR=cache), 2)
+                out[f"first fit, {title}: empty cache, CPU s"] = round(
+                    child(code, NUMBA_CACHE_DIR=cache), 2
+                )
             child(code, NUMBA_CACHE_DIR=everything)
-            out[f"first fit, {title}: warm cache, CPU s"] = round(child(code, NUMBA_CACHE_DIR=everything), 2)
+            out[f"first fit, {title}: warm cache, CPU s"] = round(
+                child(code, NUMBA_CACHE_DIR=everything), 2
+            )
         size = sum(p.stat().st_size for p in Path(everything).rglob("*") if p.is_file())
     return out | {"cache after these four, MB": round(size / 1e6, 2)}
 
 
 def imports(rounds=7):
-    """`import mapmri_nb` against `import numba`: smallest CPU seconds of alternating fresh interpreters."""
+    """
+    `import mapmri_nb` against `import numba`: smallest CPU seconds of alternating fresh
+    interpreters.
+    """
     child("import mapmri_nb, numba")  # bytecode
-    pairs = [(child("import mapmri_nb"), child("import numba"), child("pass")) for _ in range(rounds)]
+    pairs = [
+        (child("import mapmri_nb"), child("import numba"), child("pass")) for _ in range(rounds)
+    ]
     ours, numba, bare = np.min(pairs, axis=0)
     ratio = float(np.median([(a - bare) / (b - bare) for a, b, _ in pairs]))
     return {"import mapmri_nb, CPU s": round(float(ours), 3), "import numba, CPU s": round(float(numba), 3),
@@ -262,14 +309,22 @@ def main(argv=None):
                 row["floor_us"] = 1e6 * row["mflop"] * 1e6 / rate
             if row:
                 rows.append(row)
-                print({k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in row.items()}, flush=True)
+                print(
+                    {k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in row.items()},
+                    flush=True,
+                )
     if args.only:
         return 0
     gain = bare_gain(threads)
     start = imports() | first_fits() | reading()
     start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)}
     start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
-    out = {"environment": common.environment(), "scheme": SCHEME, "threads": threads, "rounds": args.rounds}
+    out = {
+        "environment": common.environment(),
+        "scheme": SCHEME,
+        "threads": threads,
+        "rounds": args.rounds,
+    }
     out |= {"modes": rows, "start": start}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(out, indent=1) + "\n")

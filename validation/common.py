@@ -1,4 +1,6 @@
-"""What every case needs: the contract of a case, where things are, made-up fits, the bundled samples."""
+"""
+What every case needs: the contract of a case, where things are, made-up fits, the bundled samples.
+"""
 
 import datetime
 import json
@@ -14,7 +16,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "validation" / "results"
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout is what is validated; tests has the oracle
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests"),
+]  # this checkout is what is validated; tests has the oracle
 
 import mapmri_nb as mapmri  # noqa: E402
 from mapmri_nb import data, io  # noqa: E402
@@ -34,10 +39,11 @@ class Table(NamedTuple):
 
 class Case(NamedTuple):
     """
-    One claim: `run(quick)` measures a number, or (number, tables), that must not exceed the tolerance.
+    One claim: `run(quick)` measures a number, or (number, tables), that must not exceed the
+    tolerance.
 
-    `truth` says where the truth comes from. A tolerance of None means that the number is reported, not judged;
-    `at_least` turns the comparison round.
+    `truth` says where the truth comes from. A tolerance of None means that the number is reported,
+    not judged; `at_least` turns the comparison round.
     """
 
     name: str
@@ -63,10 +69,18 @@ def environment():
             packages[name] = None
     model, flags = platform.processor(), []
     if os.path.exists("/proc/cpuinfo"):
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        lines = dict(
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if ":" in line
+        )
         lines = {k.strip(): v.strip() for k, v in lines.items()}
         model = lines.get("model name", model)
-        flags = [f for f in lines.get("flags", "").split() if f in ("sse4_2", "avx", "avx2", "fma") or f.startswith("avx512")]
+        flags = [
+            f
+            for f in lines.get("flags", "").split()
+            if f in ("sse4_2", "avx", "avx2", "fma") or f.startswith("avx512")
+        ]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "mapmri_nb": mapmri.__version__,
@@ -94,7 +108,10 @@ def table_at(q, tau=TAU):
 
 
 def made_fit(coef, mu, R=None, basis="anisotropic", mu_tensor=None, tau=TAU):
-    """A fit of one voxel (a volume of shape (1,)) with given public coefficients; the order follows from their number."""
+    """
+    A fit of one voxel (a volume of shape (1,)) with given public coefficients; the order follows
+    from their number.
+    """
     import oracle
 
     coef, mu = np.asarray(coef, float), np.asarray(mu, float)
@@ -124,9 +141,16 @@ class Sample(NamedTuple):
 def load_sample(name):
     """One of `mapmri_nb.data.SAMPLES`."""
     path = data.sample_dwi(name)
-    mask = np.asarray(io.load_mask(next(path.parent.glob("*_mask.nii.gz")), io.load_dwi(path).data.shape[:3])) > 0
+    mask = (
+        np.asarray(
+            io.load_mask(next(path.parent.glob("*_mask.nii.gz")), io.load_dwi(path).data.shape[:3])
+        )
+        > 0
+    )
     series = np.asarray(io.load_dwi(path).data, float)
-    return Sample(name, mapmri.GradientTable.from_bids(path), np.ascontiguousarray(series[mask]), mask)
+    return Sample(
+        name, mapmri.GradientTable.from_bids(path), np.ascontiguousarray(series[mask]), mask
+    )
 
 
 def relative(value, truth, floor=0.0):

@@ -1,4 +1,7 @@
-"""Positivity: objectives against Clarabel, feasibility and certificates, on real and simulated voxels in every mode."""
+"""
+Positivity: objectives against Clarabel, feasibility and certificates, on real and simulated voxels
+in every mode.
+"""
 
 from functools import lru_cache
 from itertools import product
@@ -13,12 +16,17 @@ from numpy.polynomial import hermite as physicists
 
 ORDERS, BASES, WEIGHTS = (4, 6, 8), ("anisotropic", "isotropic"), (None, 0.01, 0.2, "gcv")
 SOURCES = ("small101d", "catcord", "simulated")
-NEAR_ZERO = 1e-4  # of |d|^2: an objective below is compared relative to this (noise-free voxels have none to speak of)
+# of |d|^2: an objective below is compared relative to this (noise-free voxels have none to speak
+# of)
+NEAR_ZERO = 1e-4
 POINTS = 100_000
 
 
 class Voxel(NamedTuple):
-    """The problem of one fitted row, written from the formulas: min |M c - d|^2 + weight c'Lc, B'c = 1."""
+    """
+    The problem of one fitted row, written from the formulas: min |M c - d|^2 + weight c'Lc, B'c =
+    1.
+    """
 
     M: np.ndarray
     L: np.ndarray
@@ -31,7 +39,10 @@ class Voxel(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One voxel by one solver: relative excess over Clarabel, violation over the peak, fallback, certified, lowest P."""
+    """
+    One voxel by one solver: relative excess over Clarabel, violation over the peak, fallback,
+    certified, lowest P.
+    """
 
     order: int
     basis: str
@@ -45,15 +56,26 @@ class Answer(NamedTuple):
 
 
 def simulated(count, rng):
-    """Mixtures of the reference, turned at random, on an HCP-like scheme: SNR 15 and 30 with Rician noise, and none."""
+    """
+    Mixtures of the reference, turned at random, on an HCP-like scheme: SNR 15 and 30 with Rician
+    noise, and none.
+    """
     gtab, y = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU), []
     mixtures = list(truth.MIXTURES.values())
     for k in range(count):
         f, tensors = mixtures[rng.integers(len(mixtures))]
         turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-        clean = truth.mixture_signal(f, [turn @ t @ turn.T for t in tensors], gtab.bvals, gtab.bvecs)
+        clean = truth.mixture_signal(
+            f, [turn @ t @ turn.T for t in tensors], gtab.bvals, gtab.bvecs
+        )
         sigma = (1 / 15, 1 / 30, 1 / 15, 1 / 30, 0.0)[k % 5]
-        y.append(100 * np.hypot(clean + sigma * rng.standard_normal(len(gtab)), sigma * rng.standard_normal(len(gtab))))
+        y.append(
+            100
+            * np.hypot(
+                clean + sigma * rng.standard_normal(len(gtab)),
+                sigma * rng.standard_normal(len(gtab)),
+            )
+        )
     return gtab, np.array(y)
 
 
@@ -62,11 +84,16 @@ def voxels(source, count, rng):
     if source == "simulated":
         return simulated(count + 1, rng)
     sample = load_sample(source)
-    return sample.gtab, np.ascontiguousarray(sample.y[rng.choice(len(sample.y), count, replace=False)])
+    return sample.gtab, np.ascontiguousarray(
+        sample.y[rng.choice(len(sample.y), count, replace=False)]
+    )
 
 
 def problem(fit, v, y):
-    """The dense problem of row v, and its coefficients in the frame where it was solved (isotropic: the b-vectors')."""
+    """
+    The dense problem of row v, and its coefficients in the frame where it was solved (isotropic:
+    the b-vectors').
+    """
     R = np.eye(3) if fit.isotropic else fit.R[v]
     c = oracle.iso_to_aniso(fit.order) @ fit.coef[v] if fit.isotropic else fit.coef[v]
     M = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ R)
@@ -87,15 +114,20 @@ def grid_rows(order):
 @lru_cache
 def gram_entries(order):
     """
-    Rows of the equalities "polynomial of c = z'Qz": Hermite -> monomial (m, n), and of each block (size, rows, columns, q).
+    Rows of the equalities "polynomial of c = z'Qz": Hermite -> monomial (m, n), and of each block
+    (size, rows, columns, q).
 
-    q are the entries of Q in Clarabel's packing: upper triangle by columns, off-diagonal ones times sqrt(2).
+    q are the entries of Q in Clarabel's packing: upper triangle by columns, off-diagonal ones times
+    sqrt(2).
     """
     table = oracle.aniso_table(order)
     where = {tuple(row): i for i, row in enumerate(table.tolist())}
     to_monomial = np.zeros((len(table), len(table)))
     for j, n in enumerate(table.tolist()):
-        parts = [physicists.herm2poly([0] * k + [1]) / sqrt(2.0**k * float(np.prod(np.arange(1, k + 1)))) for k in n]
+        parts = [
+            physicists.herm2poly([0] * k + [1]) / sqrt(2.0**k * float(np.prod(np.arange(1, k + 1))))
+            for k in n
+        ]
         for power in product(*(range(len(p)) for p in parts)):
             value = np.prod([p[k] for p, k in zip(parts, power, strict=True)])
             if value:
@@ -117,8 +149,9 @@ def clarabel(voxel, order, positivity):
     """
     Coefficients of the same problem by Clarabel at 1e-9, without any ridge.
 
-    With [M; sqrt(weight) C'] = QR, LL' = C, and z = R c - Q'd the objective is z'z and a constant. It is divided by the
-    free optimum's, so that the tolerance is relative to the objective and not to |d|^2.
+    With [M; sqrt(weight) C'] = QR, LL' = C, and z = R c - Q'd the objective is z'z and a constant.
+    It is divided by the free optimum's, so that the tolerance is relative to the objective and not
+    to |d|^2.
     """
     import clarabel
     from scipy import sparse
@@ -138,15 +171,23 @@ def clarabel(voxel, order, positivity):
         to_monomial, blocks = gram_entries(order)
         count = [len(rows) for _, rows, _ in blocks]
         adjoint = [
-            sparse.csc_matrix((np.array(f), (r, np.arange(len(r)))), shape=(n, len(r))) for _, r, f in blocks
-        ]  # sums of the entries of Q that make each monomial; packed entries carry sqrt(2) once, sums need it once more
+            sparse.csc_matrix((np.array(f), (r, np.arange(len(r)))), shape=(n, len(r)))
+            for _, r, f in blocks
+            # sums of the entries of Q that make each monomial; packed entries carry sqrt(2) once, sums
+            # need it once more
+        ]
         scale = 1 / np.abs(to_monomial).max(1)  # of the equations
         equal = [[R, -sparse.eye(n), None, None], [B[None], None, None, None]]
-        equal += [[scale[:, None] * to_monomial, None, *(sparse.diags(-scale) @ a for a in adjoint)]]
+        equal += [
+            [scale[:, None] * to_monomial, None, *(sparse.diags(-scale) @ a for a in adjoint)]
+        ]
         psd = [[None, None, -sparse.eye(count[0]), None], [None, None, None, -sparse.eye(count[1])]]
         rows = sparse.bmat(equal + psd, format="csc")
         right = np.r_[target, 1.0, np.zeros(n + sum(count))]
-        cones = [clarabel.ZeroConeT(2 * n + 1), *(clarabel.PSDTriangleConeT(s) for s, _, _ in blocks)]
+        cones = [
+            clarabel.ZeroConeT(2 * n + 1),
+            *(clarabel.PSDTriangleConeT(s) for s, _, _ in blocks),
+        ]
         extra = sum(count)
     P = sparse.diags(np.r_[np.zeros(n), np.full(n, 2.0 / size), np.zeros(extra)], format="csc")
     settings = clarabel.DefaultSettings()
@@ -159,18 +200,31 @@ def clarabel(voxel, order, positivity):
 
 @lru_cache
 def scattered(order):
-    """Polynomial part and Gaussian of every function at random points u = x / mu, uniform in a ball beyond the grid's."""
+    """
+    Polynomial part and Gaussian of every function at random points u = x / mu, uniform in a ball
+    beyond the grid's.
+    """
     rng = np.random.default_rng(9)
     v = rng.standard_normal((POINTS, 3))
-    u = v / np.linalg.norm(v, axis=1, keepdims=True) * (sqrt(2 * order + 1) + 2.5) * rng.random((POINTS, 1)) ** (1 / 3)
+    u = (
+        v
+        / np.linalg.norm(v, axis=1, keepdims=True)
+        * (sqrt(2 * order + 1) + 2.5)
+        * rng.random((POINTS, 1)) ** (1 / 3)
+    )
     axes = [[oracle.hermite1d(k, u[:, a]) for k in range(order + 1)] for a in range(3)]
-    return np.array([axes[0][i] * axes[1][j] * axes[2][k] for i, j, k in oracle.aniso_table(order).tolist()]).T
+    return np.array(
+        [axes[0][i] * axes[1][j] * axes[2][k] for i, j, k in oracle.aniso_table(order).tolist()]
+    ).T
 
 
 def lowest(order, c):
     """Smallest propagator value over its peak on the random points, for coefficients (V, n)."""
     p = scattered(order) @ c.T
-    peak = np.maximum(p.max(0), oracle.psi_matrix(order, np.ones(3), np.zeros((1, 3)))[0] @ c.T * (2 * np.pi) ** 1.5)
+    peak = np.maximum(
+        p.max(0),
+        oracle.psi_matrix(order, np.ones(3), np.zeros((1, 3)))[0] @ c.T * (2 * np.pi) ** 1.5,
+    )
     return p.min(0) / peak
 
 
@@ -180,10 +234,15 @@ def measure(positivity, solver, order, basis, weight, gtab, y, reference):
     fit = mapmri.MapmriModel(gtab, order, **options).fit(y)
     low, certified, out = np.zeros(len(y)), np.zeros(len(y), bool), []
     if positivity == "global":
-        low, certified = lowest(order, np.nan_to_num(fit.hermite_coef())), fit.certificate().certified
+        low, certified = (
+            lowest(order, np.nan_to_num(fit.hermite_coef())),
+            fit.certificate().certified,
+        )
     for v in range(len(y)):
         if fit.status[v] & mapmri.Status.NO_FIT:
-            out.append(Answer(order, basis, str(weight), np.nan, np.nan, True, False, np.nan, False))
+            out.append(
+                Answer(order, basis, str(weight), np.nan, np.nan, True, False, np.nan, False)
+            )
             continue
         voxel, c = problem(fit, v, y[v])
         if v not in reference:
@@ -202,9 +261,15 @@ def measure(positivity, solver, order, basis, weight, gtab, y, reference):
 
 @lru_cache
 def study(quick):
-    """Answers by route: grid and global, compiled and OSQP; the last on 30 voxels of orders 4 and 6 alone."""
+    """
+    Answers by route: grid and global, compiled and OSQP; the last on 30 voxels of orders 4 and 6
+    alone.
+    """
     rng = np.random.default_rng(4)
-    routes = {route: [] for route in (("grid", "auto"), ("grid", "osqp"), ("global", "auto"), ("global", "osqp"))}
+    routes = {
+        route: []
+        for route in (("grid", "auto"), ("grid", "osqp"), ("global", "auto"), ("global", "osqp"))
+    }
     left = {4: 3, 6: 3} if quick else {4: 15, 6: 15}  # voxels of the last route
     for order, basis, weight in product(ORDERS, BASES, WEIGHTS):
         if quick and (order == 8 or (basis == "isotropic") != (weight == 0.01)):
@@ -220,7 +285,9 @@ def study(quick):
                         left[order] = left.get(order, 0) - take
                     if take:
                         some = np.ascontiguousarray(y[:take])
-                        routes[positivity, solver] += measure(positivity, solver, order, basis, weight, gtab, some, reference)
+                        routes[positivity, solver] += measure(
+                            positivity, solver, order, basis, weight, gtab, some, reference
+                        )
     return routes
 
 
@@ -234,8 +301,23 @@ def table(route, title, quick):
         fitted = [a for a in some if a.fitted]
         gap = np.abs([a.excess for a in fitted])
         row = [order, "0" if weight is None else str(weight), len(some), len(some) - len(fitted)]
-        rows.append([*row, *map(float, (np.median(gap), np.quantile(gap, 0.9), gap.max())), max(a.violation for a in fitted)])
-    columns = ["order", "weight", "voxels", "without an answer", "median", "90 %", "worst", "largest violation / peak"]
+        rows.append(
+            [
+                *row,
+                *map(float, (np.median(gap), np.quantile(gap, 0.9), gap.max())),
+                max(a.violation for a in fitted),
+            ]
+        )
+    columns = [
+        "order",
+        "weight",
+        "voxels",
+        "without an answer",
+        "median",
+        "90 %",
+        "worst",
+        "largest violation / peak",
+    ]
     note = (
         "|objective - Clarabel's| over the objective (over 1e-4 |d|^2 where it is smaller: noise-free voxels); both bases, "
         "voxels of small101d, catcord and simulated mixtures at SNR 15, 30 and none. Violation: of the grid's points."
@@ -263,7 +345,10 @@ def worst(route):
 
 def median(route):
     """Median excess, with the table."""
-    return lambda quick: (float(np.median(gaps(route, quick))), [table(route, TITLES[route], quick)])
+    return lambda quick: (
+        float(np.median(gaps(route, quick))),
+        [table(route, TITLES[route], quick)],
+    )
 
 
 def violation(route):
@@ -282,7 +367,10 @@ def negative(quick):
 
 
 def left_negative(quick):
-    """Smallest P over the largest of every mode on noisy mixtures; the number is that of MAP+ and MAPL+."""
+    """
+    Smallest P over the largest of every mode on noisy mixtures; the number is that of MAP+ and
+    MAPL+.
+    """
     gtab, y = simulated(10 if quick else 100, np.random.default_rng(13))
     rows, worst = [], 0.0
     for mode, options in MODES.items():
@@ -290,40 +378,86 @@ def left_negative(quick):
         low, mass = fit.negative()
         certified = int(fit.certificate().certified.sum())
         rows.append(
-            [mode, len(y), float(np.nanmin(low)), 100 * float(np.nanmean(mass)), 100 * float(np.nanmax(mass)), certified]
+            [
+                mode,
+                len(y),
+                float(np.nanmin(low)),
+                100 * float(np.nanmean(mass)),
+                100 * float(np.nanmax(mass)),
+                certified,
+            ]
         )
         if options.get("positivity") == "global":
             worst = max(worst, -float(np.nanmin(low)), 0.0 if certified == len(y) else np.inf)
-    columns = ["mode", "voxels", "smallest P / largest P", "mean negative mass, %", "largest, %", "certified"]
-    return worst, [Table("Negative propagators, simulated mixtures (SNR 15, 30, none), order 6", columns, rows, "", 3)]
+    columns = [
+        "mode",
+        "voxels",
+        "smallest P / largest P",
+        "mean negative mass, %",
+        "largest, %",
+        "certified",
+    ]
+    return worst, [
+        Table(
+            "Negative propagators, simulated mixtures (SNR 15, 30, none), order 6",
+            columns,
+            rows,
+            "",
+            3,
+        )
+    ]
 
 
 def turned_grid(quick):
-    """Median change of RTOP in %, isotropic CMAPL, when the b-vectors are turned; the table has every positive mode."""
+    """
+    Median change of RTOP in %, isotropic CMAPL, when the b-vectors are turned; the table has every
+    positive mode.
+    """
     rng = np.random.default_rng(14)
     gtab, y = simulated(10 if quick else 100, rng)
     other = mapmri.GradientTable(gtab.bvals, gtab.bvecs @ random_frame(rng).T, tau=TAU)
     rows = []
     for (mode, options), basis in product(MODES.items(), BASES):
         if options.get("positivity") and "GCV" not in mode:
-            one, two = (mapmri.MapmriModel(t, 6, **options | {"basis": basis}).fit(y) for t in (gtab, other))
+            one, two = (
+                mapmri.MapmriModel(t, 6, **options | {"basis": basis}).fit(y) for t in (gtab, other)
+            )
             cells = []
             for name in ("rtop", "rtap", "ng", "pa"):
                 change = 100 * np.abs(two.index(name) / one.index(name) - 1)
                 cells += [float(np.median(change)), float(np.max(change))]
             rows.append([mode, basis, *cells])
-    columns = ["mode", "basis", *(f"{name}, {kind}" for name in ("RTOP", "RTAP", "NG", "PA") for kind in ("median", "largest"))]
+    columns = [
+        "mode",
+        "basis",
+        *(
+            f"{name}, {kind}"
+            for name in ("RTOP", "RTAP", "NG", "PA")
+            for kind in ("median", "largest")
+        ),
+    ]
     note = (
         "Change in % when all directions are turned, signals kept. The grid of the anisotropic basis turns with the tensor (a "
         "few noise-free mixtures have none to turn with), sums of squares need no grid; the isotropic basis' grid lies along "
         "the axes of the b-vectors, as DIPY's does."
     )
     (answer,) = (row[2] for row in rows if row[:2] == ["CMAPL 0.2", "isotropic"])
-    return answer, [Table("Turned grid: rotation of the b-vectors, simulated mixtures, order 6", columns, rows, note, 2)]
+    return answer, [
+        Table(
+            "Turned grid: rotation of the b-vectors, simulated mixtures, order 6",
+            columns,
+            rows,
+            note,
+            2,
+        )
+    ]
 
 
 def motzkin(quick):
-    """Certificates given to the Motzkin polynomial, which is nonnegative and no sum of squares: there must be none."""
+    """
+    Certificates given to the Motzkin polynomial, which is nonnegative and no sum of squares: there
+    must be none.
+    """
     table = oracle.aniso_table(6).tolist()
     coef = np.zeros(len(table))
     for n, value in truth.MOTZKIN.items():
@@ -340,17 +474,44 @@ def cases():
     return [
         Case("compiled grid: objective, worst of 300 voxels", theirs, 1e-7, worst(grid)),
         Case("compiled grid: violation over the peak", rows, 1e-12, violation(grid)),
-        Case("compiled grid: share of voxels that needed OSQP", "status", None, share(grid, "fallback")),
+        Case(
+            "compiled grid: share of voxels that needed OSQP",
+            "status",
+            None,
+            share(grid, "fallback"),
+        ),
         Case("compiled grid: share of voxels answered", "status", None, share(grid, "fitted")),
         Case("OSQP grid: objective, median", theirs, 1e-9, median(osqp)),
         Case("OSQP grid: objective, worst", theirs, 1e-5, worst(osqp)),
         Case("OSQP grid: violation over the peak", rows, 1e-12, violation(osqp)),
         Case("interior point: objective, worst of 300 voxels", theirs, 1e-5, worst(sos)),
-        Case("interior point: share certified", "Cholesky of corrected Gram matrices", 1.0, share(sos, "certified"), True),
-        Case("interior point: -min P / peak on 1e5 points", "functions by the oracle", 1e-12, negative),
+        Case(
+            "interior point: share certified",
+            "Cholesky of corrected Gram matrices",
+            1.0,
+            share(sos, "certified"),
+            True,
+        ),
+        Case(
+            "interior point: -min P / peak on 1e5 points",
+            "functions by the oracle",
+            1e-12,
+            negative,
+        ),
         Case("OSQP global: objective, median of 30 voxels", theirs, 1e-3, median(reference)),
-        Case("OSQP global: share certified", "Cholesky of corrected Gram matrices", 1.0, share(reference, "certified"), True),
-        Case("no negative value, all certified (MAP+, MAPL+)", "dense samples and certificates", 1e-12, left_negative),
+        Case(
+            "OSQP global: share certified",
+            "Cholesky of corrected Gram matrices",
+            1.0,
+            share(reference, "certified"),
+            True,
+        ),
+        Case(
+            "no negative value, all certified (MAP+, MAPL+)",
+            "dense samples and certificates",
+            1e-12,
+            left_negative,
+        ),
         Case("no certificate for Motzkin's polynomial", "theorem", 0, motzkin),
         Case(
             "isotropic CMAPL, turned b-vectors: change of RTOP, %, median",

@@ -1,7 +1,9 @@
 """
-Directions: crossings of two fibres in both bases beside DIPY, PA of mixtures against the order, speed of the ODF.
+Directions: crossings of two fibres in both bases beside DIPY, PA of mixtures against the order,
+speed of the ODF.
 
-    python validation/crossings.py      the two plots, in validation/results; the cases run with run.py
+    python validation/crossings.py      the two plots, in validation/results; the cases run with
+    run.py
 """
 
 import time
@@ -12,7 +14,6 @@ import gaussians
 import numpy as np
 import truth
 from common import RESULTS, TAU, Case, Table, mapmri
-
 from mapmri_nb.directions import sphere
 
 ANGLES = (90, 75, 60, 45)
@@ -35,11 +36,18 @@ def crossing_signals(angle, bvals, bvecs, turns):
     """Signals (turns, n) of two equal fibres (1.7, .3, .3)e-3 at an angle, in random frames."""
     rng, fractions, tensors = np.random.default_rng(int(angle)), *truth.crossing(angle / 2)
     frames = [common.random_frame(rng) for _ in range(turns)]
-    return np.array([truth.mixture_signal(fractions, [R @ d @ R.T for d in tensors], bvals, bvecs) for R in frames])
+    return np.array(
+        [
+            truth.mixture_signal(fractions, [R @ d @ R.T for d in tensors], bvals, bvecs)
+            for R in frames
+        ]
+    )
 
 
 def opening(vectors):
-    """Angle in degrees between the first two of (k, 3) peaks, at most 90; NaN where there is one peak."""
+    """
+    Angle in degrees between the first two of (k, 3) peaks, at most 90; NaN where there is one peak.
+    """
     if len(vectors) < 2 or not np.isfinite(vectors[:2]).all():
         return np.nan
     return float(np.degrees(np.arccos(min(1.0, abs(vectors[0] @ vectors[1])))))
@@ -57,16 +65,28 @@ def theirs(y, gtab, basis):
     gradient_table, Sphere, peak_directions, MapmriModel = quiet_dipy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = gradient_table(gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta)
-        options = {"laplacian_weighting": 0.2, "anisotropic_scaling": basis == "anisotropic", "bval_threshold": 2100}
+        table = gradient_table(
+            gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta
+        )
+        options = {
+            "laplacian_weighting": 0.2,
+            "anisotropic_scaling": basis == "anisotropic",
+            "bval_threshold": 2100,
+        }
         ball = Sphere(xyz=sphere().vertices)
         model = MapmriModel(table, radial_order=ORDER, laplacian_regularization=True, **options)
         fit = [model.fit(row) for row in y]
-        return [opening(peak_directions(f.odf(ball, s=2), ball, min_separation_angle=15)[0]) for f in fit]
+        return [
+            opening(peak_directions(f.odf(ball, s=2), ball, min_separation_angle=15)[0])
+            for f in fit
+        ]
 
 
 def crossing_table(quick):
-    """Rows [angle, ours aniso, ours iso, DIPY aniso, DIPY iso]: mean opening found; how many of ours have two peaks."""
+    """
+    Rows [angle, ours aniso, ours iso, DIPY aniso, DIPY iso]: mean opening found; how many of ours
+    have two peaks.
+    """
     b, g = truth.scheme_3x90()
     gtab = mapmri.GradientTable(b, g, big_delta=TAU + 0.003, small_delta=0.009)
     rows = []
@@ -75,7 +95,13 @@ def crossing_table(quick):
         found = [run(y, gtab, basis) for run in (ours, theirs) for basis in BASES]
         for f in found:
             assert np.isfinite(f).any(), f"no fit resolves {angle} degrees"
-        rows.append([angle, *(float(np.nanmean(f)) for f in found), *(int(np.isfinite(f).sum()) for f in found[:2])])
+        rows.append(
+            [
+                angle,
+                *(float(np.nanmean(f)) for f in found),
+                *(int(np.isfinite(f).sum()) for f in found[:2]),
+            ]
+        )
     return rows
 
 
@@ -103,7 +129,10 @@ def crossings(quick):
 
 
 def pa_errors(quick):
-    """Error of PA of the projected mixtures at order 10 over that at order 2, worst mixture; it must fall."""
+    """
+    Error of PA of the projected mixtures at order 10 over that at order 2, worst mixture; it must
+    fall.
+    """
     rows, worst = [], 0.0
     for name in ("X60", "X90", "WM3"):
         want = truth.mixture_truth(*truth.MIXTURES[name], TAU)["pa"]
@@ -118,7 +147,10 @@ def pa_errors(quick):
 
 
 def odf_speed(quick):
-    """Times faster than DIPY's anisotropic ODF: a slice of the cord against DIPY's time for a few of its voxels."""
+    """
+    Times faster than DIPY's anisotropic ODF: a slice of the cord against DIPY's time for a few of
+    its voxels.
+    """
     sample, few = common.load_sample("catcord"), 3 if quick else 10
     fit = mapmri.MapmriModel(sample.gtab, 6).fit(sample.y)
     vertices = sphere(724).vertices
@@ -132,14 +164,25 @@ def odf_speed(quick):
         timing = {"big_delta": sample.gtab.big_delta, "small_delta": sample.gtab.small_delta}
         table = gradient_table(sample.gtab.bvals, bvecs=sample.gtab.bvecs, **timing)
         model = MapmriModel(table, radial_order=6, laplacian_weighting=0.2)
-        fits, ball = [model.fit(row) for row in sample.y[:: len(sample.y) // few][:few]], Sphere(xyz=vertices)
+        fits, ball = (
+            [model.fit(row) for row in sample.y[:: len(sample.y) // few][:few]],
+            Sphere(xyz=vertices),
+        )
         start = time.perf_counter()
         for f in fits:
             f.odf(ball)
         other = (time.perf_counter() - start) / len(fits)
     row = [len(sample.y), 1e6 * own, 1e6 * other, other / own]
     columns = ["voxels", "here, us a voxel", "DIPY, us a voxel", "ratio"]
-    return other / own, [Table("ODF on 724 directions, anisotropic basis, order 6", columns, [row], "One process each.", 3)]
+    return other / own, [
+        Table(
+            "ODF on 724 directions, anisotropic basis, order 6",
+            columns,
+            [row],
+            "One process each.",
+            3,
+        )
+    ]
 
 
 def plot_crossings(rows):
@@ -154,10 +197,20 @@ def plot_crossings(rows):
     names = ("anisotropic", "isotropic", "DIPY, anisotropic", "DIPY, isotropic")
     for k, (style, name) in enumerate(zip(styles, names, strict=True)):
         axes.plot(
-            data[:, 0], data[:, k + 1], style, label=name, mfc="none" if ":" in style else None, ms=9 if ":" in style else 6
+            data[:, 0],
+            data[:, k + 1],
+            style,
+            label=name,
+            mfc="none" if ":" in style else None,
+            ms=9 if ":" in style else 6,
         )
-    axes.set(xlabel="true crossing angle (degrees)", ylabel="angle between the two strongest peaks (degrees)")
-    axes.set_title("ODF peaks, s = 2, order 8, MAPL 0.2, noise-free, b up to 3000 s/mm²", fontsize=10)
+    axes.set(
+        xlabel="true crossing angle (degrees)",
+        ylabel="angle between the two strongest peaks (degrees)",
+    )
+    axes.set_title(
+        "ODF peaks, s = 2, order 8, MAPL 0.2, noise-free, b up to 3000 s/mm²", fontsize=10
+    )
     axes.legend()
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "crossings.png", dpi=100)
@@ -182,8 +235,19 @@ def cases():
     """Directions and PA."""
     return [
         Case("crossing at 90 degrees, both bases", "two Gaussians; degrees off", 0.5, crossings),
-        Case("PA of mixtures: error at order 10 over order 2", "closed form and quadrature", 0.5, pa_errors),
-        Case("ODF of a slice on 724 directions, times faster than DIPY", "DIPY in the same run", 100.0, odf_speed, True),
+        Case(
+            "PA of mixtures: error at order 10 over order 2",
+            "closed form and quadrature",
+            0.5,
+            pa_errors,
+        ),
+        Case(
+            "ODF of a slice on 724 directions, times faster than DIPY",
+            "DIPY in the same run",
+            100.0,
+            odf_speed,
+            True,
+        ),
     ]
 
 

@@ -1,8 +1,8 @@
 """
 DIPY's own tests of MAP-MRI, run from the installed DIPY with its MapmriModel replaced by ours.
 
-``python validation/dipy_test_suite.py`` prints a table, writes it to ``results/dipy_test_suite.json`` and returns 1 unless
-every test passes; nothing of DIPY is copied.
+``python validation/dipy_test_suite.py`` prints a table, writes it to
+``results/dipy_test_suite.json`` and returns 1 unless every test passes; nothing of DIPY is copied.
 """
 
 import itertools
@@ -32,7 +32,10 @@ def clock_of_rising_steps() -> types.SimpleNamespace:
 
 
 class Suite:
-    """pytest plugin: counts the models of ours that each test makes, collects outcomes, replaces the exempt clock."""
+    """
+    pytest plugin: counts the models of ours that each test makes, collects outcomes, replaces the
+    exempt clock.
+    """
 
     def __init__(self) -> None:
         self.made = 0
@@ -61,11 +64,22 @@ class Suite:
             return
         why = "" if report.passed else str(report.longrepr).strip().splitlines()[-1]
         name = report.nodeid.split("::")[-1]
-        self.rows.append({"test": name, "outcome": report.outcome, "models": self.made, "seconds": report.duration, "why": why})
+        self.rows.append(
+            {
+                "test": name,
+                "outcome": report.outcome,
+                "models": self.made,
+                "seconds": report.duration,
+                "why": why,
+            }
+        )
 
 
 def run(say: Callable[[str], object] = print) -> list[dict[str, Any]]:
-    """Outcome of every test: name, "passed", "failed" or "skipped", models of ours it made, seconds, why not."""
+    """
+    Outcome of every test: name, "passed", "failed" or "skipped", models of ours it made, seconds,
+    why not.
+    """
     import dipy.reconst.mapmri
 
     import mapmri_nb
@@ -74,8 +88,21 @@ def run(say: Callable[[str], object] = print) -> list[dict[str, Any]]:
     if MODULE in sys.modules:
         raise RuntimeError(f"{MODULE} is already imported, with DIPY's own model")
     suite = Suite()
-    original, dipy.reconst.mapmri.MapmriModel = dipy.reconst.mapmri.MapmriModel, suite.counting(MapmriModel)
-    options = ["-q", "-p", "no:cacheprovider", "--no-header", "--no-summary", "-c", "/dev/null", "--pyargs", MODULE]
+    original, dipy.reconst.mapmri.MapmriModel = (
+        dipy.reconst.mapmri.MapmriModel,
+        suite.counting(MapmriModel),
+    )
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "--no-summary",
+        "-c",
+        "/dev/null",
+        "--pyargs",
+        MODULE,
+    ]
     try:
         pytest.main(options, plugins=[suite])
     finally:
@@ -85,7 +112,9 @@ def run(say: Callable[[str], object] = print) -> list[dict[str, Any]]:
     say("| test | outcome | models of ours | s | |\n|---|---|---|---|---|")
     for row in suite.rows:
         note = f"except {EXEMPT[row['test']]}" if row["test"] in EXEMPT else row["why"]
-        say(f"| {row['test']} | {row['outcome']} | {row['models']} | {row['seconds']:.1f} | {note} |")
+        say(
+            f"| {row['test']} | {row['outcome']} | {row['models']} | {row['seconds']:.1f} | {note} |"
+        )
     return suite.rows
 
 
@@ -100,9 +129,16 @@ def main() -> int:
     case = {"name": f"DIPY's own {len(rows)} tests of MAP-MRI on our model", "truth": "its assertions; tests that do not pass",
             "tolerance": 0, "at_least": False, "measured": len(rows) - passed, "passed": good,
             "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
-    note = f"DIPY {version('dipy')}; exempted by name: " + "; ".join(f"{name}: {why}" for name, why in EXEMPT.items())
+    note = f"DIPY {version('dipy')}; exempted by name: " + "; ".join(
+        f"{name}: {why}" for name, why in EXEMPT.items()
+    )
     cells = [[row["test"], row["outcome"], row["models"]] for row in rows]
-    table = {"columns": ["test", "outcome", "models of ours it made"], "rows": cells, "note": note, "digits": 3}
+    table = {
+        "columns": ["test", "outcome", "models of ours it made"],
+        "rows": cells,
+        "note": note,
+        "digits": 3,
+    }
     write_result("dipy_test_suite", [case], {"DIPY's own tests": table})
     return int(not good)
 

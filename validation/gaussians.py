@@ -1,4 +1,7 @@
-"""Closed forms: one Gaussian, exactly; mixtures, to the digits of the least-squares answer; projections, order by order."""
+"""
+Closed forms: one Gaussian, exactly; mixtures, to the digits of the least-squares answer;
+projections, order by order.
+"""
 
 from decimal import Decimal
 
@@ -44,12 +47,29 @@ def singles(quick):
                 errors = {}
                 for index in INDICES:
                     ours = getattr(fit, index)()[0]
-                    errors[index] = abs(ours - want[index]) if index.startswith(("ng", "pa")) else relative(ours, want[index])
+                    errors[index] = (
+                        abs(ours - want[index])
+                        if index.startswith(("ng", "pa"))
+                        else relative(ours, want[index])
+                    )
                 bound = max(1e-9, 1e-14 * cond**2)
                 worst = max(errors, key=errors.get)
-                rows.append([name, scheme, order, cond, errors[worst], worst, bound, errors[worst] / bound])
-    columns = ["tensor, 1e-3 mm2/s", "scheme", "order", "cond(M)", "largest error", "of", "bound", "error / bound"]
-    return max(row[-1] for row in rows), [Table("One noise-free Gaussian: nine indices and PA_DTI", columns, rows, digits=3)]
+                rows.append(
+                    [name, scheme, order, cond, errors[worst], worst, bound, errors[worst] / bound]
+                )
+    columns = [
+        "tensor, 1e-3 mm2/s",
+        "scheme",
+        "order",
+        "cond(M)",
+        "largest error",
+        "of",
+        "bound",
+        "error / bound",
+    ]
+    return max(row[-1] for row in rows), [
+        Table("One noise-free Gaussian: nine indices and PA_DTI", columns, rows, digits=3)
+    ]
 
 
 def least_squares(quick):
@@ -58,12 +78,19 @@ def least_squares(quick):
     for scheme, order, name, printed in LEAST_SQUARES[: 2 if quick else None]:
         mixture, gtab = truth.MIXTURES[name], gradient_table(scheme)
         y = truth.mixture_signal(*mixture, gtab.bvals, gtab.bvecs)
-        fit = mapmri.MapmriModel(gtab, order, laplacian=None).fit(y[None], scale=truth.mixture_frame(*mixture, TAU))
+        fit = mapmri.MapmriModel(gtab, order, laplacian=None).fit(
+            y[None], scale=truth.mixture_frame(*mixture, TAU)
+        )
         want = truth.mixture_truth(*mixture, TAU)
         ratio = [float(getattr(fit, k)()[0] / want[k]) for k in keys]
         for text, value in zip(printed.split(), ratio, strict=True):
-            worst = max(worst, abs(value - float(text)) / (0.5 * 10.0 ** Decimal(text).as_tuple().exponent))
-        rows += [[name, scheme, order, "printed", *map(float, printed.split())], ["", "", "", "ours", *ratio]]
+            worst = max(
+                worst, abs(value - float(text)) / (0.5 * 10.0 ** Decimal(text).as_tuple().exponent)
+            )
+        rows += [
+            [name, scheme, order, "printed", *map(float, printed.split())],
+            ["", "", "", "ours", *ratio],
+        ]
     note = (
         "No fit of finite order reaches a mixture; these are the ratios that least squares with E(0) = 1 gives. (With N equal "
         "to twice the number of shells a free fit meets E(0) = 1 by itself: a radial function vanishes on all shells.)"
@@ -80,12 +107,17 @@ def least_squares(quick):
 
 
 def projected(mixture, order):
-    """L2 projection of a mixture on the library's functions, by quadrature of each Gaussian with each function."""
+    """
+    L2 projection of a mixture on the library's functions, by quadrature of each Gaussian with each
+    function.
+    """
     mu, R = truth.mixture_frame(*mixture, TAU)
     coef = np.zeros(len(oracle.aniso_table(order)))
     for fraction, tensor in zip(*mixture, strict=True):
         precision = np.linalg.inv(2 * TAU * R.T @ tensor @ R)
-        total = precision + np.diag(1 / mu**2)  # of the product of the Gaussian and the functions' own
+        total = precision + np.diag(
+            1 / mu**2
+        )  # of the product of the Gaussian and the functions' own
         root = np.linalg.inv(np.linalg.cholesky(total / 2)).T
         t, w = oracle.gauss_hermite(order // 2 + 2, np.ones(3))
         r = t @ root.T  # r' total r / 2 = t't
@@ -108,7 +140,10 @@ def _library_psi(order, mu, r):
 
 
 def projections(quick):
-    """Projection error of order 10 over that of order 2, worst over mixtures and indices; it must fall."""
+    """
+    Projection error of order 10 over that of order 2, worst over mixtures and indices; it must
+    fall.
+    """
     rows, worst = [], 0.0
     keys = ("rtop", "rtap", "rtpp", "msd", "qiv", "ng", "ng_par", "ng_perp", "lapnorm")
     for name in ("X60", "X90", "BiIso"):
@@ -117,16 +152,31 @@ def projections(quick):
         for order in (2, 4, 6, 8, 10):
             fit = projected(truth.MIXTURES[name], order)
             norm.append(1 - np.sum(fit.coef**2) / (8 * np.pi**1.5 * np.prod(fit.mu)) / want["e2"])
-            rows.append([name, order, norm[-1], *(float(getattr(fit, k)()[0] / want[k] - 1) for k in keys)])
+            rows.append(
+                [name, order, norm[-1], *(float(getattr(fit, k)()[0] / want[k] - 1) for k in keys)]
+            )
         worst = max(worst, *np.divide(norm[1:], norm[:-1]))
     note = "Relative errors; the squared L2 distance can only fall, single indices need not do so at every step."
-    return worst, [Table("Mixtures projected on MAP(N)", ["mixture", "order", "L2 distance squared", *keys], rows, note, 2)]
+    return worst, [
+        Table(
+            "Mixtures projected on MAP(N)",
+            ["mixture", "order", "L2 distance squared", *keys],
+            rows,
+            note,
+            2,
+        )
+    ]
 
 
 def projection_digits(quick):
-    """The reference's projection errors of X60 at orders 6 and 10, in half units of the last digit."""
+    """
+    The reference's projection errors of X60 at orders 6 and 10, in half units of the last digit.
+    """
     worst, want = 0.0, truth.mixture_truth(*truth.MIXTURES["X60"], TAU)
-    for order, texts in ((6, "-1.7e-2 -4.9e-3 -4.9e-3 -6.9e-2 6.7e-2"), (10, "-3.2e-3 4.8e-4 4.8e-4 -1.8e-2 1.6e-2")):
+    for order, texts in (
+        (6, "-1.7e-2 -4.9e-3 -4.9e-3 -6.9e-2 6.7e-2"),
+        (10, "-3.2e-3 4.8e-4 4.8e-4 -1.8e-2 1.6e-2"),
+    ):
         fit = projected(truth.MIXTURES["X60"], order)
         for key, text in zip(("rtop", "rtap", "rtpp", "msd", "qiv"), texts.split(), strict=True):
             half = 0.5 * 10.0 ** Decimal(text).as_tuple().exponent
@@ -135,35 +185,64 @@ def projection_digits(quick):
 
 
 def regularised(quick):
-    """One Gaussian under a Laplacian weight, relative to a dense solution of the same least-squares problem."""
+    """
+    One Gaussian under a Laplacian weight, relative to a dense solution of the same least-squares
+    problem.
+    """
     gtab, mixture, worst, rows = gradient_table("3x90"), truth.MIXTURES["(1.7,.3,.3)"], 0.0, []
-    want, y = truth.mixture_truth(*mixture, TAU), truth.mixture_signal(*mixture, gtab.bvals, gtab.bvecs)
+    want, y = (
+        truth.mixture_truth(*mixture, TAU),
+        truth.mixture_signal(*mixture, gtab.bvals, gtab.bvecs),
+    )
     keys = ("rtop", "rtap", "rtpp", "msd", "ng")
     for weight in (1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4, 0.0):
         fit = mapmri.MapmriModel(gtab, 6, laplacian=weight).fit(y[None])
         dense = oracle.fit(y, gtab.bvals, gtab.bvecs, TAU, 6, weight)
         truth_of_fit = oracle.aniso_indices(dense["hermite"], dense["mu"])
         ours = {k: float(getattr(fit, k)()[0]) for k in keys}
-        worst = max(worst, *(relative(ours[k], truth_of_fit[k], 1e-2 if k == "ng" else 0.0) for k in keys))
+        worst = max(
+            worst, *(relative(ours[k], truth_of_fit[k], 1e-2 if k == "ng" else 0.0) for k in keys)
+        )
         rows.append([weight, *(ours[k] / want[k] for k in keys[:4]), ours["ng"]])
     note = "The Laplacian penalty is not a shrinkage towards the Gaussian; where RTOP matters choose the weight by GCV."
     columns = ["weight, 1/mm", *(f"{k} / true" for k in keys[:4]), "ng (true: 0)"]
     return worst, [
-        Table("What a Laplacian weight does to a noise-free Gaussian (1.7,.3,.3), order 6, 3x90", columns, rows, note, 4)
+        Table(
+            "What a Laplacian weight does to a noise-free Gaussian (1.7,.3,.3), order 6, 3x90",
+            columns,
+            rows,
+            note,
+            4,
+        )
     ]
 
 
 def cases():
     """All closed forms."""
     return [
-        Case("one Gaussian, four tensors", "closed form; error over max(1e-9, 1e-14 cond(M)^2)", 1.0, singles),
+        Case(
+            "one Gaussian, four tensors",
+            "closed form; error over max(1e-9, 1e-14 cond(M)^2)",
+            1.0,
+            singles,
+        ),
         Case(
             "mixtures, least-squares ratios",
             "independent code, all printed digits (half units of the last)",
             1.01,
             least_squares,
         ),
-        Case("mixtures projected: L2 error falls", "closed form; largest ratio of consecutive orders", 1.0, projections),
-        Case("projection errors of X60", "independent code, printed digits (half units of the last)", 1.01, projection_digits),
+        Case(
+            "mixtures projected: L2 error falls",
+            "closed form; largest ratio of consecutive orders",
+            1.0,
+            projections,
+        ),
+        Case(
+            "projection errors of X60",
+            "independent code, printed digits (half units of the last)",
+            1.01,
+            projection_digits,
+        ),
         Case("effect of a Laplacian weight", "dense solution by QR, relative", 1e-9, regularised),
     ]

@@ -29,7 +29,12 @@ def simulated(count, rng):
         turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
         clean = truth.mixture_signal(f, [turn @ t @ turn.T for t in d], gtab.bvals, gtab.bvecs)
         sigma = (0.01, 0.03, 0.08)[k % 3]
-        y.append(np.hypot(clean + sigma * rng.standard_normal(len(gtab)), sigma * rng.standard_normal(len(gtab))))
+        y.append(
+            np.hypot(
+                clean + sigma * rng.standard_normal(len(gtab)),
+                sigma * rng.standard_normal(len(gtab)),
+            )
+        )
     return gtab, np.array(y)
 
 
@@ -46,19 +51,41 @@ def excess(basis):
         sources.append(("simulated", *simulated(2 * each, rng)))
         rows = []
         for name, gtab, y in sources:
-            fit = mapmri.MapmriModel(gtab, 6, laplacian="gcv", basis=basis).fit(np.ascontiguousarray(y))
+            fit = mapmri.MapmriModel(gtab, 6, laplacian="gcv", basis=basis).fit(
+                np.ascontiguousarray(y)
+            )
             over, at_bound = [], 0
             for v in range(len(y)):
                 mean = np.prod(fit.mu[v]) ** (1 / 3)
                 grid = np.geomspace(RANGE[0] / mean, RANGE[1] / mean, 4001)
-                # the isotropic basis spans the same space as the Hermite functions at equal scales, in any frame
-                m, lap = oracle.phi_matrix(6, fit.mu[v], gtab.qvecs @ fit.R[v]), oracle.laplacian_matrix(6, fit.mu[v])
+                # the isotropic basis spans the same space as the Hermite functions at equal scales,
+                # in any frame
+                m, lap = (
+                    oracle.phi_matrix(6, fit.mu[v], gtab.qvecs @ fit.R[v]),
+                    oracle.laplacian_matrix(6, fit.mu[v]),
+                )
                 chosen = np.array([fit.laplacian_weight[v]])
                 over.append(values(m, lap, y[v], chosen)[0] / values(m, lap, y[v], grid).min() - 1)
                 at_bound += bool(fit.status[v] & mapmri.Status.WEIGHT_AT_BOUND)
-            rows.append([name, len(y), float(np.max(over)), float(np.median(fit.laplacian_weight)), at_bound])
-        columns = ["voxels of", "count", "largest V(chosen) / min V(grid) - 1", "median weight, 1/mm", "at a bound"]
-        return max(row[2] for row in rows), [Table(f"GCV against 4001 weights, {basis}", columns, rows, digits=3)]
+            rows.append(
+                [
+                    name,
+                    len(y),
+                    float(np.max(over)),
+                    float(np.median(fit.laplacian_weight)),
+                    at_bound,
+                ]
+            )
+        columns = [
+            "voxels of",
+            "count",
+            "largest V(chosen) / min V(grid) - 1",
+            "median weight, 1/mm",
+            "at a bound",
+        ]
+        return max(row[2] for row in rows), [
+            Table(f"GCV against 4001 weights, {basis}", columns, rows, digits=3)
+        ]
 
     return run
 
@@ -66,4 +93,7 @@ def excess(basis):
 def cases():
     """Both bases."""
     grid = "V by its definition on 4001 weights, relative excess"
-    return [Case(f"GCV weight, {basis}, 500 voxels", grid, 1e-6, excess(basis)) for basis in ("anisotropic", "isotropic")]
+    return [
+        Case(f"GCV weight, {basis}, 500 voxels", grid, 1e-6, excess(basis))
+        for basis in ("anisotropic", "isotropic")
+    ]

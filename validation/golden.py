@@ -1,4 +1,7 @@
-"""Golden vectors: coefficients and their indices, computed once by independent code, to every printed digit."""
+"""
+Golden vectors: coefficients and their indices, computed once by independent code, to every printed
+digit.
+"""
 
 from decimal import Decimal
 
@@ -18,9 +21,14 @@ def units(value, printed):
 
 def compare(title, pairs):
     """Largest distance over (name, printed, ours) and the table."""
-    rows = [[name, printed, float(ours), round(units(ours, printed), 3)] for name, printed, ours in pairs]
+    rows = [
+        [name, printed, float(ours), round(units(ours, printed), 3)]
+        for name, printed, ours in pairs
+    ]
     return max(r[3] for r in rows), [
-        Table(title, ["quantity", "printed", "ours", "half units of the last digit"], rows, digits=12)
+        Table(
+            title, ["quantity", "printed", "ours", "half units of the last digit"], rows, digits=12
+        )
     ]
 
 
@@ -32,7 +40,10 @@ def values(fit, names):
 def points(fit):
     """Signal, propagator and ODFs at the reference's points."""
     odf = {f"odf{s}": fit.odf(truth.GOLDEN_V, s)[0, 0] for s in (0, 2)}
-    return {"E": fit.predict(table_at(truth.GOLDEN_Q), S0=1)[0, 0], "P": fit.pdf(truth.GOLDEN_R)[0, 0]} | odf
+    return {
+        "E": fit.predict(table_at(truth.GOLDEN_Q), S0=1)[0, 0],
+        "P": fit.pdf(truth.GOLDEN_R)[0, 0],
+    } | odf
 
 
 def anisotropic(quick):
@@ -40,10 +51,16 @@ def anisotropic(quick):
     mu, coef, _, want = truth.golden_a()
     fit = made_fit(coef, mu)
     i = np.arange(50)
-    got = {"sum": np.cos(i) / (1 + i) @ ordering.origin_values(ordering.index_table(6))} | values(fit, want) | points(fit)
+    got = (
+        {"sum": np.cos(i) / (1 + i) @ ordering.origin_values(ordering.index_table(6))}
+        | values(fit, want)
+        | points(fit)
+    )
     got |= {"u0": fit._isotropic_scale()[0], "cos_dti": np.cos(fit.theta_dti()[0])}
     pairs = [(name, printed, got[name]) for name, printed in want.items() if name in got]
-    pairs += [(f"cos(theta_PO), K = {k}", v, np.cos(fit.theta_po(k)[0])) for k, v in want["cos"].items()]
+    pairs += [
+        (f"cos(theta_PO), K = {k}", v, np.cos(fit.theta_po(k)[0])) for k, v in want["cos"].items()
+    ]
     return compare("Golden vector (a): anisotropic, order 6", pairs)
 
 
@@ -52,7 +69,12 @@ def isotropic(quick):
     u, coef, total, want = truth.golden_b()
     fit = made_fit(coef, np.full(3, u), basis="isotropic")
     raw = coef * total
-    got = {"sum": raw @ ordering.iso_origin_values(6)} | values(fit, want) | points(fit) | {"cos": np.cos(fit.theta_po(3)[0])}
+    got = (
+        {"sum": raw @ ordering.iso_origin_values(6)}
+        | values(fit, want)
+        | points(fit)
+        | {"cos": np.cos(fit.theta_po(3)[0])}
+    )
     pairs = [(name, printed, got[name]) for name, printed in want.items()]
     mapped = values(made_fit(ordering.iso_to_aniso(6) @ coef, np.full(3, u)), want)
     pairs += [(f"{name}, anisotropic formula after T", want[name], v) for name, v in mapped.items()]
@@ -62,7 +84,9 @@ def isotropic(quick):
 def noisy(weight):
     """Fit of golden vector (c) with a Laplacian weight."""
     b, g, y, tau, mu, _ = truth.golden_c()
-    return mapmri.MapmriModel(mapmri.GradientTable(b, g, tau=tau), 6, laplacian=weight).fit(y[None], scale=(mu, np.eye(3)))
+    return mapmri.MapmriModel(mapmri.GradientTable(b, g, tau=tau), 6, laplacian=weight).fit(
+        y[None], scale=(mu, np.eye(3))
+    )
 
 
 def noisy_indices(quick):
@@ -74,7 +98,10 @@ def noisy_indices(quick):
     for weight in (0.05, 0.2):
         fit = noisy(weight)
         got = values(fit, want[weight]) | {"cos": np.cos(fit.theta_po(5)[0])}
-        pairs += [(f"{name}, weight {weight}", printed, got[name]) for name, printed in want[weight].items()]
+        pairs += [
+            (f"{name}, weight {weight}", printed, got[name])
+            for name, printed in want[weight].items()
+        ]
     return compare("Golden vector (c): noisy crossing, order 6", pairs)
 
 
@@ -86,7 +113,9 @@ def noisy_weight(quick):
     v, trace = oracle.gcv(oracle.phi_matrix(6, mu, q), lap, y, weight)
     rows = [["weight", want["weight"], weight], ["V", want["V"], v], ["tr S", want["trace"], trace]]
     error = max(abs(ours / printed - 1) for _, printed, ours in rows)
-    return error, [Table("Golden vector (c): GCV", ["quantity", "printed", "at our weight"], rows, digits=9)]
+    return error, [
+        Table("Golden vector (c): GCV", ["quantity", "printed", "at our weight"], rows, digits=9)
+    ]
 
 
 def cases():
@@ -96,5 +125,10 @@ def cases():
         Case("golden (a), anisotropic", digits, 1.01, anisotropic),
         Case("golden (b), isotropic and the map T", digits, 1.01, isotropic),
         Case("golden (c), fixed weights", digits, 1.01, noisy_indices),
-        Case("golden (c), GCV weight, V, tr S", "independent code, relative (7 digits printed)", 1e-6, noisy_weight),
+        Case(
+            "golden (c), GCV weight, V, tr S",
+            "independent code, relative (7 digits printed)",
+            1e-6,
+            noisy_weight,
+        ),
     ]

@@ -1,4 +1,7 @@
-"""Every index is an integral: random coefficients, quadrature over the library's own `predict` and `pdf`."""
+"""
+Every index is an integral: random coefficients, quadrature over the library's own `predict` and
+`pdf`.
+"""
 
 import numpy as np
 import oracle
@@ -21,7 +24,10 @@ def draw(rng, order, basis):
 
 
 class Quadrature:
-    """Integrals over the fit's own signal and propagator, in its frame R; exact to rounding for every order."""
+    """
+    Integrals over the fit's own signal and propagator, in its frame R; exact to rounding for every
+    order.
+    """
 
     def __init__(self, fit):
         self.fit, self.mu, self.tensor, self.R = fit, fit.mu[0], fit.mu_tensor[0], fit.R[0]
@@ -35,7 +41,10 @@ class Quadrature:
         return self.fit.pdf(r)[0]
 
     def over(self, f, space, part="3-D", power=1, scale=None):
-        """Integral over space, the plane of e2 and e3, or the line of e1; f takes points in the frame of the b-vectors."""
+        """
+        Integral over space, the plane of e2 and e3, or the line of e1; f takes points in the frame
+        of the b-vectors.
+        """
         mu = self.mu if scale is None else scale
         return oracle.integrate(lambda x: f(x @ self.R.T), mu, space, AXES[part], power)
 
@@ -46,14 +55,21 @@ class Quadrature:
 
     def sine(self, part):
         """Sine of the L2 angle between a section of P and the tensor's Gaussian there."""
-        between = np.sqrt(2 / (1 / self.mu**2 + 1 / self.tensor**2))  # the scale of the product's Gaussian
-        cross = self.over(lambda r: self.propagator(r) * self.gaussian(r, part), "r", part, 2, between)
+        between = np.sqrt(
+            2 / (1 / self.mu**2 + 1 / self.tensor**2)
+        )  # the scale of the product's Gaussian
+        cross = self.over(
+            lambda r: self.propagator(r) * self.gaussian(r, part), "r", part, 2, between
+        )
         own = self.over(lambda r: self.propagator(r) ** 2, "r", part, 2)
         other = self.over(lambda r: self.gaussian(r, part) ** 2, "r", part, 2, self.tensor)
         return np.sqrt(max(0.0, 1 - cross**2 / (own * other)))
 
     def radial_cos2(self, functions):
-        """cos^2 of the angle between P and its projection on the first radial functions at u0, functions >= 1."""
+        """
+        cos^2 of the angle between P and its projection on the first radial functions at u0,
+        functions >= 1.
+        """
         u0 = oracle.isotropic_scale(self.tensor)
         between = np.sqrt(2 / (1 / self.mu**2 + 1 / u0**2))
         total = 0.0
@@ -63,7 +79,9 @@ class Quadrature:
                 x = np.sum(r**2, 1) / u0**2
                 return special.eval_genlaguerre(k, 0.5, x) * np.exp(-x / 2)
 
-            cross = self.over(lambda r, f=radial: self.propagator(r) * f(r), "r", power=2, scale=between)
+            cross = self.over(
+                lambda r, f=radial: self.propagator(r) * f(r), "r", power=2, scale=between
+            )
             norm = self.over(lambda r, f=radial: f(r) ** 2, "r", power=2, scale=np.full(3, u0))
             total += cross**2 / norm
         return total / self.over(lambda r: self.propagator(r) ** 2, "r", power=2)
@@ -79,7 +97,10 @@ class Quadrature:
         between = np.sqrt(2 / (1 / u**2 + 1 / self.tensor**2))
         a, b = g(self.tensor), g(u)
         cross = oracle.integrate(lambda x: a(x) * b(x), between, "r", power=2)
-        own = [oracle.integrate(lambda x, f=f: f(x) ** 2, s, "r", power=2) for f, s in ((a, self.tensor), (b, u))]
+        own = [
+            oracle.integrate(lambda x, f=f: f(x) ** 2, s, "r", power=2)
+            for f, s in ((a, self.tensor), (b, u))
+        ]
         return cross**2 / np.prod(own)
 
     def all(self):
@@ -95,7 +116,9 @@ class Quadrature:
             "rtpp, plane of P": self.over(p, "r", "plane"),
             "msd": self.over(lambda r: square(r) * p(r), "r"),
             "qiv": 1 / self.over(lambda q: square(q) * e(q), "q"),
-            "lapnorm": 16 * np.pi**4 * self.over(lambda r: square(r) ** 2 * p(r) ** 2, "r", power=2),
+            "lapnorm": 16
+            * np.pi**4
+            * self.over(lambda r: square(r) ** 2 * p(r) ** 2, "r", power=2),
             "ng": self.sine("3-D"),
             "pa": oracle.pa_rescale(self.radial_cos2(6)),
             "pa_dti": oracle.pa_rescale(self.cos2_tensor()),
@@ -152,7 +175,10 @@ def transform(quick):
                 return quad.signal(q) * np.cos(2 * np.pi * q @ r)
 
             value = oracle.integrate(wave, quad.mu, "q", n=40)  # not a polynomial: more nodes
-            worst = max(worst, abs(value - quad.propagator(r[None])[0]) / quad.propagator(np.zeros((1, 3)))[0])
+            worst = max(
+                worst,
+                abs(value - quad.propagator(r[None])[0]) / quad.propagator(np.zeros((1, 3)))[0],
+            )
     return worst
 
 
@@ -175,7 +201,9 @@ def odfs(quick):
             found = {}
             for s in (0, 2):
                 ours = fit.odf(v, s)[0]
-                found[f"radial integral, s = {s}"] = np.max(np.abs(ours - (w * r ** (2 + s)) @ p)) / np.max(np.abs(ours))
+                found[f"radial integral, s = {s}"] = np.max(
+                    np.abs(ours - (w * r ** (2 + s)) @ p)
+                ) / np.max(np.abs(ours))
             found["sum of ODF_0 = 1"] = relative(weight @ fit.odf(sphere, 0)[0], 1.0)
             found["sum of ODF_2 = MSD"] = relative(weight @ fit.odf(sphere, 2)[0], fit.msd()[0])
             found["2 ODF_-2(e1) = RTAP"] = relative(2 * fit.odf(e1, -2)[0, 0], fit.rtap()[0])
@@ -183,7 +211,9 @@ def odfs(quick):
             found["circle of ODF_-1 = RTPP"] = relative(arc @ fit.odf(circle, -1)[0], fit.rtpp()[0])
             worst = {k: max(worst[k], found[k]) for k in worst}
         rows.append([basis, *worst.values()])
-    table = Table("ODFs against integrals: largest relative error", ["basis", *worst], rows, digits=2)
+    table = Table(
+        "ODFs against integrals: largest relative error", ["basis", *worst], rows, digits=2
+    )
     return max(max(row[1:]) for row in rows), [table]
 
 

@@ -3,9 +3,10 @@ A whole brain of the largest common kind through the command line: time, memory,
 
     python validation/large_data.py [--tenth] [--folder DIR] [--modes MAPL CMAPL MAPL+]
 
-145 x 174 x 145 x 288 is generated to disk (integers, 2.1 GB) where there is room for it and for the results, else a tenth
-of its slices, and the result says so. Each mode runs as a process of its own, with all indices; its peak resident memory
-is what the kernel says of the finished process. The table goes to ``results/large_data.json``.
+145 x 174 x 145 x 288 is generated to disk (integers, 2.1 GB) where there is room for it and for the
+results, else a tenth of its slices, and the result says so. Each mode runs as a process of its own,
+with all indices; its peak resident memory is what the kernel says of the finished process. The
+table goes to ``results/large_data.json``.
 """
 
 import argparse
@@ -47,7 +48,10 @@ def table():
 
 
 def voxels(bvals, bvecs, rng):
-    """KINDS signals of two fibres and free water at SNR 20, (KINDS, n), the last hundred of them noise alone."""
+    """
+    KINDS signals of two fibres and free water at SNR 20, (KINDS, n), the last hundred of them noise
+    alone.
+    """
     signal = np.zeros((KINDS, len(bvals)))
     for fraction in rng.dirichlet((2, 1, 0.5), KINDS).T[:2]:
         axis = rng.standard_normal((KINDS, 3))
@@ -68,9 +72,17 @@ def generate(folder, shape):
     kinds = np.ascontiguousarray(voxels(bvals, bvecs, rng).T)
     grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
     mask = sum(axis**2 for axis in grid) < 0.8**2
-    which = np.where(mask, rng.integers(0, KINDS - 100, shape), rng.integers(KINDS - 100, KINDS, shape))
+    which = np.where(
+        mask, rng.integers(0, KINDS - 100, shape), rng.integers(KINDS - 100, KINDS, shape)
+    )
     affine = np.diag([1.25, 1.25, 1.25, 1])
-    io.write_nii(folder / "brain_dwi.nii", (row[which] for row in kinds), (*shape, len(bvals)), np.int16, affine)
+    io.write_nii(
+        folder / "brain_dwi.nii",
+        (row[which] for row in kinds),
+        (*shape, len(bvals)),
+        np.int16,
+        affine,
+    )
     io.write_nii(folder / "brain_mask.nii.gz", [mask], shape, np.uint8, affine)
     np.savetxt(folder / "brain_dwi.bval", bvals[None], fmt="%d")
     np.savetxt(folder / "brain_dwi.bvec", bvecs.T, fmt="%.9f")
@@ -79,11 +91,23 @@ def generate(folder, shape):
 
 
 def run(folder, words):
-    """One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of the results in GB."""
+    """
+    One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
+    the results in GB.
+    """
     out = folder / "out"
-    arguments = [str(folder / "brain_dwi.nii"), "--mask", str(folder / "brain_mask.nii.gz"), "--out", str(out), *words]
+    arguments = [
+        str(folder / "brain_dwi.nii"),
+        "--mask",
+        str(folder / "brain_mask.nii.gz"),
+        "--out",
+        str(out),
+        *words,
+    ]
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"], cwd=ROOT
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
@@ -111,7 +135,9 @@ def measure(base, shape, modes):
             split, seconds, memory, size = run(folder, MODES[mode])
             parts = [split[name] for name in ("Reading", "Fitting", "Writing")]
             rows.append([mode, count, *parts, seconds, 1e6 * parts[1] / count, memory, size])
-            print(*(f"{x:.5g}" if isinstance(x, float) else x for x in rows[-1]), sep="\t", flush=True)
+            print(
+                *(f"{x:.5g}" if isinstance(x, float) else x for x in rows[-1]), sep="\t", flush=True
+            )
     finally:
         shutil.rmtree(folder)
     return rows
@@ -119,25 +145,47 @@ def measure(base, shape, modes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--tenth", action="store_true", help="a tenth of the slices, wherever there is room for all")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the data may lie")
+    parser.add_argument(
+        "--tenth", action="store_true", help="a tenth of the slices, wherever there is room for all"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the data may lie"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     args = parser.parse_args()
     free, need = shutil.disk_usage(args.folder).free, int(np.prod(SHAPE)) * BYTES
     tenth = args.tenth or free < need
     shape = (*SHAPE[:2], SHAPE[2] // 10) if tenth else SHAPE
-    why = "asked for" if args.tenth else f"{free / 1e9:.0f} GB free, {need / 1e9:.0f} GB needed for the whole"
-    note = f"{' x '.join(map(str, shape))} x 288" + (f": A TENTH of the slices ({why})" if tenth else ", the whole")
+    why = (
+        "asked for"
+        if args.tenth
+        else f"{free / 1e9:.0f} GB free, {need / 1e9:.0f} GB needed for the whole"
+    )
+    note = f"{' x '.join(map(str, shape))} x 288" + (
+        f": A TENTH of the slices ({why})" if tenth else ", the whole"
+    )
     print(note, flush=True)
     rows = measure(args.folder, shape, args.modes)
-    columns = ["mode", "voxels", "reading s", "fitting s", "writing s", "all s", "us/voxel", "peak GiB", "results GB"]
+    columns = [
+        "mode",
+        "voxels",
+        "reading s",
+        "fitting s",
+        "writing s",
+        "all s",
+        "us/voxel",
+        "peak GiB",
+        "results GB",
+    ]
     truth = f"peak resident memory of the process, GiB; {note}"
     cases = [
         {"name": f"{row[0]} with all indices", "truth": truth, "tolerance": LIMIT, "at_least": False,
          "measured": row[7], "passed": row[7] <= LIMIT, "seconds": row[5]} for row in rows
     ]  # fmt: skip
     threads = f"int16 series, a quarter in the mask, order 6, {os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f}"
-    tables = {"Large data": {"columns": columns, "rows": rows, "note": f"{note}; {threads}", "digits": 3}}
+    tables = {
+        "Large data": {"columns": columns, "rows": rows, "note": f"{note}; {threads}", "digits": 3}
+    }
     write_result("large_data", cases, tables)
     return 0 if all(case["passed"] for case in cases) else 1
 

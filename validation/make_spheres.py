@@ -1,7 +1,9 @@
 """
-Generate mapmri_nb/data/spheres.npz: antipodally symmetric direction sets by electrostatic repulsion.
+Generate mapmri_nb/data/spheres.npz: antipodally symmetric direction sets by electrostatic
+repulsion.
 
-Each set of n directions is stored as its first half; the second half are the antipodes. Run from the repository root.
+Each set of n directions is stored as its first half; the second half are the antipodes. Run from
+the repository root.
 """
 
 from pathlib import Path
@@ -33,7 +35,13 @@ def half_set(n):
     k = np.arange(n // 2)
     z, angle = 1 - (k + 0.5) / (n // 2), np.pi * (1 + 5**0.5) * k
     start = np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1)
-    result = minimize(energy, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 2000, "maxfun": 4000})
+    result = minimize(
+        energy,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "maxfun": 4000},
+    )
     x = result.x.reshape(-1, 3)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     x *= np.where(x[:, 2:] < 0, -1.0, 1.0)

@@ -1,8 +1,9 @@
 """
 Where other programs are wrong, each claim made again.
 
-DIPY is run. Of the others, which need MATLAB, ITK or Gurobi, single formulas are evaluated as their sources have them
-(repositories and files in SOURCES), written down anew: that says what the formula gives, not what the program prints.
+DIPY is run. Of the others, which need MATLAB, ITK or Gurobi, single formulas are evaluated as their
+sources have them (repositories and files in SOURCES), written down anew: that says what the formula
+gives, not what the program prints.
 """
 
 import inspect
@@ -95,7 +96,11 @@ def perpendicular():
 
 def inequality():
     found = truth.mixture_truth(*truth.MIXTURES["X60"], TAU)
-    return "NG >= NG_par", f"{found['ng']:.4f} < {found['ng_par']:.4f}", bool(found["ng"] < found["ng_par"])
+    return (
+        "NG >= NG_par",
+        f"{found['ng']:.4f} < {found['ng_par']:.4f}",
+        bool(found["ng"] < found["ng_par"]),
+    )
 
 
 def array_of_weights():
@@ -107,7 +112,11 @@ def array_of_weights():
     best = weights[np.argmin([oracle.gcv(m, lap, y, w)[0] for w in weights])]
     alone = raises(lambda: choose(y, m, lap, weights_array=weights[:1]))
     theirs = float(choose(y, m, lap, weights_array=weights))
-    return f"{theirs:g}; of one weight: {alone}", f"{best:g}", theirs != best and alone == "IndexError"
+    return (
+        f"{theirs:g}; of one weight: {alone}",
+        f"{best:g}",
+        theirs != best and alone == "IndexError",
+    )
 
 
 def unit_of_intensity():
@@ -120,7 +129,11 @@ def handlers():
 
     count = inspect.getsource(module).count("except np.linalg.linalg.LinAlgError")
     there = hasattr(np.linalg, "linalg")
-    return f"{count} handlers name np.linalg.linalg", "there" if there else "not in this NumPy", count > 0 and not there
+    return (
+        f"{count} handlers name np.linalg.linalg",
+        "there" if there else "not in this NumPy",
+        count > 0 and not there,
+    )
 
 
 def order_twelve():
@@ -129,8 +142,14 @@ def order_twelve():
 
     b, g = truth.scheme([90] * 9, np.linspace(500, 12000, 9))
     table = dipy_table(mapmri.GradientTable(b, g, tau=TAU))
-    y = truth.mixture_signal(*truth.MIXTURES["WM3"], b, g) + 0.02 * np.random.default_rng(4).standard_normal(len(b))
-    options = {"positivity_constraint": True, "global_constraints": True, "cvxpy_solver": "CLARABEL"}
+    y = truth.mixture_signal(*truth.MIXTURES["WM3"], b, g) + 0.02 * np.random.default_rng(
+        4
+    ).standard_normal(len(b))
+    options = {
+        "positivity_constraint": True,
+        "global_constraints": True,
+        "cvxpy_solver": "CLARABEL",
+    }
     fit = MapmriModel(table, radial_order=12, **options).fit(y)
     P = fit.pdf(create_rspace(15, np.sqrt(5) * fit.mu.max()))
     return float(P.min() / P.max()), ">= 0", bool(not P.min() >= -1e-6 * P.max())
@@ -139,25 +158,51 @@ def order_twelve():
 def ignored_weight():
     b, g, _ = scheme()
     y = truth.mixture_signal(*truth.MIXTURES["WM3"], b, g)
-    options = {"positivity_constraint": True, "global_constraints": True, "cvxpy_solver": "CLARABEL"}
-    one, two = (model(6, laplacian_weighting=w, **options).fit(y).mapmri_coeff for w in (0.2, 100.0))
+    options = {
+        "positivity_constraint": True,
+        "global_constraints": True,
+        "cvxpy_solver": "CLARABEL",
+    }
+    one, two = (
+        model(6, laplacian_weighting=w, **options).fit(y).mapmri_coeff for w in (0.2, 100.0)
+    )
     change = float(np.abs(one - two).max())
     return change, "> 0", change == 0
 
 
 def units_of_length():
-    """The grid's constraint in micrometres and milliseconds: smallest P over its peak, and in millimetres and seconds."""
+    """
+    The grid's constraint in micrometres and milliseconds: smallest P over its peak, and in
+    millimetres and seconds.
+    """
     from dipy.core.gradients import gradient_table
     from dipy.reconst.mapmri import MapmriModel, create_rspace
 
     b, g, _ = scheme()
-    y = truth.mixture_signal(*truth.MIXTURES["WM3"], b, g) + 0.03 * np.random.default_rng(3).standard_normal(len(b))
+    y = truth.mixture_signal(*truth.MIXTURES["WM3"], b, g) + 0.03 * np.random.default_rng(
+        3
+    ).standard_normal(len(b))
     found = []
     for length, time in ((1.0, 1.0), (1e3, 1e3)):
-        table = gradient_table(b * time / length**2, bvecs=g, big_delta=TAU * time, small_delta=0.0, b0_threshold=50 / 1e3)
-        options = {"positivity_constraint": True, "laplacian_regularization": False, "cvxpy_solver": "CLARABEL"}
-        fit = MapmriModel(table, radial_order=6, eigenvalue_threshold=1e-4 * length**2 / time, **options).fit(y)
-        P = oracle.psi_matrix(6, fit.mu, create_rspace(15, np.sqrt(5) * fit.mu.max())) @ fit.mapmri_coeff  # its own grid
+        table = gradient_table(
+            b * time / length**2,
+            bvecs=g,
+            big_delta=TAU * time,
+            small_delta=0.0,
+            b0_threshold=50 / 1e3,
+        )
+        options = {
+            "positivity_constraint": True,
+            "laplacian_regularization": False,
+            "cvxpy_solver": "CLARABEL",
+        }
+        fit = MapmriModel(
+            table, radial_order=6, eigenvalue_threshold=1e-4 * length**2 / time, **options
+        ).fit(y)
+        P = (
+            oracle.psi_matrix(6, fit.mu, create_rspace(15, np.sqrt(5) * fit.mu.max()))
+            @ fit.mapmri_coeff
+        )  # its own grid
         found.append(float(P.min() / P.max()))
     return found[1], found[0], found[1] < 10 * found[0] - 1e-3
 
@@ -171,15 +216,25 @@ def order_eighteen():
 def singular():
     b, g, _ = scheme()
     fit = plain(8).fit(gaussian(b, g))
-    ratio = float(fit.rtop() / truth.mixture_truth([1.0], [truth.axis_tensor((1.7, 0.3, 0.3))], TAU)["rtop"])
-    return f"{ratio:.3g}, errorcode {fit.errorcode}", "1", bool(abs(ratio - 1) > 0.1 and fit.errorcode == 0)
+    ratio = float(
+        fit.rtop() / truth.mixture_truth([1.0], [truth.axis_tensor((1.7, 0.3, 0.3))], TAU)["rtop"]
+    )
+    return (
+        f"{ratio:.3g}, errorcode {fit.errorcode}",
+        "1",
+        bool(abs(ratio - 1) > 0.1 and fit.errorcode == 0),
+    )
 
 
 def odd_weights():
     b, g, _ = scheme()
     minus = raises(lambda: model(4, laplacian_weighting=-1).fit(gaussian(b, g)))
     several = raises(lambda: model(4, laplacian_weighting=[0.1, 0.2]).fit(gaussian(b, g)))
-    return f"-1: {minus}; a list: {several}", "-1: refused; a list: tried", (minus, several) == ("nothing", "AttributeError")
+    return (
+        f"-1: {minus}; a list: {several}",
+        "-1: refused; a list: tried",
+        (minus, several) == ("nothing", "AttributeError"),
+    )
 
 
 def floor():
@@ -211,13 +266,23 @@ def threshold():
     table = scheme()[0]
     cut = model(4, bval_threshold=2000)
     theirs, b0s = int(cut.cutoff.sum()), int(cut.tenmodel.gtab.b0s_mask.sum())
-    return f"{theirs} volumes", f"{int((table <= 2000).sum())} with b <= 2000", theirs < (table <= 2000).sum() and b0s > 0
+    return (
+        f"{theirs} volumes",
+        f"{int((table <= 2000).sum())} with b <= 2000",
+        theirs < (table <= 2000).sum() and b0s > 0,
+    )
 
 
 def default_weight():
     b, g, _ = scheme()
     fit = model(6).fit(gaussian(b, g))
-    return off(float(fit.rtop() / truth.mixture_truth([1.0], [truth.axis_tensor((1.7, 0.3, 0.3))], TAU)["rtop"]), 1.0)
+    return off(
+        float(
+            fit.rtop()
+            / truth.mixture_truth([1.0], [truth.axis_tensor((1.7, 0.3, 0.3))], TAU)["rtop"]
+        ),
+        1.0,
+    )
 
 
 def lucky_weight():
@@ -227,12 +292,24 @@ def lucky_weight():
     from dipy.sims.voxel import cylinders_and_ball_soderman
 
     table, tau = get_gtab_taiwan_dsi(), 1 / (4 * np.pi**2)
-    E = cylinders_and_ball_soderman(table, tau, radii=[5e-3], snr=None, angles=[(0, 90)], fractions=[100])[0]
+    E = cylinders_and_ball_soderman(
+        table, tau, radii=[5e-3], snr=None, angles=[(0, 90)], fractions=[100]
+    )[0]
     radii = [
-        float(1e3 * np.sqrt(1 / (np.pi * MapmriModel(table, radial_order=6, laplacian_weighting=w).fit(E).rtap())))
+        float(
+            1e3
+            * np.sqrt(
+                1
+                / (np.pi * MapmriModel(table, radial_order=6, laplacian_weighting=w).fit(E).rtap())
+            )
+        )
         for w in (1e-3, 0.01, 0.05)
     ]
-    return " / ".join(f"{r:.2f}" for r in radii), "5", bool(abs(radii[1] - 5) < 0.01 and abs(radii[0] - 5) > 0.1)
+    return (
+        " / ".join(f"{r:.2f}" for r in radii),
+        "5",
+        bool(abs(radii[1] - 5) < 0.01 and abs(radii[0] - 5) > 0.1),
+    )
 
 
 def regulariser():
@@ -308,7 +385,8 @@ DIPY = [
 ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- others, formulas as their sources have them
+# ---------------------------------------------------------------- others, formulas as their sources
+# have them
 
 
 def golden():
@@ -319,7 +397,11 @@ def golden():
 
 def tortoise_rtap():
     mu, a, _, n2, n3, want = golden()
-    theirs = a @ ((-1.0) ** ((n2 + n3) // 2) * oracle.aniso_origin(6)) / (np.sqrt(2 * np.pi) * mu[1] * mu[2])
+    theirs = (
+        a
+        @ ((-1.0) ** ((n2 + n3) // 2) * oracle.aniso_origin(6))
+        / (np.sqrt(2 * np.pi) * mu[1] * mu[2])
+    )
     return off(float(theirs), want["rtap"])
 
 
@@ -337,7 +419,9 @@ def tortoise_ng_perp():
 def radial_shares(mu, a, order, K=5):
     """g_k^2 of the coefficients on the radial functions k = 0..K, and u0."""
     shares = [oracle.pa_cos2(a, mu, k) for k in range(K + 1)]
-    return np.diff(shares, prepend=0.0) * np.array([gamma(k + 1.5) / (factorial(k) * gamma(1.5)) for k in range(K + 1)])
+    return np.diff(shares, prepend=0.0) * np.array(
+        [gamma(k + 1.5) / (factorial(k) * gamma(1.5)) for k in range(K + 1)]
+    )
 
 
 def tortoise_pa():
@@ -350,13 +434,18 @@ def tortoise_pa():
 
 def lab_rtpp():
     mu, a, n1, *_, want = golden()
-    return off(float(a @ ((-1.0) ** (n1 // 2) * oracle.aniso_origin(6)) / (2 * np.pi * mu[0])), want["rtpp"])
+    return off(
+        float(a @ ((-1.0) ** (n1 // 2) * oracle.aniso_origin(6)) / (2 * np.pi * mu[0])),
+        want["rtpp"],
+    )
 
 
 def lab_position():
     """RTOP whose loops over even indices step through a list of all indices."""
     mu, a, *_, want = golden()
-    n = [(N, i, j) for N in range(0, 7, 2) for i in range(N + 1) for j in range(N - i + 1)]  # its order
+    n = [
+        (N, i, j) for N in range(0, 7, 2) for i in range(N + 1) for j in range(N - i + 1)
+    ]  # its order
     ours = {tuple(row): k for k, row in enumerate(oracle.aniso_table(6).tolist())}
     own = np.array([ours[i, j, N - i - j] for N, i, j in n])
     listed = zip(a[own], oracle.aniso_origin(6)[own], strict=True)
@@ -374,7 +463,10 @@ def lab_msd():
 
 
 def toolbox_pa():
-    """cos^2 with the root of mu1 mu2 mu3 / u0^3 where that itself belongs; one Gaussian on its own counterpart at order 0."""
+    """
+    cos^2 with the root of mu1 mu2 mu3 / u0^3 where that itself belongs; one Gaussian on its own
+    counterpart at order 0.
+    """
     mu = np.sqrt(2 * TAU * 1e-3 * np.array([1.7, 0.3, 0.3]))
     u0 = oracle.isotropic_scale(mu)
     cos2 = oracle.pa_cos2(np.ones(1), mu, 0)
@@ -385,7 +477,10 @@ def ungrouped_ng_par():
     """NG_par of squares that were not summed over n2, n3 first."""
     _, a, n1, n2, n3, want = golden()
     even = (n2 % 2 == 0) & (n3 % 2 == 0)
-    w = [oracle.origin1d(int(p)) * oracle.origin1d(int(q)) if e else 0.0 for p, q, e in zip(n2, n3, even, strict=True)]
+    w = [
+        oracle.origin1d(int(p)) * oracle.origin1d(int(q)) if e else 0.0
+        for p, q, e in zip(n2, n3, even, strict=True)
+    ]
     squares = (a * w) ** 2
     return off(float(np.sqrt(1 - squares[n1 == 0].sum() / squares.sum())), want["ng_par"])
 
@@ -411,13 +506,17 @@ def run_dipy(quick):
     from importlib.metadata import version
 
     rows, failed = [], 0
-    for name, what, decided, claim in [row for row in DIPY if not (quick and row[0] == "D8")]:  # 20 s
+    for name, what, decided, claim in [
+        row for row in DIPY if not (quick and row[0] == "D8")
+    ]:  # 20 s
         with silent():
             theirs, true, wrong = claim()
         failed += not wrong
         rows.append([name, what, shown(theirs), shown(true), decided, "yes" if wrong else "NO"])
     columns = ["", "what", "DIPY", "truth", "decided by", "as claimed"]
-    return float(failed), [Table(f"Where DIPY {version('dipy')} is wrong", columns, rows, "Every row is run.")]
+    return float(failed), [
+        Table(f"Where DIPY {version('dipy')} is wrong", columns, rows, "Every row is run.")
+    ]
 
 
 def run_others(quick):
@@ -441,5 +540,10 @@ def cases():
     """Both tables."""
     return [
         Case("where DIPY is wrong", "each by its own truth; claims that do not hold", 0, run_dipy),
-        Case("where other programs are wrong", "golden vector (a), closed forms; claims that do not hold", 0, run_others),
+        Case(
+            "where other programs are wrong",
+            "golden vector (a), closed forms; claims that do not hold",
+            0,
+            run_others,
+        ),
     ]

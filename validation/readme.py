@@ -1,7 +1,8 @@
 """
 The generated tables of validation/README.md and of the top README.md, from results/*.json.
 
-    python validation/readme.py      rewrite what lies between <!-- begin:NAME --> and <!-- end:NAME --> in both
+    python validation/readme.py      rewrite what lies between <!-- begin:NAME --> and <!-- end:NAME
+    --> in both
 """
 
 import json
@@ -34,7 +35,9 @@ def values(table):
     def show(value):
         return f"{value:.{table['digits']}g}" if isinstance(value, float) else number(value)
 
-    return markdown(table["columns"], table["rows"], show) + (f"\n\n{table['note']}" if table["note"] else "")
+    return markdown(table["columns"], table["rows"], show) + (
+        f"\n\n{table['note']}" if table["note"] else ""
+    )
 
 
 def load(name):
@@ -44,7 +47,10 @@ def load(name):
 
 
 def fill(path, tables):
-    """Replace what lies between the markers of each named table; a marker without a table stays as it is."""
+    """
+    Replace what lies between the markers of each named table; a marker without a table stays as it
+    is.
+    """
     text = path.read_text()
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- begin:{name} -->\n).*?(<!-- end:{name} -->)", re.S)
@@ -70,7 +76,11 @@ def all_cases():
     rows = []
     for result in groups():
         for c in result["cases"]:
-            bound = "reported" if c["tolerance"] is None else f"{'>=' if c['at_least'] else '<='} {number(c['tolerance'])}"
+            bound = (
+                "reported"
+                if c["tolerance"] is None
+                else f"{'>=' if c['at_least'] else '<='} {number(c['tolerance'])}"
+            )
             verdict = {True: "pass", False: "**fail**", None: ""}[c["passed"]]
             rows.append([result["group"], c["name"], c["truth"], bound, c["measured"], verdict])
     return markdown(["group", "case", "truth", "tolerance", "result", ""], rows)
@@ -127,7 +137,9 @@ def counted():
     rows = []
     for result in groups():
         judged = [c["passed"] for c in result["cases"] if c["passed"] is not None]
-        rows.append([result["group"], len(result["cases"]), f"{sum(judged)} of {len(judged)}", date(result)])
+        rows.append(
+            [result["group"], len(result["cases"]), f"{sum(judged)} of {len(judged)}", date(result)]
+        )
     return markdown(["validation", "cases", "passed", "date"], rows) if rows else None
 
 
@@ -135,20 +147,37 @@ def recovery():
     """Order 6 of the recovery tables, both SNRs and the noise-free Gaussian side by side."""
     if not (result := load("recovery")):
         return None
-    modes = ("MAPL 0.2", "MAPL gcv", "CMAP", "CMAPL 0.2", "MAP+", "MAPL+ 0.2", "CMAP*", "DIPY's CMAP*")
+    modes = (
+        "MAPL 0.2",
+        "MAPL gcv",
+        "CMAP",
+        "CMAPL 0.2",
+        "MAP+",
+        "MAPL+ 0.2",
+        "CMAP*",
+        "DIPY's CMAP*",
+    )
     rows = {mode: [mode] for mode in modes}
     for snr in (15, 30):
-        for order, mode, rtop, rtap, ng, _ in result["tables"][f"Recovery of simulated truth, SNR {snr}"]["rows"]:
+        for order, mode, rtop, rtap, ng, _ in result["tables"][
+            f"Recovery of simulated truth, SNR {snr}"
+        ]["rows"]:
             if order == 6 and mode in rows:
                 rows[mode] += [rtop, rtap, ng]
     gaussian = result["tables"]["What each mode does to a noise-free Gaussian"]["rows"]
     on_gaussian = {mode: rtop for order, mode, rtop, *_ in gaussian if order == 6}
-    columns = ["order 6", *(f"{name}, SNR {snr}" for snr in (15, 30) for name in ("RTOP", "RTAP", "NG")), "noise-free Gaussian"]
+    columns = [
+        "order 6",
+        *(f"{name}, SNR {snr}" for snr in (15, 30) for name in ("RTOP", "RTAP", "NG")),
+        "noise-free Gaussian",
+    ]
     note = (
         "Bias +- spread (median error) in % of a simulated truth, NG x 100; last column: RTOP / true. *: the first 16 of the "
         "160 voxels. Every order and weight, and a plot: validation/README.md and validation/results/recovery.png."
     )
-    return markdown(columns, [[*rows[mode], on_gaussian.get(mode)] for mode in modes]) + f"\n\n{note}"
+    return (
+        markdown(columns, [[*rows[mode], on_gaussian.get(mode)] for mode in modes]) + f"\n\n{note}"
+    )
 
 
 def large():
@@ -179,12 +208,23 @@ def lines():
         files = [p for p in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in p.parts]
         return [folder, len(files), sum(len(p.read_text().splitlines()) for p in files)]
 
-    return markdown(["", "files", "lines"], [count(f) for f in ("mapmri_nb", "tests", "validation")])
+    return markdown(
+        ["", "files", "lines"], [count(f) for f in ("mapmri_nb", "tests", "validation")]
+    )
 
 
 def write_validation():
     """Fill validation/README.md."""
-    fill(HERE, {"cases": all_cases(), "tables": all_tables(), "machine": machine(), "speed": speed(), "start": start()})
+    fill(
+        HERE,
+        {
+            "cases": all_cases(),
+            "tables": all_tables(),
+            "machine": machine(),
+            "speed": speed(),
+            "start": start(),
+        },
+    )
 
 
 def write_top():

@@ -1,4 +1,7 @@
-"""The bundled samples: prediction of left-out measurements, half-data repeatability, histology of the cord."""
+"""
+The bundled samples: prediction of left-out measurements, half-data repeatability, histology of the
+cord.
+"""
 
 import numpy as np
 from common import MODES, Case, Table, load_sample, mapmri
@@ -15,14 +18,19 @@ def rows_of(sample, quick):
 
 
 def prediction(sample, y, left_out, order, options):
-    """Root mean square error of the left-out samples over S0, median over voxels; None where the model is refused."""
+    """
+    Root mean square error of the left-out samples over S0, median over voxels; None where the model
+    is refused.
+    """
     keep = ~left_out
     try:
         model = mapmri.MapmriModel(sample.gtab[keep], order, **options)
     except ValueError:
         return None
     fit = model.fit(np.ascontiguousarray(y[:, keep]))
-    error = (fit.predict(sample.gtab[left_out]) - y[:, left_out]) / y[:, sample.gtab.b0s_mask].mean(1)[:, None]
+    error = (fit.predict(sample.gtab[left_out]) - y[:, left_out]) / y[:, sample.gtab.b0s_mask].mean(
+        1
+    )[:, None]
     return float(np.nanmedian(np.sqrt(np.mean(error**2, 1))))
 
 
@@ -33,17 +41,24 @@ def splits(name, gtab):
               "small101d": {"|q| classes from 1800 to 2500": (1800, 2550)}}[name]  # fmt: skip
     out = {title: [(b > low) & (b < high)] for title, (low, high) in shells.items()}
     tenths = rng.permutation(np.flatnonzero(~gtab.b0s_mask))
-    out["a random tenth (three draws)"] = [np.isin(np.arange(len(b)), part) for part in np.array_split(tenths, 10)[:3]]
+    out["a random tenth (three draws)"] = [
+        np.isin(np.arange(len(b)), part) for part in np.array_split(tenths, 10)[:3]
+    ]
     return out
 
 
 def left_out(name):
-    """Error of GCV-weighted MAPL on random tenths over that of the tensor's Gaussian, and every mode's."""
+    """
+    Error of GCV-weighted MAPL on random tenths over that of the tensor's Gaussian, and every
+    mode's.
+    """
 
     def run(quick):
         sample = load_sample(name)
         y, cut = rows_of(sample, quick), splits(name, sample.gtab)
-        modes = {"Gaussian (order 0)": (0, {"laplacian": None})} | {m: (6, options) for m, options in MODES.items()}
+        modes = {"Gaussian (order 0)": (0, {"laplacian": None})} | {
+            m: (6, options) for m, options in MODES.items()
+        }
         if quick:
             modes = {m: modes[m] for m in ("Gaussian (order 0)", "MAPL GCV")}
         table = {}
@@ -51,7 +66,10 @@ def left_out(name):
             for title, masks in cut.items():
                 found = [prediction(sample, y, mask, order, options) for mask in masks]
                 table[mode, title] = None if None in found else float(np.mean(found))
-        rows = [[mode, *(("refused" if table[mode, t] is None else table[mode, t]) for t in cut)] for mode in modes]
+        rows = [
+            [mode, *(("refused" if table[mode, t] is None else table[mode, t]) for t in cut)]
+            for mode in modes
+        ]
         last = list(cut)[-1]
         ratio = table["MAPL GCV", last] / table["Gaussian (order 0)", last]
         note = (
@@ -67,7 +85,9 @@ def left_out(name):
                 "positive modes (CMAP, MAP+) leave the b = 190 shell misfitted by 0.04 S0; their larger errors here are that "
                 "misfit, and the free modes fit the shell with a propagator that is negative somewhere."
             )
-        return ratio, [Table(f"Prediction of left-out measurements, {name}", ["mode", *cut], rows, note, 4)]
+        return ratio, [
+            Table(f"Prediction of left-out measurements, {name}", ["mode", *cut], rows, note, 4)
+        ]
 
     return run
 
@@ -85,7 +105,10 @@ def halves(gtab, rng):
 
 
 def repeatability(name):
-    """Rank correlation of the indices from two halves of the measurements: the median over indices of MAPL GCV."""
+    """
+    Rank correlation of the indices from two halves of the measurements: the median over indices of
+    MAPL GCV.
+    """
 
     def run(quick):
         from scipy.stats import spearmanr
@@ -97,7 +120,12 @@ def repeatability(name):
             if quick and mode != "MAPL GCV":
                 continue
             try:
-                fits = [mapmri.MapmriModel(sample.gtab[p], 6, **options).fit(np.ascontiguousarray(y[:, p])) for p in parts]
+                fits = [
+                    mapmri.MapmriModel(sample.gtab[p], 6, **options).fit(
+                        np.ascontiguousarray(y[:, p])
+                    )
+                    for p in parts
+                ]
             except ValueError:
                 rows.append([mode, *["refused"] * len(SHOWN)])
                 continue
@@ -112,23 +140,38 @@ def repeatability(name):
             rows.append([mode, *(f"{r:.2f} / {100 * c:.0f} %" for r, c in cells)])
         sizes = f"{len(y)} voxels, {parts[0].sum()} and {parts[1].sum()} volumes, order 6"
         note = f"Spearman's rho between the halves / median relative difference; {sizes}."
-        return answer, [Table(f"Repeatability from two halves of the measurements, {name}", ["mode", *SHOWN], rows, note)]
+        return answer, [
+            Table(
+                f"Repeatability from two halves of the measurements, {name}",
+                ["mode", *SHOWN],
+                rows,
+                note,
+            )
+        ]
 
     return run
 
 
 def histology(quick):
-    """Spearman's rho of RTAP and axonal fraction over the histology's voxels, and all pairs with bootstrap intervals."""
+    """
+    Spearman's rho of RTAP and axonal fraction over the histology's voxels, and all pairs with
+    bootstrap intervals.
+    """
     import nibabel
     from scipy.stats import rankdata
 
     sample, folder = load_sample("catcord"), data.sample("catcord") / "histology"
-    maps = {p.name.split(".")[0]: np.asarray(nibabel.load(p).dataobj, float) for p in sorted(folder.glob("*.nii.gz"))}
+    maps = {
+        p.name.split(".")[0]: np.asarray(nibabel.load(p).dataobj, float)
+        for p in sorted(folder.glob("*.nii.gz"))
+    }
     valid = sample.mask & (maps["mask"] > 0)
     fraction = maps["4_fr"][valid]
     series = np.zeros((*sample.mask.shape, len(sample.gtab)))
     series[sample.mask] = sample.y
-    fit = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv").fit(np.ascontiguousarray(series[valid]))
+    fit = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv").fit(
+        np.ascontiguousarray(series[valid])
+    )
     truths = {
         "axonal fraction": maps["4_fr"],
         "axon count": maps["7_Number_axons"],
@@ -137,7 +180,10 @@ def histology(quick):
     rng, rows, answer = np.random.default_rng(12), [], None
     for index in ("rtap", "ng"):
         for title, volume in truths.items():
-            for where, chosen in (("all", np.ones(len(fraction), bool)), ("fraction > 0.2", fraction > 0.2)):
+            for where, chosen in (
+                ("all", np.ones(len(fraction), bool)),
+                ("fraction > 0.2", fraction > 0.2),
+            ):
                 a, b = fit.index(index), volume[valid]
                 ok = chosen & np.isfinite(a) & np.isfinite(b)
                 a, b = a[ok], b[ok]
@@ -147,7 +193,16 @@ def histology(quick):
 
                 draws = [rho(rng.integers(0, len(a), len(a))) for _ in range(50 if quick else 1000)]
                 value = float(rho(np.arange(len(a))))
-                rows.append([index, title, where, len(a), value, *map(float, np.percentile(draws, [2.5, 97.5]))])
+                rows.append(
+                    [
+                        index,
+                        title,
+                        where,
+                        len(a),
+                        value,
+                        *map(float, np.percentile(draws, [2.5, 97.5])),
+                    ]
+                )
                 answer = value if answer is None else answer
     note = (
         "A plausibility picture, not a validation: most of the correlation over all voxels is the contrast of grey and white "
@@ -159,7 +214,10 @@ def histology(quick):
 
 
 def axis(quick):
-    """Median |cos| between the cord's principal axis and z over the white matter (axonal fraction above 0.2)."""
+    """
+    Median |cos| between the cord's principal axis and z over the white matter (axonal fraction
+    above 0.2).
+    """
     import nibabel
 
     sample, folder = load_sample("catcord"), data.sample("catcord") / "histology"
@@ -180,9 +238,27 @@ def cases():
                 left_out(name),
             )
         )
-        out.append(Case(f"half-data repeatability, {name}", "the other half; median rho, MAPL GCV", None, repeatability(name)))
+        out.append(
+            Case(
+                f"half-data repeatability, {name}",
+                "the other half; median rho, MAPL GCV",
+                None,
+                repeatability(name),
+            )
+        )
     return [
         *out,
-        Case("principal axis of the cord along z", "anatomy; median |cos|, white matter", 0.98, axis, at_least=True),
-        Case("RTAP and axonal fraction, cord", "histology; Spearman's rho (plausibility only)", None, histology),
+        Case(
+            "principal axis of the cord along z",
+            "anatomy; median |cos|, white matter",
+            0.98,
+            axis,
+            at_least=True,
+        ),
+        Case(
+            "RTAP and axonal fraction, cord",
+            "histology; Spearman's rho (plausibility only)",
+            None,
+            histology,
+        ),
     ]

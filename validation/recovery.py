@@ -1,4 +1,7 @@
-"""Recovery of simulated truth by every mode: RTOP, RTAP, NG of random mixtures at three noise levels; the default's cost."""
+"""
+Recovery of simulated truth by every mode: RTOP, RTAP, NG of random mixtures at three noise levels;
+the default's cost.
+"""
 
 import warnings
 from functools import lru_cache
@@ -10,7 +13,10 @@ from common import RESULTS, TAU, Case, Table, mapmri, random_frame
 ORDERS, SNRS, INDICES = (4, 6, 8), (15.0, 30.0, np.inf), ("rtop", "rtap", "ng")
 COUNT, COUNT_DIPY = 160, 16  # voxels; DIPY's are the first ones
 MODES = {
-    f"{name} {weight}".rstrip(): {"positivity": positivity, "laplacian": None if weight == "" else weight}
+    f"{name} {weight}".rstrip(): {
+        "positivity": positivity,
+        "laplacian": None if weight == "" else weight,
+    }
     for name, positivity, weights in (
         ("MAPL", None, (0.2, 0.05, 0.01, "gcv")),
         ("CMAP", "grid", ("",)),
@@ -24,7 +30,10 @@ DIPY = "DIPY's CMAP"
 
 
 def mixture(rng):
-    """One to two fibre populations, each of an inner and an outer tensor, and a share of isotropic diffusion."""
+    """
+    One to two fibre populations, each of an inner and an outer tensor, and a share of isotropic
+    diffusion.
+    """
     free = rng.uniform(0.0, 0.3)
     fractions, tensors = [free], [truth.axis_tensor(rng.choice([0.8, 3.0]))]
     shares = rng.dirichlet([4.0, 4.0]) if rng.random() < 0.6 else np.ones(1)
@@ -32,7 +41,10 @@ def mixture(rng):
         turn, inner, along = random_frame(rng), rng.uniform(0.4, 0.7), rng.uniform(1.5, 2.1)
         across, outside = rng.uniform(0.15, 0.3), rng.uniform(0.4, 0.7)
         fractions += [(1 - free) * share * inner, (1 - free) * share * (1 - inner)]
-        tensors += [truth.axis_tensor((along, across, across), turn), truth.axis_tensor((along, outside, outside), turn)]
+        tensors += [
+            truth.axis_tensor((along, across, across), turn),
+            truth.axis_tensor((along, outside, outside), turn),
+        ]
     return np.array(fractions), np.array(tensors)
 
 
@@ -52,7 +64,10 @@ def exact(fractions, tensors, mu, frame):
 
 @lru_cache
 def simulation(quick):
-    """Table, clean signals (V, n), truth (V, 3); the reference of RTAP and NG is the tensor of the clean signal."""
+    """
+    Table, clean signals (V, n), truth (V, 3); the reference of RTAP and NG is the tensor of the
+    clean signal.
+    """
     rng, count = np.random.default_rng(12), 8 if quick else COUNT
     gtab = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU)
     drawn = [mixture(rng) for _ in range(count)]
@@ -69,7 +84,10 @@ def noisy(clean, snr):
 
 
 def by_dipy(gtab, y, order):
-    """Indices (V, 3) of DIPY's constrained fit, its defaults but for the faster solver; scales by its own tensor fit."""
+    """
+    Indices (V, 3) of DIPY's constrained fit, its defaults but for the faster solver; scales by its
+    own tensor fit.
+    """
     from against_dipy import dipy_table
     from dipy.reconst.mapmri import MapmriModel
 
@@ -87,15 +105,26 @@ def by_dipy(gtab, y, order):
 
 
 def statistics(value, want):
-    """Bias (median), spread (half the 16-84 % range), median absolute error of RTOP and RTAP in %, of NG x 100; answers."""
+    """
+    Bias (median), spread (half the 16-84 % range), median absolute error of RTOP and RTAP in %, of
+    NG x 100; answers.
+    """
     error = 100 * np.where([True, True, False], value / want - 1, value - want)
     low, middle, high = np.nanquantile(error, (0.16, 0.5, 0.84), axis=0)
-    return middle, (high - low) / 2, np.nanmedian(np.abs(error), axis=0), int(np.isfinite(value).all(1).sum())
+    return (
+        middle,
+        (high - low) / 2,
+        np.nanmedian(np.abs(error), axis=0),
+        int(np.isfinite(value).all(1).sum()),
+    )
 
 
 @lru_cache
 def study(quick):
-    """(order, snr, mode) -> statistics over all voxels, and over DIPY's where the mode's name ends in '*'."""
+    """
+    (order, snr, mode) -> statistics over all voxels, and over DIPY's where the mode's name ends in
+    '*'.
+    """
     gtab, clean, want = simulation(quick)
     few, out = 2 if quick else COUNT_DIPY, {}
     for order in (4,) if quick else ORDERS:
@@ -130,11 +159,17 @@ def tables(quick):
         for order in sorted({o for o, _, _ in found}):
             for (o, s, mode), (bias, spread, error, answered) in found.items():
                 if (o, s) == (order, snr):
-                    cells = (f"{b:+.1f} +- {p:.1f} ({e:.1f})" for b, p, e in zip(bias, spread, error, strict=True))
+                    cells = (
+                        f"{b:+.1f} +- {p:.1f} ({e:.1f})"
+                        for b, p, e in zip(bias, spread, error, strict=True)
+                    )
                     rows.append([order, mode, *cells, answered])
         out.append(
             Table(
-                f"Recovery of simulated truth, SNR {shown(snr)}", ["order", "mode", "RTOP", "RTAP", "NG", "voxels"], rows, note
+                f"Recovery of simulated truth, SNR {shown(snr)}",
+                ["order", "mode", "RTOP", "RTAP", "NG", "voxels"],
+                rows,
+                note,
             )
         )
     return out
@@ -149,7 +184,9 @@ def draw(quick):
 
     found = study(quick)
     modes = [*MODES, "CMAP*", "MAP+*", DIPY + "*"]
-    figure, axes = plt.subplots(3, 3, figsize=(15, 11), sharex=True, sharey="row", constrained_layout=True)
+    figure, axes = plt.subplots(
+        3, 3, figsize=(15, 11), sharex=True, sharey="row", constrained_layout=True
+    )
     colours = {4: "#4878a8", 6: "#d1605e", 8: "#6a9f58"}
     for i, name in enumerate(("RTOP, % of the truth", "RTAP, % of the truth", "NG, x 100")):
         for j, snr in enumerate(SNRS):
@@ -158,7 +195,9 @@ def draw(quick):
                 points = [found[order, snr, mode] for mode in modes]
                 x = np.arange(len(modes)) + 0.25 * (k - 1)
                 y, bar = [p[0][i] for p in points], [p[1][i] for p in points]
-                ax.errorbar(x, y, bar, fmt="o", ms=4, lw=1.2, color=colours[order], label=f"order {order}")
+                ax.errorbar(
+                    x, y, bar, fmt="o", ms=4, lw=1.2, color=colours[order], label=f"order {order}"
+                )
             ax.axhline(0, color="k", lw=0.8)
             for split in (3.5, 4.5, 8.5, 9.5, 13.5):
                 ax.axvline(split, color="0.85", lw=0.8)
@@ -184,11 +223,18 @@ def error_of(mode, index):
 
 
 def against_dipy(quick):
-    """Median errors of CMAP over those of DIPY's CMAP on the same voxels: geometric mean of all; tables and picture."""
+    """
+    Median errors of CMAP over those of DIPY's CMAP on the same voxels: geometric mean of all;
+    tables and picture.
+    """
     if not quick:
         draw(quick)
     found = study(quick)
-    ratios = [found[o, snr, "CMAP*"][2] / found[o, snr, mode][2] for o, snr, mode in found if mode == DIPY + "*"]
+    ratios = [
+        found[o, snr, "CMAP*"][2] / found[o, snr, mode][2]
+        for o, snr, mode in found
+        if mode == DIPY + "*"
+    ]
     return float(np.exp(np.mean(np.log(ratios)))), tables(quick)
 
 
@@ -198,7 +244,10 @@ def mean_error(quick, order, mode):
 
 
 def default(quick):
-    """Mean error of the default (MAPL 0.2, order 6) over that of the best of all modes of its order; all of them."""
+    """
+    Mean error of the default (MAPL 0.2, order 6) over that of the best of all modes of its order;
+    all of them.
+    """
     orders = sorted({o for o, _, _ in study(quick)})
     means = {mode: [mean_error(quick, order, mode) for order in orders] for mode in MODES}
     at = orders.index(4 if quick else 6)
@@ -211,7 +260,9 @@ def default(quick):
     )
     rows = [[mode, *values] for mode, values in means.items()]
     best = min(values[at] for values in means.values())
-    table = Table("Mean error of every mode", ["mode", *(f"order {o}" for o in orders)], rows, note, 3)
+    table = Table(
+        "Mean error of every mode", ["mode", *(f"order {o}" for o in orders)], rows, note, 3
+    )
     return means["MAPL 0.2"][at] / best, [table]
 
 
@@ -224,15 +275,27 @@ def gaussian(quick):
     for order in (6,) if quick else ORDERS:
         for mode, options in MODES.items():
             fit = mapmri.MapmriModel(gtab, order, **options).fit(y)
-            ratios = [float(fit.index_rows(k)[0] / want[k]) for k in ("rtop", "rtap", "rtpp", "msd")]
+            ratios = [
+                float(fit.index_rows(k)[0] / want[k]) for k in ("rtop", "rtap", "rtpp", "msd")
+            ]
             rows.append([order, mode, *ratios, float(fit.index_rows("ng")[0])])
     note = (
         "Noise-free, D = (1.7, .3, .3)e-3 mm2/s, 6 b0 + 3 x 90 at b = 1000, 2000, 3000. The Laplacian is no shrinkage "
         "towards the Gaussian: a fixed weight smooths the signal, which sharpens the propagator's peak."
     )
-    columns = ["order", "mode", "RTOP / true", "RTAP / true", "RTPP / true", "MSD / true", "NG (true: 0)"]
+    columns = [
+        "order",
+        "mode",
+        "RTOP / true",
+        "RTAP / true",
+        "RTPP / true",
+        "MSD / true",
+        "NG (true: 0)",
+    ]
     default = next(row for row in rows if row[:2] == [6, "MAPL 0.2"])
-    return default[2], [Table("What each mode does to a noise-free Gaussian", columns, rows, note, 4)]
+    return default[2], [
+        Table("What each mode does to a noise-free Gaussian", columns, rows, note, 4)
+    ]
 
 
 def closed_forms(quick):
@@ -240,9 +303,13 @@ def closed_forms(quick):
     worst = 0.0
     for name in ("X60", "BiIso", "WM3"):
         fractions, tensors = truth.MIXTURES[name]
-        mine = exact(np.array(fractions), np.array(tensors), *truth.mixture_frame(fractions, tensors, TAU))
+        mine = exact(
+            np.array(fractions), np.array(tensors), *truth.mixture_frame(fractions, tensors, TAU)
+        )
         printed = dict(zip(truth.MIXTURE_COLUMNS, truth.MIXTURE_TABLE[name].split(), strict=True))
-        worst = max(worst, *(abs(m / float(printed[k]) - 1) for m, k in zip(mine, INDICES, strict=True)))
+        worst = max(
+            worst, *(abs(m / float(printed[k]) - 1) for m, k in zip(mine, INDICES, strict=True))
+        )
     return worst
 
 
@@ -250,11 +317,31 @@ def cases():
     """What is judged, and what is only reported."""
     forms = "closed forms of the mixtures"
     return [
-        Case("truth: RTOP, RTAP, NG of mixtures against the printed table", "reference, 8 digits", 1e-7, closed_forms),
-        Case("CMAP over DIPY's CMAP: median errors of RTOP, RTAP, NG, all orders and SNRs", forms, None, against_dipy),
-        Case("the default (MAPL 0.2, order 6) over the best mode of its order: mean error", forms, None, default),
+        Case(
+            "truth: RTOP, RTAP, NG of mixtures against the printed table",
+            "reference, 8 digits",
+            1e-7,
+            closed_forms,
+        ),
+        Case(
+            "CMAP over DIPY's CMAP: median errors of RTOP, RTAP, NG, all orders and SNRs",
+            forms,
+            None,
+            against_dipy,
+        ),
+        Case(
+            "the default (MAPL 0.2, order 6) over the best mode of its order: mean error",
+            forms,
+            None,
+            default,
+        ),
         *(
-            Case(f"{mode}: median error of {index.upper()}, order 6, SNR 30, % (NG x 100)", forms, None, error_of(mode, index))
+            Case(
+                f"{mode}: median error of {index.upper()}, order 6, SNR 30, % (NG x 100)",
+                forms,
+                None,
+                error_of(mode, index),
+            )
             for mode in ("MAPL 0.2", "CMAPL 0.2", "MAPL+ 0.2")
             for index in INDICES
         ),

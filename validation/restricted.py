@@ -1,4 +1,7 @@
-"""Diffusion between planes, in cylinders and in spheres: what MAP can and cannot say about the size of a pore."""
+"""
+Diffusion between planes, in cylinders and in spheres: what MAP can and cannot say about the size of
+a pore.
+"""
 
 from functools import lru_cache
 
@@ -21,8 +24,8 @@ def projected(geometry, order):
     """
     Zero-displacement index of the L2 projection over the truth, by the library's Hermite functions.
 
-    A radial P needs the coefficients of (2k, 0, ..) alone: a_n = kappa_k B_n for |n| = 2k, and its degree adds
-    (-1)^k kappa_k sum B_n^2 to the index.
+    A radial P needs the coefficients of (2k, 0, ..) alone: a_n = kappa_k B_n for |n| = 2k, and its
+    degree adds (-1)^k kappa_k sum B_n^2 to the index.
     """
     d = 1 + GEOMETRIES.index(geometry)
     msd, at_zero = truth.restricted_truth(geometry, 1.0)
@@ -39,7 +42,9 @@ def projected(geometry, order):
         wc = 2 * np.pi * wc
     x = r[:, None] * c
     p = truth.restricted_propagator(geometry, 1.0, r) * r ** (d - 1) * w
-    weight = p[:, None] * wc * np.exp(-0.5 * (r[:, None] ** 2 - x**2) / mu**2) * np.pi ** (-(d - 1) / 4)  # h_0 of the others
+    weight = (
+        p[:, None] * wc * np.exp(-0.5 * (r[:, None] ** 2 - x**2) / mu**2) * np.pi ** (-(d - 1) / 4)
+    )  # h_0 of the others
     h = np.empty(order + 1)
     a = np.zeros(order // 2 + 1)
     for xi, wi in zip(x.ravel(), weight.ravel(), strict=True):
@@ -50,7 +55,12 @@ def projected(geometry, order):
     total = 0.0
     for k in range(order // 2 + 1):
         kappa = a[k] / oracle.origin1d(2 * k)
-        total += (-1.0) ** k * kappa * special.gamma(k + d / 2) / (special.gamma(k + 1) * special.gamma(d / 2))
+        total += (
+            (-1.0) ** k
+            * kappa
+            * special.gamma(k + d / 2)
+            / (special.gamma(k + 1) * special.gamma(d / 2))
+        )
     return total / ((2 * np.pi) ** (d / 2) * mu**d) / at_zero
 
 
@@ -58,7 +68,9 @@ def projections(quick):
     """Projection constants against the reference's, in half units of the fourth digit."""
     orders = truth.PROJECTED_ORDERS[: 5 if quick else None]
     rows = [[g, *(float(projected(g, n)) for n in orders)] for g in GEOMETRIES]
-    worst = max(abs(v - truth.PROJECTED[row[0]][i]) / 0.5e-4 for row in rows for i, v in enumerate(row[1:]))
+    worst = max(
+        abs(v - truth.PROJECTED[row[0]][i]) / 0.5e-4 for row in rows for i, v in enumerate(row[1:])
+    )
     note = "RTPP, RTAP and RTOP respectively, infinite q-range: hard walls make convergence slow and not monotone."
     return worst, [
         Table(
@@ -72,7 +84,10 @@ def projections(quick):
 
 
 def radial_modes(geometry, n, cells):
-    """Eigenvalues, eigenvectors, middles and root volumes of one angular order in a pore of R = 1, by finite differences."""
+    """
+    Eigenvalues, eigenvectors, middles and root volumes of one angular order in a pore of R = 1, by
+    finite differences.
+    """
     d = 1 + GEOMETRIES.index(geometry)
     edge = np.linspace(0, 1, cells + 1)
     middle, volume = (edge[1:] + edge[:-1]) / 2, (edge[1:] ** d - edge[:-1] ** d) / d
@@ -83,7 +98,10 @@ def radial_modes(geometry, n, cells):
 
 
 def finite_time(quick):
-    """Largest difference between the eigenmode series and finite differences (planes, cylinder, sphere)."""
+    """
+    Largest difference between the eigenmode series and finite differences (planes, cylinder,
+    sphere).
+    """
     cells, rows, worst = 600 if quick else 800, [], 0.0
     grid = [(x, dt) for x in (1.0, 3.0) for dt in (0.02, 0.1, 0.5)]
     for geometry in GEOMETRIES:
@@ -98,12 +116,20 @@ def finite_time(quick):
                     waves, norm = [special.jv(n, x * r)], 2.0 if n == 0 else 4.0
                 else:
                     waves, norm = [special.spherical_jn(n, x * r)], 3.0 * (2 * n + 1)
-                total[x, dt] += norm * sum((np.exp(-values * dt) * (vectors.T @ (root * f)) ** 2).sum() for f in waves)
+                total[x, dt] += norm * sum(
+                    (np.exp(-values * dt) * (vectors.T @ (root * f)) ** 2).sum() for f in waves
+                )
         for x, dt in grid:
             series = float(truth.restricted_sum(geometry, np.array(x), dt, 20, 30))
             rows.append([geometry, x, dt, series, float(total[x, dt])])
             worst = max(worst, abs(total[x, dt] - series))
-    columns = ["geometry", "2 pi q R (planes: L)", "D t / R^2 (planes: L^2)", "series", "finite differences"]
+    columns = [
+        "geometry",
+        "2 pi q R (planes: L)",
+        "D t / R^2 (planes: L^2)",
+        "series",
+        "finite differences",
+    ]
     return worst, [Table("Narrow-pulse signal at finite diffusion time", columns, rows, "", 6)]
 
 
@@ -115,20 +141,31 @@ def pore_table(q_max, n_shells=8, n_dirs=200):
 
 
 def held_fit(gtab, y, order, mu):
-    """Fit at scales mu in the frame of x, y, z with E(0) = 1: held by a large weight on the b0 samples."""
-    model = mapmri.MapmriModel(gtab, order, laplacian=1e-12)  # not None: a short q-range would be refused
+    """
+    Fit at scales mu in the frame of x, y, z with E(0) = 1: held by a large weight on the b0
+    samples.
+    """
+    model = mapmri.MapmriModel(
+        gtab, order, laplacian=1e-12
+    )  # not None: a short q-range would be refused
     return model.fit(y[None], scale=(mu, np.eye(3)), weights=np.where(gtab.bvals == 0, 1e6, 1.0))
 
 
 def cylinder_signal(gtab, axial):
-    """Long-time signal of a cylinder of RADIUS along x; `axial` is the signal along it as a function of q."""
+    """
+    Long-time signal of a cylinder of RADIUS along x; `axial` is the signal along it as a function
+    of q.
+    """
     q = gtab.qvecs
     across = truth.restricted_signal("cylinder", 2 * np.pi * np.hypot(q[:, 1], q[:, 2]) * RADIUS)
     return across * axial(q[:, 0])
 
 
 def capped(quick):
-    """RTAP / true of a capped cylinder, L = 4R, against the reference's least-squares ratios, in units of its last digit."""
+    """
+    RTAP / true of a capped cylinder, L = 4R, against the reference's least-squares ratios, in units
+    of its last digit.
+    """
     printed = {
         1: "1.015 .839 .721 .601",
         2: ".967 .804 .689 .520",
@@ -141,13 +178,20 @@ def capped(quick):
     rtap, rtpp = truth.restricted_truth("cylinder", RADIUS)[1], 1 / length
     for reach, texts in list(printed.items())[: 2 if quick else None]:
         gtab = pore_table(reach / (2 * np.pi * RADIUS))
-        y = cylinder_signal(gtab, lambda q: truth.restricted_signal("planes", 2 * np.pi * q * length))
+        y = cylinder_signal(
+            gtab, lambda q: truth.restricted_signal("planes", 2 * np.pi * q * length)
+        )
         fits = [held_fit(gtab, y, n, mu) for n in ORDERS]
         ratio = [float(f.rtap()[0] / rtap) for f in fits]
         b_max = gtab.bvals.max()
         rows.append([reach, b_max, *ratio, *(float(f.rtpp()[0] / rtpp) for f in fits)])
         worst = max(worst, *(abs(r - float(t)) for r, t in zip(ratio, texts.split(), strict=True)))
-    columns = ["2 pi q_max R", "b_max, s/mm2", *(f"RTAP, N = {n}" for n in ORDERS), *(f"RTPP, N = {n}" for n in ORDERS)]
+    columns = [
+        "2 pi q_max R",
+        "b_max, s/mm2",
+        *(f"RTAP, N = {n}" for n in ORDERS),
+        *(f"RTPP, N = {n}" for n in ORDERS),
+    ]
     note = (
         "R = 5 um, tau = 30 ms, mu at the true variances, E(0) = 1, noise-free, 8 shells x 200. RTAP is right to 10 % only "
         "from 2 pi q_max R of about 5 and N = 8 on."
@@ -166,17 +210,34 @@ def diameters(order, b_max):
 
 def diameter(quick):
     """The reference's apparent diameters, largest difference in um."""
-    printed = {3000: "10.20 11.08 11.49 11.28", 10000: "10.51 11.20 11.28 10.98", 25000: "10.56 11.08 10.86 10.58"}
+    printed = {
+        3000: "10.20 11.08 11.49 11.28",
+        10000: "10.51 11.20 11.28 10.98",
+        25000: "10.56 11.08 10.86 10.58",
+    }
     rows = [[b, *(float(diameters(n, b)) for n in ORDERS)] for b in printed]
-    worst = max(abs(v - float(t)) for row in rows for v, t in zip(row[1:], printed[row[0]].split(), strict=True))
+    worst = max(
+        abs(v - float(t))
+        for row in rows
+        for v, t in zip(row[1:], printed[row[0]].split(), strict=True)
+    )
     note = "True: 10 um. Noise-free, E(0) = 1, mu at the true variances: the bias is the basis', not the data's."
     return worst, [
-        Table("Diameter of a cylinder from RTAP, um", ["b_max, s/mm2", *(f"N = {n}" for n in ORDERS)], rows, note, 4)
+        Table(
+            "Diameter of a cylinder from RTAP, um",
+            ["b_max, s/mm2", *(f"N = {n}" for n in ORDERS)],
+            rows,
+            note,
+            4,
+        )
     ]
 
 
 def sensitivity(quick):
-    """Rank correlation of the true radius and the radius from RTAP over 1 to 10 um at b <= 10000, order 6."""
+    """
+    Rank correlation of the true radius and the radius from RTAP over 1 to 10 um at b <= 10000,
+    order 6.
+    """
     from scipy.stats import spearmanr
 
     rng, radii = np.random.default_rng(9), np.linspace(1e-3, 10e-3, 10 if quick else 19)
@@ -184,15 +245,27 @@ def sensitivity(quick):
     found, spread = [], []
     model = mapmri.MapmriModel(gtab, 6, laplacian="gcv")
     for radius in radii:
-        across = truth.restricted_signal("cylinder", 2 * np.pi * np.hypot(*gtab.qvecs[:, 1:].T) * radius)
+        across = truth.restricted_signal(
+            "cylinder", 2 * np.pi * np.hypot(*gtab.qvecs[:, 1:].T) * radius
+        )
         y = across * np.exp(-4 * np.pi**2 * gtab.qvecs[:, 0] ** 2 * TAU * AXIAL)
-        noisy = np.hypot(y + rng.standard_normal((60, len(gtab))) / 50, rng.standard_normal((60, len(gtab))) / 50)
+        noisy = np.hypot(
+            y + rng.standard_normal((60, len(gtab))) / 50, rng.standard_normal((60, len(gtab))) / 50
+        )
         apparent = 1e3 / np.sqrt(np.pi * model.fit(np.vstack([y, noisy])).rtap())
         found.append(apparent[0])
         spread.append(np.nanpercentile(apparent[1:], [5, 95]))
     plot(radii * 1e3, np.array(found), np.array(spread))
-    rows = [[float(r * 1e3), float(f), *map(float, s)] for r, f, s in zip(radii, found, spread, strict=True)][::3]
-    columns = ["true radius, um", "from RTAP, noise-free", "5th percentile, SNR 50", "95th percentile"]
+    rows = [
+        [float(r * 1e3), float(f), *map(float, s)]
+        for r, f, s in zip(radii, found, spread, strict=True)
+    ][::3]
+    columns = [
+        "true radius, um",
+        "from RTAP, noise-free",
+        "5th percentile, SNR 50",
+        "95th percentile",
+    ]
     note = (
         "Tensor, scales and GCV weight fitted. Below about 2 um the signal hardly decays and RTAP says nothing; above, it "
         "orders the pores."
@@ -217,14 +290,18 @@ def plot(radii, found, spread):
         left.plot(orders, [projected(name, n) for n in orders], "o-", label=name)
     left.axhline(1, color="grey", lw=0.8)
     left.set(
-        xlabel="radial order N", ylabel="zero-displacement index / true", title="What order buys: projection, infinite q-range"
+        xlabel="radial order N",
+        ylabel="zero-displacement index / true",
+        title="What order buys: projection, infinite q-range",
     )
     left.legend()
     right.fill_between(radii, *spread.T, alpha=0.3, label="5-95 %, SNR 50")
     right.plot(radii, found, "o-", label="noise-free")
     right.plot(radii, radii, color="grey", lw=0.8, label="identity")
     right.set(
-        xlabel="true cylinder radius, um", ylabel="radius from RTAP, um", title="Pore size: b <= 10000 s/mm2, tau 30 ms, N = 6"
+        xlabel="true cylinder radius, um",
+        ylabel="radius from RTAP, um",
+        title="Pore size: b <= 10000 s/mm2, tau 30 ms, N = 6",
     )
     right.legend()
     RESULTS.mkdir(exist_ok=True)

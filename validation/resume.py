@@ -3,8 +3,9 @@ Fits that are killed: at ten random moments, and a worker of a cluster half way.
 
     python validation/resume.py [--kills 10] [--seed N]
 
-A made-up brain is fitted by the command line in every combination of what follows and compared with a fit that nothing
-disturbed: the same NIfTI bytes, the same JSON less its run section. The table goes to ``results/resume.json``.
+A made-up brain is fitted by the command line in every combination of what follows and compared with
+a fit that nothing disturbed: the same NIfTI bytes, the same JSON less its run section. The table
+goes to ``results/resume.json``.
 """
 
 import argparse
@@ -32,7 +33,16 @@ CODE = f"import sys; from mapmri_nb import cli, stream; stream.SLAB = {SLAB}; sy
 
 
 def start(folder, out, *more):
-    arguments = ["fit", folder / "brain_dwi.nii", "--mask", folder / "brain_mask.nii.gz", "--out", out, "--quiet", *more]
+    arguments = [
+        "fit",
+        folder / "brain_dwi.nii",
+        "--mask",
+        folder / "brain_mask.nii.gz",
+        "--out",
+        out,
+        "--quiet",
+        *more,
+    ]
     arguments += ["--positivity", "global"]
     return subprocess.Popen([sys.executable, "-c", CODE, *map(str, arguments)], cwd=ROOT)
 
@@ -48,7 +58,11 @@ def content(folder):
 def kept(out):
     """Slabs in the journal of an interrupted fit."""
     journal = out / HIDDEN / "journal"
-    return max(0, sum(line.startswith(b"[") for line in journal.read_bytes().splitlines())) if journal.exists() else 0
+    return (
+        max(0, sum(line.startswith(b"[") for line in journal.read_bytes().splitlines()))
+        if journal.exists()
+        else 0
+    )
 
 
 def await_slabs(process, out, count):
@@ -72,10 +86,14 @@ def killed(folder, out, count, after):
 
 
 def worker_killed(folder, out, slabs):
-    """Fit on a local cluster of two worker processes and kill one when half of the slabs are there."""
+    """
+    Fit on a local cluster of two worker processes and kill one when half of the slabs are there.
+    """
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
         process = start(folder, out, "--engine", "dask", "--scheduler", cluster.scheduler_address)
         with Client(cluster) as client:
             victim = next(iter(client.run(os.getpid).values()))
@@ -110,7 +128,9 @@ def main():
             out, left, count = base / f"out{k}", DONE, min(slabs, rng.integers(slabs * 3 // 2))
             while left == DONE:
                 shutil.rmtree(out, ignore_errors=True)
-                after = rng.uniform(0, writing if count == slabs else fitting)  # a third of the fits while they write
+                after = rng.uniform(
+                    0, writing if count == slabs else fitting
+                )  # a third of the fits while they write
                 left = killed(base, out, count, after)
             code = start(base, out, "--resume").wait()
             fitted = json.loads((out / MODEL).read_text())["Run"]["FittedNow"] if code == 0 else -1
@@ -119,13 +139,18 @@ def main():
             print(*rows[-1], sep="\t", flush=True)
             shutil.rmtree(out)
         left, code = worker_killed(base, base / "cluster", slabs)
-        rows.append(["two dask workers", left, slabs, code == 0 and content(base / "cluster") == expected])
+        rows.append(
+            ["two dask workers", left, slabs, code == 0 and content(base / "cluster") == expected]
+        )
         print(*rows[-1], sep="\t", flush=True)
     finally:
         shutil.rmtree(base)
     wrong = [sum(not row[-1] for row in part) for part in (rows[:-1], rows[-1:])]
     seconds = round(time.perf_counter() - began, 1)
-    names = (f"resumed after kill -9 at {args.kills} random moments", "a worker of a cluster killed half way")
+    names = (
+        f"resumed after kill -9 at {args.kills} random moments",
+        "a worker of a cluster killed half way",
+    )
     truth = "an undisturbed fit: every byte but the JSON's run section; number of fits that differ"
     cases = [
         {"name": name, "truth": truth, "tolerance": 0, "at_least": False, "measured": count, "passed": count == 0,
@@ -133,8 +158,17 @@ def main():
     ]  # fmt: skip
     columns = ["what happened", "what was left", "slabs fitted afterwards", "same bytes"]
     rows = [[*row[:-1], "yes" if row[-1] else "NO"] for row in rows]
-    note = f"MAPL+, order 6, all indices, {slabs} slabs of {SLAB} voxels; writing took {writing:.2f} s"
-    tables = {"Interrupted fits": {"columns": columns, "rows": rows, "note": f"{note}; seed {args.seed}", "digits": 3}}
+    note = (
+        f"MAPL+, order 6, all indices, {slabs} slabs of {SLAB} voxels; writing took {writing:.2f} s"
+    )
+    tables = {
+        "Interrupted fits": {
+            "columns": columns,
+            "rows": rows,
+            "note": f"{note}; seed {args.seed}",
+            "digits": 3,
+        }
+    }
     write_result("resume", cases, tables)
     return 1 if any(wrong) else 0
 

@@ -3,7 +3,8 @@ Run the validation: every case of every group, results/*.json, the tables of REA
 
     python validation/run.py [--quick] [--all] [--only NAME]
 
---all, or --only with its name, also runs the scripts of APART: what needs processes, disks, an index or an hour of its own.
+--all, or --only with its name, also runs the scripts of APART: what needs processes, disks, an
+index or an hour of its own.
 """
 
 import argparse
@@ -24,7 +25,13 @@ GROUPS = (
 )  # fmt: skip
 
 
-APART = ("dependency", "fuzz", "resume", "dipy_test_suite", "large_data")  # scripts that write results of the same form
+APART = (
+    "dependency",
+    "fuzz",
+    "resume",
+    "dipy_test_suite",
+    "large_data",
+)  # scripts that write results of the same form
 
 
 def plain(value):
@@ -51,7 +58,10 @@ def run_case(case, quick):
         entry, tables = {"measured": f"{type(error).__name__}: {error}", "passed": False}, []
     entry["seconds"] = round(time.perf_counter() - start, 2)
     tolerance = {"tolerance": case.tolerance, "at_least": case.at_least}
-    named = {t.title: {"columns": t.columns, "rows": plain(t.rows), "note": t.note, "digits": t.digits} for t in tables}
+    named = {
+        t.title: {"columns": t.columns, "rows": plain(t.rows), "note": t.note, "digits": t.digits}
+        for t in tables
+    }
     return {"name": case.name, "truth": case.truth} | tolerance | entry, named
 
 
@@ -59,18 +69,27 @@ def run_group(group, only, quick):
     """
     Run a group's cases and write its file; False if one failed.
 
-    Other cases of an `only` run keep their results, with their own date, if they come from this machine and these versions.
+    Other cases of an `only` run keep their results, with their own date, if they come from this
+    machine and these versions.
     """
     if only in GROUPS and only != group:
         return None
-    cases = [c for c in importlib.import_module(group).cases() if only in (None, group) or only in c.name]
+    cases = [
+        c for c in importlib.import_module(group).cases() if only in (None, group) or only in c.name
+    ]
     if not cases:
         return None
     path = common.RESULTS / f"{group}.json"
-    old = json.loads(path.read_text()) if path.exists() and only not in (None, group) else {"cases": [], "tables": {}}
+    old = (
+        json.loads(path.read_text())
+        if path.exists() and only not in (None, group)
+        else {"cases": [], "tables": {}}
+    )
     here, there = common.environment(), old.get("environment")
     if there and not quick and {**here, "date": 0} != {**there, "date": 0}:
-        raise SystemExit(f"{path.name} is of another machine or other versions: run the whole group, --only {group}")
+        raise SystemExit(
+            f"{path.name} is of another machine or other versions: run the whole group, --only {group}"
+        )
     entries, tables = {e["name"]: {"date": there["date"]} | e for e in old["cases"]}, old["tables"]
     good = True
     for case in cases:
@@ -78,7 +97,10 @@ def run_group(group, only, quick):
         entries[case.name], tables = entry | {"date": here["date"]}, tables | new
         good = good and entry["passed"] is not False
         verdict = {True: "ok", False: "FAILED", None: ""}[entry["passed"]]
-        print(f"{group}: {case.name}: {readme.number(entry['measured'])} {verdict} ({entry['seconds']} s)", flush=True)
+        print(
+            f"{group}: {case.name}: {readme.number(entry['measured'])} {verdict} ({entry['seconds']} s)",
+            flush=True,
+        )
     if not quick:  # quick numbers are for the exit code, not for print
         common.write_result(group, list(entries.values()), tables)
     return good
@@ -87,14 +109,25 @@ def run_group(group, only, quick):
 def main(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--quick", action="store_true", help="smaller cases, nothing written; for CI")
-    parser.add_argument("--all", action="store_true", help=f"also {', '.join(APART)}: each a process, the last an hour")
-    parser.add_argument("--only", metavar="NAME", help="a group, one of those scripts, or part of a case's name")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller cases, nothing written; for CI"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"also {', '.join(APART)}: each a process, the last an hour",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", help="a group, one of those scripts, or part of a case's name"
+    )
     args = parser.parse_args(argv)
     found = [run_group(group, args.only, args.quick) for group in GROUPS if args.only not in APART]
     for name in APART:
         if name == args.only or (args.all and not args.only):
-            found.append(subprocess.call([sys.executable, str(common.ROOT / "validation" / f"{name}.py")]) == 0)
+            found.append(
+                subprocess.call([sys.executable, str(common.ROOT / "validation" / f"{name}.py")])
+                == 0
+            )
     if all(f is None for f in found):
         parser.error(f"--only: no group or case is called {args.only!r}")
     if not args.quick:

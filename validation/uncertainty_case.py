@@ -1,4 +1,7 @@
-"""Error bars: coverage of their intervals, their cost in fits; weights against known outliers, a known gradient field."""
+"""
+Error bars: coverage of their intervals, their cost in fits; weights against known outliers, a known
+gradient field.
+"""
 
 import time
 
@@ -25,10 +28,17 @@ def acquisition():
 
 
 def signals(gtab, name, rng, count, snr, turn=False):
-    """`count` noisy voxels of a mixture; Gaussian noise, so that no bias comes from the noise itself."""
+    """
+    `count` noisy voxels of a mixture; Gaussian noise, so that no bias comes from the noise itself.
+    """
     fractions, tensors = truth.MIXTURES[name]
     frames = [random_frame(rng) for _ in range(count)] if turn else [np.eye(3)]
-    y = np.array([truth.mixture_signal(fractions, [R @ t @ R.T for t in tensors], gtab.bvals, gtab.bvecs) for R in frames])
+    y = np.array(
+        [
+            truth.mixture_signal(fractions, [R @ t @ R.T for t in tensors], gtab.bvals, gtab.bvecs)
+            for R in frames
+        ]
+    )
     y = np.broadcast_to(y, (count, len(gtab)))
     return y + rng.standard_normal(y.shape) / snr
 
@@ -36,26 +46,45 @@ def signals(gtab, name, rng, count, snr, turn=False):
 def covered(found, name, target):
     """Shares of the 68 % and 95 % intervals that hold the target."""
     low95, low68, high68, high95 = found.intervals[name].T
-    return [float(np.mean((low <= target) & (target <= high))) for low, high in ((low68, high68), (low95, high95))]
+    return [
+        float(np.mean((low <= target) & (target <= high)))
+        for low, high in ((low68, high68), (low95, high95))
+    ]
 
 
 def coverage_rows(label, options, mixture, snr, names, count, replicates, scale="true", hold=True):
-    """One row an index and method: ratio of sd, coverage of the estimator's own mean and of the truth."""
+    """
+    One row an index and method: ratio of sd, coverage of the estimator's own mean and of the truth.
+    """
     gtab, rng = acquisition(), np.random.default_rng(11)
-    model, wanted = mapmri.MapmriModel(gtab, 6, **options), truth.mixture_truth(*truth.MIXTURES[mixture], TAU)
+    model, wanted = (
+        mapmri.MapmriModel(gtab, 6, **options),
+        truth.mixture_truth(*truth.MIXTURES[mixture], TAU),
+    )
     names = [n for n in names if n in uncertainty.select(None, model.basis)]
     given = {"scale": truth.mixture_frame(*truth.MIXTURES[mixture], TAU)} if scale == "true" else {}
-    many = model.fit(signals(gtab, mixture, rng, 500 if options.get("positivity") else 3000, snr), **given)
+    many = model.fit(
+        signals(gtab, mixture, rng, 500 if options.get("positivity") else 3000, snr), **given
+    )
     y = signals(gtab, mixture, rng, count, snr)
-    methods = {"bootstrap": uncertainty.bootstrap(model, y, n=replicates, hold=hold, indices=names, **given)}
+    methods = {
+        "bootstrap": uncertainty.bootstrap(
+            model, y, n=replicates, hold=hold, indices=names, **given
+        )
+    }
     if model.positivity is None and hold:
         methods["posterior"] = uncertainty.posterior(model, y, indices=names, **given)
     rows = []
     for method, found in methods.items():
         for name in names:
             values = many.index(name)
-            scatter = float(np.diff(np.quantile(values, (0.16, 0.84)))[0] / 2 / 0.99446)  # QIV has outliers
-            ratio, bias = float(np.median(found.sd[name])) / scatter, float(values.mean() - wanted[name]) / scatter
+            scatter = float(
+                np.diff(np.quantile(values, (0.16, 0.84)))[0] / 2 / 0.99446
+            )  # QIV has outliers
+            ratio, bias = (
+                float(np.median(found.sd[name])) / scatter,
+                float(values.mean() - wanted[name]) / scatter,
+            )
             own, true = covered(found, name, values.mean()), covered(found, name, wanted[name])
             rows.append([label, snr, method, name, ratio, *own, bias, *true])
     return rows
@@ -68,14 +97,20 @@ COLUMNS = [
 
 
 def coverage(quick):
-    """Largest distance of the bootstrap's coverage of the estimator's own mean from 68 % and 95 %."""
+    """
+    Largest distance of the bootstrap's coverage of the estimator's own mean from 68 % and 95 %.
+    """
     count, rows = 300 if quick else 500, []
     for label, options in list(MODELS.items())[: 1 if quick else None]:
         for snr in SNRS:
             some = count // 4 if options.get("positivity") else count
-            rows += coverage_rows(label, options, "X60", snr, NAMES, some, 500 if not quick else 200)
+            rows += coverage_rows(
+                label, options, "X60", snr, NAMES, some, 500 if not quick else 200
+            )
     worst = max(
-        max(abs(r[5] - 0.68), abs(r[6] - 0.95)) for r in rows if r[2] == "bootstrap" and r[0] in ("MAPL 0.2", "isotropic 0.2")
+        max(abs(r[5] - 0.68), abs(r[6] - 0.95))
+        for r in rows
+        if r[2] == "bootstrap" and r[0] in ("MAPL 0.2", "isotropic 0.2")
     )
     note = (
         "X60, true mu and R held, 500 voxels (CMAPL 125) that differ in their noise alone; 'scatter' is half the 16 to 84 % "
@@ -90,12 +125,23 @@ def coverage(quick):
 
 
 def coverage_near_zero(quick):
-    """NG of one Gaussian and of a crossing: the share of intervals that hold the truth, reported alone."""
+    """
+    NG of one Gaussian and of a crossing: the share of intervals that hold the truth, reported
+    alone.
+    """
     count, rows = 300 if quick else 500, []
     for mixture, weight in (("(1.7,.3,.3)", None), ("(1.7,.3,.3)", 0.2), ("X60", 0.2)):
         for snr in SNRS:
             label = f"{mixture}, weight {weight or 0}"
-            found = coverage_rows(label, {"laplacian": weight}, mixture, snr, BOUNDED, count, 500 if not quick else 200)
+            found = coverage_rows(
+                label,
+                {"laplacian": weight},
+                mixture,
+                snr,
+                BOUNDED,
+                count,
+                500 if not quick else 200,
+            )
             rows += found
     note = (
         "A nonnegative quantity at its bound is not normal: NG is a root of a sum of squares, so noise can only raise it. Over "
@@ -108,17 +154,34 @@ def coverage_near_zero(quick):
 
 
 def scales_estimated(quick):
-    """Calibration where the fit estimates mu and R: replicates that hold them against those that estimate them again."""
+    """
+    Calibration where the fit estimates mu and R: replicates that hold them against those that
+    estimate them again.
+    """
     rows = []
     for snr in SNRS:
         for hold in (True, False):
             found = coverage_rows(
-                "MAPL 0.2", {}, "X60", snr, NAMES, 40 if quick else 200, 100 if quick else 200, "fitted", hold
+                "MAPL 0.2",
+                {},
+                "X60",
+                snr,
+                NAMES,
+                40 if quick else 200,
+                100 if quick else 200,
+                "fitted",
+                hold,
             )
-            rows += [["held" if hold else "estimated again", *row[1:]] for row in found if row[2] == "bootstrap"]
+            rows += [
+                ["held" if hold else "estimated again", *row[1:]]
+                for row in found
+                if row[2] == "bootstrap"
+            ]
     note = "X60 again, tensor fitted to each voxel, so that its noise is in the scatter; held, the bars leave it out."
     again = [max(abs(r[5] - 0.68), abs(r[6] - 0.95)) for r in rows if r[0] == "estimated again"]
-    return max(again), [Table("Scales fitted", ["replicates' mu and R", *COLUMNS[1:]], rows, note, 3)]
+    return max(again), [
+        Table("Scales fitted", ["replicates' mu and R", *COLUMNS[1:]], rows, note, 3)
+    ]
 
 
 def shortest(call, times):
@@ -132,7 +195,10 @@ def shortest(call, times):
 
 
 def cost(options):
-    """500 replicates of a voxel, mu and R held, over the fit of a voxel, both on one thread in this run."""
+    """
+    500 replicates of a voxel, mu and R held, over the fit of a voxel, both on one thread in this
+    run.
+    """
 
     def run(quick):
         gtab, rng = acquisition(), np.random.default_rng(5)
@@ -143,20 +209,36 @@ def cost(options):
         fit, spread = np.inf, np.inf
         for _ in range(times):  # in turns: whatever else runs on the machine slows both
             fit = min(fit, shortest(lambda: model.fit(many, threads=1), 3) / len(many))
-            spread = min(spread, shortest(lambda: uncertainty.bootstrap(model, y, n=500, threads=1), 1) / len(y))
-        rows = [["fit", fit * 1e6, 1.0], ["500 replicates, all indices", spread * 1e6, spread / fit]]
+            spread = min(
+                spread,
+                shortest(lambda: uncertainty.bootstrap(model, y, n=500, threads=1), 1) / len(y),
+            )
+        rows = [
+            ["fit", fit * 1e6, 1.0],
+            ["500 replicates, all indices", spread * 1e6, spread / fit],
+        ]
         if model.positivity is None:
             uncertainty.posterior(model, y[:1], threads=1)
             exact = shortest(lambda: uncertainty.posterior(model, y, threads=1), times) / len(y)
             rows.append(["posterior, all indices", exact * 1e6, exact / fit])
         label = next(name for name, found in MODELS.items() if found == options)
-        return spread / fit, [Table(f"Cost of error bars, {label}, order 6", ["", "CPU us a voxel", "fits"], rows, digits=3)]
+        return spread / fit, [
+            Table(
+                f"Cost of error bars, {label}, order 6",
+                ["", "CPU us a voxel", "fits"],
+                rows,
+                digits=3,
+            )
+        ]
 
     return run
 
 
 def outliers(quick):
-    """Median change of the worst index by 5 % destroyed samples of weight 0, over that without the weights."""
+    """
+    Median change of the worst index by 5 % destroyed samples of weight 0, over that without the
+    weights.
+    """
     gtab, rng = acquisition(), np.random.default_rng(6)
     good = signals(gtab, "X60", rng, 60 if quick else 300, 30)
     bad, weights = good.copy(), np.ones(good.shape)
@@ -167,13 +249,15 @@ def outliers(quick):
     want, blind, told = model.fit(good), model.fit(bad), model.fit(bad, weights=weights)
     rows = []
     for name in (*NAMES, *BOUNDED):
-        off = [float(np.median(np.abs(f.index(name) / want.index(name) - 1))) for f in (blind, told)]
+        off = [
+            float(np.median(np.abs(f.index(name) / want.index(name) - 1))) for f in (blind, told)
+        ]
         rows.append([name, *off, off[1] / off[0]])
-    note = (
-        "Relative to the fit of the same noise without outliers; what is left with weights is the loss of 5 % of the samples."
-    )
+    note = "Relative to the fit of the same noise without outliers; what is left with weights is the loss of 5 % of samples."
     columns = ["index", "believed", "weight 0", "ratio"]
-    return max(r[3] for r in rows), [Table("Known outliers, 5 % of the samples, X60, SNR 30", columns, rows, note, 3)]
+    return max(r[3] for r in rows), [
+        Table("Known outliers, 5 % of the samples, X60, SNR 30", columns, rows, note, 3)
+    ]
 
 
 def field(quick):
@@ -187,20 +271,30 @@ def field(quick):
         q = gtab.qvecs @ (np.eye(3) + F[v]).T
         length = np.maximum(np.linalg.norm(q, axis=1), 1e-9)
         plain[v] = truth.mixture_signal(fractions, turned, gtab.bvals, gtab.bvecs)
-        y[v] = truth.mixture_signal(fractions, turned, 4 * np.pi**2 * length**2 * TAU, q / length[:, None])
+        y[v] = truth.mixture_signal(
+            fractions, turned, 4 * np.pi**2 * length**2 * TAU, q / length[:, None]
+        )
     model = mapmri.MapmriModel(gtab, 6, laplacian=None)
     want, blind, told = model.fit(plain), model.fit(y), model.fit(y, grad_dev=F)
     rows = []
     for name in ("rtop", "rtap", "rtpp", "msd"):
-        off = [float(np.median(np.abs(fit.index(name) / want.index(name) - 1))) for fit in (blind, told)]
+        off = [
+            float(np.median(np.abs(fit.index(name) / want.index(name) - 1)))
+            for fit in (blind, told)
+        ]
         rows.append([name, *off, off[1] / off[0]])
     note = "Noise-free MAP; with the field known, q is sampled elsewhere than without a field: a mixture is not in the basis."
     columns = ["index", "field unknown", "field known", "ratio"]
-    return max(r[3] for r in rows), [Table("Known gradient non-linearity, entries within 0.08, X60", columns, rows, note, 3)]
+    return max(r[3] for r in rows), [
+        Table("Known gradient non-linearity, entries within 0.08, X60", columns, rows, note, 3)
+    ]
 
 
 def unused(quick):
-    """Time of a fit with weights of 1 and a field of 0, over that of the plain fit: what not using them saves."""
+    """
+    Time of a fit with weights of 1 and a field of 0, over that of the plain fit: what not using
+    them saves.
+    """
     gtab, rng = acquisition(), np.random.default_rng(8)
     y = np.tile(signals(gtab, "X60", rng, 96, 30, turn=True), (10, 1))
     model, rows = mapmri.MapmriModel(gtab, 6), []
@@ -211,23 +305,54 @@ def unused(quick):
         "field": {"grad_dev": np.full((len(y), 3, 3), 0.01)},
     }
     for label, kwargs in more.items():
-        model.fit(y[:2], threads=1, **({} if "grad_dev" not in kwargs else {"grad_dev": kwargs["grad_dev"][:2]}))
-        rows.append([label, shortest(lambda kwargs=kwargs: model.fit(y, threads=1, **kwargs), 5) / len(y) * 1e6])
+        model.fit(
+            y[:2],
+            threads=1,
+            **({} if "grad_dev" not in kwargs else {"grad_dev": kwargs["grad_dev"][:2]}),
+        )
+        rows.append(
+            [
+                label,
+                shortest(lambda kwargs=kwargs: model.fit(y, threads=1, **kwargs), 5) / len(y) * 1e6,
+            ]
+        )
     rows = [[*row, row[1] / rows[0][1]] for row in rows]
     return rows[1][2], [
-        Table("Cost of weights and of a field, MAPL 0.2, order 6", ["", "CPU us a voxel", "of plain"], rows, digits=3)
+        Table(
+            "Cost of weights and of a field, MAPL 0.2, order 6",
+            ["", "CPU us a voxel", "of plain"],
+            rows,
+            digits=3,
+        )
     ]
 
 
 def cases():
     """Calibration, cost, and known distortions."""
     return [
-        Case("68 % and 95 % intervals of the bootstrap, own mean", "nominal coverage; sampling error .02", 0.1, coverage),
-        Case("NG near 0", "reported: coverage of the truth at 68 % over one Gaussian", None, coverage_near_zero),
-        Case("the same, scales estimated again", "nominal coverage; sampling error .03", 0.12, scales_estimated),
+        Case(
+            "68 % and 95 % intervals of the bootstrap, own mean",
+            "nominal coverage; sampling error .02",
+            0.1,
+            coverage,
+        ),
+        Case(
+            "NG near 0",
+            "reported: coverage of the truth at 68 % over one Gaussian",
+            None,
+            coverage_near_zero,
+        ),
+        Case(
+            "the same, scales estimated again",
+            "nominal coverage; sampling error .03",
+            0.12,
+            scales_estimated,
+        ),
         Case("500 replicates in fits, MAPL", "the fit's own time", 100, cost(MODELS["MAPL 0.2"])),
         Case("500 replicates in fits, CMAPL", "the fit's own time", 300, cost(MODELS["CMAPL 0.2"])),
         Case("known outliers", "the fit without them", 0.3, outliers),
         Case("known gradient non-linearity", "the fit without a field", 0.3, field),
-        Case("plain fits pay nothing for weights", "time with weights of 1, over plain", None, unused),
+        Case(
+            "plain fits pay nothing for weights", "time with weights of 1, over plain", None, unused
+        ),
     ]

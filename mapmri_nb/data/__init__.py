@@ -1,4 +1,7 @@
-"""The bundled samples. Each folder holds a series, its b-table, sidecar and mask, a README and the licence."""
+"""
+The bundled samples. Each folder holds a series, its b-table, sidecar and mask, a README and the
+licence.
+"""
 
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +15,8 @@ def sample(name: str) -> Path:
 
     Parameters
     ----------
-    name : ``"small101d"`` (in-vivo brain, pulse timing assumed) or ``"catcord"`` (ex-vivo cord with histology).
+    name : ``"small101d"`` (in-vivo brain, pulse timing assumed) or ``"catcord"`` (ex-vivo cord with
+        histology).
     """
     if name not in SAMPLES:
         raise ValueError(f"name: no bundled sample {name!r}; there are {', '.join(SAMPLES)}")

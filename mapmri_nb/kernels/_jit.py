@@ -17,20 +17,26 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# The one set of flags: a product and a sum may become one instruction. No flag lets the compiler reorder a sum. A kernel
-# has a copy in every caller's object, each is optimised anew, and a cold process may run another copy than a warm one:
-# with "reassoc" the copies add in different orders and the bits differ.
+# The one set of flags: a product and a sum may become one instruction. No flag lets the compiler
+# reorder a sum. A kernel has a copy in every caller's object, each is optimised anew, and a cold
+# process may run another copy than a warm one: with "reassoc" the copies add in different orders
+# and the bits differ.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 _PID = os.getpid()
 
 
 def _source_digest() -> str:
-    """Digest of every kernel source: nothing above them is compiled, and Numba itself only looks at one file."""
+    """
+    Digest of every kernel source: nothing above them is compiled, and Numba itself only looks at
+    one file.
+    """
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
-    if numba.config.BOUNDSCHECK:  # checked and unchecked objects must never be taken for one another
+    if (
+        numba.config.BOUNDSCHECK
+    ):  # checked and unchecked objects must never be taken for one another
         digest.update(b"boundscheck")
     return digest.hexdigest()[:12]
 
@@ -43,7 +49,10 @@ def _cache_base() -> Path:
 
 
 def _open_cache() -> Path | None:
-    """Make this version's cache folder and drop those unused for a month; None where nothing can be written."""
+    """
+    Make this version's cache folder and drop those unused for a month; None where nothing can be
+    written.
+    """
     if os.environ.get("MAPMRI_NB_CACHE", "1") == "0" or numba.config.DISABLE_JIT:
         return None
     base = _cache_base()
@@ -67,16 +76,23 @@ CACHE_DIR = _open_cache()
 
 def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Callable[[F], F]:
     """
-    Compile a function with the house's options: lazily, without the GIL, with NumPy's division, cached on disk.
+    Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
+    cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No option
-    comes from the environment, since the cache key ignores options. `inline` is for functions with one caller: they
-    become part of it, under its flags, instead of being compiled twice.
+    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
+    option comes from the environment, since the cache key ignores options. `inline` is for
+    functions with one caller: they become part of it, under its flags, instead of being compiled
+    twice.
     """
 
     def decorate(function: F) -> F:
         flags = set(fastmath) if fastmath else False
-        options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "inline": "always" if inline else "never"}
+        options = {
+            "error_model": "numpy",
+            "nogil": True,
+            "no_cfunc_wrapper": True,
+            "inline": "always" if inline else "never",
+        }
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
@@ -92,19 +108,29 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
 
 
 def plain(function: F) -> F:
-    """A kernel's Python body: for a table of a few numbers, which are there before the compiler would be."""
+    """
+    A kernel's Python body: for a table of a few numbers, which are there before the compiler would
+    be.
+    """
     body: F = getattr(function, "py_func", function)
     return body
 
 
 def n_threads(requested: int | None) -> int:
-    """Threads to use: by default Numba's current number, but 1 in a pool's thread, a worker or a forked child."""
+    """
+    Threads to use: by default Numba's current number, but 1 in a pool's thread, a worker or a
+    forked child.
+    """
     if numba.config.DISABLE_JIT:
         return 1
     if requested is not None:
         return int(requested)
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
-    return 1 if inside or multiprocessing.parent_process() is not None else int(numba.get_num_threads())
+    return (
+        1
+        if inside or multiprocessing.parent_process() is not None
+        else int(numba.get_num_threads())
+    )
 
 
 @contextmanager
@@ -122,8 +148,9 @@ def spread(call: Callable[[int, int], object], count: int, grain: int, threads: 
     """
     Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
 
-    Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they are safe under a
-    caller's thread pool (workqueue aborts the process) and in a forked child (OpenMP kills it).
+    Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they
+    are safe under a caller's thread pool (workqueue aborts the process) and in a forked child
+    (OpenMP kills it).
     """
     blocks = -(-count // grain)
     pieces = min(blocks, 4 * threads)

@@ -1,10 +1,11 @@
 """
-Blocks of V voxels through the stages of a fit: load, tensor, scales, normal equations, weight, solver, output.
+Blocks of V voxels through the stages of a fit: load, tensor, scales, normal equations, weight,
+solver, output.
 
-Each stage is one compiled kernel; the short Python loop over them costs a few percent of a block, compiles a third of
-what one big kernel did (a caller optimises its callees' code again), and lets every mode compile only what it uses.
-Kernels release the GIL, so `_jit.spread` runs spans of rows in threads. Results do not depend on where cuts lie, since
-every lane is computed alone.
+Each stage is one compiled kernel; the short Python loop over them costs a few percent of a block,
+compiles a third of what one big kernel did (a caller optimises its callees' code again), and lets
+every mode compile only what it uses. Kernels release the GIL, so `_jit.spread` runs spans of rows
+in threads. Results do not depend on where cuts lie, since every lane is computed alone.
 """
 
 import math
@@ -22,7 +23,8 @@ from .linalg import SparseMap, block_backsolve, block_cholesky, block_gather, bl
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LANES = 80  # 48 to 112 are alike, see `lanes.padded`
-LANES_OF_LOW_ORDERS = 144  # up to order 4: there a block's work is short beside the Python that only one thread can run
+# up to order 4: there a block's work is short beside the Python that only one thread can run
+LANES_OF_LOW_ORDERS = 144
 
 FLOOR, NO_SIGNAL = frames.FLOOR, frames.NO_SIGNAL
 DROPPED, RTOP_NOT_POSITIVE, WEIGHT_AT_BOUND, BY_OSQP, SHIFTED = 2, 4, 8, 16, 32
@@ -51,7 +53,10 @@ class Plan(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows of voxels; given scales and field have length 0 when absent, and any array may have length 1 for all voxels."""
+    """
+    Rows of voxels; given scales and field have length 0 when absent, and any array may have length
+    1 for all voxels.
+    """
 
     y: Array  # (V, n)
     weight: Array  # (V, n) sample weights
@@ -67,7 +72,9 @@ class Out(NamedTuple):
     mu: Array  # (V, 3) scales of the basis
     mu_tensor: Array  # (V, 3)
     R: Array  # (V, 3, 3)
-    lane: Array  # (V, 9): S0, Laplacian weight, y'y, valid samples, RMSE, R2, KKT residual, iterations, Gram margin
+    # (V, 9): S0, Laplacian weight, y'y, valid samples, RMSE, R2, KKT residual, iterations, Gram
+    # margin
+    lane: Array
     status: IntArray  # (V,)
 
 
@@ -115,9 +122,11 @@ def load(
     status: IntArray,
 ) -> bool:  # fmt: skip
     """
-    Transpose a block of samples into y (n, V); one that is not finite, or of weight 0, is missing (value 0, weight 0).
+    Transpose a block of samples into y (n, V); one that is not finite, or of weight 0, is missing
+    (value 0, weight 0).
 
-    The last block repeats its last voxel. True where all weights are 1 and all samples positive. Sets the status.
+    The last block repeats its last voxel. True where all weights are 1 and all samples positive.
+    Sets the status.
     """
     plain, n = True, data.shape[1]
     for l in range(status.size):
@@ -165,8 +174,13 @@ def sum_squares(y: Array, w: Array, out: Array) -> None:
 
 
 @kernel()
-def cholesky_solve(origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray) -> None:
-    """Coefficients x (n, V) by Cholesky; E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0."""
+def cholesky_solve(
+    origin: Array, rhs: Array, G: Array, pivot: Array, x: Array, lane: Array, status: IntArray
+) -> None:
+    """
+    Coefficients x (n, V) by Cholesky; E(0) is then divided out and is S0, as S0 <- S0 E(0) for data
+    y / S0.
+    """
     n = origin.size
     for l in range(0, G.shape[1], WIDTH):
         last, b = rows(G, l), rows(rhs, l)
@@ -214,7 +228,10 @@ def write(
     origin: Array, index: IntArray, place: NDArray[np.uint64], signed: bool, x: Array, public: Array, mu: Array,
     mu_tensor: Array, R: Array, sign: Array, lane: Array, status: IntArray, i0: int, stop: int, out: Out,
 ) -> None:  # fmt: skip
-    """All rows of one block into `out`; NaN where the status means no fit. `signed`: undo the flips of given frames."""
+    """
+    All rows of one block into `out`; NaN where the status means no fit. `signed`: undo the flips of
+    given frames.
+    """
     n, count = origin.size, min(status.size, stop - i0)
     at_origin, size = np.zeros(status.size), np.zeros(status.size)
     for i in range(n):
@@ -246,8 +263,12 @@ def write(
 
 
 def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
-    """Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block."""
-    k.plain = load(data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status)
+    """
+    Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block.
+    """
+    k.plain = load(
+        data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status
+    )
     values = k.values
     if len(data.mu):
         frames.given_frames(data.mu, data.R, plan.tau, i0, values, k.R)
@@ -256,18 +277,42 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
         if len(data.field):
             frames.undo_field(data.field, i0, k.tensor.b)
         frames.fitted_frames(k.tensor.b, plan.floor, k.status, values, k.R)
-    frames.scales(plan.isotropic, plan.static_scale, plan.tau, values, k.R, k.moments.angles, k.mu, k.mu_tensor, k.D, k.D_scale)
+    frames.scales(
+        plan.isotropic,
+        plan.static_scale,
+        plan.tau,
+        values,
+        k.R,
+        k.moments.angles,
+        k.mu,
+        k.mu_tensor,
+        k.D,
+        k.D_scale,
+    )
     if len(data.mu):
         frames.column_signs(k.R, data.R, i0, k.sign)
     else:
         k.sign.fill(1.0)
     if len(data.field):
         k.turn, k.stretched = 2, np.empty_like(k.mu)
-        frames.apply_field(data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched)
+        frames.apply_field(
+            data.field, i0, plan.isotropic, k.R, k.D, k.D_scale, k.moments, k.mu, k.stretched
+        )
     tensor.signal_at_origin(plan.tensor, k.y, k.w, k.D_scale, k.row(S0))
     k.status[~(k.lane[S0] > 0.0)] |= NO_SIGNAL
     moments.normal_equations(
-        plan.moments, plan.scheme, plan.order, k.y, k.w, k.plain, k.D, k.stretched, k.turn, k.moments, k.G, k.rhs
+        plan.moments,
+        plan.scheme,
+        plan.order,
+        k.y,
+        k.w,
+        k.plain,
+        k.D,
+        k.stretched,
+        k.turn,
+        k.moments,
+        k.G,
+        k.rhs,
     )
     weight = k.row(WEIGHT)
     if plan.weights.size == 1:
@@ -275,7 +320,9 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
     else:
         yy = k.row(YY)
         sum_squares(k.y, k.w, yy)
-        gcv.choose(k.G, k.rhs, k.mu, yy, k.row(VALID), plan.gcv, plan.weights, k.gcv, weight, k.bound)
+        gcv.choose(
+            k.G, k.rhs, k.mu, yy, k.row(VALID), plan.gcv, plan.weights, k.gcv, weight, k.bound
+        )
         k.status[k.bound != 0] |= WEIGHT_AT_BOUND
     laplacian.factors(k.mu, k.factors)
     laplacian.add(plan.lap, k.factors, weight, k.G)
@@ -284,7 +331,9 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
 
 def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> None:
     """Residuals, public coefficients and all rows of one block."""
-    moments.fitted_signal(plan.moments, plan.scheme, plan.order, k.x, k.stretched, k.turn, k.moments, k.moments.gy)
+    moments.fitted_signal(
+        plan.moments, plan.scheme, plan.order, k.x, k.stretched, k.turn, k.moments, k.moments.gy
+    )
     residuals(k.y, k.w, k.moments.gy, k.lane)
     block_map(plan.public, k.x, k.public)
     t = plan.moments
@@ -294,8 +343,19 @@ def finish(plan: Plan, data: Data, i0: int, stop: int, k: Block, out: Out) -> No
     )  # fmt: skip
 
 
-def run(plan: Plan, data: Data, V: int, out: Out, solve: Callable[[Plan, Block, int], None], start: int, stop: int) -> None:
-    """Fit rows start to stop in blocks of V; solve(plan, block, count) turns a block's normal equations into k.x."""
+def run(
+    plan: Plan,
+    data: Data,
+    V: int,
+    out: Out,
+    solve: Callable[[Plan, Block, int], None],
+    start: int,
+    stop: int,
+) -> None:
+    """
+    Fit rows start to stop in blocks of V; solve(plan, block, count) turns a block's normal
+    equations into k.x.
+    """
     k = Block(plan, V)
     for i0 in range(start, stop, V):
         prepare(plan, data, i0, k)
@@ -309,7 +369,9 @@ def solve_linear(plan: Plan, k: Block, count: int) -> None:
 
 
 @kernel()
-def unpack(place: NDArray[np.uint64], G: Array, rhs: Array, S0: float, lane: int, H: Array, g: Array) -> None:
+def unpack(
+    place: NDArray[np.uint64], G: Array, rhs: Array, S0: float, lane: int, H: Array, g: Array
+) -> None:
     """Normal equations H (n, n), g (n,) of one voxel in DIPY's order, for data divided by S0."""
     for i in range(g.size):
         g[place[i]] = rhs[i, lane] / S0
@@ -331,7 +393,10 @@ def grid_lanes(
     place: NDArray[np.uint64], G: Array, rhs: Array, B: Array, grid: qp.GridRows, max_iter: int, count: int, x: Array,
     lane: Array, status: IntArray, failed: IntArray,
 ) -> None:  # fmt: skip
-    """Solve the grid QP of every lane by the active set; failed (V,): 1 where its own KKT check says no."""
+    """
+    Solve the grid QP of every lane by the active set; failed (V,): 1 where its own KKT check says
+    no.
+    """
     n = B.size
     H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
     work = qp.workspace(n, grid.values.shape[1])
@@ -351,7 +416,10 @@ def global_lanes(
     place: NDArray[np.uint64], G: Array, rhs: Array, B: Array, t: sdp.Tables, max_iter: int, tol: float, count: int,
     x: Array, lane: Array, status: IntArray,
 ) -> None:  # fmt: skip
-    """Solve the sum-of-squares problem of every lane by the interior point; its certificate's margin into lane."""
+    """
+    Solve the sum-of-squares problem of every lane by the interior point; its certificate's margin
+    into lane.
+    """
     n = B.size
     H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(4)
     work = sdp.workspace(n, t.Z.shape[1])
@@ -377,9 +445,18 @@ def sos_flags(answer: int) -> int:
 
 
 @kernel()
-def indices(coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: int, stop: int) -> None:
-    """The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's frame."""
-    a, m, values = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH)), np.empty((out.shape[1], WIDTH))
+def indices(
+    coef: Array, mu: Array, t: scalars.IndexTables, out: Array, start: int, stop: int
+) -> None:
+    """
+    The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's
+    frame.
+    """
+    a, m, values = (
+        np.empty((coef.shape[1], WIDTH)),
+        np.empty((3, WIDTH)),
+        np.empty((out.shape[1], WIDTH)),
+    )
     for i0 in range(start, stop, WIDTH):
         block_gather(coef, i0, stop, a)
         block_gather(mu, i0, stop, m)

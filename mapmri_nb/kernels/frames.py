@@ -1,4 +1,7 @@
-"""Frames and scales of blocks of voxels: fitted or given tensors, gradient non-linearity, rotation of coefficients."""
+"""
+Frames and scales of blocks of voxels: fitted or given tensors, gradient non-linearity, rotation of
+coefficients.
+"""
 
 import math
 
@@ -17,7 +20,10 @@ FLOOR, NO_SIGNAL = 1, 256  # status bits: an eigenvalue raised to the floor; no 
 
 @kernel()
 def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Array) -> None:
-    """Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of `tensor.UNIT`."""
+    """
+    Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of
+    `tensor.UNIT`.
+    """
     a, eigenvalues = np.empty(6), np.empty(3)
     for l in range(status.size):
         finite = True
@@ -38,7 +44,10 @@ def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Ar
 
 @kernel()
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
-    """The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the third column."""
+    """
+    The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the
+    third column.
+    """
     for l in range(R.shape[0]):
         given, scale = frames[min(i0 + l, frames.shape[0] - 1)], mu[min(i0 + l, mu.shape[0] - 1)]
         flip = 1.0 if tensor.determinant(given) > 0.0 else -1.0
@@ -53,7 +62,10 @@ def scales(
     isotropic: bool, static_scale: float, tau: float, values: Array, R: Array, angles: Array, mu: Array,
     mu_tensor: Array, D: Array, D_scale: Array,
 ) -> None:  # fmt: skip
-    """Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles of the frames."""
+    """
+    Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles
+    of the frames.
+    """
     eigenvalues = np.empty(3)
     for l in range(R.shape[0]):
         rotation.frame_angles(R[l], angles, l)
@@ -114,7 +126,10 @@ def apply_field(
     field: Array, i0: int, isotropic: bool, R: Array, D: Array, D_scale: Array, work: moments.MomentWork, mu: Array,
     stretched: Array,
 ) -> None:  # fmt: skip
-    """Tensors as the nominal table sees them, and the map from its q to the voxel's frame, R'(I+F), in `work`."""
+    """
+    Tensors as the nominal table sees them, and the map from its q to the voxel's frame, R'(I+F), in
+    `work`.
+    """
     m, A = np.empty((3, 3)), np.empty((3, 3))
     for l in range(R.shape[0]):
         F = field[min(i0 + l, field.shape[0] - 1)]
@@ -156,11 +171,14 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
 
 
 @kernel()
-def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool) -> None:
+def turn(
+    coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool
+) -> None:
     """
     Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
-    From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R may have any sign.
+    From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R
+    may have any sign.
     """
     M, angles, frame = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH)), np.zeros((3, 3))
     sign, last = np.zeros((3, WIDTH)), coef.shape[0] - 1

@@ -1,9 +1,11 @@
 """
-Generalised cross-validation of the Laplacian weight: blocks of voxels [row][V], functions grouped by parity class.
+Generalised cross-validation of the Laplacian weight: blocks of voxels [row][V], functions grouped
+by parity class.
 
 With L = C C', W = C^-1 M'M C^-T = Q T Q' (T tridiagonal) and z = Q'C^-1 M'y, a weight w costs O(n):
 RSS = y'y - z'x - w x'x with (T + w I) x = z, samples - tr S = samples - n + w tr (T + w I)^-1, and
-GCV = RSS / (samples - tr S)^2 [Craven & Wahba 1979; Fick 2016, Eq. 15]. Nothing needs M'M to be regular.
+GCV = RSS / (samples - tr S)^2 [Craven & Wahba 1979; Fick 2016, Eq. 15]. Nothing needs M'M to be
+regular.
 """
 
 import math
@@ -22,7 +24,10 @@ from .ordering import class_bounds
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-LOWEST, HIGHEST = math.log(5e-8), math.log(5e-2)  # of the dimensionless weight, weight * (mu1 mu2 mu3)^(1/3)
+LOWEST, HIGHEST = (
+    math.log(5e-8),
+    math.log(5e-2),
+)  # of the dimensionless weight, weight * (mu1 mu2 mu3)^(1/3)
 GRID = 24
 STEP = (HIGHEST - LOWEST) / (GRID - 1)
 ITERATIONS = 60  # 4 to 6 are usual; bisection alone would take 27
@@ -60,12 +65,16 @@ def workspace(n: int, V: int) -> Work:
     return Work(*(lanes.empty(*size, V) for size in ((m,), (m,), (6, n + 2), (6,), (GRID,), (15,))))
 
 
-# ---- whitening and tridiagonalisation --------------------------------------------------------------------------------
+# ---- whitening and tridiagonalisation
+# --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=CONTRACT)
 def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
-    """C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <- C^-1 z."""
+    """
+    C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <-
+    C^-1 z.
+    """
     for l in range(0, C.shape[1], WIDTH):
         c, a, x = rows(C, l), rows(f, l), rows(z, l)
         for k in range(t.bounds.size - 1):
@@ -98,8 +107,8 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
     """
     W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
 
-    Bordering: with row (c, delta) of C and the leading part U of the result known, row g of W becomes
-    w = (C^-1 g - U c) / delta, and its diagonal ((gamma - c C^-1 g) / delta - c w) / delta.
+    Bordering: with row (c, delta) of C and the leading part U of the result known, row g of W
+    becomes w = (C^-1 g - U c) / delta, and its diagonal ((gamma - c C^-1 g) / delta - c w) / delta.
     """
     for l in range(0, W.shape[1], WIDTH):
         w, c = rows(W, l), rows(C, l)
@@ -118,7 +127,9 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
                 for m in range(s, i):
                     total -= c[r + m] * w[r + m]
                 w[r + i] = total * c[r + i]
-                for j in range(i + 1):  # row j of U: what the lower triangle has of it, then down column j
+                for j in range(
+                    i + 1
+                ):  # row j of U: what the lower triangle has of it, then down column j
                     q, total = j * (j + 1) // 2, w[r + j]
                     for m in range(s, j):
                         total -= c[r + m] * w[q + m]
@@ -132,14 +143,22 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def tridiagonalise(W: Array, T: Array) -> None:
     """
-    Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <- Q'T[2].
+    Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <-
+    Q'T[2].
 
-    T[3] and T[4] hold the rank-two update W -= v w' + w v' that the next step applies while it multiplies: each step
-    passes over the triangle once. W is used up.
+    T[3] and T[4] hold the rank-two update W -= v w' + w v' that the next step applies while it
+    multiplies: each step passes over the triangle once. W is used up.
     """
     n = T.shape[1] - 2
     for l in range(0, W.shape[1], WIDTH):
-        d, e, z, v, w, p = rows(T[0], l), rows(T[1], l), rows(T[2], l), rows(T[3], l), rows(T[4], l), rows(T[5], l)
+        d, e, z, v, w, p = (
+            rows(T[0], l),
+            rows(T[1], l),
+            rows(T[2], l),
+            rows(T[3], l),
+            rows(T[4], l),
+            rows(T[5], l),
+        )
         a, zero = rows(W, l), every(0.0)
         e[n] = e[n + 1] = zero
         for i in range(n):
@@ -158,7 +177,9 @@ def tridiagonalise(W: Array, T: Array) -> None:
             last = a[u + k - 1]
             e[k] = -copysign(sqrt(square), last)
             f = square - last * e[k]
-            f = pick(f, 1e-150, 1.0 / f, zero)  # nothing left to reflect, and its square must be finite
+            f = pick(
+                f, 1e-150, 1.0 / f, zero
+            )  # nothing left to reflect, and its square must be finite
             a[u + k - 1] = last - e[k]
             for i in range(k):
                 r, vi, wi, ui = i * (i + 1) // 2, v[i], w[i], a[u + i]
@@ -183,16 +204,18 @@ def tridiagonalise(W: Array, T: Array) -> None:
                 z[i] -= dot * x
 
 
-# ---- the functional and its minimiser --------------------------------------------------------------------------------
+# ---- the functional and its minimiser
+# --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=CONTRACT)
 def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array) -> None:
     """
-    GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out (1, V).
+    GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out (1,
+    V).
 
-    Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in rows 0 to 2 of `lane`
-    the trace of the inverse, RSS and samples - tr S.
+    Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in rows 0
+    to 2 of `lane` the trace of the inverse, RSS and samples - tr S.
     """
     n = T.shape[1] - 2
     for l in range(0, w.shape[1], WIDTH):
@@ -221,9 +244,18 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
 
 @kernel(fastmath=CONTRACT)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
-    """Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w I)^-1 x."""
+    """
+    Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w
+    I)^-1 x.
+    """
     for l in range(0, w.shape[1], WIDTH):
-        e, v, x, weight, state = rows(T[1], l), rows(T[3], l), rows(T[4], l), rows(w, l)[0], rows(lane, l)
+        e, v, x, weight, state = (
+            rows(T[1], l),
+            rows(T[3], l),
+            rows(T[4], l),
+            rows(w, l)[0],
+            rows(lane, l),
+        )
         y = inverse = c = c1 = change = square = every(0.0)  # c, c1: derivatives of the pivot by w
         for i in range(T.shape[1] - 2):
             g = e[i] * inverse
@@ -239,7 +271,9 @@ def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
 
 @kernel()
 def _local_minimum(grid: Array, l: int, rank: int) -> int:
-    """Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or NaN)."""
+    """
+    Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or NaN).
+    """
     for i in range(GRID):
         falls = i == 0 or grid[i, l] <= grid[i - 1, l]
         if falls and grid[i, l] < math.inf and (i == GRID - 1 or grid[i, l] < grid[i + 1, l]):
@@ -252,20 +286,37 @@ def _local_minimum(grid: Array, l: int, rank: int) -> int:
 @kernel()
 def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
     """
-    Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number `rank`.
+    Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number
+    `rank`.
 
-    Leaves log weight and score in lane[5] and lane[6] (inf where a lane has fewer minima); returns how many have one.
+    Leaves log weight and score in lane[5] and lane[6] (inf where a lane has fewer minima); returns
+    how many have one.
     """
     grid, lane, V = work.grid, work.lane, range(yy.shape[1])
     w, latest, first = lane[3:4], lane[4:5], lane[14:15]
-    x, value, low, high, step, before, curve = lane[5], lane[6], lane[7], lane[8], lane[9], lane[10], lane[11]
+    x, value, low, high, step, before, curve = (
+        lane[5],
+        lane[6],
+        lane[7],
+        lane[8],
+        lane[9],
+        lane[10],
+        lane[11],
+    )
     found = 0
     for l in V:
         i = _local_minimum(grid, l, rank)
         found += i >= 0
-        step[l], value[l], curve[l], x[l] = (1.0 if i >= 0 else 0.0), math.inf, 0.0, LOWEST + i * STEP
+        step[l], value[l], curve[l], x[l] = (
+            (1.0 if i >= 0 else 0.0),
+            math.inf,
+            0.0,
+            LOWEST + i * STEP,
+        )
         low[l], high[l] = LOWEST + max(i - 1, 0) * STEP, LOWEST + min(i + 1, GRID - 1) * STEP
-        if 0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf:  # start at the vertex of their parabola
+        if (
+            0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf
+        ):  # start at the vertex of their parabola
             bend = grid[i - 1, l] - 2.0 * grid[i, l] + grid[i + 1, l]
             x[l] += 0.5 * STEP * (grid[i - 1, l] - grid[i + 1, l]) / bend
             curve[l] = bend / (STEP * STEP * grid[i, l])
@@ -279,7 +330,9 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
         slope(w, work.T, lane, first)
         running = 0
         for l in V:
-            if abs(step[l]) <= STOP:  # a finished lane is frozen: its bits do not depend on its neighbours
+            if (
+                abs(step[l]) <= STOP
+            ):  # a finished lane is frozen: its bits do not depend on its neighbours
                 continue
             value[l] = latest[0, l]
             if first[0, l] > 0.0:
@@ -302,16 +355,20 @@ def choose(
     work: Work, weight: Array, bound: IntArray,
 ) -> None:  # fmt: skip
     """
-    Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given array of them.
+    Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given
+    array of them.
 
     Parameters
     ----------
-    G : M'M packed, first n(n+1)/2 rows of (.., V). rhs : M'y, (n, V). mu : (3, V) mm. yy : y'y, (1, V).
-        samples : number of valid samples, (1, V). Functions grouped by parity class; none of these is changed.
-    t : `tables` of the order. weights : candidates in 1/mm, any order, the first wins a tie; empty: the minimiser with
-        weight * (mu1 mu2 mu3)^(1/3) in [5e-8, 5e-2]. work : `workspace(n, V)`.
+    G : M'M packed, first n(n+1)/2 rows of (.., V). rhs : M'y, (n, V). mu : (3, V) mm. yy : y'y, (1,
+        V).
+        samples : number of valid samples, (1, V). Functions grouped by parity class; none of these
+            is changed.
+    t : `tables` of the order. weights : candidates in 1/mm, any order, the first wins a tie; empty:
+        the minimiser with weight * (mu1 mu2 mu3)^(1/3) in [5e-8, 5e-2]. work : `workspace(n, V)`.
     weight : (1, V), written, 1/mm; NaN where no weight has a finite score.
-    bound : (V,), written: 1 where the weight is the smallest or largest of its range or of several candidates, else 0.
+    bound : (V,), written: 1 where the weight is the smallest or largest of its range or of several
+        candidates, else 0.
     """
     V, lane, grid, f = range(yy.shape[1]), work.lane, work.grid, work.f
     w, latest, x, value, best, length = lane[3:4], lane[4:5], lane[5], lane[6], lane[12], lane[13]

@@ -1,4 +1,7 @@
-"""One-dimensional Hermite functions by their stable recurrence, and rows of the anisotropic basis at points."""
+"""
+One-dimensional Hermite functions by their stable recurrence, and rows of the anisotropic basis at
+points.
+"""
 
 import math
 
@@ -16,7 +19,8 @@ def hermite_functions(t: float, out: Array) -> None:
     """
     Orthonormal Hermite functions h_0(t) .. h_N(t) into `out` (N+1,).
 
-    h_{n+1} = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_{n-1}, h_0 = pi^(-1/4) exp(-t^2/2); 1e-15 up to n = 30.
+    h_{n+1} = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_{n-1}, h_0 = pi^(-1/4) exp(-t^2/2); 1e-15 up to
+    n = 30.
     """
     out[0] = math.pi**-0.25 * math.exp(-0.5 * t * t)
     if out.size > 1:
@@ -26,8 +30,13 @@ def hermite_functions(t: float, out: Array) -> None:
 
 
 @kernel()
-def _rows(points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array) -> None:
-    """Products of Hermite functions of scale * points, one row a point; sign (-1)^(N/2) where `alternate`."""
+def _rows(
+    points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array
+) -> None:
+    """
+    Products of Hermite functions of scale * points, one row a point; sign (-1)^(N/2) where
+    `alternate`.
+    """
     degree = 0
     for a in range(index.shape[0]):
         degree = max(degree, max(index[a, 0], max(index[a, 1], index[a, 2])))

@@ -1,10 +1,12 @@
 """
-Several voxels as one number: a vector type for kernels that treat voxels alike, in arrays [row][V] with the voxels last.
+Several voxels as one number: a vector type for kernels that treat voxels alike, in arrays [row][V]
+with the voxels last.
 
-``a = rows(A, l)`` is columns l to l + WIDTH - 1 of A (rows, V): ``a[i]`` reads row i of these voxels, ``a[i] = x`` writes
-it. In between there is arithmetic as with floats, which LLVM keeps in vector registers: no loop over voxels that it must
-prove free of aliases before it may vectorise it, which is four times faster in Cholesky and compiles in a fourth of the
-time. Without the compiler the same code runs on NumPy arrays. What a lane holds never depends on WIDTH.
+``a = rows(A, l)`` is columns l to l + WIDTH - 1 of A (rows, V): ``a[i]`` reads row i of these
+voxels, ``a[i] = x`` writes it. In between there is arithmetic as with floats, which LLVM keeps in
+vector registers: no loop over voxels that it must prove free of aliases before it may vectorise it,
+which is four times faster in Cholesky and compiles in a fourth of the time. Without the compiler
+the same code runs on NumPy arrays. What a lane holds never depends on WIDTH.
 """
 
 import itertools
@@ -26,8 +28,13 @@ GRAIN = 16  # V is a multiple of it, and it of WIDTH
 
 
 def _width() -> int:
-    """Numbers in two registers of the processor compiled for: enough sums at once to hide what a multiply-add takes."""
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else codegen.get_host_cpu_features()
+    """
+    Numbers in two registers of the processor compiled for: enough sums at once to hide what a
+    multiply-add takes.
+    """
+    features = (
+        config.CPU_FEATURES if config.CPU_FEATURES is not None else codegen.get_host_cpu_features()
+    )
     return 16 if "+avx512f" in features else 8 if "+avx," in features else 4
 
 
@@ -37,13 +44,18 @@ _VECTOR, _LONGS = ir.VectorType(_DOUBLE, WIDTH), ir.VectorType(_LONG, WIDTH)
 
 
 def padded(voxels: int) -> int:
-    """Lanes V for that many voxels: an odd multiple of GRAIN, since rows 2^k bytes apart would share cache sets."""
+    """
+    Lanes V for that many voxels: an odd multiple of GRAIN, since rows 2^k bytes apart would share
+    cache sets.
+    """
     grains = -(-voxels // GRAIN)
     return (grains + 1 - grains % 2) * GRAIN
 
 
 def empty(*shape: int) -> Array:
-    """Zeros that start on a cache line: a vector that straddles two lines costs twice as much to load."""
+    """
+    Zeros that start on a cache line: a vector that straddles two lines costs twice as much to load.
+    """
     size, line = int(np.prod(shape)), 64
     raw = np.zeros(size + line // 8)
     start = -raw.ctypes.data % line // 8
@@ -57,11 +69,14 @@ def columns(values: Array) -> Array:
     return out
 
 
-# ---- what kernels call: these bodies run without the compiler ----------------------------------------------------------
+# ---- what kernels call: these bodies run without the compiler
+# ----------------------------------------------------------
 
 
 class _Value(np.ndarray):
-    """Numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps it."""
+    """
+    Numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps it.
+    """
 
     __iadd__, __isub__ = np.ndarray.__add__, np.ndarray.__sub__
     __imul__, __itruediv__ = np.ndarray.__mul__, np.ndarray.__truediv__
@@ -111,7 +126,9 @@ def pick(a: Any, b: Any, x: Any, y: Any) -> Any:
 
 
 def total(x: Any) -> Any:
-    """The sum of all lanes, halves added until one number is left. Its rounding depends on WIDTH."""
+    """
+    The sum of all lanes, halves added until one number is left. Its rounding depends on WIDTH.
+    """
     while len(x) > 1:
         x = x[: len(x) // 2] + x[len(x) // 2 :]
     return float(x[0])
@@ -133,7 +150,8 @@ def fraction(x: Any) -> Any:
     return np.ldexp(x, -np.int64(octave(x)))
 
 
-# ---- what they become in compiled code ---------------------------------------------------------------------------------
+# ---- what they become in compiled code
+# ---------------------------------------------------------------------------------
 
 
 class _LanesType(types.Type):
@@ -151,15 +169,22 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, _VECTOR)
 
 
-def _define(function: Any, code: Any, aliases: tuple[Any, ...] = (), count: int = 2, floats: bool = False) -> None:
+def _define(
+    function: Any, code: Any, aliases: tuple[Any, ...] = (), count: int = 2, floats: bool = False
+) -> None:
     """
     Let `function` of `count` arguments, lanes or numbers, compile to code(builder, vectors).
 
-    aliases : in-place operators, typed alike (Numba lowers them as the plain one). floats : a call of floats alone, too.
+    aliases : in-place operators, typed alike (Numba lowers them as the plain one). floats : a call
+        of floats alone, too.
     """
 
     def generic(self: Any, args: Any, kws: Any) -> Any:  # Numba's name for it
-        if kws or len(args) != count or not all(a == _LANES or isinstance(a, types.Number) for a in args):
+        if (
+            kws
+            or len(args) != count
+            or not all(a == _LANES or isinstance(a, types.Number) for a in args)
+        ):
             return None
         if _LANES in args:
             return typing_signature(_LANES, *(a if a == _LANES else types.float64 for a in args))
@@ -170,7 +195,10 @@ def _define(function: Any, code: Any, aliases: tuple[Any, ...] = (), count: int 
 
     def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.return_type == _LANES:
-            args = [x if kind == _LANES else _spread(builder, x) for x, kind in zip(args, signature.args, strict=True)]
+            args = [
+                x if kind == _LANES else _spread(builder, x)
+                for x, kind in zip(args, signature.args, strict=True)
+            ]
         return code(builder, *args)
 
     for kinds in itertools.product((_LANES, types.float64), repeat=count):
@@ -184,7 +212,9 @@ def _call(name: str) -> Any:
     def code(builder: Any, *vectors: Any) -> Any:
         kind, of = vectors[0].type, f"v{WIDTH}f64" if vectors[0].type == _VECTOR else "f64"
         function = ir.FunctionType(kind, [kind] * len(vectors))
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.{of}"), vectors)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.{of}"), vectors
+        )
 
     return code
 
@@ -192,7 +222,9 @@ def _call(name: str) -> Any:
 def _bits(builder: Any, x: Any) -> tuple[Any, Any]:
     """The bits of doubles, and how to make constants of their kind."""
     kind = _LONGS if x.type == _VECTOR else _LONG
-    return builder.bitcast(x, kind), lambda value: ir.Constant(kind, [value] * WIDTH if kind == _LONGS else value)
+    return builder.bitcast(x, kind), lambda value: ir.Constant(
+        kind, [value] * WIDTH if kind == _LONGS else value
+    )
 
 
 def _power_of_two(builder: Any, x: Any) -> Any:
@@ -203,7 +235,9 @@ def _power_of_two(builder: Any, x: Any) -> Any:
 def _octave_bits(builder: Any, x: Any) -> tuple[Any, Any, Any]:
     """Bits of x, those of 2^e times 2.0, and the maker of constants."""
     bits, constant = _bits(builder, x)
-    moved = builder.add(builder.sub(bits, constant(0x3FE6A09E667F3BCD)), constant(0x4000000000000000))  # - sqrt(1/2)
+    moved = builder.add(
+        builder.sub(bits, constant(0x3FE6A09E667F3BCD)), constant(0x4000000000000000)
+    )  # - sqrt(1/2)
     return bits, builder.and_(moved, constant(-4503599627370496)), constant
 
 
@@ -212,12 +246,16 @@ def _octave(builder: Any, x: Any) -> Any:
     # 2^52 + e as a float by its bits: AVX2 has no instruction that converts these integers
     shifted = builder.or_(builder.lshr(power, constant(52)), constant(0x4330000000000000))
     large = ir.Constant(_DOUBLE, 4503599627370496.0 + 1024.0)
-    return builder.fsub(builder.bitcast(shifted, x.type), large if x.type == _DOUBLE else _spread(builder, large))
+    return builder.fsub(
+        builder.bitcast(shifted, x.type), large if x.type == _DOUBLE else _spread(builder, large)
+    )
 
 
 def _fraction(builder: Any, x: Any) -> Any:
     bits, power, constant = _octave_bits(builder, x)
-    return builder.bitcast(builder.add(builder.sub(bits, power), constant(0x4000000000000000)), x.type)
+    return builder.bitcast(
+        builder.add(builder.sub(bits, power), constant(0x4000000000000000)), x.type
+    )
 
 
 def _spread(builder: Any, x: Any) -> Any:
@@ -247,7 +285,11 @@ _define(fraction, _fraction, count=1, floats=True)
 @infer_global(every)
 class _Every(AbstractTemplate):
     def generic(self, args: Any, kws: Any) -> Any:
-        return typing_signature(_LANES, types.float64) if len(args) == 1 and isinstance(args[0], types.Number) else None
+        return (
+            typing_signature(_LANES, types.float64)
+            if len(args) == 1 and isinstance(args[0], types.Number)
+            else None
+        )
 
 
 @lower_builtin(every, types.float64)
@@ -265,9 +307,13 @@ class _Total(AbstractTemplate):
 def _lower_total(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     x, half, place = args[0], WIDTH // 2, ir.IntType(32)
     while half:
-        lower, upper = (ir.Constant(ir.VectorType(place, half), [*range(k, k + half)]) for k in (0, half))
+        lower, upper = (
+            ir.Constant(ir.VectorType(place, half), [*range(k, k + half)]) for k in (0, half)
+        )
         nothing = ir.Constant(x.type, ir.Undefined)
-        x = builder.fadd(builder.shuffle_vector(x, nothing, lower), builder.shuffle_vector(x, nothing, upper))
+        x = builder.fadd(
+            builder.shuffle_vector(x, nothing, lower), builder.shuffle_vector(x, nothing, upper)
+        )
         half //= 2
     return builder.extract_element(x, ir.Constant(place, 0))
 
@@ -276,18 +322,31 @@ def _lower_total(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 class _RowsOf(AbstractTemplate):
     def generic(self, args: Any, kws: Any) -> Any:
         A = args[0]
-        fits = len(args) == 2 and isinstance(A, types.Array) and (A.ndim, A.dtype, A.layout) == (2, types.float64, "C")
+        fits = (
+            len(args) == 2
+            and isinstance(A, types.Array)
+            and (A.ndim, A.dtype, A.layout) == (2, types.float64, "C")
+        )
         return typing_signature(_ROWS, A, types.intp) if fits else None
 
 
 @lower_builtin(rows, types.Array, types.intp)
 def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """A one-dimensional view whose elements are vectors; it owns nothing, so it must not outlive its array."""
-    builder.function.attributes.add("noinline")  # a loop over a block gains nothing, and each copy is optimised anew
+    """
+    A one-dimensional view whose elements are vectors; it owns nothing, so it must not outlive its
+    array.
+    """
+    builder.function.attributes.add(
+        "noinline"
+    )  # a loop over a block gains nothing, and each copy is optimised anew
     source, l = context.make_array(signature.args[0])(context, builder, args[0]), args[1]
-    (count, lanes), (stride, step) = (cgutils.unpack_tuple(builder, x, 2) for x in (source.shape, source.strides))
+    (count, lanes), (stride, step) = (
+        cgutils.unpack_tuple(builder, x, 2) for x in (source.shape, source.strides)
+    )
     last = builder.add(l, ir.Constant(l.type, WIDTH - 1))
-    cgutils.do_boundscheck(context, builder, last, lanes, axis=1)  # always: once for many rows, and a V of 5 would crash
+    cgutils.do_boundscheck(
+        context, builder, last, lanes, axis=1
+    )  # always: once for many rows, and a V of 5 would crash
     start = cgutils.pointer_add(builder, source.data, builder.mul(l, step))
     out = context.make_array(_ROWS)(context, builder)
     populate_array(

@@ -18,9 +18,11 @@ Unsigned = NDArray[np.uint64]
 
 class LaplacianTables(NamedTuple):
     """
-    Lower triangle of L in block order: term t adds coefficient[t] * f[factor[t]] to entry (row[t], column[t]).
+    Lower triangle of L in block order: term t adds coefficient[t] * f[factor[t]] to entry (row[t],
+    column[t]).
 
-    Entry e has the terms pointer[e] to pointer[e+1] and place target[e] in the packed lower triangle.
+    Entry e has the terms pointer[e] to pointer[e+1] and place target[e] in the packed lower
+    triangle.
     """
 
     row: Unsigned
@@ -48,16 +50,20 @@ def fourth_moment(n: int, m: int) -> float:
         return 0.25 * (6.0 * n * n + 6.0 * n + 3.0)
     if abs(n - m) == 2:
         return (k + 1.5) * math.sqrt((k + 1.0) * (k + 2.0))
-    return 0.25 * math.sqrt((k + 1.0) * (k + 2.0) * (k + 3.0) * (k + 4.0)) if abs(n - m) == 4 else 0.0
+    return (
+        0.25 * math.sqrt((k + 1.0) * (k + 2.0) * (k + 3.0) * (k + 4.0)) if abs(n - m) == 4 else 0.0
+    )
 
 
 @kernel()
 def matrix(mu: Array, index: IntArray, out: Array) -> None:
     """
-    Laplacian matrix of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm [Fick 2016, Eq. 10].
+    Laplacian matrix of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm [Fick
+    2016, Eq. 10].
 
-    In r space, 16 pi^4 times the integral of r^4 P^2: L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k
-    + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], X the moments above, the indices of the axes not named being equal.
+    In r space, 16 pi^4 times the integral of r^4 P^2: L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k
+    mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], X the moments above, the indices of the axes
+    not named being equal.
     """
     unit = 2.0 * math.pi**2.5 / (mu[0] * mu[1] * mu[2])
     for a in range(index.shape[0]):
@@ -68,7 +74,9 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
                 if index[a, i] == index[b, i] and index[a, j] == index[b, j]:
                     total += mu[k] ** 4 * fourth_moment(index[a, k], index[b, k])
                 if index[a, k] == index[b, k]:
-                    pair = second_moment(index[a, i], index[b, i]) * second_moment(index[a, j], index[b, j])
+                    pair = second_moment(index[a, i], index[b, i]) * second_moment(
+                        index[a, j], index[b, j]
+                    )
                     total += 2.0 * mu[i] ** 2 * mu[j] ** 2 * pair
             out[a, b] = unit * total
             out[b, a] = out[a, b]
@@ -76,7 +84,10 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def factors(mu: Array, f: Array) -> None:
-    """Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over mu1 mu2 mu3."""
+    """
+    Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over
+    mu1 mu2 mu3.
+    """
     for l in range(0, mu.shape[1], WIDTH):
         m, out = rows(mu, l), rows(f, l)
         a, b, c = m[0], m[1], m[2]
@@ -88,22 +99,32 @@ def factors(mu: Array, f: Array) -> None:
 def tables(order: int) -> LaplacianTables:
     """Sparse map from `factors` to L at an even order: 70, 224, 527 entries at orders 4, 6, 8."""
     index, sizes = block_index_table(order), range(order + 1)
-    x2, x4 = (np.array([[f(n, m) for m in sizes] for n in sizes]) for f in (plain(second_moment), plain(fourth_moment)))
+    x2, x4 = (
+        np.array([[f(n, m) for m in sizes] for n in sizes])
+        for f in (plain(second_moment), plain(fourth_moment))
+    )
     row, column = np.tril_indices(len(index))
-    x0, x2, x4 = (x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4))  # (3, lower entries)
+    x0, x2, x4 = (
+        x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4)
+    )  # (3, lower entries)
     terms = [x4[k] * x0[k - 1] * x0[k - 2] for k in range(3)]
     terms += [2.0 * x2[i] * x2[j] * x0[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0))]
     values = 2.0 * math.pi**2.5 * np.stack(terms, axis=1)
     entry, factor = np.nonzero(values)
     target, first = np.unique(entry, return_index=True)
     pointer = np.append(first, len(entry))
-    r, c, k, t, p = (frozen(x.astype(np.uint64)) for x in (row[entry], column[entry], factor, target, pointer))
+    r, c, k, t, p = (
+        frozen(x.astype(np.uint64)) for x in (row[entry], column[entry], factor, target, pointer)
+    )
     return LaplacianTables(r, c, k, frozen(values[entry, factor]), t, p)
 
 
 @kernel(fastmath=CONTRACT)
 def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
-    """G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`, weight (1, V)."""
+    """
+    G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`,
+    weight (1, V).
+    """
     for l in range(0, f.shape[1], WIDTH):
         a, w, g = rows(f, l), rows(weight, l)[0], rows(G, l)
         for e in range(t.target.size):

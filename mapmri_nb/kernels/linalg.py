@@ -1,4 +1,6 @@
-"""Linear algebra of blocks of voxels, arrays [row][V]: exp and log, products, Cholesky, sparse maps."""
+"""
+Linear algebra of blocks of voxels, arrays [row][V]: exp and log, products, Cholesky, sparse maps.
+"""
 
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ Array = NDArray[np.float64]
 def exp(x: float) -> float:
     """exp to 2e-16 of lanes or a float, without branches; clamps |x| at 700."""
     x = pick(x, 700.0, 700.0, pick(-700.0, x, -700.0, x))
-    shifted = x * 1.4426950408889634 + 6755399441055744.0  # 1.5 * 2^52: the integer part lands in the low bits
+    shifted = (
+        x * 1.4426950408889634 + 6755399441055744.0
+    )  # 1.5 * 2^52: the integer part lands in the low bits
     k = shifted - 6755399441055744.0
     r = (x - k * 0.693147180369123816490) - k * 1.90821492927058770002e-10
     p = r * (1.0 / 479001600.0) + 1.0 / 39916800.0
@@ -81,9 +85,9 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
     """
     Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
 
-    An extra row n below the matrix holds a right-hand side, whose forward solution is then free; one spare entry follows.
-    `pivot` (1, V) receives the smallest pivot relative to its own diagonal entry; not above n eps means not positive
-    definite, and the factor must not be used.
+    An extra row n below the matrix holds a right-hand side, whose forward solution is then free;
+    one spare entry follows. `pivot` (1, V) receives the smallest pivot relative to its own diagonal
+    entry; not above n eps means not positive definite, and the factor must not be used.
     """
     for l in range(0, A.shape[1], WIDTH):
         a, smallest = rows(A, l), every(1.0)
@@ -138,7 +142,10 @@ def block_backsolve(A: Array, n: int, out: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def block_set(out: Array, value: float) -> None:
-    """Fill rows with a value (a whole-row assignment would compile string formatting, two seconds of it)."""
+    """
+    Fill rows with a value (a whole-row assignment would compile string formatting, two seconds of
+    it).
+    """
     for l in range(0, out.shape[1], WIDTH):
         a = rows(out, l)
         for r in range(out.shape[0]):
@@ -156,7 +163,10 @@ def block_copy(source: Array, out: Array, count: int) -> None:
 
 @kernel()
 def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
-    """Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before `stop` fills them up."""
+    """
+    Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before
+    `stop` fills them up.
+    """
     for l in range(out.shape[1]):
         v = min(first + l, stop - 1)
         for i in range(values.shape[1]):
@@ -164,14 +174,19 @@ def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
 
 
 class SparseMap(NamedTuple):
-    """Sparse linear map between rows, out[r] = sum coef x[src], terms ptr[r] to ptr[r+1]; indices are unsigned."""
+    """
+    Sparse linear map between rows, out[r] = sum coef x[src], terms ptr[r] to ptr[r+1]; indices are
+    unsigned.
+    """
 
     ptr: NDArray[np.uint64]
     src: NDArray[np.uint64]
     coef: Array
 
 
-def sparse_map(dst: NDArray[np.int64], src: NDArray[np.int64], coef: Array, n_rows: int) -> SparseMap:
+def sparse_map(
+    dst: NDArray[np.int64], src: NDArray[np.int64], coef: Array, n_rows: int
+) -> SparseMap:
     """
     Build a SparseMap from triplets; every row 0 .. n_rows-1 is written, empty ones with zero.
 
@@ -180,7 +195,11 @@ def sparse_map(dst: NDArray[np.int64], src: NDArray[np.int64], coef: Array, n_ro
     dst, src, coef = dst[coef != 0.0], src[coef != 0.0], coef[coef != 0.0]
     order = np.argsort(dst, kind="stable")
     ptr = np.append(0, np.cumsum(np.bincount(dst, minlength=n_rows)))
-    return SparseMap(ptr.astype(np.uint64), src[order].astype(np.uint64), np.ascontiguousarray(coef[order], np.float64))
+    return SparseMap(
+        ptr.astype(np.uint64),
+        src[order].astype(np.uint64),
+        np.ascontiguousarray(coef[order], np.float64),
+    )
 
 
 @kernel(fastmath=CONTRACT)

@@ -1,11 +1,13 @@
 """
-From a block of signals to the normal equations M'M and M'y, through moments, and back from coefficients to signals.
+From a block of signals to the normal equations M'M and M'y, through moments, and back from
+coefficients to signals.
 
-Every row of the design is g = exp(-b u'Du) times a polynomial in q, so M'M is a fixed sparse linear map of the even
-moments sum_k g_k^2 q_k^alpha of degree <= 2N, and M'y of those of g y of degree <= N: M is never formed. Moments are
-taken in the fixed frame of the b-vectors by a constant matrix product, rotated to the voxel's frame by shears, scaled
-by (2 pi mu_i q_ref)^alpha_i, and mapped: monomials -> Hermite moments -> products H_n H_m = sum_t 2^t t! C(n,t) C(m,t)
-H_(n+m-2t). The layout is [row][V], voxels last.
+Every row of the design is g = exp(-b u'Du) times a polynomial in q, so M'M is a fixed sparse linear
+map of the even moments sum_k g_k^2 q_k^alpha of degree <= 2N, and M'y of those of g y of degree <=
+N: M is never formed. Moments are taken in the fixed frame of the b-vectors by a constant matrix
+product, rotated to the voxel's frame by shears, scaled by (2 pi mu_i q_ref)^alpha_i, and mapped:
+monomials -> Hermite moments -> products H_n H_m = sum_t 2^t t! C(n,t) C(m,t) H_(n+m-2t). The layout
+is [row][V], voxels last.
 """
 
 import math
@@ -23,7 +25,9 @@ from .rotation import Pairs, rotate, rotate_back, shear_pairs, skew_back, skew_m
 from .tensor import UNIT, design_matrix
 
 Array = NDArray[np.float64]
-LARGEST_ROUNDING = 1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 5-10 us more
+LARGEST_ROUNDING = (
+    1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 5-10 us more
+)
 LARGEST_ROUNDING_ALONE = 1e-10  # where no Laplacian bounds what an ill-conditioned M'M makes of it
 
 
@@ -32,12 +36,15 @@ class OrderTables(NamedTuple):
 
     exponents: NDArray[np.uint64]  # (n2, 3) monomials of degree <= 2N
     exponents_low: NDArray[np.uint64]  # (n, 3) monomials of degree <= N
-    shears: Pairs  # (5, p2, 2) for x += t y, y += t x, y += t z, z += t y, z += t x on moments of degree <= 2N
+    # (5, p2, 2) for x += t y, y += t x, y += t z, z += t y, z += t x on moments of degree <= 2N
+    shears: Pairs
     shears_low: Pairs  # (5, p, 2) the same for degree <= N
     hermite: SparseMap  # (n2 -> n2) monomial to Hermite moments
     gram: SparseMap  # (n2 -> n(n+1)/2) Hermite moments to packed M'M
     right: SparseMap  # (n -> n) monomial moments of g y to M'y
-    synthesis: SparseMap  # (n -> n) its transpose: coefficients to the monomials of the fitted polynomial
+    synthesis: (
+        SparseMap  # (n -> n) its transpose: coefficients to the monomials of the fitted polynomial
+    )
     permutation: NDArray[np.uint64]  # (n,) position in DIPY's order of each coefficient
     index: NDArray[np.int64]  # (n, 3)
     origin: Array  # (n,) B_n
@@ -46,13 +53,16 @@ class OrderTables(NamedTuple):
 class Scheme(NamedTuple):
     """Constants of one gradient table at one order."""
 
-    design: Array  # (n, 6): log g = design @ (D / UNIT); b at the mean tau, so that g is the basis' own Gaussian
-    high: Array  # (n2 4, n) q^alpha, degree <= 2N, q in units of q_ref, rows padded to a multiple of four
+    # (n, 6): log g = design @ (D / UNIT); b at the mean tau, so that g is the basis' own Gaussian
+    design: Array
+    # (n2 4, n) q^alpha, degree <= 2N, q in units of q_ref, rows padded to a multiple of four
+    high: Array
     low: Array  # (n_coef 4, n) degree <= N
     low_t: Array  # (n 4, n_coef) its transpose
     wave: float  # 2 pi q_ref, 1/mm
     points: Array  # (n, 3) q in units of q_ref
-    reach: Array  # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
+    # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
+    reach: Array
     rounding: float  # the largest that is accepted
 
 
@@ -70,7 +80,9 @@ def _linearisation(order: int) -> Array:
 
 
 def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
-    """Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree)."""
+    """
+    Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree).
+    """
     one = [ordering.hermite_coefficients(k) for k in range(int(exponents.max()) + 1)]
     where = ordering.positions(ordering.monomials(int(exponents.sum(1).max())))
     dst, src, coef = [], [], []
@@ -85,7 +97,9 @@ def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
 
 
 def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
-    """Packed lower M'M from Hermite moments; vectorised over pairs (plain Python took two seconds)."""
+    """
+    Packed lower M'M from Hermite moments; vectorised over pairs (plain Python took two seconds).
+    """
     lookup = np.zeros((2 * order + 1,) * 3, np.int64)
     exponents = ordering.monomials(2 * order)
     lookup[tuple(exponents.T)] = np.arange(len(exponents))
@@ -108,7 +122,9 @@ def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
 
 def _transposed(m: SparseMap) -> SparseMap:
     count = np.diff(m.ptr.astype(np.int64))
-    return sparse_map(m.src.astype(np.int64), np.repeat(np.arange(len(count)), count), m.coef, len(count))
+    return sparse_map(
+        m.src.astype(np.int64), np.repeat(np.arange(len(count)), count), m.coef, len(count)
+    )
 
 
 @lru_cache
@@ -133,20 +149,35 @@ def order_tables(order: int) -> OrderTables:
 
 
 def scheme(qvecs: Array, tau: float, order: int, rounding: float = LARGEST_ROUNDING) -> Scheme:
-    """Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis' Gaussian, 4 pi^2 q^2 tau."""
+    """
+    Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis' Gaussian, 4
+    pi^2 q^2 tau.
+    """
     length = np.linalg.norm(qvecs, axis=1)
     reference = float(length.max()) or 1.0
     unit = qvecs / np.where(length > 0, length, 1.0)[:, None]
     s = qvecs / reference
-    powers = np.cumprod(np.concatenate([np.ones((1, *s.shape)), np.repeat(s[None], 2 * order, 0)]), axis=0)
+    powers = np.cumprod(
+        np.concatenate([np.ones((1, *s.shape)), np.repeat(s[None], 2 * order, 0)]), axis=0
+    )
     high, low = (  # products, not pow: -q gives the very same bits
-        np.prod([powers[m[:, k], :, k] for k in range(3)], axis=0) for m in map(ordering.monomials, (2 * order, order))
+        np.prod([powers[m[:, k], :, k] for k in range(3)], axis=0)
+        for m in map(ordering.monomials, (2 * order, order))
     )
     design = design_matrix(4 * math.pi**2 * length**2 * tau, unit) * UNIT
     reach = (math.sqrt(5) * length / reference) ** (2 * order) * 2.2e-16 / math.factorial(order)
     wave = 2 * math.pi * reference
     points = np.ascontiguousarray(s)
-    return Scheme(np.ascontiguousarray(design), pad4(high), pad4(low), pad4(low.T), wave, points, reach, rounding)
+    return Scheme(
+        np.ascontiguousarray(design),
+        pad4(high),
+        pad4(low),
+        pad4(low.T),
+        wave,
+        points,
+        reach,
+        rounding,
+    )
 
 
 class MomentWork(NamedTuple):
@@ -159,7 +190,9 @@ class MomentWork(NamedTuple):
     own: Array  # (n2, V) `hermite` from q in each voxel's frame
     hermite: Array  # (n2, V)
     low: Array  # (n_coef 4, V)
-    power: Array  # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or the Hermite polynomials of one q in each voxel's frame
+    # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or the Hermite polynomials of one q in each voxel's
+    # frame
+    power: Array
     angles: Array  # (6, V) tan(half) and sin of the three rotations
     skew: Array  # (3, V) shears z += t y, z += t x, y += t x after them (gradient non-linearity)
     stretch: Array  # (3, V) and the scales after those
@@ -220,13 +253,16 @@ def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array) -> None:
+def _expected_rounding(
+    s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array
+) -> None:
     """
     Rounding of M'M, relative to its largest entry, that rotated moments will have.
 
-    Moments along e1, where g decays fastest, are small differences of those of the fixed frame, and the Hermite
-    functions of the largest scale magnify what is lost (b = 10000, order 10, D = (1.7, .3, .3)e-3: 1e-3 of M'M). Their
-    size is sum g^2 |q|^(2N) against sum g^2; the estimate agreed with measured errors within ten times.
+    Moments along e1, where g decays fastest, are small differences of those of the fixed frame, and
+    the Hermite functions of the largest scale magnify what is lost (b = 10000, order 10, D = (1.7,
+    .3, .3)e-3: 1e-3 of M'M). Their size is sum g^2 |q|^(2N) against sum g^2; the estimate agreed
+    with measured errors within ten times.
     """
     for l in range(0, mu.shape[1], WIDTH):
         weight, m, total = rows(gg, l), rows(mu, l), every(0.0)
@@ -240,12 +276,22 @@ def _expected_rounding(s: Scheme, gg: Array, mu: Array, degree: int, high: Array
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, work: MomentWork) -> None:
-    """Hermite moments straight from q in each voxel's frame, without cancellation, where `work.strain` asks for it."""
+def _own_frame(
+    t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, work: MomentWork
+) -> None:
+    """
+    Hermite moments straight from q in each voxel's frame, without cancellation, where `work.strain`
+    asks for it.
+    """
     stride = np.uint64(degree + 1)
     block_set(work.own, 0.0)
     for l in range(0, work.own.shape[1], WIDTH):
-        own, power, weight, angles = rows(work.own, l), rows(work.power, l), rows(work.gg, l), rows(work.angles, l)
+        own, power, weight, angles = (
+            rows(work.own, l),
+            rows(work.power, l),
+            rows(work.gg, l),
+            rows(work.angles, l),
+        )
         scale = rows(mu, l)
         for k in range(s.points.shape[0]):
             x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
@@ -264,8 +310,17 @@ def _own_frame(t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, wor
                 z += skew[0] * y + skew[1] * x
                 y += skew[2] * x
             x, y, z = s.wave * scale[0] * x, s.wave * scale[1] * y, s.wave * scale[2] * z
-            a, b, c, a0, b0, c0 = weight[k], every(1.0), every(1.0), every(0.0), every(0.0), every(0.0)
-            for e in range(degree + 1):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
+            a, b, c, a0, b0, c0 = (
+                weight[k],
+                every(1.0),
+                every(1.0),
+                every(0.0),
+                every(0.0),
+                every(0.0),
+            )
+            for e in range(
+                degree + 1
+            ):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
                 power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
                 up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
                 a, a0 = up * x * a - down * a0, a
@@ -285,12 +340,14 @@ def normal_equations(
     work: MomentWork, G: Array, rhs: Array,
 ) -> None:  # fmt: skip
     """
-    Packed M'M (n(n+1)/2, V) and M'y (n, V), in block order, of the basis at mu (3, V) in the frame of work.angles.
+    Packed M'M (n(n+1)/2, V) and M'y (n, V), in block order, of the basis at mu (3, V) in the frame
+    of work.angles.
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : 0 leaves the fixed frame,
-        1 rotates by work.angles, 2 shears by work.skew after that (mu then times work.stretch).
+    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : 0 leaves
+        the fixed frame, 1 rotates by work.angles, 2 shears by work.skew after that (mu then times
+        work.stretch).
     """
     gaussian(s.design, D, work.g)
     _weigh(work.g, y, w, plain, work.gg, work.gy)
@@ -319,7 +376,14 @@ def normal_equations(
 
 @kernel()
 def fitted_signal(
-    t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, turn: int, work: MomentWork, out: Array
+    t: OrderTables,
+    s: Scheme,
+    order: int,
+    coef: Array,
+    mu: Array,
+    turn: int,
+    work: MomentWork,
+    out: Array,
 ) -> None:
     """
     Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), by the transpose of the way to M'y.

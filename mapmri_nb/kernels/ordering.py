@@ -1,8 +1,9 @@
 """
-Sizes, index tables and positions of both bases, and the exact map between them: the only place that knows an order.
+Sizes, index tables and positions of both bases, and the exact map between them: the only place that
+knows an order.
 
-Public coefficients follow DIPY's order. Inside the block kernels functions are grouped by parity class
-(`block_index_table`), which makes the Laplacian matrix block diagonal.
+Public coefficients follow DIPY's order. Inside the block kernels functions are grouped by parity
+class (`block_index_table`), which makes the Laplacian matrix block diagonal.
 """
 
 from functools import lru_cache
@@ -17,7 +18,10 @@ MAX_ORDER = 10
 
 
 def n_coef(order: int) -> int:
-    """Number of coefficients of either basis at an even radial order [Ozarslan 2013, Eq. 29]: 1, 7, 22, 50, 95, 161."""
+    """
+    Number of coefficients of either basis at an even radial order [Ozarslan 2013, Eq. 29]: 1, 7,
+    22, 50, 95, 161.
+    """
     return (order + 2) * (order + 4) * (2 * order + 3) // 24
 
 
@@ -34,7 +38,12 @@ def index_table(order: int) -> IntArray:
 
     ``[(N-i-j, j, i) for N in range(0, order+1, 2) for i in range(N+1) for j in range(N+1-i)]``
     """
-    rows = [(n - i - j, j, i) for n in range(0, order + 1, 2) for i in range(n + 1) for j in range(n + 1 - i)]
+    rows = [
+        (n - i - j, j, i)
+        for n in range(0, order + 1, 2)
+        for i in range(n + 1)
+        for j in range(n + 1 - i)
+    ]
     return frozen(np.array(rows, np.int64))
 
 
@@ -43,7 +52,8 @@ def iso_index_table(order: int) -> IntArray:
     """
     Indices (j, l, m) of the isotropic basis, (n_coef, 3), in DIPY's order.
 
-    ``[(j, l, m) for N in range(0, order+1, 2) for j in range(1, N//2+2) for l in (N+2-2*j,) for m in range(-l, l+1)]``
+    ``[(j, l, m) for N in range(0, order+1, 2) for j in range(1, N//2+2) for l in (N+2-2*j,) for m
+    in range(-l, l+1)]``
     """
     rows = []
     for n in range(0, order + 1, 2):
@@ -55,7 +65,10 @@ def iso_index_table(order: int) -> IntArray:
 
 @lru_cache
 def monomials(degree: int) -> IntArray:
-    """Exponents of all monomials of even total degree up to `degree`, (n, 3): `index_table`, read as exponents."""
+    """
+    Exponents of all monomials of even total degree up to `degree`, (n, 3): `index_table`, read as
+    exponents.
+    """
     return index_table(degree)
 
 
@@ -66,7 +79,9 @@ def positions(table: IntArray) -> dict[tuple[int, int, int], int]:
 
 @lru_cache
 def class_permutation(order: int) -> IntArray:
-    """Positions in `index_table` grouped by the parities of (n1, n2, n3); stable inside each group."""
+    """
+    Positions in `index_table` grouped by the parities of (n1, n2, n3); stable inside each group.
+    """
     table = index_table(order)
     return frozen(np.argsort((table % 2) @ np.array([4, 2, 1]), kind="stable"))
 
@@ -79,13 +94,19 @@ def block_index_table(order: int) -> IntArray:
 
 @lru_cache
 def class_bounds(order: int) -> IntArray:
-    """Bounds (5,) of the parity classes in `block_index_table`: rows bounds[k] to bounds[k+1], none but k = 0 at order 0."""
+    """
+    Bounds (5,) of the parity classes in `block_index_table`: rows bounds[k] to bounds[k+1], none
+    but k = 0 at order 0.
+    """
     key = (block_index_table(order) % 2) @ np.array([4, 2, 1])
     return frozen(np.searchsorted(key, [0, 3, 5, 6, 7]).astype(np.int64))  # 000, 011, 101, 110
 
 
 def origin_values(table: IntArray) -> Array:
-    """Values at q = 0 of the basis functions of an index table, B_n [Ozarslan 2013, Eq. 27]; zero where an index is odd."""
+    """
+    Values at q = 0 of the basis functions of an index table, B_n [Ozarslan 2013, Eq. 27]; zero
+    where an index is odd.
+    """
     return np.array([np.prod([axis_origin_value(int(k)) for k in row]) for row in table])
 
 
@@ -105,7 +126,8 @@ def hermite_coefficients(n: int) -> Array:
 @lru_cache
 def hermite_to_monomial(order: int) -> Array:
     """
-    Matrix (n_coef, n_coef) from Hermite to monomial coefficients of p(x) = sum a_n prod H_ni(x_i)/sqrt(2^N n1!n2!n3!).
+    Matrix (n_coef, n_coef) from Hermite to monomial coefficients of p(x) = sum a_n prod
+    H_ni(x_i)/sqrt(2^N n1!n2!n3!).
 
     Rows follow `monomials(order)`, columns `index_table(order)`.
     """
@@ -121,28 +143,50 @@ def hermite_to_monomial(order: int) -> Array:
 
 
 def iso_origin_values(order: int) -> Array:
-    """Values at q = 0 of the isotropic basis: Gamma(j+1/2)/(Gamma(j) Gamma(3/2)) for l = 0, else 0."""
-    return np.array([gamma(j + 0.5) / (gamma(j) * gamma(1.5)) if el == 0 else 0.0 for j, el, _ in iso_index_table(order)])
+    """
+    Values at q = 0 of the isotropic basis: Gamma(j+1/2)/(Gamma(j) Gamma(3/2)) for l = 0, else 0.
+    """
+    return np.array(
+        [
+            gamma(j + 0.5) / (gamma(j) * gamma(1.5)) if el == 0 else 0.0
+            for j, el, _ in iso_index_table(order)
+        ]
+    )
 
 
 def iso_norms(order: int) -> Array:
-    """Diagonal of T'T: squared norms of the isotropic functions in units of the anisotropic ones at equal scale."""
-    return np.array([2 / sqrt(pi) * gamma(j + el + 0.5) / (2.0**el * gamma(j)) for j, el, _ in iso_index_table(order)])
+    """
+    Diagonal of T'T: squared norms of the isotropic functions in units of the anisotropic ones at
+    equal scale.
+    """
+    return np.array(
+        [
+            2 / sqrt(pi) * gamma(j + el + 0.5) / (2.0**el * gamma(j))
+            for j, el, _ in iso_index_table(order)
+        ]
+    )
 
 
 def solid_harmonic(el: int, m: int) -> dict[tuple[int, int, int], float]:
     """
     Monomial coefficients of |x|^l Y_lm(x) with DIPY's legacy descoteaux07 harmonics.
 
-    m < 0: sqrt(2) K P_l^|m| cos(|m| phi); m > 0: sqrt(2) K P_l^m sin(m phi); P with the Condon-Shortley phase.
+    m < 0: sqrt(2) K P_l^|m| cos(|m| phi); m > 0: sqrt(2) K P_l^m sin(m phi); P with the
+    Condon-Shortley phase.
     """
     mm = abs(m)
-    norm = sqrt((2 * el + 1) * factorial(el - mm) / (4 * pi * factorial(el + mm))) * (sqrt(2) if m else 1.0)
+    norm = sqrt((2 * el + 1) * factorial(el - mm) / (4 * pi * factorial(el + mm))) * (
+        sqrt(2) if m else 1.0
+    )
     # d^mm/dz^mm P_l(z) as a polynomial in z, made homogeneous with r^2 = x^2 + y^2 + z^2
     legendre = np.polynomial.legendre.leg2poly([0] * el + [1])
     derivative = np.polynomial.polynomial.polyder(legendre, mm) if mm else legendre
     # (x + i y)^mm = sum C(mm, k) x^(mm-k) (i y)^k: real part even k, imaginary part odd k
-    planar = {(mm - k, k): comb(mm, k) * (-1.0) ** (k // 2) for k in range(mm + 1) if (k % 2 == 1) == (m > 0)}
+    planar = {
+        (mm - k, k): comb(mm, k) * (-1.0) ** (k // 2)
+        for k in range(mm + 1)
+        if (k % 2 == 1) == (m > 0)
+    }
     out: dict[tuple[int, int, int], float] = {}
     for power, coefficient in enumerate(derivative):
         if coefficient == 0.0:
@@ -154,22 +198,26 @@ def solid_harmonic(el: int, m: int) -> dict[tuple[int, int, int], float]:
                 radial = factorial(half) / (factorial(a) * factorial(b) * factorial(c))
                 for (px, py), value in planar.items():
                     key = (px + 2 * a, py + 2 * b, power + 2 * c)
-                    out[key] = out.get(key, 0.0) + (-1.0) ** mm * norm * coefficient * radial * value
+                    out[key] = (
+                        out.get(key, 0.0) + (-1.0) ** mm * norm * coefficient * radial * value
+                    )
     return out
 
 
 @lru_cache
 def iso_to_aniso(order: int) -> Array:
     """
-    Exact map T (n_coef, n_coef): anisotropic = T @ isotropic coefficients, at equal scales in one frame.
+    Exact map T (n_coef, n_coef): anisotropic = T @ isotropic coefficients, at equal scales in one
+    frame.
 
-    Both families are exp(-x^2/2) times polynomials, and T mixes functions of one degree alone, so that it is the ratio
-    of their leading monomials (x in units of mu).
+    Both families are exp(-x^2/2) times polynomials, and T mixes functions of one degree alone, so
+    that it is the ratio of their leading monomials (x in units of mu).
     """
     table, where = iso_index_table(order), positions(monomials(order))
     out = np.zeros((len(table), len(table)))
     for col, (j, el, m) in enumerate(table):
-        # Psi_jlm ~ (-1)^(j-1) rho^(l/2) L_{j-1}^{l+1/2}(2 rho) Y_lm, rho = x^2/2; leading term |x|^(l+2(j-1)) Y_lm
+        # Psi_jlm ~ (-1)^(j-1) rho^(l/2) L_{j-1}^{l+1/2}(2 rho) Y_lm, rho = x^2/2; leading term
+        # |x|^(l+2(j-1)) Y_lm
         k = int(j) - 1
         factor = 2.0 ** (1 - el / 2) * sqrt(pi) / factorial(k)
         for a in range(k + 1):
@@ -178,7 +226,9 @@ def iso_to_aniso(order: int) -> Array:
                 radial = factorial(k) / (factorial(a) * factorial(b) * factorial(c))
                 for (px, py, pz), value in solid_harmonic(int(el), int(m)).items():
                     out[where[px + 2 * a, py + 2 * b, pz + 2 * c], col] += factor * radial * value
-    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(order)  # of H_n / sqrt(2^n n!)
+    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(
+        order
+    )  # of H_n / sqrt(2^n n!)
     return frozen(out / leading[:, None])
 
 

@@ -1,8 +1,9 @@
 """
 Signal, propagator and ODF at points; overlaps with radial functions (PA, NG); negative mass.
 
-Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it. Kernels named
-``..._rows`` run serially over rows start .. stop - 1; their inner loops run over points.
+Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it.
+Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over
+points.
 """
 
 import math
@@ -23,11 +24,15 @@ IntArray = NDArray[np.int64]
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
 SIGNAL, PROPAGATOR, ODF = 0, 1, 2
 
-# ---- values at points ------------------------------------------------------------------------------------------------
+# ---- values at points
+# ------------------------------------------------------------------------------------------------
 
 
 class PointTables(NamedTuple):
-    """What `point_rows` evaluates: a sum of c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n - down_n f_n-1."""
+    """
+    What `point_rows` evaluates: a sum of c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n -
+    down_n f_n-1.
+    """
 
     kind: int
     s: float
@@ -40,13 +45,15 @@ class PointTables(NamedTuple):
 @lru_cache
 def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
     """
-    Tables of `point_rows` for kind = SIGNAL, PROPAGATOR, or ODF with radial moment s, any real number above -3.
+    Tables of `point_rows` for kind = SIGNAL, PROPAGATOR, or ODF with radial moment s, any real
+    number above -3.
 
     Notes
     -----
-    With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s) dr [Ozarslan 2013,
-    Eq. 32-35] is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2) prod(mu) |t|^(3+s)); on the unit
-    sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms, x^a y^b z^c with a <= 1.
+    With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s)
+    dr [Ozarslan 2013, Eq. 32-35] is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2)
+    prod(mu) |t|^(3+s)); on the unit sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms, x^a y^b z^c
+    with a <= 1.
     """
     if not s > -3:
         raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
@@ -57,21 +64,31 @@ def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
     cube[tuple(terms.T)] = np.arange(len(terms))
     if kind != ODF:  # orthonormal Hermite functions times pi^(1/4), the Gaussian set aside
         sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
-        return PointTables(kind, s, frozen(sign[None]), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
+        return PointTables(
+            kind, s, frozen(sign[None]), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1))
+        )
     table = np.zeros((len(poly), len(terms)))
     for row, (a, b, c) in enumerate(monomials(order).tolist()):
         power, half = (a + b + c + s + 3) / 2, a // 2
         for i in range(half + 1):
             for j in range(half + 1 - i):
                 count = math.factorial(half) / math.prod(map(math.factorial, (i, j, half - i - j)))
-                weight = (-1.0) ** (i + j) * count * 2 ** (power - 1) * math.gamma(power) / (2 * math.pi) ** 1.5
+                weight = (
+                    (-1.0) ** (i + j)
+                    * count
+                    * 2 ** (power - 1)
+                    * math.gamma(power)
+                    / (2 * math.pi) ** 1.5
+                )
                 table[:, cube[a % 2, b + 2 * i, c + 2 * j]] += weight * poly[row]
     return PointTables(kind, s, frozen(table), frozen(cube), np.ones(order), np.zeros(order))
 
 
 @kernel(fastmath=CONTRACT)
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
-    """x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K)."""
+    """
+    x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
+    """
     p0, p1, p2 = points[0], points[1], points[2]
     for i in range(3):
         a, b, c, xi = scale[i] * R[0, i], scale[i] * R[1, i], scale[i] * R[2, i], x[i]
@@ -81,7 +98,10 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
 
 @kernel(fastmath=CONTRACT)
 def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array) -> None:
-    """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0; on the first axis n < `first`."""
+    """
+    f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0; on the first axis n
+    < `first`.
+    """
     for i in range(3):
         xi = x[i]
         for n in range(up.size if i > 0 else first - 1):
@@ -92,7 +112,10 @@ def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array)
 
 @kernel(fastmath=CONTRACT)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
-    """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry of c is 0."""
+    """
+    Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry
+    of c is 0.
+    """
     order, none = f.shape[1] - 1, c.size - 1
     for l in range(lanes):
         out[l] = 0.0
@@ -116,7 +139,10 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
 
 @kernel(fastmath=CONTRACT)
 def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> None:
-    """Factor of each point x (3, L): exp(-|x|^2/2); for the ODF |x|^power, and x is normalised in place."""
+    """
+    Factor of each point x (3, L): exp(-|x|^2/2); for the ODF |x|^power, and x is normalised in
+    place.
+    """
     a, b, c = x[0], x[1], x[2]
     if kind == ODF:
         for l in range(lanes):
@@ -133,7 +159,10 @@ def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> Non
 
 @kernel(fastmath=CONTRACT)
 def _coefficients(table: Array, a: Array, c: Array) -> None:
-    """Set c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps it."""
+    """
+    Set c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps
+    it.
+    """
     m = table.shape[1]
     for k in range(m):
         c[k] = a[k] * table[0, k] if table.shape[0] == 1 else 0.0
@@ -145,7 +174,16 @@ def _coefficients(table: Array, a: Array, c: Array) -> None:
 
 
 @kernel()
-def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, out: Array, start: int, stop: int) -> None:
+def point_rows(
+    coef: Array,
+    mu: Array,
+    R: Array,
+    points: Array,
+    tables: PointTables,
+    out: Array,
+    start: int,
+    stop: int,
+) -> None:
     """
     Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
 
@@ -154,7 +192,8 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
     coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3).
     points : (3, K) in the frame of the b-vectors: q (1/mm), r (mm), or unit directions.
     tables : `point_tables`.
-    out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the antipodes.
+    out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the
+        antipodes.
     """
     size, K = tables.cube.shape[1], points.shape[1]
     x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.table.shape[1] + 1)
@@ -185,24 +224,32 @@ def point_rows(coef: Array, mu: Array, R: Array, points: Array, tables: PointTab
                 row[K + k] = row[k]
 
 
-def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1) -> Array:
-    """`point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies = 2."""
+def values_at(
+    coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1
+) -> Array:
+    """
+    `point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies
+    = 2.
+    """
     a, m, f, p = (np.ascontiguousarray(x, float) for x in (coef, mu, R, np.transpose(points)))
     out = np.empty((len(coef), copies * len(points)))
     spread(partial(point_rows, a, m, f, p, tables, out), len(coef), 16, n_threads(None))
     return out
 
 
-# ---- overlaps --------------------------------------------------------------------------------------------------------
+# ---- overlaps
+# --------------------------------------------------------------------------------------------------------
 
 
 @kernel()
 def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> None:
     """
-    Overlaps of unit-norm one-dimensional functions at scales mu (n <= degree) and target (m < size), into out[n size + m].
+    Overlaps of unit-norm one-dimensional functions at scales mu (n <= degree) and target (m <
+    size), into out[n size + m].
 
-    s = 2 mu u/(mu^2+u^2), c = (u^2-mu^2)/(u^2+mu^2): O_00 = sqrt(s), O_0,m+1 = -c sqrt(m/(m+1)) O_0,m-1,
-    O_n+1,m = (s sqrt(m) O_n,m-1 + c sqrt(n) O_n-1,m)/sqrt(n+1); 4e-16. Floats and an array (k,), or lanes and rows.
+    s = 2 mu u/(mu^2+u^2), c = (u^2-mu^2)/(u^2+mu^2): O_00 = sqrt(s), O_0,m+1 = -c sqrt(m/(m+1))
+    O_0,m-1, O_n+1,m = (s sqrt(m) O_n,m-1 + c sqrt(n) O_n-1,m)/sqrt(n+1); 4e-16. Floats and an array
+    (k,), or lanes and rows.
     """
     total = mu * mu + target * target
     s, c = 2.0 * mu * target / total, (target - mu) * (target + mu) / total
@@ -220,7 +267,10 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
 
 @lru_cache
 def even_table(order: int) -> IntArray:
-    """Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a radial part."""
+    """
+    Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
+    radial part.
+    """
     table = index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
     return frozen(np.column_stack([where, table[where]]))
@@ -231,7 +281,8 @@ def radial_cosine_rows(
     coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
 ) -> None:
     """
-    cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales `target`.
+    cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales
+    `target`.
 
     Parameters
     ----------
@@ -239,9 +290,10 @@ def radial_cosine_rows(
 
     Notes
     -----
-    target = (u0, u0, u0): theta_PO of PA [Ozarslan 2013, Eq. 51-56], the isotropic counterpart being the projection of
-    P on the l = 0 functions. K = 0, target = a tensor's mu: the angle to that tensor's Gaussian (NG of the isotropic
-    basis). cos^2 = sum_k g_k^2/b_k / sum a^2, g_k = sum_|m|=2k B_m sum_n a_n O O O, b_k = Gamma(k+3/2)/(k! Gamma(3/2)).
+    target = (u0, u0, u0): theta_PO of PA [Ozarslan 2013, Eq. 51-56], the isotropic counterpart
+    being the projection of P on the l = 0 functions. K = 0, target = a tensor's mu: the angle to
+    that tensor's Gaussian (NG of the isotropic basis). cos^2 = sum_k g_k^2/b_k / sum a^2, g_k =
+    sum_|m|=2k B_m sum_n a_n O O O, b_k = Gamma(k+3/2)/(k! Gamma(3/2)).
     """
     degree = 0
     for e in range(even.shape[0]):
@@ -256,7 +308,14 @@ def radial_cosine_rows(
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w, x, y, z = rows(a, 0), rows(here, 0), rows(there, 0), rows(O[0], 0), rows(O[1], 0), rows(O[2], 0)
+        c, u, w, x, y, z = (
+            rows(a, 0),
+            rows(here, 0),
+            rows(there, 0),
+            rows(O[0], 0),
+            rows(O[1], 0),
+            rows(O[2], 0),
+        )
         overlaps(u[0], w[0], degree, size, x)
         overlaps(u[1], w[1], degree, size, y)
         overlaps(u[2], w[2], degree, size, z)
@@ -269,7 +328,11 @@ def radial_cosine_rows(
                 for m2 in range(k - m1 + 1):
                     m3, value = k - m1 - m2, every(0.0)
                     for e in range(count):
-                        n1, n2, n3 = even[e, 1] * size + 2 * m1, even[e, 2] * size + 2 * m2, even[e, 3] * size + 2 * m3
+                        n1, n2, n3 = (
+                            even[e, 1] * size + 2 * m1,
+                            even[e, 2] * size + 2 * m2,
+                            even[e, 3] * size + 2 * m3,
+                        )
                         value += c[even[e, 0]] * x[n1] * y[n2] * z[n3]
                     g += B[m1] * B[m2] * B[m3] * value
             total += g * g / b
@@ -280,31 +343,41 @@ def radial_cosine_rows(
 
 
 def gaussian_cosine(mu: Array, u0: Array) -> Array:
-    """cos^2 of the angle between a tensor's Gaussian, scales mu (..., 3), and the isotropic one, u0 (...): PA_DTI."""
+    """
+    cos^2 of the angle between a tensor's Gaussian, scales mu (..., 3), and the isotropic one, u0
+    (...): PA_DTI.
+    """
     scale = np.asarray(u0)[..., None]
     out: Array = np.prod(2 * mu * scale / (mu**2 + scale**2), axis=-1)
     return out
 
 
 def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
-    """PA from cos^2 of the angle to the isotropic counterpart: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t = sin."""
+    """
+    PA from cos^2 of the angle to the isotropic counterpart: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t =
+    sin.
+    """
     t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
     out: Array = t**3 / (1.0 - 3.0 * t + 3.0 * t * t)
     return out
 
 
-# ---- positivity ------------------------------------------------------------------------------------------------------
+# ---- positivity
+# ------------------------------------------------------------------------------------------------------
 
 
 @lru_cache
 def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
     """
-    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES points.
+    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES
+    points.
 
     Returns
     -------
-    tiles : (T, m, LANES), prod(mu) Psi_n at the points, n_coef padded by zeros to a multiple of four.
-    weights : (T, LANES), spacing^3, twice for the antipode, 0 for padding. The ball's radius, sqrt(2 order + 1) + 3,
+    tiles : (T, m, LANES), prod(mu) Psi_n at the points, n_coef padded by zeros to a multiple of
+        four.
+    weights : (T, LANES), spacing^3, twice for the antipode, 0 for padding. The ball's radius,
+        sqrt(2 order + 1) + 3,
     misses 2e-5 of a basis function's integral.
     """
     radius = math.sqrt(2 * order + 1) + 3
@@ -325,7 +398,10 @@ def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
 
 @kernel(fastmath=CONTRACT)
 def _extremes(value: Array, weight: Array, state: Array) -> None:
-    """Add one voxel's values at a tile of points (L,) to its smallest, largest and negative mass, (3, L)."""
+    """
+    Add one voxel's values at a tile of points (L,) to its smallest, largest and negative mass, (3,
+    L).
+    """
     low, high, negative = state[0], state[1], state[2]
     for l in range(value.size):
         low[l] = min(low[l], value[l])
@@ -334,14 +410,17 @@ def _extremes(value: Array, weight: Array, state: Array) -> None:
 
 
 @kernel()
-def negative_rows(coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int) -> None:
+def negative_rows(
+    coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int
+) -> None:
     """
     How far each row's propagator is from positive, on a dense grid.
 
     Parameters
     ----------
     coef : (V, n) with E(0) = 1, or NaN. tiles, weights : `dense_grid(order)`.
-    out : (V, 2), written: the smallest value (0 where there is no negative one: P vanishes far away) over the largest,
+    out : (V, 2), written: the smallest value (0 where there is no negative one: P vanishes far
+        away) over the largest,
     and the negative mass, the integral of max(-P, 0).
     """
     group = 48  # voxels that share one reading of the tiles

@@ -1,10 +1,12 @@
 """
-Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to B'c = 1 and K c >= 0.
+Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to B'c = 1 and K
+c >= 0.
 
-The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the most violated row
-enters and rows whose multiplier turns negative leave. Every iterate is optimal for the rows it holds, so the objective
-only grows and no feasible start is needed. B is the first row and never leaves. The grid is symmetric under a change
-of sign of any axis, so K is kept for one octant: four sums over the parity classes price four rows at once.
+The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the
+most violated row enters and rows whose multiplier turns negative leave. Every iterate is optimal
+for the rows it holds, so the objective only grows and no feasible start is needed. B is the first
+row and never leaves. The grid is symmetric under a change of sign of any axis, so K is kept for one
+octant: four sums over the parity classes price four rows at once.
 """
 
 import math
@@ -20,27 +22,41 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
-RIDGE = 1e-9  # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three shells)
+# of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three
+# shells)
+RIDGE = 1e-9
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
-DRIFT = 1e-11  # KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
+# KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
+DRIFT = 1e-11
 SHEDS = 20
 NONE = np.int64(0)  # for calls: Numba would compile a function once more for a literal 0
-PARALLEL = 1e-10  # a row whose free part is below this share of its squared norm depends on the active rows
+# a row whose free part is below this share of its squared norm depends on the active rows
+PARALLEL = 1e-10
 
 
 class GridRows(NamedTuple):
-    """Rows of K for the grid points of one octant; row f m + j is point j with the sign of axis f - 1 changed (f > 0)."""
+    """
+    Rows of K for the grid points of one octant; row f m + j is point j with the sign of axis f - 1
+    changed (f > 0).
+    """
 
-    values: Array  # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    values: (
+        Array  # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    )
     order: IntArray  # (n,) position in DIPY's order of each function
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 
 
 class QpWork(NamedTuple):
-    """Scratch of `solve` for n coefficients and m octant points; make it once per thread with `workspace`."""
+    """
+    Scratch of `solve` for n coefficients and m octant points; make it once per thread with
+    `workspace`.
+    """
 
-    J: Array  # (n, n padded by zeros to a multiple of WIDTH) rows are the columns of L^-T Q, with H = LL' and Q orthogonal: J A' = [R; 0], A the active rows
+    # (n, n padded by zeros to a multiple of WIDTH); rows are the columns of L^-T Q, with H = LL'
+    # and Q orthogonal: J A' = [R; 0], A the active rows
+    J: Array
     R: Array  # (n, n) upper triangular
     upper: Array  # (n, n) H while it is being factored
     vectors: Array  # (6, n): d, z, r, row, w, multipliers
@@ -57,7 +73,17 @@ def workspace(n: int, m: int) -> QpWork:
     pieces = (n + WIDTH - 1) // WIDTH
     J, x, square = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH), np.empty((2, n, n))
     tiles, x_tiles = J.reshape(n * pieces, WIDTH), x.reshape(pieces, WIDTH)
-    return QpWork(J, square[0], square[1], np.empty((6, n)), np.empty((4, m)), np.empty(n, np.int64), x, tiles, x_tiles)
+    return QpWork(
+        J,
+        square[0],
+        square[1],
+        np.empty((6, n)),
+        np.empty((4, m)),
+        np.empty(n, np.int64),
+        x,
+        tiles,
+        x_tiles,
+    )
 
 
 @kernel(fastmath=CONTRACT)
@@ -83,7 +109,9 @@ def _combine(A: Array, first: int, d: Array, out: Array) -> float:
         a, b, c, e = d[first], d[first + 1], d[first + 2], d[first + 3]
         square += a * a + b * b + c * c + e * e
         for k in range(out.size):
-            out[k] += a * A[first, k] + b * A[first + 1, k] + c * A[first + 2, k] + e * A[first + 3, k]
+            out[k] += (
+                a * A[first, k] + b * A[first + 1, k] + c * A[first + 2, k] + e * A[first + 3, k]
+            )
         first += 4
     for i in range(first, last):
         a = d[i]
@@ -95,7 +123,10 @@ def _combine(A: Array, first: int, d: Array, out: Array) -> float:
 
 @kernel(fastmath=CONTRACT)
 def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
-    """J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot that is not > 0."""
+    """
+    J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot
+    that is not > 0.
+    """
     n = H.shape[0]
     for i in range(n):
         for k in range(n):
@@ -122,7 +153,10 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
 
 @kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
-    """The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K c."""
+    """
+    The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
+    c.
+    """
     values, order, sums = grid.values, grid.order, work.sums
     s, t, v, w = sums[0], sums[1], sums[2], sums[3]
     for k in range(4):
@@ -171,13 +205,18 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _add(work: QpWork, q: int, p: int, free: float) -> None:
-    """Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p is active."""
+    """
+    Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
+    is active.
+    """
     J, d, z, w = work.J, work.vectors[0], work.vectors[1], work.vectors[4]
     alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
     d[q] -= alpha
     factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
     for k in range(z.size):
-        w[k] = (z[k] - alpha * J[q, k]) * factor  # z = sum of d_i J_i is the search direction: no product needed
+        w[k] = (
+            z[k] - alpha * J[q, k]
+        ) * factor  # z = sum of d_i J_i is the search direction: no product needed
     for i in range(q, J.shape[0]):
         f = d[i]
         for k in range(z.size):
@@ -190,8 +229,18 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _drop(work: QpWork, l: int, q: int) -> None:
-    """Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z follow."""
-    J, R, d, z, u, active = work.J, work.R, work.vectors[0], work.vectors[1], work.vectors[5], work.active
+    """
+    Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
+    follow.
+    """
+    J, R, d, z, u, active = (
+        work.J,
+        work.R,
+        work.vectors[0],
+        work.vectors[1],
+        work.vectors[5],
+        work.active,
+    )
     for j in range(l, q - 1):
         active[j], u[j] = active[j + 1], u[j + 1]
         for i in range(j + 2):
@@ -224,13 +273,24 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 
 @kernel(inline=True)
-def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array) -> float:
+def _judge(
+    H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array
+) -> float:
     """
-    Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active rows, signs of u.
+    Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
+    rows, signs of u.
 
-    Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the factors at hand.
+    Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
+    factors at hand.
     """
-    d, z, r, row, w, u = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4], work.vectors[5]
+    d, z, r, row, w, u = (
+        work.vectors[0],
+        work.vectors[1],
+        work.vectors[2],
+        work.vectors[3],
+        work.vectors[4],
+        work.vectors[5],
+    )
     _combine(H, NONE, c, w)
     most, least, drift, size = 0.0, 0.0, 0.0, 0.0
     for k in range(c.size):
@@ -269,7 +329,10 @@ def _judge(H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, r
 def _pursue(
     H: Array, g: Array, B: Array, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork, c: Array, info: Array
 ) -> int:  # fmt: skip
-    """The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not even B)."""
+    """
+    The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
+    even B).
+    """
     n, u = c.size, work.vectors[5]
     d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
     for k in range(n):
@@ -278,13 +341,17 @@ def _pursue(
     while True:
         if q > 0:
             p, worst, peak = _worst(grid, c, work, q)
-            while p < 0 or worst > -VIOLATION * peak:  # no row is violated: judge, shed the drift of an ill-conditioned H
+            while (
+                p < 0 or worst > -VIOLATION * peak
+            ):  # no row is violated: judge, shed the drift of an ill-conditioned H
                 info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
                 sheds += 1
                 for j in range(q - 1, 0, -1):
-                    if u[j] < 0.0:  # held by drift alone; the next step moves c to the minimiser without it
+                    if (
+                        u[j] < 0.0
+                    ):  # held by drift alone; the next step moves c to the minimiser without it
                         _drop(work, j, q)
                         q -= 1
                 p, worst, peak = _worst(grid, c, work, q)
@@ -336,18 +403,24 @@ def _ridge(H: Array) -> float:
 
 
 @kernel(inline=True)
-def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array) -> int:
+def solve(
+    H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array
+) -> int:
     """
-    Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal of H.
+    Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal
+    of H.
 
     Parameters
     ----------
-    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped rows together.
-    work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual, iterations, active rows.
+    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped
+        rows together.
+    work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual,
+        iterations, active rows.
 
     Returns
     -------
-    SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H), INACCURATE.
+    SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H),
+    INACCURATE.
     """
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
     ridge = _ridge(H)
@@ -361,9 +434,11 @@ def solve(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpW
 @kernel()
 def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
     """
-    From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows still held.
+    From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
+    still held.
 
-    With t = R^-T e_0 the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g); negative u leave.
+    With t = R^-T e_0 the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
+    negative u leave.
     """
     R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
     _times(work, g, d)
@@ -390,15 +465,23 @@ def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
 
 
 @kernel()
-def solve_many(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, c: Array, failed: IntArray) -> None:
+def solve_many(
+    H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, c: Array, failed: IntArray
+) -> None:
     """
     `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
 
-    Each starts from the rows active for the mean of g, less those whose multipliers its own g makes negative: the
-    optimum is one whatever the start, and this one is some steps away from it instead of some dozens.
+    Each starts from the rows active for the mean of g, less those whose multipliers its own g makes
+    negative: the optimum is one whatever the start, and this one is some steps away from it instead
+    of some dozens.
     """
     n, info, mean = B.size, np.empty(3), np.zeros(B.size)
-    work, J, R, active = workspace(n, grid.values.shape[1]), np.empty((n, n)), np.empty((n, n)), np.empty(n, np.int64)
+    work, J, R, active = (
+        workspace(n, grid.values.shape[1]),
+        np.empty((n, n)),
+        np.empty((n, n)),
+        np.empty(n, np.int64),
+    )
     for v in range(g.shape[0]):
         for k in range(n):
             mean[k] += g[v, k] / g.shape[0]
@@ -417,4 +500,8 @@ def solve_many(H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, c: A
                     work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
             info[1] = 0.0
             q = _restart(work, held, g[v], c[v])
-            failed[v] = 1 if _pursue(H, g[v], B, grid, ridge, max_iter, q, work, c[v], info) != SOLVED else 0
+            failed[v] = (
+                1
+                if _pursue(H, g[v], B, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
+                else 0
+            )

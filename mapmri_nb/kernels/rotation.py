@@ -1,8 +1,9 @@
 """
-Rotations, and other linear maps of space, of moments and polynomials by shears in place: lanes [row][V], voxels last.
+Rotations, and other linear maps of space, of moments and polynomials by shears in place: lanes
+[row][V], voxels last.
 
-A plane rotation is x += t y, y -= s x, x += t y with t = tan(angle / 2), s = sin(angle); each shear is one pass over an
-ordered list of pairs of monomials.
+A plane rotation is x += t y, y -= s x, x += t y with t = tan(angle / 2), s = sin(angle); each shear
+is one pass over an ordered list of pairs of monomials.
 """
 
 import math
@@ -20,9 +21,11 @@ Pairs = NDArray[np.uint64]
 
 def shear_pairs(degree: int) -> Pairs:
     """
-    Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y, in place.
+    Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y, in
+    place.
 
-    With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x), (y,z), (z,y), (z,x).
+    With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x),
+    (y,z), (z,y), (z,x).
     """
     where = ordering.positions(ordering.monomials(degree))
     out = []
@@ -42,9 +45,11 @@ def shear_pairs(degree: int) -> Pairs:
 @kernel()
 def frame_angles(R: Array, angles: Array, lane: int) -> None:
     """
-    Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles within 90 degrees.
+    Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles within
+    90 degrees.
 
-    Writes tan(half angle) and sin of a, b, c at one lane of `angles` (6, V): |tan| <= 1 keeps the shears stable.
+    Writes tan(half angle) and sin of a, b, c at one lane of `angles` (6, V): |tan| <= 1 keeps the
+    shears stable.
     """
     if R[2, 2] < 0.0:
         for i in range(3):
@@ -76,10 +81,11 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
 @kernel()
 def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: int) -> None:
     """
-    Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three scales, at one lane.
+    Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three
+    scales, at one lane.
 
-    A = T Q with Q a rotation and T lower triangular, by Gram-Schmidt on the rows of A: gradient non-linearity turns the
-    rotation R' into R'(I + field).
+    A = T Q with Q a rotation and T lower triangular, by Gram-Schmidt on the rows of A: gradient
+    non-linearity turns the rotation R' into R'(I + field).
     """
     Q, T = np.zeros((3, 3)), np.zeros((3, 3))  # columns of Q are the rows of the rotation
     for i in range(3):
@@ -139,7 +145,10 @@ def _shear_adjoint_inverse(pairs: Pairs, t: Array, row: int, sign: float, M: Arr
 
 @kernel()
 def rotate(shears: Pairs, angles: Array, M: Array) -> None:
-    """Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
+    """
+    Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c
+    about z, x, z.
+    """
     for k in range(3):
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
         _shear(first, angles, 2 * k, 1.0, M)
@@ -149,7 +158,10 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
 
 @kernel()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
-    """The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated one."""
+    """
+    The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated
+    one.
+    """
     for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
         _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
@@ -163,7 +175,10 @@ def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
 
 @kernel()
 def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
-    """The transpose of `rotate`: a polynomial in the voxel's frame to the same polynomial in the fixed frame."""
+    """
+    The transpose of `rotate`: a polynomial in the voxel's frame to the same polynomial in the fixed
+    frame.
+    """
     for r in range(3):
         k = 2 - r
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
@@ -185,10 +200,11 @@ def rotate_polynomial(shears: Pairs, angles: Array, M: Array) -> None:
 @kernel()
 def turn_coefficients(shears: Pairs, angles: Array, root: Array, inverse: bool, M: Array) -> None:
     """
-    Rotate Hermite coefficients at equal scales, in place: fixed frame to voxel frame, or back where `inverse`.
+    Rotate Hermite coefficients at equal scales, in place: fixed frame to voxel frame, or back where
+    `inverse`.
 
-    M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a
-    polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
+    M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!)
+    transforms as a polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
     """
     for l in range(0, M.shape[1], WIDTH):
         m = rows(M, l)

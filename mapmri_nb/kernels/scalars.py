@@ -1,9 +1,11 @@
 """
-Index formulas of one voxel: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and mu (3,) in mm.
+Index formulas of one voxel: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and
+mu (3,) in mm.
 
 The same functions take several voxels at once, coef and mu being `lanes.rows` of (n, V) and (3, V).
 
-Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against three-dimensional quadrature.
+Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against
+three-dimensional quadrature.
 """
 
 import math
@@ -23,7 +25,10 @@ Unsigned = NDArray[np.uint64]  # signed positions would cost a wrap-around test 
 
 
 class IndexTables(NamedTuple):
-    """Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's group first."""
+    """
+    Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's
+    group first.
+    """
 
     even: Unsigned  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
     origin: Array  # (k,) B_n
@@ -109,7 +114,10 @@ def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm [ibid., Eq. 42]."""
+    """
+    Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm
+    [ibid., Eq. 42].
+    """
     return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
 
 
@@ -118,7 +126,11 @@ def _moment(t: IndexTables, weight: Array, coef: Array, x: float, y: float, z: f
     """Sum of weight_n a_n ((1 + 2 n1) x + (1 + 2 n2) y + (1 + 2 n3) z)."""
     total = 0.0 * coef[0]
     for k in range(t.even.size):
-        total += weight[k] * coef[t.even[k]] * (t.twice[k, 0] * x + t.twice[k, 1] * y + t.twice[k, 2] * z)
+        total += (
+            weight[k]
+            * coef[t.even[k]]
+            * (t.twice[k, 0] * x + t.twice[k, 1] * y + t.twice[k, 2] * z)
+        )
     return total
 
 
@@ -130,7 +142,10 @@ def msd(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum."""
+    """
+    Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the
+    sum.
+    """
     x, y, z = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1]), 1.0 / (mu[2] * mu[2])
     total = _moment(t, t.to_origin, coef, x, y, z)
     total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
@@ -139,7 +154,10 @@ def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng(coef: Array) -> float:
-    """Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's 1e-8 floor."""
+    """
+    Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's
+    1e-8 floor.
+    """
     rest = 0.0 * coef[0]
     for k in range(1, len(coef)):
         rest += coef[k] * coef[k]
@@ -169,7 +187,10 @@ def ng_parallel(coef: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng_perpendicular(coef: Array, t: IndexTables) -> float:
-    """NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under rotation about e1."""
+    """
+    NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under
+    rotation about e1.
+    """
     return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
 
 

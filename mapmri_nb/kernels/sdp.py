@@ -1,10 +1,13 @@
 """
-Global positivity of one voxel: interior point over the two parity Gram blocks, with its certificate.
+Global positivity of one voxel: interior point over the two parity Gram blocks, with its
+certificate.
 
-The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive semidefinite and z the monomials
-of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q splits into an even and an odd block. Polynomials enter by their
-values at n unisolvent points, not by coefficients, which makes the Schur complement an entrywise product of dense matrices
-[Lofberg & Parrilo 2004]. The dual unknowns eta are weights of these points, M = Z diag(eta) Z' their moment matrices.
+The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive
+semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q
+splits into an even and an odd block. Polynomials enter by their values at n unisolvent points, not
+by coefficients, which makes the Schur complement an entrywise product of dense matrices [Lofberg &
+Parrilo 2004]. The dual unknowns eta are weights of these points, M = Z diag(eta) Z' their moment
+matrices.
 """
 
 import math
@@ -20,10 +23,12 @@ from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origi
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that the certificate
-# needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT: coefficients are NaN
+# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that
+# the certificate needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT:
+# coefficients are NaN
 CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
-RIDGE = 1e-8  # of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
+# of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
+RIDGE = 1e-8
 EPS = 2.220446049250313e-16
 
 
@@ -31,7 +36,8 @@ class Tables(NamedTuple):
     """
     Constants of an order, blocks padded with zeros to m, a multiple of four.
 
-    The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the cone, E(0) = 1.
+    The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the
+    cone, E(0) = 1.
     """
 
     sizes: IntArray  # (2,) of the even and the odd block
@@ -59,9 +65,15 @@ class Work(NamedTuple):
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
-    """Exponents of z, even and odd degrees; (1,3), (7,3), (7,13), (22,13), (22,34) rows at orders 2 .. 10."""
+    """
+    Exponents of z, even and odd degrees; (1,3), (7,3), (7,13), (22,13), (22,34) rows at orders 2 ..
+    10.
+    """
     degrees = range(order // 2 + 1)
-    z = np.array([(n - i - j, j, i) for n in degrees for i in range(n + 1) for j in range(n + 1 - i)], np.int64)
+    z = np.array(
+        [(n - i - j, j, i) for n in degrees for i in range(n + 1) for j in range(n + 1 - i)],
+        np.int64,
+    )
     odd = z.sum(axis=1) % 2 == 1
     return z[~odd], z[odd]
 
@@ -72,11 +84,16 @@ def _polynomials(x: Array, exponents: IntArray) -> Array:
 
 
 def _points(order: int) -> tuple[Array, Array]:
-    """Points (n, 3) whose values determine p, and weights (n,): greedy choice on spheres, condition below 60."""
+    """
+    Points (n, 3) whose values determine p, and weights (n,): greedy choice on spheres, condition
+    below 60.
+    """
     shells = order // 2 + 1
     k = np.arange(3 * shells * (order + 1)) + 0.5
     z, phi = 1.0 - k / len(k), math.pi * (1 + 5**0.5) * k
-    half_sphere = np.stack([np.sqrt(1 - z * z) * np.cos(phi), np.sqrt(1 - z * z) * np.sin(phi), z], axis=1)
+    half_sphere = np.stack(
+        [np.sqrt(1 - z * z) * np.cos(phi), np.sqrt(1 - z * z) * np.sin(phi), z], axis=1
+    )
     radii = 0.8 * math.sqrt(2 * order + 1) * np.cos(math.pi * np.arange(shells) / (order + 1))
     x = np.concatenate([np.zeros((1, 3)), *(r * half_sphere for r in radii)])
     basis = _polynomials(x, monomials(order)) @ hermite_to_monomial(order)
@@ -91,7 +108,10 @@ def _points(order: int) -> tuple[Array, Array]:
 
 @lru_cache
 def tables(order: int) -> Tables:
-    """Tables of an even order 2 .. 10 (writable arrays, though shared: kernels compile once for these and scratch)."""
+    """
+    Tables of an even order 2 .. 10 (writable arrays, though shared: kernels compile once for these
+    and scratch).
+    """
     n, blocks, where = n_coef(order), gram_exponents(order), positions(monomials(order))
     m = (max(len(b) for b in blocks) + 3) // 4 * 4
     C, B = hermite_to_monomial(order).copy(), origin_values(index_table(order))
@@ -107,25 +127,37 @@ def tables(order: int) -> Tables:
         count += np.bincount(gram[k, :s, :s].ravel(), minlength=n)
         share[k, :s, :s] = 1.0
     values = C.T @ (_polynomials(x, monomials(order)) * weight[:, None]).T
-    sizes, reference = np.array([len(b) for b in blocks], np.int64), np.einsum("kit,kij,kjt->t", Z, Q, Z)
-    inverse, eta = (np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B)))
+    sizes, reference = (
+        np.array([len(b) for b in blocks], np.int64),
+        np.einsum("kit,kij,kjt->t", Z, Q, Z),
+    )
+    inverse, eta = (
+        np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B))
+    )
     return Tables(sizes, gram, share / count[gram], Z, values, C, inverse, eta, Q, reference)
 
 
 @kernel()
 def workspace(n: int, m: int) -> Work:
     """Scratch for n coefficients and padded block size m = `Tables.Z.shape[1]`."""
-    A, P, S, small = np.zeros((2 * n + 2, 2 * n + 2)), np.zeros((n, n)), np.zeros((n, n)), np.zeros((2 * m, 2 * m))
+    A, P, S, small = (
+        np.zeros((2 * n + 2, 2 * n + 2)),
+        np.zeros((n, n)),
+        np.zeros((n, n)),
+        np.zeros((2 * m, 2 * m)),
+    )
     return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((6, 2, m, m)), small)
 
 
 @kernel(fastmath=CONTRACT)
 def eliminate(A: Array, size: int, pivots: int) -> bool:
     """
-    Eliminate the last `pivots` unknowns of symmetric A[:size, :size], lower triangle, in place: A = L'L from the end.
+    Eliminate the last `pivots` unknowns of symmetric A[:size, :size], lower triangle, in place: A =
+    L'L from the end.
 
-    The leading block becomes its Schur complement; False where a pivot is not positive. Going backwards every inner
-    loop starts at column 0, which LLVM vectorises; four pivots at a time, or loads would bound the update.
+    The leading block becomes its Schur complement; False where a pivot is not positive. Going
+    backwards every inner loop starts at column 0, which LLVM vectorises; four pivots at a time, or
+    loads would bound the update.
     """
     stop, k1 = size - pivots, size
     while k1 > stop:
@@ -238,10 +270,22 @@ def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Arra
 
 
 @kernel()
-def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: float, second: float, dy: Array) -> None:
-    """Steps dM = Z diag(dy) Z' and dQ = center W - Q - sym((Q dM + second X) W) of both blocks, then X = dQ dM."""
+def _directions(
+    sizes: IntArray, Z: Array, square: Array, row: Array, center: float, second: float, dy: Array
+) -> None:
+    """
+    Steps dM = Z diag(dy) Z' and dQ = center W - Q - sym((Q dM + second X) W) of both blocks, then X
+    = dQ dM.
+    """
     for k in range(2):
-        s, Q, W, dQ, dM, X = sizes[k], square[0, k], square[2, k], square[3, k], square[4, k], square[5, k]
+        s, Q, W, dQ, dM, X = (
+            sizes[k],
+            square[0, k],
+            square[2, k],
+            square[3, k],
+            square[4, k],
+            square[5, k],
+        )
         _moments(dy, Z[k], s, row, dM)
         _product(Q, dM, s, s, dQ)
         for i in range(s if second != 0.0 else 0):
@@ -256,7 +300,10 @@ def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: fl
 
 @kernel()
 def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float) -> float:
-    """Step <= 1, 2 % off the boundary of both cones: each matrix in turn shrinks it and bisects to `precision`; or 0."""
+    """
+    Step <= 1, 2 % off the boundary of both cones: each matrix in turn shrinks it and bisects to
+    `precision`; or 0.
+    """
     step = 1.0 / 0.98
     for k in range(4):
         X, D, s = square[k % 2, k // 2], square[k % 2 + 3, k // 2], sizes[k // 2]
@@ -273,7 +320,10 @@ def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float
 
 @kernel()
 def _gap(sizes: IntArray, square: Array, step: float) -> float:
-    """<Q, M> summed over the blocks, after a step; at step 0 the directions may be those of a voxel that ended in NaN."""
+    """
+    <Q, M> summed over the blocks, after a step; at step 0 the directions may be those of a voxel
+    that ended in NaN.
+    """
     gap = 0.0
     for k in range(2):
         for i in range(sizes[k]):
@@ -296,16 +346,32 @@ def _blend(Q: Array, keep: float, other: Array, amount: float) -> None:
 
 
 @kernel()
-def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int, tol: float, work: Work, info: Array) -> bool:
+def interior_point(
+    c1: Array,
+    eta: Array,
+    scale: float,
+    t: Tables,
+    max_iter: int,
+    tol: float,
+    work: Work,
+    info: Array,
+) -> bool:
     """
-    Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values of z'Qz.
+    Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values
+    of z'Qz.
 
-    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and corrector, one
-    step length because P couples both sides. Q stays positive definite. True once the gap is below tol scale and the equation
-    holds (to 1e-6: what rounding leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
+    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's
+    predictor and corrector, one step length because P couples both sides. Q stays positive
+    definite. True once the gap is below tol scale and the equation holds (to 1e-6: what rounding
+    leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
     """
     n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
-    gradient, dy, values, center = work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
+    gradient, dy, values, center = (
+        work.vectors[1],
+        work.vectors[2],
+        work.vectors[3],
+        work.vectors[4],
+    )
     _blend(square[0], 0.0, t.Q, 1.0)
     for iteration in range(max_iter + 1):
         largest = residual = 0.0
@@ -333,7 +399,15 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
         if gap <= tol * scale and residual <= 1e-6 * largest:
             return True
         for k in range(2):
-            _add_schur(work.tall[k, 0], work.tall[k, 1], t.Z[k], t.sizes[k], values, work.vectors[5], work.S)
+            _add_schur(
+                work.tall[k, 0],
+                work.tall[k, 1],
+                t.Z[k],
+                t.sizes[k],
+                values,
+                work.vectors[5],
+                work.S,
+            )
         if iteration == max_iter or not eliminate(work.S, n, n):
             return False
         for i in range(n):
@@ -361,12 +435,14 @@ def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int
 @kernel()
 def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     """
-    Correct the Gram matrices so that they stand for c exactly, and prove them positive semidefinite.
+    Correct the Gram matrices so that they stand for c exactly, and prove them positive
+    semidefinite.
 
-    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the residual is shared among
-    them. Proof: a Cholesky factorisation succeeds after the diagonal was lowered by 4 s (s + 2) eps of itself (its rounding,
-    Higham Thm 10.7) and by the row sums of what rounding can leave in the residuals (Gershgorin).
-    info[2] is the margin proved: this amount of the reference Gram matrices can be taken off; 0 without a proof.
+    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the
+    residual is shared among them. Proof: a Cholesky factorisation succeeds after the diagonal was
+    lowered by 4 s (s + 2) eps of itself (its rounding, Higham Thm 10.7) and by the row sums of what
+    rounding can leave in the residuals (Gershgorin). info[2] is the margin proved: this amount of
+    the reference Gram matrices can be taken off; 0 without a proof.
     """
     n, square, residual, bound, trace = c.size, work.square, work.vectors[0], work.vectors[1], 0.0
     info[2] = 0.0
@@ -379,7 +455,9 @@ def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
     for k in range(2):
         for i in range(t.sizes[k]):
             for j in range(t.sizes[k]):
-                square[0, k, i, j] = square[0, k, max(i, j), min(i, j)]  # symmetric to the last bit: one triangle is proved
+                square[0, k, i, j] = square[
+                    0, k, max(i, j), min(i, j)
+                ]  # symmetric to the last bit: one triangle is proved
                 residual[t.gram[k, i, j]] -= square[0, k, i, j]
                 bound[t.gram[k, i, j]] += abs(square[0, k, i, j])
     for k in range(2):
@@ -423,7 +501,10 @@ def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
 
 @kernel(inline=True)
 def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
-    """Certified coefficients of the Gram matrices work.square[0], with a share of the reference if need be."""
+    """
+    Certified coefficients of the Gram matrices work.square[0], with a share of the reference if
+    need be.
+    """
     _coefficients(t, work, B, c)
     while not certify(c, t, work, info):
         info[3] = max(10.0 * info[3], 1e-12)
@@ -437,17 +518,32 @@ def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
 
 
 @kernel(inline=True)
-def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, work: Work, c: Array, info: Array) -> int:
+def solve(
+    H: Array,
+    g: Array,
+    B: Array,
+    t: Tables,
+    max_iter: int,
+    tol: float,
+    work: Work,
+    c: Array,
+    info: Array,
+) -> int:
     """
-    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares; Hermite coordinates in DIPY's order.
+    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares; Hermite coordinates in DIPY's
+    order.
 
     Parameters
     ----------
-    H : (n, n) symmetric, a ridge is added. g, B : (n,). t : `tables(order)`. work : `workspace(n, t.Z.shape[1])`.
-    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
+    H : (n, n) symmetric, a ridge is added. g, B : (n,). t : `tables(order)`. work : `workspace(n,
+        t.Z.shape[1])`.
+    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
+        takes 8 to 14).
     c : (n,), written; its Gram matrices are left in work.square[0].
-    info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference blended in.
-    Returns CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not finite: c is NaN).
+    info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference
+        blended in.
+    Returns CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not
+    finite: c is NaN).
     """
     n, A, ridge = g.size, work.A, 0.0
     info[0] = info[1] = info[2] = info[3] = 0.0
@@ -483,8 +579,8 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info
     """
     Best Gram matrices of given coefficients with E(0) = 1, and whether they prove p >= 0.
 
-    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum of squares left.
-    `info` as in `solve`, except info[3]: the best m, known to about 1e-6.
+    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum
+    of squares left. `info` as in `solve`, except info[3]: the best m, known to about 1e-6.
     """
     p, eta = work.vectors[6], work.vectors[7]
     for i in range(c.size):  # minimise (m - 1)^2 / 2 with p - m reference = z'Qz

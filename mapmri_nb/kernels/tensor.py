@@ -1,4 +1,7 @@
-"""The scale tensor: weighted log-linear fit in blocks of voxels, its eigenframe, mu, S0 and the isotropic scale u0."""
+"""
+The scale tensor: weighted log-linear fit in blocks of voxels, its eigenframe, mu, S0 and the
+isotropic scale u0.
+"""
 
 import math
 from typing import NamedTuple
@@ -12,7 +15,8 @@ from .lanes import WIDTH, every, pick, rows
 from .linalg import block_backsolve, block_cholesky, block_product, exp, log, pad4
 
 Array = NDArray[np.float64]
-UNIT = 1e-3  # mm2/s: the columns of the design are scaled by it, so that the 7 x 7 matrix is well conditioned
+# mm2/s: the columns of the design are scaled by it, so that the 7 x 7 matrix is well conditioned
+UNIT = 1e-3
 # tensor elements in the order xx xy yy xz yz zz (rows of the lower triangle)
 ROWS, COLS = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 0, 1, 2])
 
@@ -36,7 +40,9 @@ def design_matrix(bvals: Array, bvecs: Array) -> Array:
     return -bvals[:, None] * bvecs[:, ROWS] * bvecs[:, COLS] * np.where(ROWS == COLS, 1.0, 2.0)
 
 
-def tables(bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bool_]) -> TensorTables:
+def tables(
+    bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bool_]
+) -> TensorTables:
     """Build the constants; `use` (n,) marks the volumes for the tensor, `b0` (n,) those of S0."""
     x = design_matrix(bvals[use], bvecs[use]) * UNIT
     full = np.column_stack([x, np.ones(len(x))])
@@ -53,7 +59,9 @@ def tables(bvals: Array, bvecs: Array, use: NDArray[np.bool_], b0: NDArray[np.bo
                 found[key] = len(products)
                 products.append(plain[:, i] * plain[:, j])
             entry.append(found[key])
-            doubled = (1.0 if i == 6 or ROWS[i] == COLS[i] else 2.0) * (1.0 if j == 6 or ROWS[j] == COLS[j] else 2.0)
+            doubled = (1.0 if i == 6 or ROWS[i] == COLS[i] else 2.0) * (
+                1.0 if j == 6 or ROWS[j] == COLS[j] else 2.0
+            )
             factor.append(doubled)
     return TensorTables(
         np.flatnonzero(use).astype(np.uint64),
@@ -104,7 +112,14 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
     for l in range(0, b.shape[1], WIDTH):
         c, weight, use = rows(b, l), rows(work.weight, l), rows(work.use, l)
-        b0, b1, b2, b3, b4, b5 = 2.0 * c[0], 2.0 * c[1], 2.0 * c[2], 2.0 * c[3], 2.0 * c[4], 2.0 * c[5]
+        b0, b1, b2, b3, b4, b5 = (
+            2.0 * c[0],
+            2.0 * c[1],
+            2.0 * c[2],
+            2.0 * c[3],
+            2.0 * c[4],
+            2.0 * c[5],
+        )
         for k in range(t.design.shape[0]):
             x = t.design[k]
             w = exp(x[0] * b0 + x[1] * b1 + x[2] * b2 + x[3] * b3 + x[4] * b4 + x[5] * b5)
@@ -113,7 +128,10 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
-    """Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by weight log y."""
+    """
+    Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by
+    weight log y.
+    """
     block_product(t.sums, weight, work.sums)
     for l in range(0, weight.shape[1], WIDTH):
         w, logs = rows(weight, l), rows(work.logs, l)
@@ -134,16 +152,19 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
 @kernel(fastmath=CONTRACT)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """
-    Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy xz yz zz), log S0.
+    Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy
+    xz yz zz), log S0.
 
     Parameters
     ----------
-    y, w : (n, V) samples and their weights (0: missing). plain : True where all weights are 1 and all samples > 0.
+    y, w : (n, V) samples and their weights (0: missing). plain : True where all weights are 1 and
+        all samples > 0.
 
     Notes
     -----
-    Lanes with missing or nonpositive samples take their first pass from weighted sums too: the constant pseudo-inverse
-    is wrong for them (10 of 288 missing: 6 % on D11). Which lanes do depends on the lane alone, never on its block.
+    Lanes with missing or nonpositive samples take their first pass from weighted sums too: the
+    constant pseudo-inverse is wrong for them (10 of 288 missing: 6 % on D11). Which lanes do
+    depends on the lane alone, never on its block.
     """
     _take_logs(t, y, w, plain, work)
     block_product(t.pinv, work.logs, work.first)
@@ -154,7 +175,12 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
                 weight[k] = use[k]
         _weighted_solve(t, work.weight, work, work.b)
         for l in range(0, y.shape[1], WIDTH):
-            use, first, b, incomplete = rows(work.use, l), rows(work.first, l), rows(work.b, l), every(0.0)
+            use, first, b, incomplete = (
+                rows(work.use, l),
+                rows(work.first, l),
+                rows(work.b, l),
+                every(0.0),
+            )
             for k in range(t.samples.size):
                 incomplete += pick(use[k], 1.0, 1.0, pick(1.0, use[k], 1.0, 0.0))  # anything but 1
             for i in range(7):
@@ -166,9 +192,11 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
 @kernel()
 def eigen3(a: Array, values: Array, R: Array) -> None:
     """
-    Eigenvalues (descending) and eigenvectors (columns of R, determinant +1) of a symmetric 3 x 3 matrix.
+    Eigenvalues (descending) and eigenvectors (columns of R, determinant +1) of a symmetric 3 x 3
+    matrix.
 
-    Cyclic Jacobi. `a` (6,) in the order xx xy yy xz yz zz is destroyed; values (3,), R (3, 3) are written.
+    Cyclic Jacobi. `a` (6,) in the order xx xy yy xz yz zz is destroyed; values (3,), R (3, 3) are
+    written.
     """
     for i in range(3):
         for j in range(3):
@@ -233,7 +261,8 @@ def isotropic_scale(mu: Array) -> float:
     """
     The single scale u0 that maximises the overlap of both Gaussians, mm [Ozarslan 2013, Eq. 49].
 
-    Positive root U = u0^2 of -3U^3 - (X+Y+Z)U^2 + (XY+XZ+YZ)U + 3XYZ = 0, X = mu_x^2 ...; three real roots, closed form.
+    Positive root U = u0^2 of -3U^3 - (X+Y+Z)U^2 + (XY+XZ+YZ)U + 3XYZ = 0, X = mu_x^2 ...; three
+    real roots, closed form.
     """
     x, y, z = mu[0] * mu[0], mu[1] * mu[1], mu[2] * mu[2]
     if x == y and y == z:
@@ -260,19 +289,30 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
     r = 0
     for i in range(3):
         for j in range(i + 1):
-            out[r, lane] = R[i, 0] * R[j, 0] * values[0] + R[i, 1] * R[j, 1] * values[1] + R[i, 2] * R[j, 2] * values[2]
+            out[r, lane] = (
+                R[i, 0] * R[j, 0] * values[0]
+                + R[i, 1] * R[j, 1] * values[1]
+                + R[i, 2] * R[j, 2] * values[2]
+            )
             r += 1
 
 
 @kernel()
 def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) -> None:
     """
-    S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is left.
+    S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is
+    left.
 
     A "b0" at b = 15 is not E = 1: ignoring that costs 26 % of RTOP on a clean Gaussian.
     """
     for l in range(0, y.shape[1], WIDTH):
-        samples, weights, d, total, weight = rows(y, l), rows(w, l), rows(D, l), every(0.0), every(0.0)
+        samples, weights, d, total, weight = (
+            rows(y, l),
+            rows(w, l),
+            rows(D, l),
+            every(0.0),
+            every(0.0),
+        )
         for k in range(t.b0.size):
             x = every(0.0)
             for i in range(6):

@@ -24,11 +24,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import __version__
-from .fit import MEANING, MapmriFit, Status
-from .gradients import GradientTable
-from .indices import INDICES, unit_factor
-from .kernels.ordering import index_table, iso_index_table
+from .. import __version__
+from ..fit import MapmriFit
+from ..gradients import GradientTable
+from ..indices import INDICES, unit_factor
+from ..kernels.ordering import index_table, iso_index_table
+from ..status import MEANING, Status
 
 File = str | os.PathLike[str]
 Mask = NDArray[np.bool_]
@@ -42,15 +43,27 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     "coef": ("mapcoeffs", "1", "MAP-MRI coefficients in the order of CoefficientOrder"),
     "mu": ("mu", "mm", "scales of the basis"),
     "mu_tensor": ("mutensor", "mm", "scales of the tensor, sqrt(2 lambda tau), largest first"),
-    "R": ("frame", "1", "tensor frame in the frame of the b-vectors: entry 3 i + j is component i of axis e_j"),
+    "R": (
+        "frame",
+        "1",
+        "tensor frame in the frame of the b-vectors: entry 3 i + j is component i of axis e_j",
+    ),
     "S0": ("s0", "arbitrary", "signal without diffusion weighting"),
     "laplacian_weight": ("weight", "mm^-1", "weight of the Laplacian"),
-    "status": ("status", "1", f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask"),
+    "status": (
+        "status",
+        "1",
+        f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask",
+    ),
     "rmse": ("rmse", "arbitrary", "root mean squared residual"),
     "r2": ("r2", "1", "coefficient of determination"),
     "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
     "iterations": ("iterations", "1", "steps of the constrained solver"),
-    "field": ("graddev", "1", "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij"),
+    "field": (
+        "graddev",
+        "1",
+        "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij",
+    ),
     "margin": ("margin", "1", "smallest Gram eigenvalue of a globally positive fit"),
 }
 
@@ -65,7 +78,9 @@ class Image(NamedTuple):
 
 
 class Scaled:
-    """A memory-mapped image with a slope and an intercept, applied in float64 to what is indexed."""
+    """
+    A memory-mapped image with a slope and an intercept, applied in float64 to what is indexed.
+    """
 
     def __init__(self, raw: NDArray[Any], slope: float, inter: float) -> None:
         self.shape, self.ndim, self.dtype = raw.shape, raw.ndim, np.dtype(np.float64)
@@ -83,7 +98,10 @@ class Scaled:
 
 
 def release(data: Any) -> None:
-    """Give back the memory behind what was read of an `Image`'s data: pages of a map count as the process's own."""
+    """
+    Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
+    process's own.
+    """
     data = data._raw if isinstance(data, Scaled) else data
     while isinstance(data, np.ndarray):
         data = data.base
@@ -100,7 +118,8 @@ def read_nii(path: File) -> Image:
     FileNotFoundError, OSError
         No such file, or a folder; no space to unpack.
     ValueError
-        Not NIfTI, damaged, complex or RGB, or an affine that is not finite or singular; the message names the file.
+        Not NIfTI, damaged, complex or RGB, or an affine that is not finite or singular; the message
+        names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -112,12 +131,20 @@ def read_nii(path: File) -> Image:
     try:
         image: Any = nib.load(path)
         shape, dtype, offset = image.shape, image.get_data_dtype(), int(image.dataobj.offset)
-        slope, inter, affine = image.dataobj.slope, image.dataobj.inter, np.asarray(image.affine, np.float64)
+        slope, inter, affine = (
+            image.dataobj.slope,
+            image.dataobj.inter,
+            np.asarray(image.affine, np.float64),
+        )
     except PermissionError:
         raise
     except Exception as error:  # nibabel, gzip and zlib have a dozen ways to say it
         raise ValueError(f"{path}: not a readable NIfTI image ({error})") from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image) or dtype.kind not in "iuf" or min(shape, default=0) < 1:
+    if (
+        not isinstance(image, nib.Nifti1Image | nib.Nifti2Image)
+        or dtype.kind not in "iuf"
+        or min(shape, default=0) < 1
+    ):
         kind = f"{type(image).__name__} of shape {shape} and type {dtype}"
         raise ValueError(f"{path}: a {kind}, not a NIfTI image of real numbers")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
@@ -127,7 +154,9 @@ def read_nii(path: File) -> Image:
         source: Any = path
         if path.name.endswith(".gz"):
             require_space(tempfile.gettempdir(), size, f"unpack {path} (TMPDIR chooses the place)")
-            source = stack.enter_context(tempfile.TemporaryFile())  # gone with its map, whatever happens
+            source = stack.enter_context(
+                tempfile.TemporaryFile()
+            )  # gone with its map, whatever happens
             try:
                 shutil.copyfileobj(stack.enter_context(gzip.open(path)), source, 1 << 20)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -135,7 +164,9 @@ def read_nii(path: File) -> Image:
             source.flush()
         found = path.stat().st_size if source is path else source.tell()
         if found < size:
-            raise ValueError(f"{path}: truncated, holds {found} bytes where its header promises {size}")
+            raise ValueError(
+                f"{path}: truncated, holds {found} bytes where its header promises {size}"
+            )
         raw = np.memmap(source, dtype, "r", offset, shape, order="F")
     return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine)
 
@@ -144,12 +175,17 @@ def load_dwi(path: File) -> Image:
     """A diffusion series, (x, y, z, n); errors as in `read_nii`."""
     image = read_nii(path)
     if image.data.ndim != 4:
-        raise ValueError(f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}")
+        raise ValueError(
+            f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
+        )
     return image
 
 
 def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None) -> Mask:
-    """Mask of an image of any type, True where it is neither 0 nor NaN; another place than `affine` is warned of."""
+    """
+    Mask of an image of any type, True where it is neither 0 nor NaN; another place than `affine` is
+    warned of.
+    """
     image = read_nii(path)
     values = np.asarray(image.data)
     if values.shape == (*shape, 1):
@@ -160,39 +196,60 @@ def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None)
     if not mask.any():
         raise ValueError(f"mask: {path} is empty")
     if affine is not None and not np.allclose(image.affine, affine, atol=1e-3):
-        log.warning("mask: %s and the data have different affines; voxels are matched by their indices", path)
+        log.warning(
+            "mask: %s and the data have different affines; voxels are matched by their indices",
+            path,
+        )
     return mask
 
 
 def prefix_of(source: File | None) -> str:
-    """What output names start with: the source's name less its ending and `dwi`; "" where that is all."""
+    """
+    What output names start with: the source's name less its ending and `dwi`; "" where that is all.
+    """
     stem = "dwi" if source is None else Path(source).name.removesuffix(".gz").removesuffix(".nii")
     return "" if stem == "dwi" else stem.removesuffix("_dwi")
 
 
 def map_name(prefix: str, label: str, ending: str = ".nii.gz") -> str:
     """Name of a map after BIDS derivatives; without a label, of the fit's own JSON."""
-    return "_".join(word for word in (prefix, MODEL, label and f"param-{label}", "dwimap") if word) + ending
+    return (
+        "_".join(word for word in (prefix, MODEL, label and f"param-{label}", "dwimap") if word)
+        + ending
+    )
 
 
 def require_space(folder: File, size: int, purpose: str) -> None:
     """OSError (ENOSPC) unless `folder` has room for `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"{size / 1e6:.0f} MB needed to {purpose}, {free / 1e6:.0f} MB free", str(folder))
+        raise OSError(
+            errno.ENOSPC,
+            f"{size / 1e6:.0f} MB needed to {purpose}, {free / 1e6:.0f} MB free",
+            str(folder),
+        )
 
 
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
-    """To be asked before a long fit: FileExistsError over old results, PermissionError where none can be written."""
+    """
+    To be asked before a long fit: FileExistsError over old results, PermissionError where none can
+    be written.
+    """
     folder, stem = Path(folder), glob.escape(prefix)
-    old = sorted([*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))])
+    old = sorted(
+        [*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))]
+    )
     if old and not force:
-        raise FileExistsError(errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0]))
+        raise FileExistsError(
+            errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0])
+        )
     _require_writable(folder)
 
 
 def _require_writable(folder: Path) -> None:
-    """PermissionError unless `folder`, or where it would be made, is a folder that can be written."""
+    """
+    PermissionError unless `folder`, or where it would be made, is a folder that can be written.
+    """
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "not a folder that can be written", str(place))
@@ -201,7 +258,8 @@ def _require_writable(folder: Path) -> None:
 @contextlib.contextmanager
 def staged(folder: File, force: bool = False, within: Path | None = None) -> Iterator[Path]:
     """
-    A hidden folder to write into; its files then move to `folder`, or an OSError tells why not and nothing stays.
+    A hidden folder to write into; its files then move to `folder`, or an OSError tells why not and
+    nothing stays.
 
     `within` is where to make it, default `folder` itself; it must be on the same disk.
     """
@@ -228,10 +286,11 @@ def staged(folder: File, force: bool = False, within: Path | None = None) -> Ite
 
 def publish(stage: Path, folder: Path, force: bool = False) -> None:
     """
-    Move finished files from `stage` to `folder`, a fit's own JSON last: without it nothing is taken for a fit.
+    Move finished files from `stage` to `folder`, a fit's own JSON last: without it nothing is taken
+    for a fit.
 
-    An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of the old one of its
-    name. An existing dataset description stays.
+    An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
+    the old one of its name. An existing dataset description stays.
     """
     models = sorted(stage.glob("*" + map_name("", "", ".json")))
     files = [file for file in sorted(stage.iterdir()) if file not in models] + models
@@ -249,22 +308,33 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
     """JSON in the order given; arrays become lists, NaN is an error."""
-    text = json.dumps(entries, indent=1, allow_nan=False, default=lambda value: np.asarray(value).tolist())
+    text = json.dumps(
+        entries, indent=1, allow_nan=False, default=lambda value: np.asarray(value).tolist()
+    )
     path.write_text(text + "\n")
 
 
 def write_description(stage: Path) -> None:
     """BIDS's description of a derivative data set."""
     by = [{"Name": "mapmri_nb", "Version": __version__}]
-    entries = {"Name": "MAP-MRI fits", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": by}
+    entries = {
+        "Name": "MAP-MRI fits",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": by,
+    }
     write_json(stage / DESCRIPTION, entries)
 
 
-def write_nii(path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike) -> None:
+def write_nii(
+    path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
+) -> None:
     """
-    NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same values, same bytes.
+    NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
+    values, same bytes.
 
-    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would kill the process.
+    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
+    kill the process.
     """
     if np.shape(affine) != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
@@ -310,8 +380,8 @@ def write_maps(
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
-    Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces NaN;
-    `sidecars` holds more JSON entries by name.
+    Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces
+    NaN; `sidecars` holds more JSON entries by name.
     """
     with staged(folder, force) as stage:
         names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
@@ -333,14 +403,18 @@ def stage_maps(
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
         names.append(map_name(prefix, label))
         write_nii(stage / names[-1], clean, values.shape, np.float32, affine)
-        entries: dict[str, Any] = {"Description": index.long_name, "Units": index.unit(units)} if index else {}
+        entries: dict[str, Any] = (
+            {"Description": index.long_name, "Units": index.unit(units)} if index else {}
+        )
         entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
         write_json(stage / map_name(prefix, label, ".json"), entries)
     write_description(stage)
     return names
 
 
-def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[int], **more: Any) -> dict[str, Any]:
+def model_entries(
+    options: dict[str, Any], gtab: GradientTable, shape: Sequence[int], **more: Any
+) -> dict[str, Any]:
     """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
     isotropic = options["basis"] == "isotropic"
     table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
@@ -350,7 +424,10 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
         "FormatVersion": FORMAT_VERSION,
         "Software": {"Name": "mapmri_nb", "Version": __version__},
         "Model": {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options},
-        "CoefficientOrder": {"Indices": "j l m" if isotropic else "n1 n2 n3", "Table": table.tolist()},
+        "CoefficientOrder": {
+            "Indices": "j l m" if isotropic else "n1 n2 n3",
+            "Table": table.tolist(),
+        },
         "Shape": list(shape),
         "GradientTable": gtab.to_dict(),
         **more,
@@ -358,8 +435,13 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
 
 
 def run_section(**more: Any) -> dict[str, Any]:
-    """What differs between two runs of the same job: date, versions and what the caller knows (seconds, threads)."""
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")}
+    """
+    What differs between two runs of the same job: date, versions and what the caller knows
+    (seconds, threads).
+    """
+    versions = {
+        name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
+    }
     return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
 
 
@@ -368,17 +450,25 @@ def save_fit(
     sources: Sequence[str] = (), run: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """
-    A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's description.
+    A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
+    description.
 
-    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources` names the input
-    files; `run` goes into the JSON's run section.
+    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
+    names the input files; `run` goes into the JSON's run section.
     """
     rows, where = fit.rows(), row_positions(fit.mask)
-    parts = (Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T) for key, v in rows.items())
+    parts = (
+        Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
+        for key, v in rows.items()
+    )
     more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
     entries = model_entries(fit.options, fit.gtab, fit.mask.shape, **more)
     with staged(folder, force) as stage:
-        require_space(stage, 8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()), "save")
+        require_space(
+            stage,
+            8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
+            "save",
+        )
         stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
 
 
@@ -392,19 +482,43 @@ class Part(NamedTuple):
 
 
 def stage_fit(
-    stage: Path, prefix: str, parts: Iterable[Part], where: NDArray[np.int64], entries: dict[str, Any], affine: ArrayLike
+    stage: Path,
+    prefix: str,
+    parts: Iterable[Part],
+    where: NDArray[np.int64],
+    entries: dict[str, Any],
+    affine: ArrayLike,
 ) -> None:
-    """A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of `row_positions`."""
+    """
+    A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of
+    `row_positions`.
+    """
     shape, files = tuple(entries["Shape"]), {}
     for key, dtype, tail, columns in parts:
         label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
         whole = dtype.kind in "iub"
-        kind, fill = (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
-        name = map_name(prefix, label, ".nii" if tail else ".nii.gz")  # the large ones can be memory-mapped
+        kind, fill = (
+            (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
+        )
+        name = map_name(
+            prefix, label, ".nii" if tail else ".nii.gz"
+        )  # the large ones can be memory-mapped
         pieces = volumes(columns, where, math.prod(shape), kind, fill)
-        write_nii(stage / name, pieces, (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()), kind, affine)
-        levels = {"Levels": {str(flag.value): words for flag, words in MEANING.items()}} if key == "status" else {}
-        write_json(stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels})
+        write_nii(
+            stage / name,
+            pieces,
+            (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()),
+            kind,
+            affine,
+        )
+        levels = (
+            {"Levels": {str(flag.value): words for flag, words in MEANING.items()}}
+            if key == "status"
+            else {}
+        )
+        write_json(
+            stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels}
+        )
         files[key] = {"File": name, "Shape": list(tail)}
     write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files})
     write_description(stage)
@@ -425,7 +539,8 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
 
     Parameters
     ----------
-    folder : the folder, or the fit's JSON in it. prefix : which fit, where the folder holds several.
+    folder : the folder, or the fit's JSON in it. prefix : which fit, where the folder holds
+        several.
     within : bool volume; voxels outside it are left out and not read.
 
     Raises
@@ -437,7 +552,9 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     try:
         entries = json.loads(model.read_text())
         if entries["FormatVersion"] != FORMAT_VERSION:
-            raise ValueError(f"format version {entries['FormatVersion']!r} is unknown, not {FORMAT_VERSION}")
+            raise ValueError(
+                f"format version {entries['FormatVersion']!r} is unknown, not {FORMAT_VERSION}"
+            )
         options, shape = entries["Model"]["Parameters"], tuple(entries["Shape"])
         gtab = GradientTable.from_dict(entries["GradientTable"])
         if entries["CoefficientOrder"] != model_entries(options, gtab, shape)["CoefficientOrder"]:
@@ -446,10 +563,16 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         for key, part in entries["Parts"].items():
             images[key], tails[key] = read_nii(model.with_name(part["File"])), part["Shape"]
             if images[key].data.size != math.prod((*shape, *tails[key])):
-                raise ValueError(f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}")
+                raise ValueError(
+                    f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}"
+                )
         status, affine = images["status"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = error if type(error) is ValueError else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
+        reason = (
+            error
+            if type(error) is ValueError
+            else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
+        )
         raise ValueError(f"{model}: {reason}") from None
     mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
     if within is not None and np.shape(within) != shape:
@@ -458,7 +581,9 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     where, rows = row_positions(mask), {}
     for key, image in images.items():
         flat = image.data.reshape(mask.size, -1, order="F")
-        rows[key] = np.empty((len(where), flat.shape[1]), np.int64 if flat.dtype.kind == "i" else np.float64)
+        rows[key] = np.empty(
+            (len(where), flat.shape[1]), np.int64 if flat.dtype.kind == "i" else np.float64
+        )
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
@@ -468,9 +593,17 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
 
 def _model_file(folder: Path, prefix: str | None) -> Path:
     """The JSON of the one fit in a folder, or of the one named."""
-    models = [folder] if folder.is_file() else sorted(folder.glob("*" + map_name("", "", ".json"))) if prefix is None else []
+    models = (
+        [folder]
+        if folder.is_file()
+        else sorted(folder.glob("*" + map_name("", "", ".json")))
+        if prefix is None
+        else []
+    )
     if len(models) > 1:
-        raise ValueError(f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}")
+        raise ValueError(
+            f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}"
+        )
     model = models[0] if models else folder / map_name(prefix or "", "", ".json")
     if not model.is_file():
         raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))

@@ -1,4 +1,6 @@
-"""Fits on a cluster: dask arrays lazily, and the command line's slabs. The only place that knows dask."""
+"""
+Fits on a cluster: dask arrays lazily, and the command line's slabs. The only place that knows dask.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fit import MapmriFit, Status
-from .gradients import GradientTable
-from .indices import select
-from .model import MapmriModel
+from ..fit import MapmriFit
+from ..gradients import GradientTable
+from ..indices import select
+from ..model import MapmriModel
+from ..status import Status
 from .stream import Engine, Slabs, Tables, layout, values
 
 QUEUED = 2  # slabs per thread of the cluster that are on their way; more would only fill memory
 
 
 def _spec(model: MapmriModel) -> str:
-    """A model as text, which is what travels: tables and compiled kernels are made where they are used."""
+    """
+    A model as text, which is what travels: tables and compiled kernels are made where they are
+    used.
+    """
     return json.dumps({"gtab": model.gtab.to_dict(), "options": model.options})
 
 
@@ -33,7 +39,9 @@ def _model(spec: str) -> MapmriModel:
     return MapmriModel(GradientTable.from_dict(entries["gtab"]), **entries["options"])
 
 
-def _values(spec: str, names: list[str], samples: dict[str, Any]) -> tuple[NDArray[np.float64], float]:
+def _values(
+    spec: str, names: list[str], samples: dict[str, Any]
+) -> tuple[NDArray[np.float64], float]:
     """In a worker: the values of a slab, and the seconds they took."""
     start = time.perf_counter()
     return values(_model(spec), names, samples, threads=1), time.perf_counter() - start
@@ -43,8 +51,10 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
     """
     An engine for `stream.fit_series`: slabs go to the workers of a `distributed` cluster.
 
-    scheduler : its address; default a cluster on this machine of `workers` processes (one per CPU), for this fit alone.
-    The slab of a worker that dies is fitted by another; several deaths over one slab are an OSError.
+    scheduler : its address; default a cluster on this machine of `workers` processes (one per CPU),
+        for this fit alone.
+    The slab of a worker that dies is fitted by another; several deaths over one slab are an
+    OSError.
     """
 
     def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
@@ -52,9 +62,17 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
         from distributed import Client, KilledWorker, LocalCluster, wait
 
         with ExitStack() as stack:
-            stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}))
-            local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-            client = stack.enter_context(Client(scheduler or stack.enter_context(LocalCluster(**local))))
+            stack.enter_context(
+                dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"})
+            )
+            local = {
+                "n_workers": workers,
+                "threads_per_worker": 1,
+                "dashboard_address": "127.0.0.1:0",
+            }
+            client = stack.enter_context(
+                Client(scheduler or stack.enter_context(LocalCluster(**local)))
+            )
             spec, running = _spec(model), dict[Any, int]()
 
             def finished(all_but: int) -> Tables:
@@ -63,56 +81,80 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
                         yield running.pop(future), *future.result()
 
             try:
-                for slab, samples in slabs:  # the samples are part of the task: it can be repeated elsewhere
+                for (
+                    slab,
+                    samples,
+                ) in slabs:  # the samples are part of the task: it can be repeated elsewhere
                     running[client.submit(_values, spec, names, samples, pure=False)] = slab
                     yield from finished(QUEUED * max(1, sum(client.nthreads().values())))
                 yield from finished(0)
             except KilledWorker as error:
-                raise OSError(errno.ECHILD, f"workers died over one slab, again and again ({error})") from error
+                raise OSError(
+                    errno.ECHILD, f"workers died over one slab, again and again ({error})"
+                ) from error
 
     return engine
 
 
-def _block(data: NDArray[Any], inside: NDArray[np.bool_], spec: str, names: list[str], outside: list[float]) -> Any:
+def _block(
+    data: NDArray[Any], inside: NDArray[np.bool_], spec: str, names: list[str], outside: list[float]
+) -> Any:
     """In a worker: the values of a chunk as a volume, `outside` where the mask is not."""
     table = np.full((*inside.shape[:-1], len(outside)), outside)
     table[inside[..., 0]] = values(_model(spec), names, data[inside[..., 0]], threads=1).T
     return table
 
 
-def fit(model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: str | list[str] = "all") -> dict[str, Any]:
+def fit(
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: str | list[str] = "all"
+) -> dict[str, Any]:
     """
     Fit a dask array, lazily: nothing is computed before the volumes are.
 
     Parameters
     ----------
-    data : dask array (..., n), in any spatial chunks; a chunk is fitted at once, by the serial kernels.
+    data : dask array (..., n), in any spatial chunks; a chunk is fitted at once, by the serial
+        kernels.
     mask : bool (...), an array or a dask array, default all voxels.
     indices : names of the index maps to compute as well.
 
     Returns
     -------
-    Dask arrays by name: coef (..., n_coef), mu, mu_tensor (..., 3), R (..., 3, 3), S0, laplacian_weight, status, ... as of
-    `MapmriFit`, and the indices, all in mm; NaN outside the mask (status: `Status.OUTSIDE`). Bits are those of
-    `MapmriModel.fit`.
+    Dask arrays by name: coef (..., n_coef), mu, mu_tensor (..., 3), R (..., 3, 3), S0,
+    laplacian_weight, status, ... as of `MapmriFit`, and the indices, all in mm; NaN outside the
+    mask (status: `Status.OUTSIDE`). Bits are those of `MapmriModel.fit`.
     """
     import dask.array as da
 
     if data.shape[-1:] != (len(model.gtab),):
-        raise ValueError(f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}")
+        raise ValueError(
+            f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}"
+        )
     names = select(indices, model.basis)
     data = data.rechunk({-1: -1})
     shape, chunks = data.shape[:-1], data.chunks[:-1]
-    inside = da.ones(shape, dtype=bool, chunks=chunks) if mask is None else da.asarray(mask).astype(bool)
+    inside = (
+        da.ones(shape, dtype=bool, chunks=chunks) if mask is None else da.asarray(mask).astype(bool)
+    )
     if inside.shape != shape:
         raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape}")
     kinds = layout(model) | {name: np.zeros(0) for name in names}
     outside: list[float] = []
     for name, row in kinds.items():
-        outside += [float(Status.OUTSIDE) if name == "status" else math.nan] * math.prod(row.shape[1:])
+        outside += [float(Status.OUTSIDE) if name == "status" else math.nan] * math.prod(
+            row.shape[1:]
+        )
     more = {"spec": _spec(model), "names": names, "outside": outside}
     inside = inside.rechunk(chunks)[..., None]
-    table = da.map_blocks(_block, data, inside, **more, dtype=np.float64, chunks=(*chunks, (len(outside),)), meta=np.empty(0))
+    table = da.map_blocks(
+        _block,
+        data,
+        inside,
+        **more,
+        dtype=np.float64,
+        chunks=(*chunks, (len(outside),)),
+        meta=np.empty(0),
+    )
     ends = np.cumsum([math.prod(row.shape[1:]) for row in kinds.values()])
     parts = np.split(np.arange(len(outside)), ends[:-1])
     return {
@@ -121,7 +163,9 @@ def fit(model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: s
     }
 
 
-def collect(model: MapmriModel, volumes: dict[str, Any], mask: ArrayLike | None = None) -> MapmriFit:
+def collect(
+    model: MapmriModel, volumes: dict[str, Any], mask: ArrayLike | None = None
+) -> MapmriFit:
     """Compute what `fit` gave for `model` and `mask`, as a MapmriFit in this process."""
     import dask
 

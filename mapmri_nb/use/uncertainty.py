@@ -1,8 +1,9 @@
 """
-Error bars of every index: the wild bootstrap through every mode, and the Gaussian posterior of the coefficients.
+Error bars of every index: the wild bootstrap through every mode, and the Gaussian posterior of the
+coefficients.
 
-Both work voxel by voxel, so that memory does not grow with the number of replicates, and in one representation for both
-bases: Hermite coefficients in the tensor's frame.
+Both work voxel by voxel, so that memory does not grow with the number of replicates, and in one
+representation for both bases: Hermite coefficients in the tensor's frame.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fit import RADIAL, MapmriFit, Status, fit_rows
-from .indices import INDICES, select
-from .kernels import batch, hermite, laplacian, ordering, propagator, scalars
-from .kernels._jit import n_threads, one_thread, spread
-from .kernels.lanes import empty, padded
-from .kernels.linalg import block_product, pad4
-from .kernels.tensor import isotropic_scale
-from .model import MapmriModel, sample_slabs
-from .positivity import GridSolver
+from ..fit import RADIAL, MapmriFit, fit_rows
+from ..indices import INDICES, select
+from ..kernels import batch, hermite, laplacian, ordering, propagator, scalars
+from ..kernels._jit import n_threads, one_thread, spread
+from ..kernels.lanes import empty, padded
+from ..kernels.linalg import block_product, pad4
+from ..kernels.tensor import isotropic_scale
+from ..model import MapmriModel, sample_slabs
+from ..positivity import GridSolver
+from ..status import Status
 
 Array = NDArray[np.float64]
 
@@ -31,7 +33,9 @@ QUANTILES = (0.025, 0.16, 0.84, 0.975)
 NORMAL = (-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054)
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
 CHUNK = 16  # bytes of signs at once: 128 replicates, which the cache holds
-SIGNS: Array = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0)  # (256, 8), by byte
+SIGNS: Array = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0
+)  # (256, 8), by byte
 LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
 EPSILON = 0.4  # of the scaled sine of PA
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
@@ -45,8 +49,9 @@ class Uncertainty(NamedTuple):
     ----------
     fit : the fit itself.
     mean, sd : name -> volume, over the replicates; the posterior's mean is the fit's own index.
-    intervals : name -> (*mask.shape, 4) quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 % intervals, about the
-        fit's own value. They speak of the estimator's scatter about its own mean; the bias of a regularised fit is not in it.
+    intervals : name -> (*mask.shape, 4) quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 %
+        intervals, about the fit's own value. They speak of the estimator's scatter about its own
+        mean; the bias of a regularised fit is not in it.
     """
 
     fit: MapmriFit
@@ -56,11 +61,17 @@ class Uncertainty(NamedTuple):
 
 
 class Forms(NamedTuple):
-    """What indices are made of at one mu: functionals of the Hermite coefficients, all in one matrix."""
+    """
+    What indices are made of at one mu: functionals of the Hermite coefficients, all in one matrix.
+    """
 
     rows: Array  # (r, n_coef)
-    part: dict[str, slice]  # name -> rows: one functional, L, or those of which the share of the squares is cos^2
-    whole: dict[str, slice]  # name -> rows that the share is of; absent: of the coefficients themselves
+    part: dict[
+        str, slice
+    ]  # name -> rows: one functional, L, or those of which the share of the squares is cos^2
+    whole: dict[
+        str, slice
+    ]  # name -> rows that the share is of; absent: of the coefficients themselves
     B: Array  # (n_coef,) E(0) = B'c
     pa_dti: float
 
@@ -85,20 +96,22 @@ def bootstrap(
     hc: int = 2, indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
     """
-    Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1 [Whitcher 2008; Gu 2019].
+    Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1 [Whitcher
+    2008; Gu 2019].
 
     Parameters
     ----------
     model, data, mask : as for `MapmriModel.fit`; fit_options (scale, weights, grad_dev) too.
     n : replicates. seed : of the signs; a voxel's replicates depend on the seed and its row alone.
-    hold : keep mu, R and the Laplacian weight of the fit; False estimates again what the fit had estimated.
+    hold : keep mu, R and the Laplacian weight of the fit; False estimates again what the fit had
+        estimated.
     hc : 0, 2 or 3, g = 0, 1/2 or 1. HC2 is calibrated (sd 0.996 of the truth; HC0 0.77, HC3 1.33).
     indices : names, as in `INDICES`; default all of the basis.
 
     Notes
     -----
-    h is the leverage of the linear fit with the voxel's weight, also for the constrained modes. Replicates without a
-    fit are left out; fewer than two give NaN.
+    h is the leverage of the linear fit with the voxel's weight, also for the constrained modes.
+    Replicates without a fit are left out; fewer than two give NaN.
     """
     if n % 1 or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
@@ -111,7 +124,9 @@ def bootstrap(
     linear = hold and model.positivity is None
 
     def replicates(fit: MapmriFit, voxel: Voxel, residual: Array, signs: Array) -> Array:
-        """Coefficients of some replicates where they are linear in the samples, else their indices."""
+        """
+        Coefficients of some replicates where they are linear in the samples, else their indices.
+        """
         if linear:
             return (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
         y = voxel.fitted[:, None] + residual[:, None] * signs
@@ -125,7 +140,10 @@ def bootstrap(
         rng, drawn = np.random.default_rng([int(seed), voxel.row]), (-(-int(n) // 8), len(residual))
         bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
         cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
-        parts = [replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1)) for cut in cuts]
+        parts = [
+            replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1))
+            for cut in cuts
+        ]
         own = voxel.coef[:, None]
         if linear:
             values = index_values(names, voxel.forms, np.hstack([own, *parts]))
@@ -143,8 +161,9 @@ def posterior(
     """
     Gaussian posterior of the coefficients at held mu, R and weight, in closed form [Sjolund 2018].
 
-    a ~ N(a_hat, s^2 (M'WM + weight L)^-1), s^2 = RSS / (n - tr S); an index f of the normalised coefficients has the
-    variance f'(a) Cov f'(a)', by its exact gradient. Not for positivity: a truncated Gaussian is no Gaussian.
+    a ~ N(a_hat, s^2 (M'WM + weight L)^-1), s^2 = RSS / (n - tr S); an index f of the normalised
+    coefficients has the variance f'(a) Cov f'(a)', by its exact gradient. Not for positivity: a
+    truncated Gaussian is no Gaussian.
     """
     if model.positivity is not None:
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
@@ -168,7 +187,10 @@ def _voxelwise(
     model: MapmriModel, data: Any, mask: ArrayLike | None, names: list[str],
     spread_of: Callable[[MapmriFit, Voxel], Array], threads: int | None, fit_options: dict[str, Any],
 ) -> Uncertainty:  # fmt: skip
-    """Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by slab."""
+    """
+    Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
+    slab.
+    """
     fit = model.fit(data, mask, threads=threads, **fit_options)
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
@@ -176,7 +198,9 @@ def _voxelwise(
     def some(rows: NDArray[np.int64], y: Array, w: Array, start: int, stop: int) -> None:
         for k in range(start, stop):
             if not fit.status[rows[k]] & Status.NO_FIT:
-                voxel = _linear_problem(model, fit, int(rows[k]), coef[rows[k]], y[k], w[k if len(w) > 1 else 0])
+                voxel = _linear_problem(
+                    model, fit, int(rows[k]), coef[rows[k]], y[k], w[k if len(w) > 1 else 0]
+                )
                 tables[rows[k]] = spread_of(fit, voxel)
 
     workers = n_threads(threads)
@@ -184,20 +208,37 @@ def _voxelwise(
         for rows, y, w in sample_slabs(data, fit.mask, fit_options.get("weights")):
             spread(partial(some, rows, y, w), len(rows), 1, workers)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
-    return Uncertainty(fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)})
+    return Uncertainty(
+        fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)}
+    )
 
 
-def _linear_problem(model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: Array, w: Array) -> Voxel:
+def _linear_problem(
+    model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: Array, w: Array
+) -> Voxel:
     index = ordering.index_table(fit.order)
     M, L = np.empty((len(y), len(index))), np.empty((len(index), len(index)))
-    hermite.signal_rows(np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M)
+    hermite.signal_rows(
+        np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M
+    )
     laplacian.matrix(fit.mu[v].copy(), index, L)
     w = np.where(np.isfinite(y), w, 0.0)
     H = (M.T * w) @ M + fit.laplacian_weight[v] * L
     ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
     A = np.linalg.inv(H + ridge * np.eye(len(H))) @ (M.T * w)
     made_of = forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, L)
-    return Voxel(v, np.where(w > 0, y, 0.0), w, M, A, H, coef, fit.S0[v] * (M @ coef), (M.T * A).sum(0), made_of)
+    return Voxel(
+        v,
+        np.where(w > 0, y, 0.0),
+        w,
+        M,
+        A,
+        H,
+        coef,
+        fit.S0[v] * (M @ coef),
+        (M.T * A).sum(0),
+        made_of,
+    )
 
 
 def _frame(fit: MapmriFit, v: int) -> Array:
@@ -205,14 +246,23 @@ def _frame(fit: MapmriFit, v: int) -> Array:
     return np.asarray(fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v])
 
 
-def _constrained(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str]) -> Array:
-    """Values (names, n) of replicates y (samples, n) at held scales: one H for all of them where the solver takes that."""
+def _constrained(
+    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str]
+) -> Array:
+    """
+    Values (names, n) of replicates y (samples, n) at held scales: one H for all of them where the
+    solver takes that.
+    """
     v, gtab, failed = voxel.row, model.gtab, np.ones(y.shape[1], bool)
     values = np.empty((len(names), y.shape[1]))
     if isinstance(model._solve, GridSolver):
         b0 = gtab.b0s_mask
-        decay = gtab.bvals * ((gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau)))
-        S0 = (voxel.w * np.exp(decay))[b0] @ y[b0] / voxel.w[b0].sum()  # as `tensor.signal_at_origin`
+        decay = gtab.bvals * (
+            (gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau))
+        )
+        S0 = (
+            (voxel.w * np.exp(decay))[b0] @ y[b0] / voxel.w[b0].sum()
+        )  # as `tensor.signal_at_origin`
         g = _product(voxel.M.T * voxel.w, y) / S0
         coef, failed = model._solve.many(voxel.H, np.ascontiguousarray(g.T), fit.mu[v])
         failed |= ~(S0 > 0)
@@ -224,29 +274,48 @@ def _constrained(model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, nam
 
 
 def _refitted(
-    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], hold: bool, weight: Array | None
+    model: MapmriModel,
+    fit: MapmriFit,
+    voxel: Voxel,
+    y: Array,
+    names: list[str],
+    hold: bool,
+    weight: Array | None,
 ) -> Array:
-    """Values (names, n) of replicates y (samples, n) fitted by the model itself, mu and R held or not, weight (1,) if held."""
+    """
+    Values (names, n) of replicates y (samples, n) fitted by the model itself, mu and R held or not,
+    weight (1,) if held.
+    """
     none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
     scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if hold else none
     field = none[1] if fit.field is None else fit.field[row].copy()
-    out = model.fit_rows(np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, 1, weight)
+    out = model.fit_rows(
+        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, 1, weight
+    )
     again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
     return np.stack([again.index(name) for name in names])
 
 
 def _summary(values: Array, own: Array) -> Array:
     """
-    Mean, sd and interval (names, 6) of values (names, n) over the replicates that have them all; own (names, 1).
+    Mean, sd and interval (names, 6) of values (names, n) over the replicates that have them all;
+    own (names, 1).
 
-    The quantiles are taken about the replicates' mean and laid about the fit's own value: a regularised fit of a fit
-    shrinks once more, and plain percentiles would cover the mean of the estimator in anything from 20 to 100 %.
+    The quantiles are taken about the replicates' mean and laid about the fit's own value: a
+    regularised fit of a fit shrinks once more, and plain percentiles would cover the mean of the
+    estimator in anything from 20 to 100 %.
     """
     kept = values[:, np.isfinite(values).all(0)]
     if kept.shape[1] < 2:
         return np.full((len(values), 2 + len(QUANTILES)), np.nan)
     mean = kept.mean(1, keepdims=True)
-    return np.hstack([mean, kept.std(1, ddof=1, keepdims=True), own - mean + np.quantile(kept, QUANTILES, axis=1).T])
+    return np.hstack(
+        [
+            mean,
+            kept.std(1, ddof=1, keepdims=True),
+            own - mean + np.quantile(kept, QUANTILES, axis=1).T,
+        ]
+    )
 
 
 def _product(A: Array, X: Array) -> Array:
@@ -261,25 +330,37 @@ def _product(A: Array, X: Array) -> Array:
     return out
 
 
-# ---- indices and their exact gradients -------------------------------------------------------------------------------
+# ---- indices and their exact gradients
+# -------------------------------------------------------------------------------
 
 
 @lru_cache
 def _constants(order: int) -> tuple[Array, Array, dict[str, Array]]:
-    """B_n, unit vectors (k, n_coef) of the coefficients with B_n, and the sums that NG_par and NG_perp square."""
+    """
+    B_n, unit vectors (k, n_coef) of the coefficients with B_n, and the sums that NG_par and NG_perp
+    square.
+    """
     t, n, sums = scalars.tables(order), ordering.n_coef(order), {}
     even, B = t.even.astype(np.int64), np.zeros(n)
     B[even] = t.origin
     for which in ("par", "perp"):  # (groups, n_coef), the Gaussian's first
         ptr, src, weight = (getattr(t, f"{which}_{part}") for part in ("ptr", "src", "weight"))
         out = sums[f"ng_{which}"] = np.zeros((len(ptr) - 1, n))
-        out[np.repeat(np.arange(len(out)), np.diff(ptr.astype(np.int64))), src.astype(np.int64)] = weight
+        out[np.repeat(np.arange(len(out)), np.diff(ptr.astype(np.int64))), src.astype(np.int64)] = (
+            weight
+        )
     return B, np.eye(n)[even], sums
 
 
 def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
-    """Rows g_k / sqrt(b_k) of `propagator.radial_cosine_rows` as functionals of the coefficients, (K + 1, n_coef)."""
-    n, B = ordering.index_table(order), np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))]))
+    """
+    Rows g_k / sqrt(b_k) of `propagator.radial_cosine_rows` as functionals of the coefficients, (K +
+    1, n_coef).
+    """
+    n, B = (
+        ordering.index_table(order),
+        np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))])),
+    )
     axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
     for axis in range(3):
         overlap = np.empty((order + 1) * (2 * K + 1))
@@ -291,7 +372,10 @@ def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
 
 
 def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) -> Forms:
-    """What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis, L its Laplacian."""
+    """
+    What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis,
+    L its Laplacian.
+    """
     B, unit, sums = _constants(order)
     u0, nine = isotropic_scale(np.array(mu_tensor)), np.empty((len(unit), 9))
     batch.indices(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
@@ -306,11 +390,20 @@ def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) ->
     whole = {name: where[name] for name in sums if name in where}
     first = {name: slice(rows.start, rows.start + 1) for name, rows in whole.items()}
     cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
-    return Forms(np.vstack([*parts.values()]), where | first, whole, B, float(propagator.propagator_anisotropy(cosine)))
+    return Forms(
+        np.vstack([*parts.values()]),
+        where | first,
+        whole,
+        B,
+        float(propagator.propagator_anisotropy(cosine)),
+    )
 
 
 def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
-    """Indices (names, n) of unnormalised Hermite coefficients (n_coef, n); NaN where E(0) is not positive."""
+    """
+    Indices (names, n) of unnormalised Hermite coefficients (n_coef, n); NaN where E(0) is not
+    positive.
+    """
     origin = made_of.B @ raw
     coef = raw / np.where(origin > 0, origin, np.nan)
     values, out = _product(made_of.rows, coef), np.empty((len(names), raw.shape[1]))
@@ -325,13 +418,22 @@ def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
         elif name == "lapnorm":
             out[i] = (coef * part).sum(0)
         else:
-            cosine = (part * part).sum(0) / ((values[made_of.whole[name]] ** 2).sum(0) if name in made_of.whole else size)
-            out[i] = propagator.propagator_anisotropy(cosine) if name == "pa" else np.sqrt(np.maximum(1.0 - cosine, 0.0))
+            cosine = (part * part).sum(0) / (
+                (values[made_of.whole[name]] ** 2).sum(0) if name in made_of.whole else size
+            )
+            out[i] = (
+                propagator.propagator_anisotropy(cosine)
+                if name == "pa"
+                else np.sqrt(np.maximum(1.0 - cosine, 0.0))
+            )
     return out
 
 
 def index_gradient(name: str, made_of: Forms, coef: Array) -> tuple[float, Array]:
-    """One index of one voxel and its gradient (n_coef,) by the unnormalised coefficients, at E(0) = B'coef = 1."""
+    """
+    One index of one voxel and its gradient (n_coef,) by the unnormalised coefficients, at E(0) =
+    B'coef = 1.
+    """
     value = float(index_values([name], made_of, coef[:, None])[0, 0])
     if name == "pa_dti":
         return value, np.zeros_like(coef)
@@ -347,7 +449,9 @@ def index_gradient(name: str, made_of: Forms, coef: Array) -> tuple[float, Array
         back = made_of.rows[made_of.whole[name]].T @ whole
     size = float(whole @ whole)
     cosine = float(inside @ inside) / size
-    slope = 2.0 * (part.T @ inside - cosine * back) / size  # of cos^2, which is homogeneous: B plays no part
+    slope = (
+        2.0 * (part.T @ inside - cosine * back) / size
+    )  # of cos^2, which is homogeneous: B plays no part
     if name != "pa":
         return value, -slope / (2.0 * value) if value > 0 else np.full_like(coef, np.nan)
     sine2 = max(1.0 - cosine, 1e-300)

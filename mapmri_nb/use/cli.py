@@ -1,4 +1,7 @@
-"""The command ``mapmri-nb``: arguments in, files and exit codes out; everything heavy is imported where it is used."""
+"""
+The command ``mapmri-nb``: arguments in, files and exit codes out; everything heavy is imported
+where it is used.
+"""
 
 import argparse
 import logging
@@ -16,11 +19,19 @@ SAMPLE_NOTES = (
     "  ASSUMED, and every index with a length in it scales with them.",
     "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
 )
-WARMUP_MODES: tuple[dict[str, Any], ...] = ({}, {"basis": "isotropic"}, {"positivity": "grid"}, {"positivity": "global"})
+WARMUP_MODES: tuple[dict[str, Any], ...] = (
+    {},
+    {"basis": "isotropic"},
+    {"positivity": "grid"},
+    {"positivity": "global"},
+)
 
 
 def _path(text: str) -> Path:
-    """A path; "" would mean the folder one happens to be in, and mostly is a shell variable that was never set."""
+    """
+    A path; "" would mean the folder one happens to be in, and mostly is a shell variable that was
+    never set.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
@@ -41,12 +52,14 @@ def _weights(text: str) -> Any:
     try:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither none, gcv, a weight nor weights W,W,...") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither none, gcv, a weight nor weights W,W,..."
+        ) from None
     return weights if len(weights) > 1 else weights[0]
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__
+    from .. import __version__
 
     a_file: dict[str, Any] = {"type": _path, "metavar": "F"}
     a_folder: dict[str, Any] = {"type": _path, "metavar": "DIR"}
@@ -54,17 +67,37 @@ def _parser() -> argparse.ArgumentParser:
     quiet, force, maps, table, saved = (argparse.ArgumentParser(add_help=False) for _ in range(5))
     quiet.add_argument("--quiet", action="store_true", help="warnings and errors only")
     force.add_argument("--force", action="store_true", help="overwrite what is there")
-    maps.add_argument("--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)")
-    maps.add_argument("--units", choices=("mm", "um"), default="mm", help="unit of length in the maps (default: mm)")
-    maps.add_argument("--fill", choices=("nan", "0"), default="nan", help="value where there is no fit (default: nan)")
+    maps.add_argument(
+        "--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)"
+    )
+    maps.add_argument(
+        "--units",
+        choices=("mm", "um"),
+        default="mm",
+        help="unit of length in the maps (default: mm)",
+    )
+    maps.add_argument(
+        "--fill",
+        choices=("nan", "0"),
+        default="nan",
+        help="value where there is no fit (default: nan)",
+    )
     table.add_argument("--bval", **a_file, help="b-values in s/mm2 (default: beside the series)")
-    table.add_argument("--bvec", **a_file, help="b-vectors, FSL's convention (default: beside the series)")
-    table.add_argument("--json", **a_file, help="sidecar with the pulse timing (default: beside the series)")
-    table.add_argument("--big-delta", **seconds, help="separation of the gradient pulses in SECONDS")
+    table.add_argument(
+        "--bvec", **a_file, help="b-vectors, FSL's convention (default: beside the series)"
+    )
+    table.add_argument(
+        "--json", **a_file, help="sidecar with the pulse timing (default: beside the series)"
+    )
+    table.add_argument(
+        "--big-delta", **seconds, help="separation of the gradient pulses in SECONDS"
+    )
     table.add_argument("--small-delta", **seconds, help="duration of a gradient pulse in SECONDS")
     saved.add_argument("dir", **a_folder, help="folder of a saved fit")
 
-    parser = argparse.ArgumentParser(prog="mapmri-nb", description="MAP-MRI from NIfTI series to index maps.")
+    parser = argparse.ArgumentParser(
+        prog="mapmri-nb", description="MAP-MRI from NIfTI series to index maps."
+    )
     parser.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -73,28 +106,75 @@ def _parser() -> argparse.ArgumentParser:
         new.set_defaults(run=run)
         return new.add_argument
 
-    add = command(_fit, "fit a series; coefficients and index maps into --out", table, maps, force, quiet)
+    add = command(
+        _fit, "fit a series; coefficients and index maps into --out", table, maps, force, quiet
+    )
     add("dwi", type=_path, metavar="DWI", help="4-D NIfTI series")
-    add("--mask", **a_file, help="3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)")
+    add(
+        "--mask",
+        **a_file,
+        help="3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)",
+    )
     add("--out", required=True, **a_folder, help="folder for the fit")
     add("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
     add("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
-    add("--laplacian", type=_weights, default=0.2, metavar="none|gcv|W|W,W,...", help="(default: 0.2)")
+    add(
+        "--laplacian",
+        type=_weights,
+        default=0.2,
+        metavar="none|gcv|W|W,W,...",
+        help="(default: 0.2)",
+    )
     add("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
-    add("--solver", choices=("auto", "osqp"), default="auto", help="for --positivity (default: auto)")
+    add(
+        "--solver",
+        choices=("auto", "osqp"),
+        default="auto",
+        help="for --positivity (default: auto)",
+    )
     limit: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
     add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")
-    add("--weights", **a_file, help="weights >= 0: one per volume in a text file, or an image like the series; 0 is missing")
+    add(
+        "--weights",
+        **a_file,
+        help="weights >= 0: one per volume in a text file, or an image like the series; 0 is missing",
+    )
     add("--grad-dev", **a_file, help="gradient non-linearity, nine volumes as HCP's grad_dev")
     text = "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 (low, high) of each index"
-    add("--bootstrap", type=int, metavar="N", help=f"{text}; after the fit, with its coefficients in memory")
-    add("--posterior", action="store_true", help="the same by the Gaussian posterior of the coefficients; not for --positivity")
+    add(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help=f"{text}; after the fit, with its coefficients in memory",
+    )
+    add(
+        "--posterior",
+        action="store_true",
+        help="the same by the Gaussian posterior of the coefficients; not for --positivity",
+    )
     add("--seed", type=int, metavar="S", help="of --bootstrap (default: 0)")
-    add("--reestimate", action="store_true", help="--bootstrap estimates scales and Laplacian weight again (default: held)")
-    add("--threads", type=int, metavar="N", help="(default: Numba's number); with dask, workers of a local cluster")
-    add("--resume", action="store_true", help="go on with an interrupted fit of the same input and options")
+    add(
+        "--reestimate",
+        action="store_true",
+        help="--bootstrap estimates scales and Laplacian weight again (default: held)",
+    )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="(default: Numba's number); with dask, workers of a local cluster",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted fit of the same input and options",
+    )
     add("--engine", choices=("threads", "dask"), default="threads", help="(default: threads)")
-    add("--scheduler", metavar="ADDRESS", help="of a running cluster for --engine dask (default: one on this machine)")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a running cluster for --engine dask (default: one on this machine)",
+    )
 
     add = command(_indices, "index maps of a saved fit", saved, maps, force, quiet)
     add("--out", **a_folder, help="(default: the fit's own folder)")
@@ -102,10 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     add = command(_odf, "ODF of a saved fit in spherical harmonics", saved, force, quiet)
     add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
     add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
-    add("--sh-basis", default="tournier07", metavar="NAME", help="tournier07 (MRtrix, default) or descoteaux07")
+    add(
+        "--sh-basis",
+        default="tournier07",
+        metavar="NAME",
+        help="tournier07 (MRtrix, default) or descoteaux07",
+    )
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
-    add = command(_predict, "signal of a saved fit, for its own or another table", saved, table, force, quiet)
+    add = command(
+        _predict, "signal of a saved fit, for its own or another table", saved, table, force, quiet
+    )
     add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
 
     add = command(_report, "one self-contained HTML page on a saved fit", saved, force, quiet)
@@ -121,11 +208,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(args: argparse.Namespace, beside: Path) -> Any:
-    """Gradient table from the files named, or from those beside a series; deltas on the command line go first."""
-    from .gradients import GradientTable
+    """
+    Gradient table from the files named, or from those beside a series; deltas on the command line
+    go first.
+    """
+    from ..gradients import GradientTable
 
     files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    return GradientTable.from_bids(beside, **files, big_delta=args.big_delta, small_delta=args.small_delta)
+    return GradientTable.from_bids(
+        beside, **files, big_delta=args.big_delta, small_delta=args.small_delta
+    )
 
 
 @contextmanager
@@ -133,14 +225,17 @@ def _announced() -> Iterator[None]:
     """Say so when a kernel is really compiled: not when it comes from the cache, and once."""
     from numba.core import event
 
-    from .kernels._jit import CACHE_DIR
+    from ..kernels._jit import CACHE_DIR
 
     class Announcement(event.Listener):
         said = False
 
         def on_start(self, event: Any) -> None:
             if not self.said:
-                log.info("compiling kernels, once per machine and version (into %s)", CACHE_DIR or "memory")
+                log.info(
+                    "compiling kernels, once per machine and version (into %s)",
+                    CACHE_DIR or "memory",
+                )
             self.said = True
 
         def on_end(self, event: Any) -> None:
@@ -160,12 +255,18 @@ def _usable(path: Path, data: Any, gtab: Any) -> Any:
     mask = mean > 0
     if not mask.any():
         raise ValueError(f"{path}: no voxel has a positive signal at b = 0")
-    log.info("fitting %d of %d voxels, those with signal at b = 0: give a brain --mask", mask.sum(), mask.size)
+    log.info(
+        "fitting %d of %d voxels, those with signal at b = 0: give a brain --mask",
+        mask.sum(),
+        mask.size,
+    )
     return mask
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Options of `fit` that mean nothing without, or beside, each other: said before anything is read."""
+    """
+    Options of `fit` that mean nothing without, or beside, each other: said before anything is read.
+    """
     if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
         raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
     if args.bootstrap is not None and args.bootstrap < 2:
@@ -179,23 +280,48 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from ..indices import select
+    from ..model import MapmriModel
+    from ..status import Status
     from . import io, stream
-    from .fit import Status
-    from .indices import select
-    from .model import MapmriModel
 
     _check_together(args)
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
     gtab = _table(args, args.dwi)
     names = select(args.indices, args.basis)
-    options = {name: getattr(args, name) for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")}
-    model = MapmriModel(gtab, positivity=None if args.positivity == "none" else args.positivity, **options)
+    options = {
+        name: getattr(args, name)
+        for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")
+    }
+    model = MapmriModel(
+        gtab, positivity=None if args.positivity == "none" else args.positivity, **options
+    )
     if len(gtab) != image.data.shape[-1]:
-        raise ValueError(f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}")
-    mask = io.load_mask(args.mask, image.data.shape[:3], image.affine) if args.mask else _usable(args.dwi, image.data, gtab)
+        raise ValueError(
+            f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}"
+        )
+    mask = (
+        io.load_mask(args.mask, image.data.shape[:3], image.affine)
+        if args.mask
+        else _usable(args.dwi, image.data, gtab)
+    )
     more = _distortions(args, image)
-    sources = tuple(path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path)
-    job = stream.Job(model, args.dwi, image, mask, args.out, prefix, names, args.units, float(args.fill), sources, more)
+    sources = tuple(
+        path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path
+    )
+    job = stream.Job(
+        model,
+        args.dwi,
+        image,
+        mask,
+        args.out,
+        prefix,
+        names,
+        args.units,
+        float(args.fill),
+        sources,
+        more,
+    )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
         from .distributed import on_cluster
@@ -203,20 +329,32 @@ def _fit(args: argparse.Namespace) -> None:
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     run = {"Threads": args.threads, "Engine": args.engine}
-    status = stream.fit_series(job, engine, resume=args.resume, force=args.force, progress=progress, run=run)
+    status = stream.fit_series(
+        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
+    )
     if status is not None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
         level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
-        log.log(level, "%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
+        log.log(
+            level,
+            "%d voxels in %.1f s%s; results in %s",
+            len(status),
+            time.perf_counter() - start,
+            notes,
+            args.out,
+        )
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
 
 
 def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
-    """Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and numbers."""
+    """
+    Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
+    numbers.
+    """
+    from ..gradients import read_numbers
     from . import io
-    from .gradients import read_numbers
 
     more: dict[str, tuple[Path, Any]] = {}
     wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
@@ -228,7 +366,9 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
         else:
             found = io.load_dwi(path).data
         if found.shape != wanted[name]:
-            raise ValueError(f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
+            )
         more[name] = path, found
     return more
 
@@ -241,45 +381,67 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     common = {"indices": job.names, "threads": args.threads, **options}
     entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
     if args.bootstrap:
-        entries = {"Method": "wild bootstrap, HC2", "Replicates": args.bootstrap, "Seed": args.seed or 0}
+        entries = {
+            "Method": "wild bootstrap, HC2",
+            "Replicates": args.bootstrap,
+            "Seed": args.seed or 0,
+        }
         entries["Scales"] = "estimated again" if args.reestimate else "held"
         common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": not args.reestimate}
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}
     for name in job.names:
-        for kind, values, what in (("sd", found.sd[name], "sd"), ("ci95", found.intervals[name][..., [0, 3]], "95 % interval")):
+        for kind, values, what in (
+            ("sd", found.sd[name], "sd"),
+            ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
+        ):
             maps[f"{name}_desc-{kind}"] = values
             sidecars[f"{name}_desc-{kind}"] = {"Statistic": what, **entries}
-    units: dict[str, Any] = {"units": args.units, "fill": float(args.fill), "force": args.force or args.resume}
+    units: dict[str, Any] = {
+        "units": args.units,
+        "fill": float(args.fill),
+        "force": args.force or args.resume,
+    }
     io.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
     log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
 def _indices(args: argparse.Namespace) -> None:
+    from ..indices import select
     from . import io
-    from .indices import select
 
     fit, affine, prefix, _ = io.read_fit(args.dir)
-    maps, out = {name: fit.index(name) for name in select(args.indices, fit.options["basis"])}, args.out or args.dir
-    io.write_maps(out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force)
+    maps, out = (
+        {name: fit.index(name) for name in select(args.indices, fit.options["basis"])},
+        args.out or args.dir,
+    )
+    io.write_maps(
+        out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force
+    )
     log.info("%d maps in %s", len(maps), out)
 
 
 def _odf(args: argparse.Namespace) -> None:
-    """Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants them."""
+    """
+    Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
+    them.
+    """
     import numpy as np
 
+    from ..gradients import to_scanner
     from . import io
     from .directions import sh_rotation
-    from .gradients import to_scanner
 
     fit, affine, prefix, _ = io.read_fit(args.dir)
     coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
     F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
     vectors, heights = fit.peaks(s=args.s)
     peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
-    maps = {"odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T, "peaks": peaks.reshape(*fit.mask.shape, -1)}
+    maps = {
+        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
+        "peaks": peaks.reshape(*fit.mask.shape, -1),
+    }
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
     sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
@@ -299,9 +461,15 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    lonely = [name for name in ("json", "big_delta", "small_delta") if not args.bval and getattr(args, name) is not None]
+    lonely = [
+        name
+        for name in ("json", "big_delta", "small_delta")
+        if not args.bval and getattr(args, name) is not None
+    ]
     if lonely:
-        raise ValueError(f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing")
+        raise ValueError(
+            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing"
+        )
     saved = io.read_fit(args.dir)
     signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
     with io.staged(args.out.parent, args.force) as stage:
@@ -319,14 +487,22 @@ def _demo(args: argparse.Namespace) -> None:
     """`fit` as a user would type it, on both samples."""
     import numpy as np
 
+    from ..data import SAMPLES, sample_dwi
+    from ..indices import INDICES
     from . import io
-    from .data import SAMPLES, sample_dwi
-    from .indices import INDICES
 
     fits = {}
     for name in SAMPLES:
         dwi = sample_dwi(name)
-        words = ["fit", str(dwi), "--mask", str(dwi).replace("_dwi.", "_mask."), "--out", str(args.out / name), "--force"]
+        words = [
+            "fit",
+            str(dwi),
+            "--mask",
+            str(dwi).replace("_dwi.", "_mask."),
+            "--out",
+            str(args.out / name),
+            "--force",
+        ]
         _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
         fits[name], affine, _, _ = io.read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
@@ -337,18 +513,24 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():
         medians = [np.nanmedian(fit.index(index.name)) for fit in fits.values()]
-        print(f"{index.name.upper():10}{index.unit():>6}" + "".join(f"{median:13.4g}" for median in medians))
+        print(
+            f"{index.name.upper():10}{index.unit():>6}"
+            + "".join(f"{median:13.4g}" for median in medians)
+        )
     print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
 
 
 def _warmup(args: argparse.Namespace) -> None:
-    """Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of every fit."""
+    """
+    Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of
+    every fit.
+    """
     import numpy as np
 
-    from .data import sample_dwi
-    from .gradients import GradientTable
-    from .kernels._jit import CACHE_DIR
-    from .model import MapmriModel
+    from ..data import sample_dwi
+    from ..gradients import GradientTable
+    from ..kernels._jit import CACHE_DIR
+    from ..model import MapmriModel
 
     start = time.perf_counter()
     gtab = GradientTable.from_bids(sample_dwi("catcord"))
@@ -357,7 +539,9 @@ def _warmup(args: argparse.Namespace) -> None:
         fit = MapmriModel(gtab, radial_order=4, **options).fit(data)
         for compute in (fit.rtop, fit.pa, fit.negative, fit.predict, fit.odf_sh, fit.peaks):
             compute()
-    log.info("compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only")
+    log.info(
+        "compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only"
+    )
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -368,16 +552,36 @@ def _info(args: argparse.Namespace) -> None:
     import llvmlite.binding
     import numba
 
-    from . import __version__
-    from .kernels._jit import CACHE_DIR
+    from .. import __version__
+    from ..kernels._jit import CACHE_DIR
 
-    facts = {"mapmri_nb": __version__, "python": f"{platform.python_version()}, {platform.platform()}"}
-    for package in ("numpy", "scipy", "numba", "llvmlite", "osqp", "nibabel", "tqdm", "matplotlib", "dask", "dipy"):
+    facts = {
+        "mapmri_nb": __version__,
+        "python": f"{platform.python_version()}, {platform.platform()}",
+    }
+    for package in (
+        "numpy",
+        "scipy",
+        "numba",
+        "llvmlite",
+        "osqp",
+        "nibabel",
+        "tqdm",
+        "matplotlib",
+        "dask",
+        "dipy",
+    ):
         facts[package] = "not installed"
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
-    facts["threads"] = f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
-    sizes = [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()] if CACHE_DIR else []
+    facts["threads"] = (
+        f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
+    )
+    sizes = (
+        [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]
+        if CACHE_DIR
+        else []
+    )
     facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
     facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"
     for name, fact in facts.items():
@@ -394,7 +598,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0, or 1 for an error the user can mend (said in one line), 2 for arguments that do not parse, 130 after Ctrl-C.
+    0, or 1 for an error the user can mend (said in one line), 2 for arguments that do not parse,
+    130 after Ctrl-C.
     """
     try:
         args = _parser().parse_args(argv)
@@ -412,7 +617,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("interrupted")
         return INTERRUPTED
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        text = (
+            f"{error.strerror}: {error.filename}"
+            if isinstance(error, OSError) and error.filename
+            else str(error)
+        )
         log.error("error: %s", " ".join(text.split()) or type(error).__name__)
         return 1
     finally:

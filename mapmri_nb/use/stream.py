@@ -1,8 +1,10 @@
 """
-A whole series slab by slab: read, fitted, kept on disk, in the end written; what an interruption left is taken up.
+A whole series slab by slab: read, fitted, kept on disk, in the end written; what an interruption
+left is taken up.
 
-Memory does not grow with the number of volumes: a slab of rows (and what a fit of it needs), the mask, and some volumes of
-float64, about 60 bytes a voxel. Maps and coefficients are those of `MapmriFit`, byte for byte.
+Memory does not grow with the number of volumes: a slab of rows (and what a fit of it needs), the
+mask, and some volumes of float64, about 60 bytes a voxel. Maps and coefficients are those of
+`MapmriFit`, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, io
-from .model import MapmriModel
+from .. import __version__
+from ..model import MapmriModel
+from . import io
 
 Array = NDArray[np.float64]
-Slabs = Iterator[tuple[int, dict[str, Any]]]  # number of a slab, its data (v, n), and weights and field where there are such
-Tables = Generator[tuple[int, Array, float], None, None]  # number of a slab, its values (columns, v), seconds that the fit took
+Slabs = Iterator[
+    tuple[int, dict[str, Any]]
+]  # number of a slab, its data (v, n), and weights and field where there are such
+Tables = Generator[
+    tuple[int, Array, float], None, None
+]  # number of a slab, its values (columns, v), seconds that the fit took
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
 SLAB = 16384  # voxels: what an interruption costs, and most of the memory
@@ -65,7 +72,9 @@ class Job(NamedTuple):
             "indices": [self.names, self.units, str(self.fill)],
             "sources": self.sources,
         } | {name: _stamp(path) for name, (path, _) in self.more.items()}
-        return dict(json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist())))
+        return dict(
+            json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
+        )
 
 
 def _stamp(path: Path) -> list[Any]:
@@ -91,8 +100,9 @@ class Store:
     """
     A hidden folder with the finished slabs of a job.
 
-    `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once its rows are on the
-    disk. As a context it is removed when all went well, or when there is nothing in it worth keeping.
+    `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
+    its rows are on the disk. As a context it is removed when all went well, or when there is
+    nothing in it worth keeping.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
@@ -105,7 +115,9 @@ class Store:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._journal)
-            raise FileExistsError(errno.EEXIST, "another process is fitting into this folder", str(folder)) from None
+            raise FileExistsError(
+                errno.EEXIST, "another process is fitting into this folder", str(folder)
+            ) from None
         found = os.pread(self._journal, os.fstat(self._journal).st_size, 0) if resume else b""
         found = found[: found.rfind(b"\n") + 1]  # the last line may be torn
         os.ftruncate(self._journal, len(found))
@@ -113,7 +125,9 @@ class Store:
         if found:
             self._take_up([json.loads(line) for line in found.splitlines()])
         self._rows = os.open(folder / "rows", os.O_RDWR | os.O_CREAT, 0o666)
-        for stage in folder.glob(".mapmri-*"):  # of a fit that was killed while it wrote its results
+        for stage in folder.glob(
+            ".mapmri-*"
+        ):  # of a fit that was killed while it wrote its results
             shutil.rmtree(stage)
 
     def _take_up(self, notes: list[Any]) -> None:
@@ -153,7 +167,12 @@ class Store:
     def __exit__(self, kind: Any, *more: Any) -> None:
         os.close(self._rows)
         if kind and self.seconds:
-            log.warning("%d of %d slabs are kept in %s for resume", len(self.seconds), -(-self.count // SLAB), self.folder)
+            log.warning(
+                "%d of %d slabs are kept in %s for resume",
+                len(self.seconds),
+                -(-self.count // SLAB),
+                self.folder,
+            )
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             for parent in self._made[1:] if kind else []:
@@ -168,8 +187,13 @@ def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
 
 
 def values(model: MapmriModel, names: list[str], samples: Any, threads: int | None = None) -> Array:
-    """Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns, v)."""
-    fit = model.fit(**(samples if isinstance(samples, dict) else {"data": samples}), threads=threads)
+    """
+    Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
+    v).
+    """
+    fit = model.fit(
+        **(samples if isinstance(samples, dict) else {"data": samples}), threads=threads
+    )
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
     return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
 
@@ -186,12 +210,17 @@ def on_threads(threads: int | None) -> Engine:
     return engine
 
 
-def _read(inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]) -> Slabs:
+def _read(
+    inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]
+) -> Slabs:
     """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
-        samples = {name: _rows(image, at) if len(image.shape) > 1 else image for name, image in inputs.items()}
+        samples = {
+            name: _rows(image, at) if len(image.shape) > 1 else image
+            for name, image in inputs.items()
+        }
         reading[slab] = time.perf_counter() - start
         yield slab, samples
 
@@ -207,7 +236,13 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def fit_series(
-    job: Job, engine: Engine, *, resume: bool = False, force: bool = False, progress: bool = False, run: dict[str, Any]
+    job: Job,
+    engine: Engine,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    run: dict[str, Any],
 ) -> NDArray[np.int64] | None:
     """
     Fit a series into a folder, as `io.save_fit` and `io.write_maps` would, all files at once.
@@ -215,11 +250,14 @@ def fit_series(
     Parameters
     ----------
     engine : what fits the slabs, in any order: `on_threads`, or that of `distributed`.
-    resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what is there.
-    run : more entries for the run section of the JSON, which tells the seconds spent on reading, fitting, writing.
+    resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what
+        is there.
+    run : more entries for the run section of the JSON, which tells the seconds spent on reading,
+        fitting, writing.
 
-    Returns status (V,) of the voxels, None where `resume` found the job done. Results, or an interrupted fit, that are there
-    are a FileExistsError; input or options that changed since the interruption a ValueError.
+    Returns status (V,) of the voxels, None where `resume` found the job done. Results, or an
+    interrupted fit, that are there are a FileExistsError; input or options that changed since the
+    interruption a ValueError.
     """
     from tqdm import tqdm
 
@@ -228,11 +266,20 @@ def fit_series(
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
     notes = journal.read_bytes() if journal.exists() else b""
-    if resume and not notes and done.exists() and json.loads(done.read_text()).get("Run", {}).get("Job") == digest:
+    if (
+        resume
+        and not notes
+        and done.exists()
+        and json.loads(done.read_text()).get("Run", {}).get("Job") == digest
+    ):
         log.info("nothing to resume: the fit is in %s", job.folder)
         return None
     if notes and not (resume or force):
-        raise FileExistsError(errno.EEXIST, "an interrupted fit is there (resume goes on, force starts anew)", str(hidden))
+        raise FileExistsError(
+            errno.EEXIST,
+            "an interrupted fit is there (resume goes on, force starts anew)",
+            str(hidden),
+        )
     force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
     io.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
@@ -240,10 +287,15 @@ def fit_series(
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
     columns = sum(sizes) + len(job.names)
-    with Store(hidden, key, len(where), resume) as store, tqdm(total=len(where), unit="voxel", disable=not progress) as bar:
+    with (
+        Store(hidden, key, len(where), resume) as store,
+        tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+    ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
-        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit")
+        io.require_space(
+            hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit"
+        )
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
         with closing(engine(job.model, job.names, _read(inputs, where, todo, reading))) as tables:
@@ -251,12 +303,16 @@ def fit_series(
                 store.put(slab, table, reading.pop(slab), seconds)
                 bar.update(table.shape[1])
         start = time.perf_counter()
-        spent = dict(zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True))
+        spent = dict(
+            zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
+        )
 
         def parts() -> Iterator[io.Part]:
             first = 0
             for (name, row), size in zip(blank.items(), sizes, strict=True):
-                yield io.Part(name, row.dtype, row.shape[1:], map(store.column, range(first, first + size)))
+                yield io.Part(
+                    name, row.dtype, row.shape[1:], map(store.column, range(first, first + size))
+                )
                 first += size
             spent["Writing"] += time.perf_counter() - start  # all but the JSON, which says so
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
@@ -268,9 +324,15 @@ def fit_series(
 
         with io.staged(job.folder, force, within=hidden) as stage:
             io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
-            section = io.run_section(Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run)
+            section = io.run_section(
+                Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
+            )
             entries = io.model_entries(
-                job.model.options, job.model.gtab, job.mask.shape, Sources=list(job.sources), Run=section
+                job.model.options,
+                job.model.gtab,
+                job.mask.shape,
+                Sources=list(job.sources),
+                Run=section,
             )
             io.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
