@@ -339,8 +339,7 @@ import resource, sys, numpy as np
 from mapmri_nb import io
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop":
-    np.random.default_rng(1).random((50, 50, 50))},
+    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop": np.random.default_rng(1).random((50, 50, 50))},
                   np.eye(4))
 except OSError as error:
     print("refused:", error)

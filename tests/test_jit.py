@@ -98,8 +98,8 @@ from mapmri_nb.cli import main
 from mapmri_nb.data import sample_dwi
 sys.stderr = sys.stdout
 for mode in ('none', 'grid'):
-    words = ['fit', str(sample_dwi('small101d')), '--out', mode, '--radial-order', '2',
-    '--positivity', mode] assert main(words) == 0
+    words = ['fit', str(sample_dwi('small101d')), '--out', mode, '--radial-order', '2', '--positivity', mode]
+    assert main(words) == 0
 """
     out = run(code, tmp_path, NUMBA_CACHE_DIR=warm)
     assert "voxels" in out

@@ -36,8 +36,8 @@ import phantom
 import mapmri_nb as mapmri
 from mapmri_nb.kernels import lanes
 b, g = phantom.small_scheme()
-fit = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=sys.argv[1]).fit(phantom.signals(20, b,
-g, seed=1), threads=1) np.save(sys.argv[2], np.column_stack([fit.coef, fit.rtop(), fit.rmse()]))
+fit = mapmri.MapmriModel(phantom.table(b, g), 4, laplacian=sys.argv[1]).fit(phantom.signals(20, b, g, seed=1), threads=1)
+np.save(sys.argv[2], np.column_stack([fit.coef, fit.rtop(), fit.rmse()]))
 print(lanes.WIDTH)
 """
 

@@ -366,10 +366,8 @@ def test_overview(fit, tmp_path):
 def test_no_state_of_pyplot_is_touched():
     code = """
 import sys, numpy as np, mapmri_nb as m
-g = m.GradientTable([0, *[1000] * 12], np.vstack([[0, 0, 0],
-np.random.default_rng(0).normal(size=(12, 3))]) /
-    np.linalg.norm(np.vstack([[1, 1, 1], np.random.default_rng(0).normal(size=(12, 3))]), axis=1)[:,
-    None], 0.04, 0.01)
+g = m.GradientTable([0, *[1000] * 12], np.vstack([[0, 0, 0], np.random.default_rng(0).normal(size=(12, 3))]) /
+    np.linalg.norm(np.vstack([[1, 1, 1], np.random.default_rng(0).normal(size=(12, 3))]), axis=1)[:, None], 0.04, 0.01)
 f = m.MapmriModel(g, 2).fit(np.exp(-g.bvals * 1e-3)[None])
 from mapmri_nb import plot
 plot.compare_maps([f], ["rtop"], filename="a.png")

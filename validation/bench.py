@@ -234,9 +234,10 @@ import mapmri_nb as mapmri
 rng = np.random.default_rng(0)
 g = rng.standard_normal((60, 3))
 b = np.r_[np.zeros(4), np.repeat([1000.0, 2000.0], 28)]
-gtab = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1, keepdims=True), big_delta=0.0365,
-small_delta=0.0157) y = np.exp(-b * 0.7e-3) + 0.02 * rng.standard_normal((50, 60)) fit =
-mapmri.MapmriModel(gtab, 4, **{options!r}).fit(y) fit.rtop()
+gtab = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1, keepdims=True), big_delta=0.0365, small_delta=0.0157)
+y = np.exp(-b * 0.7e-3) + 0.02 * rng.standard_normal((50, 60))
+fit = mapmri.MapmriModel(gtab, 4, **{options!r}).fit(y)
+fit.rtop()
 """
 
 

@@ -33,8 +33,7 @@ MODEL = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), 6)
 
 def bits(threads=None, step=1):
     fit = MODEL.fit(SERIES[::step], threads=threads)
-    return hashlib.sha256(fit.coef.tobytes() + fit.rtop().tobytes() +
-    fit.ng().tobytes()).hexdigest()
+    return hashlib.sha256(fit.coef.tobytes() + fit.rtop().tobytes() + fit.ng().tobytes()).hexdigest()
 """
 SERIAL = "import work\nserial = [work.bits(1, step) for step in (1, -1)]\nassert serial[0] != serial[1]\n"
 DIFFER = "\nprint(sum(m != serial[k % 2] for k, m in enumerate(many)))"
@@ -48,9 +47,8 @@ from pathlib import Path
 import mapmri_nb
 from mapmri_nb import data, io
 files = [data.sample_dwi(n) for n in data.SAMPLES]
-bad = [f for f in files if io.load_dwi(f).data.ndim != 4 or not (f.parent /
-"LICENSE.txt").is_file()] print(len(bad) + (not (Path(mapmri_nb.__file__).parent /
-"py.typed").is_file()))
+bad = [f for f in files if io.load_dwi(f).data.ndim != 4 or not (f.parent / "LICENSE.txt").is_file()]
+print(len(bad) + (not (Path(mapmri_nb.__file__).parent / "py.typed").is_file()))
 """
 OTHER = """
 import work, other

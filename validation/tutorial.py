@@ -113,17 +113,13 @@ def tutorial(folder, args, out):
     print(f"\n{'=' * 100}\n{folder.name}")
     series, mask, gtab, affine = load(folder, args)
     where = {"affine": affine}
-    say("""MAP-MRI needs several shells for the radial part of the basis, and the two pulse timings
-    for its lengths: without
-        them every index with a length in it is in units of nothing. This library refuses to guess
-        them.""")
+    say("""MAP-MRI needs several shells for the radial part of the basis, and the two pulse timings for its lengths: without
+        them every index with a length in it is in units of nothing. This library refuses to guess them.""")
 
     print("\n-- Laplacian, positivity, both")
-    say("""The anisotropic basis, scaled along the axes of the tensor, fits the signal best and is
-    meant for the indices. Order
-        6 has 50 functions. A Laplacian weight penalises oscillations of the signal, also where
-        nothing was measured; positivity forbids what a probability cannot be, below zero: at the
-        points of a grid (CMAP) or everywhere (MAP+).""")
+    say("""The anisotropic basis, scaled along the axes of the tensor, fits the signal best and is meant for the indices. Order
+        6 has 50 functions. A Laplacian weight penalises oscillations of the signal, also where nothing was measured;
+        positivity forbids what a probability cannot be, below zero: at the points of a grid (CMAP) or everywhere (MAP+).""")
     models = {
         "MAPL": {"laplacian": 0.2},
         "CMAP": {"laplacian": None, "positivity": "grid"},
@@ -140,8 +136,7 @@ def tutorial(folder, args, out):
         name: np.nanstd(np.diff(one.rtop(), axis=0)) / np.nanmean(one.rtop())
         for name, one in fits.items()
     }
-    say("""RTOP: alike as pictures, not in size; medians, 1/mm^3: %s. Standard deviation of the
-    difference between
+    say("""RTOP: alike as pictures, not in size; medians, 1/mm^3: %s. Standard deviation of the difference between
         neighbours, over the mean RTOP, as a rough measure of smoothness: %s.""",
         ", ".join(f"{name} {median(one.rtop()):.4g}" for name, one in fits.items()),
         ", ".join(f"{name} {value:.3f}" for name, value in spread.items()))  # fmt: skip
@@ -149,10 +144,8 @@ def tutorial(folder, args, out):
         w: median(fit(f"weight {w}", gtab, series, mask, laplacian=w).rtop())
         for w in (0.02, 0.2, 2.0)
     }
-    say(""""Higher weights suppress RTOP", the tutorial says. Here the medians are %s. It is no
-    rule: on a noise-free Gaussian
-        with three shells a weight of 0.2 raises RTOP by 28 %%, because the penalty also acts where
-        nothing was measured.""",
+    say(""""Higher weights suppress RTOP", the tutorial says. Here the medians are %s. It is no rule: on a noise-free Gaussian
+        with three shells a weight of 0.2 raises RTOP by 28 %%, because the penalty also acts where nothing was measured.""",
         ", ".join(f"{value:.4g} at {w}" for w, value in weights.items()))  # fmt: skip
     kwargs = {"vmin": 0, "vmax": 3}
     names = ["norm_of_laplacian_signal"]
@@ -168,18 +161,15 @@ def tutorial(folder, args, out):
     say("""Norm of the Laplacian, mm: large where the fitted signal oscillates. 99th percentiles:
     %s.""",
         ", ".join(f"{name} {np.nanpercentile(one.lapnorm(), 99):.3g}" for name, one in fits.items()))  # fmt: skip
-    say("""A Laplacian weight makes the propagator smooth but not positive, as the tutorial grants;
-    a grid makes it positive at
-        its points; only sums of squares do so everywhere. Negative mass, mean over the voxels:
-        %s.""",
+    say("""A Laplacian weight makes the propagator smooth but not positive, as the tutorial grants; a grid makes it positive at
+        its points; only sums of squares do so everywhere. Negative mass, mean over the voxels: %s.""",
         ", ".join(f"{name} {np.nanmean(one.negative()[1]):.1e}" for name, one in fits.items()))  # fmt: skip
     chosen = fit("MAPL, weight by GCV", gtab, series, mask, laplacian="gcv")
     aniso = chosen.pa_dti() > np.nanpercentile(chosen.pa_dti(), 80)
     weight = chosen.volume(chosen.laplacian_weight)
-    say("""The weight may also be chosen for each voxel by generalised cross-validation, or from a
-    list. GCV "may select very
-        low weights in very anisotropic white matter": median weight %.3g in the fifth of the voxels
-        with the largest PA of the tensor, %.3g elsewhere.""", median(weight[aniso]),
+    say("""The weight may also be chosen for each voxel by generalised cross-validation, or from a list. GCV "may select very
+        low weights in very anisotropic white matter": median weight %.3g in the fifth of the voxels with the largest PA of the
+        tensor, %.3g elsewhere.""", median(weight[aniso]),
         median(weight[mask & ~aniso]))  # fmt: skip
     fit("MAPL, weight of a list", gtab, series, mask, laplacian=[0.05, 0.1, 0.2, 0.4])
 
@@ -196,20 +186,17 @@ def tutorial(folder, args, out):
         name: (median(getattr(best, name)()[free]), median(getattr(best, name)()[rest]))
         for name in names
     }
-    say("""What they mean; in brackets the medians in the twentieth of the voxels with the largest
-    MSD (fluid, in a brain), and
-        in the others. MSD, mm^2 (%.3g, %.3g): the mean squared displacement; low where water is
-        hindered. QIV, mm^5 (%.3g, %.3g): the inverse of the signal's second moment in q; high where
-        diffusion is free. RTOP, 1/mm^3 (%.3g, %.3g): the probability density of no net
-        displacement; the smaller the pores, the higher. RTAP, 1/mm^2 (%.3g, %.3g): of none away
-        from the main axis; its inverse is a mean cross section of straight pores, under strong
-        assumptions. RTPP, 1/mm (%.3g, %.3g): of none along the main axis; its inverse is a length
-        of pores, in practice near that of a Gaussian.""", *(v for name in names for v in
+    say("""What they mean; in brackets the medians in the twentieth of the voxels with the largest MSD (fluid, in a brain), and
+        in the others. MSD, mm^2 (%.3g, %.3g): the mean squared displacement; low where water is hindered. QIV, mm^5 (%.3g,
+        %.3g): the inverse of the signal's second moment in q; high where diffusion is free. RTOP, 1/mm^3 (%.3g, %.3g): the
+        probability density of no net displacement; the smaller the pores, the higher. RTAP, 1/mm^2 (%.3g, %.3g): of none
+        away from the main axis; its inverse is a mean cross section of straight pores, under strong assumptions. RTPP,
+        1/mm (%.3g, %.3g): of none along the main axis; its inverse is a length of pores, in practice near that of a
+        Gaussian.""", *(v for name in names for v in
         low[name]))  # fmt: skip
 
     print("\n-- Non-Gaussianity")
-    say("""NG compares the propagator with the Gaussian of the scale tensor, so that tensor must
-    come from low b: a threshold of
+    say("""NG compares the propagator with the Gaussian of the scale tensor, so that tensor must come from low b: a threshold of
         2000 s/mm^2.""")
     ng = {}
     for name in two:
@@ -227,25 +214,22 @@ def tutorial(folder, args, out):
     all_b = fit(
         "b threshold off", gtab, series, mask, bval_threshold=None, **models[next(iter(ng))]
     )
-    say("""From 0 (Gaussian) to 1. Medians: NG %.3f, perpendicular %.3f, parallel %.3f; with the
-    tensor of all b-values NG would
-        be %.3f. "The overall NG is always higher than or equal to each of its components", the
-        tutorial says: it is not. The components are sections through the propagator, with other
-        weights than the whole; for two fibres at 60 degrees, by closed form, NG is 0.1835 and both
-        components 0.1890. Here NG is below a component in %d of %d voxels, at worst by %.3f.""",
+    say("""From 0 (Gaussian) to 1. Medians: NG %.3f, perpendicular %.3f, parallel %.3f; with the tensor of all b-values NG would
+        be %.3f. "The overall NG is always higher than or equal to each of its components", the tutorial says: it is not. The
+        components are sections through the propagator, with other weights than the whole; for two fibres at 60 degrees, by
+        closed form, NG is 0.1835 and both components 0.1890. Here NG is below a component in %d of %d voxels, at worst
+        by %.3f.""",
         median(values), median(perp), median(par), median(all_b.ng()), (parts > values).sum(),
         mask.sum(),
         max(0.0, np.nanmax(parts - values)))  # fmt: skip
-    say("""NG should be low in fluid and higher in white matter, noise and partial volume allowing:
-    %.3f where MSD is largest,
+    say("""NG should be low in fluid and higher in white matter, noise and partial volume allowing: %.3f where MSD is largest,
         %.3f elsewhere. A change of it points to no one change of the tissue.""",
         median(values[free]), median(values[rest]))  # fmt: skip
 
     print("\n-- Orientation distribution functions")
-    say("""For tractography take the isotropic basis: the anisotropic one draws crossing fibres
-    together
-        (validation/crossings.py shows by how much, and where it is the other way round). It needs
-        more functions for the same signal: order 8.""")
+    say("""For tractography take the isotropic basis: the anisotropic one draws crossing fibres together
+        (validation/crossings.py shows by how much, and where it is the other way round). It needs more functions for the
+        same signal: order 8.""")
     iso = fit(
         "CMAPL, isotropic, order 8",
         gtab,
@@ -269,8 +253,7 @@ def tutorial(folder, args, out):
         **where,
     )
     crossing = np.isfinite(iso.peaks(s=2)[1][..., 1])
-    say("""A larger s sharpens the ODF and its noise. %d of %d voxels have a second peak (above half
-    of the first, at least 25
+    say("""A larger s sharpens the ODF and its noise. %d of %d voxels have a second peak (above half of the first, at least 25
         degrees away).""", crossing.sum(), mask.sum())  # fmt: skip
     voxel = tuple(int(i) for i in np.argwhere(mask & (iso.pa() == np.nanmax(iso.pa())))[0])
     plot.signal(iso, voxel, series, out / "6_signal.png")

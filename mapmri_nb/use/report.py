@@ -21,15 +21,13 @@ MODES = {(False, None): "MAP", (True, None): "MAPL", (False, "grid"): "CMAP", (T
          (False, "global"): "MAP+", (True, "global"): "MAPL+"}  # fmt: skip
 SHORT = {"rtop": "rtop^(1/3)", "rtap": "rtap^(1/2)"}  # shown as lengths, like RTPP
 STYLE = """
-body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-width: 76rem; margin:
-2rem auto; padding: 0 1rem } h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.2rem;
-margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc } table { border-collapse: collapse } td, th {
-padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top } th { font-weight: 600 } td.n
-{ text-align: right; font-variant-numeric: tabular-nums } .note { color: #666; font-size: .9rem }
-.cards, .beside { display: flex; gap: 1rem; margin-top: 1rem } .cards { flex-wrap: wrap } img {
-max-width: 100% } .cards img, .beside img { width: 18rem } .beside img { flex: none; align-self:
-start } .swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888;
-vertical-align: -.1em }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top }
+th { font-weight: 600 } td.n { text-align: right; font-variant-numeric: tabular-nums } .note { color: #666; font-size: .9rem }
+.cards, .beside { display: flex; gap: 1rem; margin-top: 1rem } .cards { flex-wrap: wrap } img { max-width: 100% }
+.cards img, .beside img { width: 18rem } .beside img { flex: none; align-self: start }
+.swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888; vertical-align: -.1em }
 """
 
 
