@@ -36,7 +36,7 @@ def values(table):
         return f"{value:.{table['digits']}g}" if isinstance(value, float) else number(value)
 
     return markdown(table["columns"], table["rows"], show) + (
-        f"{m[1]}{table}\n{m[2]}" if table["note"] else ""
+        f"\n\n{table['note']}" if table["note"] else ""
     )
 
 
@@ -89,7 +89,7 @@ def all_cases():
 def all_tables():
     """Every table of every group."""
     tables = [(title, t) for result in groups() for title, t in result["tables"].items()]
-    return f"{m[1]}{table}\n{m[2]}".join(f"{m[1]}{table}\n{m[2]}" for title, t in tables)
+    return "\n\n".join(f"### {title}\n\n{values(t)}" for title, t in tables)
 
 
 def machine():
@@ -122,7 +122,7 @@ def speed():
     e = bench["environment"]
     note = f"{bench['scheme']}; {e['cpu']}, numba {e['packages']['numba']}, DIPY {e['packages']['dipy']}, {e['date']}. "
     note += "Floor: the mode's floating-point operations at the rate of one core's matrix products, nothing else counted."
-    return markdown(columns, rows, short) + f"{m[1]}{table}\n{m[2]}"
+    return markdown(columns, rows, short) + f"\n\n{note}"
 
 
 def start():
@@ -176,7 +176,7 @@ def recovery():
         "160 voxels. Every order and weight, and a plot: validation/README.md and validation/results/recovery.png."
     )
     return (
-        markdown(columns, [[*rows[mode], on_gaussian.get(mode)] for mode in modes]) + f"{m[1]}{table}\n{m[2]}"
+        markdown(columns, [[*rows[mode], on_gaussian.get(mode)] for mode in modes]) + f"\n\n{note}"
     )
 
 
