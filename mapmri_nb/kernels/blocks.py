@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, rotation, tensor
-from ._jit import CONTRACT, address, call, kernel, types_key
+from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
@@ -109,6 +109,7 @@ class Block(NamedTuple):
     factors: Array  # (6, V) `laplacian.factors`
     bound: IntArray  # (V,)
     status: IntArray  # (V,)
+    few: Array  # (9,) scratch of one voxel
     scalars: Array  # (9, V): the rows below, which are views of it
     S0: Array
     laplacian_weight: Array
@@ -150,6 +151,7 @@ def new_block(plan: Plan, V: int) -> Block:
         *empty(6, 6, 3, 3, 3, 3, (n + 1) * (n + 2) // 2, n, n, n, 1, 6),
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
+        np.zeros(9),
         scalars,
         *(scalars[k : k + 1] for k in range(len(SCALARS))),
     )
@@ -175,7 +177,7 @@ def _odd(values: Array, weight: Array) -> int:
     return odd
 
 
-@kernel(wrapper=False)
+@stage()
 def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
     Transpose the samples into y (n, V); one that is not finite, or of weight 0, is missing (value
@@ -218,29 +220,29 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.valid[0, l] = valid
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The scale tensor, as the nominal table sees it."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The true scale tensor, where the gradients are not linear."""
     frames.undo_field(data.field, i0, block.tensor.b)
 
 
-@kernel(wrapper=False)
+@stage()
 def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the tensor."""
-    frames.fitted_frames(block.tensor.b, plan.floor, block.status, block.values, block.R)
+    frames.fitted_frames(plan.floor, block)
     frames.scales(plan, block)
     for l in range(block.status.size):
         for i in range(3):
             block.sign[i, l] = 1.0
 
 
-@kernel(wrapper=False)
+@stage()
 def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the caller."""
     frames.given_frames(data.mu, data.R, plan.tau, i0, block.values, block.R)
@@ -248,7 +250,7 @@ def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: 
     frames.column_signs(block.R, data.R, i0, block.sign)
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame."""
     frames.apply_field(data.field, i0, plan.isotropic, block)
@@ -257,7 +259,7 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 # ---- from scales to the normal equations
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
     work, t = block.moments, plan.moments
@@ -271,7 +273,7 @@ def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
         rotation.rotate(t.shears_low, work.angles, work.low)
 
 
-@kernel(wrapper=False)
+@stage()
 def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The shears that non-linear gradients add to the rotation."""
     work, t = block.moments, plan.moments
@@ -279,7 +281,7 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     rotation.skew_moments(t.shears_low, work.skew, work.low)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
     work, s, degree = block.moments, plan.scheme, 2 * plan.order
@@ -291,7 +293,7 @@ def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, sto
     moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
     bent = data.field.shape[0] > 0
@@ -304,7 +306,7 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
     block_map(plan.moments.gram, block.moments.hermite, block.G)
@@ -324,7 +326,7 @@ def sum_squares(y: Array, w: Array, out: Array) -> None:
         rows(out, l)[0] = total
 
 
-@kernel(wrapper=False)
+@stage()
 def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Laplacian weight by generalised cross-validation."""
     sum_squares(block.y, block.w, block.yy)
@@ -337,7 +339,7 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
             block.status[l] |= WEIGHT_AT_BOUND
 
 
-@kernel(wrapper=False)
+@stage()
 def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """G = M'M + weight L."""
     laplacian.factors(block.mu, block.factors)
@@ -349,7 +351,7 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
 # ---- from the normal equations to results
 
 
-@kernel(wrapper=False)
+@stage()
 def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
     """
     Coefficients of MAP and MAPL, without constraints, by Cholesky.
@@ -379,7 +381,7 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
             block.status[l] |= NO_ORIGIN
 
 
-@kernel(wrapper=False)
+@stage()
 def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Coefficients to the polynomial of the fitted signal in the voxel's frame."""
     moments.polynomial(
@@ -387,7 +389,7 @@ def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     )
 
 
-@kernel(wrapper=False)
+@stage()
 def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The transpose of `skew`."""
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
@@ -413,7 +415,7 @@ def _residuals(block: Block) -> None:
         rows(block.rmse, l)[0] = sqrt(square / count)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The fitted signal, and what it leaves of the data."""
     work = block.moments
@@ -423,7 +425,7 @@ def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
     _residuals(block)
 
 
-@kernel(wrapper=False)
+@stage()
 def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
     All rows of one block into `out`; NaN where the status means no fit. The flips of given frames
@@ -432,7 +434,9 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
     t, V = plan.moments, block.status.size
     n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
     block_map(plan.public, block.x, block.public)
-    at_origin, size = np.zeros(V), np.zeros(V)
+    at_origin, size = block.values[0], block.values[1]  # free by now
+    for l in range(V):
+        at_origin[l], size[l] = 0.0, 0.0
     for i in range(n):
         b = t.origin[i]
         if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
@@ -466,7 +470,7 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
 # ---- the pass
 
 
-@kernel()
+@kernel(allocates=False)
 def run(
     stages: Stages, problem: Any, plan: Plan, data: Data, block: Block, out: Out, start: int, stop: int
 ) -> None:  # fmt: skip
@@ -480,7 +484,7 @@ def run(
     other code changes nothing, since the stages are called by address. Elsewhere results agree to
     1e-12.
     """
-    if stages.key != types_key((problem, plan, data, block, out)):
+    if stages.key != compiled_key((problem, plan, data, block, out)):
         raise TypeError("the stages were compiled for arrays of other types")
     V = block.status.size
     for i0 in range(start, stop, V):
@@ -491,7 +495,7 @@ def run(
             call(stages.after[k], (plan, data, block, out, i0, stop))
 
 
-@kernel()
+@kernel(allocates=False)
 def run_stages(
     stages: Unsigned, plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
 ) -> None:

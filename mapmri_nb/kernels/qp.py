@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
 from .status import NO_FIT, NOT_CONVERGED
@@ -556,7 +556,7 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
         pack(plan.moments.permutation, c, l, block.x)
 
 
-@kernel(wrapper=False)
+@stage()
 def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
     """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
     solve_voxels(problem, plan, block, 0, count)
