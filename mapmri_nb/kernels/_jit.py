@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -157,7 +157,7 @@ def call(function: Any, arguments: Any) -> None:
 if not numba.config.DISABLE_JIT:
 
     @intrinsic
-    def call(typing: Any, function: Any, arguments: Any) -> Any:  # noqa: F811
+    def call(typing: Any, function: Any, arguments: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             kinds, convention = signature.args[1].types, context.call_conv
             kind = convention.get_function_type(types.none, kinds)
@@ -176,7 +176,7 @@ if not numba.config.DISABLE_JIT:
         return types.none(function, arguments), code
 
     @intrinsic
-    def compiled_key(typing: Any, values: Any) -> Any:  # noqa: F811
+    def compiled_key(typing: Any, values: Any) -> Any:
         key = zlib.crc32(str(values).encode())
 
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
