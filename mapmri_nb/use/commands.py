@@ -79,7 +79,9 @@ def fit(args: argparse.Namespace) -> None:
     from . import io, stream
 
     _check_together(args)
+    start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
+    opening = time.perf_counter() - start
     gtab = _table(args, args.dwi)
     names = select(args.indices, args.basis)
     options = {
@@ -114,6 +116,7 @@ def fit(args: argparse.Namespace) -> None:
         float(args.fill),
         sources,
         more,
+        opening,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
