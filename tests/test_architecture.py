@@ -22,6 +22,7 @@ TREES = {
 FLOORS = {
     "kernels": 0,
     "indices": 1,
+    "readers": 0,
     "gradients": 1,
     "status": 1,
     "data": 1,
@@ -48,13 +49,14 @@ ONLY_IN = {
     "matplotlib": {"use/plot.py"},
     "dask": {"use/distributed.py"},
     "distributed": {"use/distributed.py"},
+    "isal": {"use/io.py"},
     "osqp": {"positivity.py", "sos.py"},
     "tqdm": {"model.py", "use/stream.py"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11000  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11100  # docstrings and comments count
 
 
 def room(name: str) -> str:
@@ -196,7 +198,7 @@ def test_nothing_runs_in_numbas_own_threads():
     spreaders = {
         name for name, tree in TREES.items() if attribute_calls(tree, "ThreadPoolExecutor")
     }
-    assert spreaders == {"kernels/_jit.py"}
+    assert spreaders == {"kernels/_jit.py", "use/folder.py", "use/stream.py"}  # disks
 
 
 def test_only_kernels_compile():
