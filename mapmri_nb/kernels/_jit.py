@@ -93,7 +93,8 @@ def kernel(
     option comes from the environment, since the cache key ignores options. `inline` is for
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls, but `address`.
-    `allocates=False` promises that no array is made: its arguments are then not counted.
+    `allocates=False` promises that neither it nor what it calls makes an array: references to its
+    arguments are then not counted.
     """
 
     def decorate(function: F) -> F:

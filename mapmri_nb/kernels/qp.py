@@ -556,7 +556,7 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
         pack(plan.moments.permutation, c, l, block.x)
 
 
-@stage()
+@stage(allocates=True)
 def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
     """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
     solve_voxels(problem, plan, block, 0, count)
