@@ -4,16 +4,21 @@ Sums of squares in Python: certificates of positivity for any coefficients, and 
 The everyday solver of MAP+ and MAPL+ is the compiled interior point, `kernels.sdp`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .kernels import batch, sdp
-from .kernels.ordering import MAX_ORDER, index_table, n_coef, origin_values
+from .kernels._jit import n_threads, spread
+from .kernels.lanes import columns
+from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
 
+# status bits of an answer of `sdp`
+FLAGS = np.array([0, batch.SHIFTED, batch.NOT_CONVERGED, batch.NOT_CONVERGED])
 NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
 
 
@@ -67,24 +72,38 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     rows = np.array(coef, np.float64, ndmin=2)
     if rows.ndim != 2 or rows.shape[1] != n_coef(order):
         raise ValueError(f"coef must have {n_coef(order)} columns at order {order}: shape {np.shape(coef)}")
-    tables, B = sdp.tables(order), origin_values(index_table(order))
-    n, info = len(B), np.zeros(4)
-    work, near = sdp.workspace(n, tables.Z.shape[1]), np.zeros(n)
     out = Certificate(np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan))
-    for v, row in enumerate(rows):
-        origin = float(row @ B)
-        if not (np.all(np.isfinite(row)) and origin > 0.0):
-            continue
-        c = row / origin
-        if proved is not None and proved[v] > 0.0:
-            out.certified[v], out.margin[v], out.distance[v] = True, proved[v], 0.0
-            continue
-        out.certified[v] = sdp.gram_margin(c, tables, 80, 1e-10, work, info)
-        out.margin[v], out.distance[v] = info[3], 0.0
-        if not out.certified[v]:
-            status = sdp.solve(np.eye(n), c * (1.0 + sdp.RIDGE), B, tables, 80, 1e-14, work, near, info)
-            out.distance[v] = np.nan if status == sdp.NO_FIT else np.linalg.norm(near - c) / np.linalg.norm(c)
+    origin = rows @ origin_values(index_table(order))
+    good = np.isfinite(rows).all(1) & (origin > 0.0)
+    if proved is not None:
+        done = good & (proved > 0.0)
+        out.certified[done], out.margin[done], out.distance[done] = True, proved[done], 0.0
+        good &= ~done
+    c = np.ascontiguousarray((rows / origin[:, None])[:, class_permutation(order)])
+    ask = np.flatnonzero(good)
+    call = partial(_certify_some, c, order, out, ask)
+    spread(call, len(ask), batch.LANES, n_threads(None))
     return out
+
+
+def _certify_some(c: Array, order: int, out: Certificate, ask: NDArray[np.int64], start: int, stop: int) -> None:
+    """Certificates of rows ask[start:stop] of c, scaled to E(0) = 1, in the order of the block kernels."""
+    t = sdp.tables(order)
+    work, n = sdp.workspace(t), len(t.B)
+    for first in range(start, stop, batch.LANES):
+        some = ask[first : min(first + batch.LANES, stop)]
+        answer = sdp.answers(n, len(some))
+        sdp.gram_margin(columns(c[some]), t, 80, 1e-10, work, answer)
+        margins = answer.info[:, : len(some)]
+        out.certified[some], out.margin[some], out.distance[some] = margins[2] > 0.0, margins[3], 0.0
+        some = some[~out.certified[some]]
+        if len(some):  # projected on the cone
+            answer, far = sdp.answers(n, len(some)), c[some]
+            i, j = np.tril_indices(n)
+            G = columns(np.repeat((i == j)[None].astype(np.float64), len(some), 0))
+            sdp.solve(G, columns(far * (1.0 + sdp.RIDGE)), t, 80, 1e-14, work, answer)
+            near = answer.c.T[: len(some)]  # NaN where there is no fit
+            out.distance[some] = np.linalg.norm(near - far, axis=1) / np.linalg.norm(far, axis=1)
 
 
 def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5) -> tuple[int, Array, Array]:
@@ -118,15 +137,16 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
 
     if order not in (2, 4, 6):
         raise ValueError(f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}")
-    t, n = sdp.tables(order), len(g)
-    work, info, c = sdp.workspace(n, t.Z.shape[1]), np.zeros(4), np.full(n, np.nan)
+    t, n, place = sdp.tables(order), len(g), class_permutation(order)
+    work, answer, info, c = sdp.workspace(t), sdp.answers(n, 1), np.zeros(4), np.full(n, np.nan)
+    H, g = H[np.ix_(place, place)], g[place]
     try:
         factor = np.linalg.cholesky(H + sdp.RIDGE * np.trace(H) / n * np.eye(n)).T  # unknowns: factor @ c
     except np.linalg.LinAlgError:
         return sdp.NO_FIT, c, info
-    target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B)
-    grams = [t.gram[k, :s, :s] for k, s in enumerate(t.sizes)]
-    gaussian = [np.linalg.cholesky(t.Q[k, :s, :s]).T for k, s in enumerate(t.sizes)]  # rows: u of the reference
+    target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B[place])
+    to_hermite, grams = np.linalg.inv(t.monomial), sdp.blocks(t, t.gram)
+    gaussian = [np.linalg.cholesky(Q).T for Q in sdp.blocks(t, t.Q)]  # rows: u of the reference
     bases, extra = list(gaussian), [u[:0] for u in gaussian]
     for count in range(1, rounds + 1):
         vectors, columns = [], []
@@ -135,7 +155,7 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
             v = np.concatenate([u, u[i] + u[j], u[i] - u[j], more])
             monomials = np.zeros((len(v), n))
             np.add.at(monomials.T, gram, np.einsum("ki,kj->ijk", v, v))
-            a = factor @ t.to_hermite @ monomials.T
+            a = factor @ to_hermite @ monomials.T
             length = np.linalg.norm(a, axis=0)
             vectors.append(v / np.sqrt(length)[:, None])
             columns.append(a / length)
@@ -147,23 +167,27 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
         solver = osqp.OSQP()
         settings = {"eps_abs": 1e-6, "eps_rel": 1e-6, "max_iter": 4000, "polishing": True, "verbose": False}
         solver.setup(P, np.r_[-target, np.zeros(K)], sparse.csc_matrix(rows), low, high, **settings)
-        answer = solver.solve(raise_error=False)
-        weights = np.maximum(answer.x[n:], 0.0)
-        if not (np.all(np.isfinite(answer.x)) and np.all(np.isfinite(answer.y)) and weights.any()):
+        solution = solver.solve(raise_error=False)
+        weights = np.maximum(solution.x[n:], 0.0)
+        if not (np.all(np.isfinite(solution.x)) and np.all(np.isfinite(solution.y)) and weights.any()):
             return sdp.NO_FIT, c, info
-        gradient, start, lowest = -t.to_hermite.T @ (factor.T @ answer.y[:n]), 0, 0.0
+        gradient, packed, start, lowest = -to_hermite.T @ (factor.T @ solution.y[:n]), [], 0, 0.0
         for k, v in enumerate(vectors):
             s, share, u = len(grams[k]), weights[start : start + len(v)], gaussian[k]
             start += len(v)
-            work.square[0, k, :s, :s] = (v.T * share) @ v
-            bases[k] = np.linalg.cholesky(work.square[0, k, :s, :s] + 1e-9 * t.Q[k, :s, :s]).T
+            Q = (v.T * share) @ v
+            packed.append(Q[np.tril_indices(s)])
+            bases[k] = np.linalg.cholesky(Q + 1e-9 * u.T @ u).T
             eigenvalues, e = np.linalg.eigh(u @ gradient[grams[k]] @ u.T)
             extra[k] = e.T[eigenvalues < 0.0] @ u
             lowest = min(lowest, eigenvalues[0])
         info[:2] = -lowest * t.sizes.sum() / (0.5 * target @ target), count
         if info[0] <= tol:
             break
-    status = sdp.conclude(B, t, work, c, info)
+    entries = np.concatenate(packed)
+    work.Q[: len(entries), 0] = entries
+    sdp.conclude(t, work, answer, 0)
+    c[place], info[2:], status = answer.c[:, 0], answer.info[2:, 0], int(answer.status[0])
     return (status if status == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
 
 
@@ -186,13 +210,17 @@ class GlobalSolver:
             return
         if self.solver == "auto":
             t = sdp.tables(self.order)
-            batch.global_lanes(place, k.G, k.rhs, self.B, t, self.max_iter, self.TOLERANCE, count, k.x, k.lane, k.status)
+            free = k.status & batch.NO_FIT == 0
+            answer = sdp.Answer(k.x, np.empty((4, len(free))), np.where(free, sdp.CERTIFIED, sdp.NO_FIT))
+            sdp.solve(k.G, k.rhs / k.lane[batch.S0], t, self.max_iter, self.TOLERANCE, sdp.workspace(t), answer)
+            k.lane[batch.KKT : batch.MARGIN + 1, free] = answer.info[:3, free]
+            k.status[free] |= FLAGS[answer.status[free]]
             return
         H, g = np.empty((n, n)), np.empty(n)
         for l in range(count):
             if not k.status[l] & batch.NO_FIT:
                 batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
                 verdict, c, info = solve_osqp(H, g, self.B, self.order)
-                k.status[l] |= batch.BY_OSQP | batch.sos_flags(verdict)
+                k.status[l] |= batch.BY_OSQP | FLAGS[verdict]
                 k.lane[[batch.KKT, batch.ITERATIONS, batch.MARGIN], l] = info[:3]
                 batch.pack(place, c, l, k.x)

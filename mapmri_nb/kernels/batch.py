@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import frames, gcv, lanes, laplacian, moments, qp, scalars, sdp, tensor
+from . import frames, gcv, lanes, laplacian, moments, qp, scalars, tensor
 from ._jit import BLOCK_MATH, kernel
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_gather, block_map
@@ -346,36 +346,6 @@ def grid_lanes(
         lane[KKT, l] = info[0]
         lane[ITERATIONS, l] = info[1]
         pack(place, c, l, x)
-
-
-@kernel()
-def global_lanes(
-    place: NDArray[np.uint64], G: Array, rhs: Array, B: Array, t: sdp.Tables, max_iter: int, tol: float, count: int,
-    x: Array, lane: Array, status: IntArray,
-) -> None:  # fmt: skip
-    """Solve the sum-of-squares problem of every lane by the interior point; its certificate's margin into lane."""
-    n = B.size
-    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(4)
-    work = sdp.workspace(n, t.Z.shape[1])
-    for l in range(count):
-        if status[l] & NO_FIT:
-            continue
-        unpack(place, G, rhs, lane[S0, l], l, H, g)
-        status[l] |= sos_flags(sdp.solve(H, g, B, t, max_iter, tol, work, c, info))
-        lane[KKT, l] = info[0]
-        lane[ITERATIONS, l] = info[1]
-        lane[MARGIN, l] = info[2]
-        pack(place, c, l, x)
-
-
-@kernel()
-def sos_flags(answer: int) -> int:
-    """Status bits of an answer of `sdp`."""
-    if answer == sdp.SHIFTED:
-        return SHIFTED
-    if answer == sdp.CERTIFIED:
-        return 0
-    return NOT_CONVERGED
 
 
 @kernel()

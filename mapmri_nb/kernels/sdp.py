@@ -1,10 +1,30 @@
 """
-Global positivity of one voxel: interior point over the two parity Gram blocks, with its certificate.
+Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels in lanes at a time.
 
-The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive semidefinite and z the monomials
-of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q splits into an even and an odd block. Polynomials enter by their
-values at n unisolvent points, not by coefficients, which makes the Schur complement an entrywise product of dense matrices
-[Lofberg & Parrilo 2004]. The dual unknowns eta are weights of these points, M = Z diag(eta) Z' their moment matrices.
+The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite coefficients c. p = z'Qz with
+Q positive semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]. Each voxel solves
+
+    minimise 1/2 c'Hc - g'c   subject to   B'c = 1 and p a sum of squares
+
+Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s (s + 1) / 2:
+    c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
+    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows): polynomials enter by values,
+                      which makes the Schur complement an entrywise product [Lofberg & Parrilo 2004]
+    z_t      (s,)     z at point t, a row of Z
+    eta      (n,)     dual unknowns: weights of the points
+    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
+    A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
+
+With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B), the dual problem is
+
+    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
+
+A step towards Q M = mu I (HKM direction) with R = 0 (predictor), then R = mu W - sym(dQ dM W) of that one (corrector):
+
+    (P + S) deta = A*(R) - P eta - K c0,   S_tu = sum over blocks of (z_t'Q z_u) (z_t'W z_u)
+    dM = A deta,   dQ = R - Q - sym(Q dM W)
+
+A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what lies beside it.
 """
 
 import math
@@ -14,8 +34,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import BLOCK_MATH, kernel
-from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
+from . import lanes
+from ._jit import CONTRACT, kernel
+from .lanes import WIDTH, every, pick, rows, sqrt
+from .linalg import block_cholesky, block_copy, block_product, block_set, pad4
+from .ordering import class_permutation, hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -25,37 +48,64 @@ IntArray = NDArray[np.int64]
 CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
 RIDGE = 1e-8  # of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
 EPS = 2.220446049250313e-16
+INSIDE = 0.98  # of the way to the boundary of the cones
+# rows of Work.lane; ACTIVE is 1 while a lane is worked on
+ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, PRODUCT, MU, STEP, LOW, TRIAL, HIGH, SEARCHES, MARGIN, KEEP, BLEND = range(15)
 
 
 class Tables(NamedTuple):
     """
-    Constants of an order, blocks padded with zeros to m, a multiple of four.
+    Constants of an order; packed entries (e,) have zeros up to a multiple of four, points too.
 
     The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the cone, E(0) = 1.
     """
 
     sizes: IntArray  # (2,) of the even and the odd block
-    gram: IntArray  # (2, m, m) position of the monomial z_i z_j in `monomials`
-    share: Array  # (2, m, m) 1 / number of entries that make this monomial
-    Z: Array  # (2, m, n) z at the points, times the root of the points' weights
-    values: Array  # (n, n) Hermite basis (rows) at the points, times their weights
-    to_monomial: Array  # (n, n) Hermite -> monomial coefficients
-    to_hermite: Array  # (n, n) its inverse
+    B: Array  # (n,) E(0) of the basis functions
+    K: Array  # (n4, n) Hermite functions at the points, times the points' weights
+    Z: Array  # (2, n4, m) z at the points, times the root of the weights
+    moments: Array  # (e4, n) A
+    values: Array  # (n4, e) A*
+    hermite: Array  # (n4, e) coefficients c of z'Qz
+    monomial: Array  # (n, n) monomial coefficients of the basis functions (columns)
+    gram: NDArray[np.uint64]  # (e,) which monomial the entry z_i z_j is
+    times: Array  # (e,) 1 on the diagonal, 2 off it
+    share: Array  # (e,) 1 / number of entries of both triangles that make this monomial
     eta: Array  # (n,) dual unknowns that give the Gaussian's moments
-    Q: Array  # (2, m, m) reference Gram matrices
+    Q: Array  # (e4,) reference Gram matrices
     reference: Array  # (n,) values of the reference polynomial
 
 
 class Work(NamedTuple):
-    """Scratch of one voxel."""
+    """Scratch of WIDTH voxels, arrays [row][WIDTH]; L and `full` serve products and factors."""
 
-    A: Array  # (2n+2, 2n+2)
-    P: Array  # (n, n)
-    S: Array  # (n, n)
-    vectors: Array  # (8, n)
-    tall: Array  # (2, 2, m, n) by block: QZ, WZ
-    square: Array  # (6, 2, m, m) Q, M, W = M^-1, dQ, dM, X of both blocks
-    small: Array  # (2m, 2m)
+    P: Array  # (n (n + 1) / 2,) packed
+    S: Array  # ((n + 1) (n + 2) / 2,) H or P + S, then its Cholesky factor
+    Q: Array  # (e4,)
+    M: Array
+    W: Array
+    dQ: Array
+    dM: Array
+    R: Array
+    L: Array
+    full: Array  # (3, m m) whole matrices of a block
+    U: Array  # (4 n,) products with four points
+    V: Array  # (4 m,)
+    eta: Array  # (n4,)
+    deta: Array
+    c0: Array  # values K c0 of the minimiser without cones
+    gradient: Array  # P eta + K c0
+    point: Array  # (n4,) values A*(Q); other vectors
+    lane: Array  # (15,) see the row names
+    pivot: Array  # (1,) smallest pivot of the last factorisation
+
+
+class Answer(NamedTuple):
+    """Results of V voxels, written in place."""
+
+    c: Array  # (n, V) coefficients in the order of the block kernels
+    info: Array  # (4, V) relative gap, iterations, margin proved (0: no proof), amount of the reference blended in
+    status: IntArray  # (V,) CERTIFIED asks for an answer, anything else leaves the voxel out
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
@@ -91,410 +141,757 @@ def _points(order: int) -> tuple[Array, Array]:
 
 @lru_cache
 def tables(order: int) -> Tables:
-    """Tables of an even order 2 .. 10 (writable arrays, though shared: kernels compile once for these and scratch)."""
+    """Tables of an even order 0 .. 10 (writable arrays, though shared: kernels compile once for these and scratch)."""
     n, blocks, where = n_coef(order), gram_exponents(order), positions(monomials(order))
-    m = (max(len(b) for b in blocks) + 3) // 4 * 4
-    C, B = hermite_to_monomial(order).copy(), origin_values(index_table(order))
+    C, B = (a[..., class_permutation(order)] for a in (hermite_to_monomial(order), origin_values(index_table(order))))
     x, weight = _points(order)
-    gram, share, count = np.zeros((2, m, m), np.int64), np.zeros((2, m, m)), np.zeros(n)
-    Z, Q = np.zeros((2, m, n)), np.zeros((2, m, m))
-    moments = np.linalg.solve(C.T, B)  # of N(0, 1): the integral of Gaussian times p is sum(aB)
+    K = _polynomials(x, monomials(order)) * weight[:, None] @ C
+    gaussian = np.linalg.solve(C.T, B)  # moments of N(0, 1): the integral of Gaussian times p is sum(aB)
+    gram, times, Q, pairs = [], [], [], []
+    Z = np.zeros((2, n + -n % 4, max(map(len, blocks))))
     for k, block in enumerate(blocks):
-        s = len(block)
-        gram[k, :s, :s] = [[where[tuple((a + b).tolist())] for b in block] for a in block]
-        Z[k, :s] = (_polynomials(x, block) * np.sqrt(weight)[:, None]).T
-        Q[k, :s, :s] = np.linalg.inv(moments[gram[k, :s, :s]]) / sum(map(len, blocks))
-        count += np.bincount(gram[k, :s, :s].ravel(), minlength=n)
-        share[k, :s, :s] = 1.0
-    values = C.T @ (_polynomials(x, monomials(order)) * weight[:, None]).T
-    sizes, reference = np.array([len(b) for b in blocks], np.int64), np.einsum("kit,kij,kjt->t", Z, Q, Z)
-    inverse, eta = (np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B)))
-    return Tables(sizes, gram, share / count[gram], Z, values, C, inverse, eta, Q, reference)
+        i, j = np.tril_indices(len(block))
+        z = _polynomials(x, block) * np.sqrt(weight)[:, None]
+        Z[k, :n, : len(block)] = z
+        whole = np.array([[where[tuple((a + b).tolist())] for b in block] for a in block], np.int64).reshape(len(block), -1)
+        gram.append(whole[i, j])
+        times.append(np.where(i == j, 1.0, 2.0))
+        Q.append(np.linalg.inv(gaussian[whole])[i, j] / sum(map(len, blocks)))
+        pairs.append((z[:, i] * z[:, j]).T)
+    gram_all, times_all, A = np.concatenate(gram), np.concatenate(times), np.concatenate(pairs)
+    Q_all, values = np.concatenate(Q), A.T * times_all
+    hermite = np.linalg.inv(C)[:, gram_all] * times_all
+    share = 1.0 / np.bincount(gram_all, times_all, n)[gram_all]
+    return Tables(
+        np.array([len(b) for b in blocks], np.int64), B.copy(), pad4(K), Z, pad4(A), pad4(values), pad4(hermite),
+        np.ascontiguousarray(C), gram_all.astype(np.uint64), times_all, share, np.asarray(np.linalg.solve(K.T, B)),
+        np.pad(Q_all, (0, -len(Q_all) % 4)), values @ Q_all,
+    )  # fmt: skip
 
 
-@kernel()
-def workspace(n: int, m: int) -> Work:
-    """Scratch for n coefficients and padded block size m = `Tables.Z.shape[1]`."""
-    A, P, S, small = np.zeros((2 * n + 2, 2 * n + 2)), np.zeros((n, n)), np.zeros((n, n)), np.zeros((2 * m, 2 * m))
-    return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((6, 2, m, m)), small)
+def workspace(t: Tables) -> Work:
+    """Scratch for an order."""
+    n, e, (n4, m) = len(t.B), len(t.moments), t.Z.shape[1:]
+
+    def empty(*shape: int) -> Array:
+        return lanes.empty(*shape, WIDTH)
+
+    packed = (empty(e) for _ in range(7))
+    P, S, full = empty(n * (n + 1) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
+    vectors = (empty(n4) for _ in range(5))
+    return Work(P, S, *packed, full, empty(4 * n), empty(4 * m), *vectors, empty(15), empty(1))
 
 
-@kernel(fastmath=BLOCK_MATH)
-def eliminate(A: Array, size: int, pivots: int) -> bool:
+def answers(n: int, voxels: int) -> Answer:
+    """Room for the answers of some voxels; the lanes that are left over ask for none."""
+    V = lanes.padded(voxels)
+    return Answer(lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, NO_FIT))
+
+
+def blocks(t: Tables, packed: Array) -> list[Array]:
+    """The even and the odd block, whole matrices (s, s), of packed entries (e,)."""
+    out, first = [], 0
+    for s in t.sizes:
+        i, j = np.tril_indices(s)
+        whole = np.zeros((s, s), packed.dtype)
+        whole[i, j] = whole[j, i] = packed[first : first + len(i)]
+        out.append(whole)
+        first += len(i)
+    return out
+
+
+# ---- small matrices and vectors of every lane --------------------------------------------------------------------------
+
+
+@kernel(fastmath=CONTRACT)
+def _factor(A: Array, o: int, s: int, pivot: Array) -> None:
     """
-    Eliminate the last `pivots` unknowns of symmetric A[:size, :size], lower triangle, in place: A = L'L from the end.
+    A = L D L' in place, packed from row o: L below the diagonal, 1 / D on it.
 
-    The leading block becomes its Schur complement; False where a pivot is not positive. Going backwards every inner
-    loop starts at column 0, which LLVM vectorises; four pivots at a time, or loads would bound the update.
+    `pivot`: the smallest entry of D; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
     """
-    stop, k1 = size - pivots, size
-    while k1 > stop:
-        k0 = max(k1 - 4, stop)
-        for k in range(k1 - 1, k0 - 1, -1):
-            row = A[k]
-            for p in range(k + 1, k1):
-                f, other = A[p, k], A[p]
-                for j in range(k + 1):
-                    row[j] -= f * other[j]
-            if not row[k] > 0.0:
-                return False
-            f = 1.0 / math.sqrt(row[k])
-            for j in range(k + 1):
-                row[j] *= f
-        r0, r1, r2, r3 = A[k0], A[min(k0 + 1, k1 - 1)], A[min(k0 + 2, k1 - 1)], A[k1 - 1]
-        for i in range(k0):
-            f0, f1, f2, f3, row = r0[i], r1[i], r2[i], r3[i], A[i]
-            if k1 - k0 < 4:  # a short last group: its repeated rows count once
-                f1, f2, f3 = f1 if k1 - k0 > 1 else 0.0, f2 if k1 - k0 > 2 else 0.0, 0.0
-            for j in range(i + 1):
-                row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-        k1 = k0
-    return True
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _solve_factored(L: Array, b: Array) -> None:
-    """Solve L'L x = b in place."""
-    for i in range(b.size - 1, -1, -1):
-        f, row = b[i] / L[i, i], L[i]
+    a, smallest = rows(A, 0), every(1.0)
+    for i in range(s):
+        p = o + i * (i + 1) // 2
         for j in range(i):
-            b[j] -= f * row[j]
-        b[i] = f
-    for i in range(b.size):
-        s, row = b[i], L[i]
+            q, x = o + j * (j + 1) // 2, a[p + j]
+            for k in range(j):
+                x -= a[p + k] * a[q + k]
+            a[p + j] = x
+        d = a[p + i]
         for j in range(i):
-            s -= row[j] * b[j]
-        b[i] = s / row[i]
+            x = a[p + j]
+            y = x * a[o + j * (j + 3) // 2]
+            d -= x * y
+            a[p + j] = y
+        smallest = pick(d, smallest, smallest, d)
+        a[p + i] = 1.0 / d
+    rows(pivot, 0)[0] = smallest
 
 
-@kernel(fastmath=BLOCK_MATH)
-def _product(X: Array, Y: Array, s: int, columns: int, out: Array) -> None:
-    """Write X Y, s rows, s terms, `columns` columns."""
+@kernel(fastmath=CONTRACT)
+def _invert(L: Array, o: int, s: int, W: Array) -> None:
+    """W = (L D L')^-1 from a factor of `_factor`, whose L is overwritten by its inverse."""
+    a, w = rows(L, 0), rows(W, 0)
+    for j in range(s):
+        for i in range(j + 1, s):
+            p = o + i * (i + 1) // 2
+            x = a[p + j]
+            for k in range(j + 1, i):
+                x += a[p + k] * a[o + k * (k + 1) // 2 + j]
+            a[p + j] = -x
     for i in range(s):
-        row = out[i]
-        for j in range(columns):
-            row[j] = 0.0
-        for k in range(s):
-            f, other = X[i, k], Y[k]
-            for j in range(columns):
-                row[j] += f * other[j]
-
-
-@kernel()
-def _invert(M: Array, s: int, A: Array, out: Array) -> bool:
-    """Inverse of positive definite M[:s, :s]: minus the Schur complement of [[0, I], [I, M]]."""
-    for i in range(s):
-        for j in range(s):
-            A[i, j] = 0.0
-            A[s + i, j] = 1.0 if i == j else 0.0
-            A[s + i, s + j] = M[i, j]
-    if not eliminate(A, 2 * s, s):
-        return False
-    for i in range(s):
+        p = o + i * (i + 1) // 2
         for j in range(i + 1):
-            out[i, j] = out[j, i] = -A[i, j]
-    return True
+            x = a[p + i] if i == j else a[p + i] * a[p + j]
+            for k in range(i + 1, s):
+                q = o + k * (k + 1) // 2
+                x += a[q + k] * a[q + i] * a[q + j]
+            w[p + j] = x
 
 
-@kernel(fastmath=BLOCK_MATH)
-def _moments(eta: Array, Z: Array, s: int, scaled: Array, out: Array) -> None:
-    """Write Z diag(eta) Z'."""
-    for i in range(s):
-        row = Z[i]
-        for t in range(eta.size):
-            scaled[t] = eta[t] * row[t]
-        for j in range(i + 1):
-            v, row = 0.0, Z[j]
-            for t in range(eta.size):
-                v += scaled[t] * row[t]
-            out[i, j] = out[j, i] = v
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _add_values(U: Array, Z: Array, s: int, factor: float, out: Array) -> None:
-    """Add factor z'Xz at the points, U = XZ."""
-    for i in range(s):
-        u, z = U[i], Z[i]
-        for t in range(out.size):
-            out[t] += factor * u[t] * z[t]
-
-
-@kernel(fastmath=BLOCK_MATH)
-def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Array) -> None:
-    """S_tu += (z_t'Q z_u) (z_t'W z_u) in the lower triangle, U = QZ, V = WZ."""
-    for t in range(S.shape[0]):
-        for u in range(t + 1):
-            a[u], b[u] = 0.0, 0.0
-        for i in range(0, s, 4):  # the padding is zero
-            z0, z1, z2, z3 = Z[i], Z[i + 1], Z[i + 2], Z[i + 3]
-            f0, f1, f2, f3 = U[i, t], U[i + 1, t], U[i + 2, t], U[i + 3, t]
-            g0, g1, g2, g3 = V[i, t], V[i + 1, t], V[i + 2, t], V[i + 3, t]
-            for u in range(t + 1):
-                a[u] += f0 * z0[u] + f1 * z1[u] + f2 * z2[u] + f3 * z3[u]
-                b[u] += g0 * z0[u] + g1 * z1[u] + g2 * z2[u] + g3 * z3[u]
-        row = S[t]
-        for u in range(t + 1):
-            row[u] += a[u] * b[u]
-
-
-@kernel()
-def _directions(sizes: IntArray, Z: Array, square: Array, row: Array, center: float, second: float, dy: Array) -> None:
-    """Steps dM = Z diag(dy) Z' and dQ = center W - Q - sym((Q dM + second X) W) of both blocks, then X = dQ dM."""
-    for k in range(2):
-        s, Q, W, dQ, dM, X = sizes[k], square[0, k], square[2, k], square[3, k], square[4, k], square[5, k]
-        _moments(dy, Z[k], s, row, dM)
-        _product(Q, dM, s, s, dQ)
-        for i in range(s if second != 0.0 else 0):
-            for j in range(s):
-                dQ[i, j] += second * X[i, j]
-        _product(dQ, W, s, s, X)
-        for i in range(s):
-            for j in range(s):
-                dQ[i, j] = center * W[i, j] - Q[i, j] - 0.5 * (X[i, j] + X[j, i])
-        _product(dQ, dM, s, s, X)
-
-
-@kernel()
-def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float) -> float:
-    """Step <= 1, 2 % off the boundary of both cones: each matrix in turn shrinks it and bisects to `precision`; or 0."""
-    step = 1.0 / 0.98
-    for k in range(4):
-        X, D, s = square[k % 2, k // 2], square[k % 2 + 3, k // 2], sizes[k // 2]
-        low, trial, high = 0.0, step, step
-        while trial > 1e-9 and (low == 0.0 or low < precision * high):
-            for i in range(s):
-                for j in range(i + 1):
-                    small[i, j] = X[i, j] + trial * D[i, j]
-            low, high = (trial, high) if eliminate(small, s, s) else (low, trial)
-            trial = 0.5 * (low + high) if low > 0.0 else 0.75 * trial
-        step = low
-    return 0.98 * step
-
-
-@kernel()
-def _gap(sizes: IntArray, square: Array, step: float) -> float:
-    """<Q, M> summed over the blocks, after a step; at step 0 the directions may be those of a voxel that ended in NaN."""
-    gap = 0.0
-    for k in range(2):
-        for i in range(sizes[k]):
-            for j in range(sizes[k]):
-                Q, M = square[0, k, i, j], square[1, k, i, j]
-                if step > 0.0:
-                    Q += step * square[3, k, i, j]
-                    M += step * square[4, k, i, j]
-                gap += Q * M
-    return gap
-
-
-@kernel()
-def _blend(Q: Array, keep: float, other: Array, amount: float) -> None:
-    """Q = keep Q + amount times the other; keep = 0 clears whatever was there."""
-    for k in range(2):
-        for i in range(Q.shape[1]):
-            for j in range(Q.shape[1]):
-                Q[k, i, j] = (keep * Q[k, i, j] if keep > 0.0 else 0.0) + amount * other[k, i, j]
-
-
-@kernel()
-def interior_point(c1: Array, eta: Array, scale: float, t: Tables, max_iter: int, tol: float, work: Work, info: Array) -> bool:
-    """
-    Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values of z'Qz.
-
-    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's predictor and corrector, one
-    step length because P couples both sides. Q stays positive definite. True once the gap is below tol scale and the equation
-    holds (to 1e-6: what rounding leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
-    """
-    n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
-    gradient, dy, values, center = work.vectors[1], work.vectors[2], work.vectors[3], work.vectors[4]
-    _blend(square[0], 0.0, t.Q, 1.0)
-    for iteration in range(max_iter + 1):
-        largest = residual = 0.0
-        for i in range(n):
-            gradient[i], values[i], center[i] = c1[i], 0.0, 0.0
-        for j in range(n):
-            f, row, target = eta[j], work.P[j], work.S[j]
-            for i in range(n):
-                gradient[i] += f * row[i]
-                target[i] = row[i]
-        for k in range(2):
-            s, Z, U, V = t.sizes[k], t.Z[k], work.tall[k, 0], work.tall[k, 1]
-            _moments(eta, Z, s, work.vectors[0], square[1, k])
-            if not _invert(square[1, k], s, work.small, square[2, k]):
-                return False
-            _product(square[0, k], Z, s, n, U)
-            _product(square[2, k], Z, s, n, V)
-            _add_values(U, Z, s, 1.0, values)
-            _add_values(V, Z, s, 1.0, center)
-        for i in range(n):
-            largest = max(largest, abs(gradient[i]))
-            residual = max(residual, abs(gradient[i] - values[i]))
-        gap = _gap(t.sizes, square, 0.0)
-        info[0], info[1] = gap / scale, iteration
-        if gap <= tol * scale and residual <= 1e-6 * largest:
-            return True
-        for k in range(2):
-            _add_schur(work.tall[k, 0], work.tall[k, 1], t.Z[k], t.sizes[k], values, work.vectors[5], work.S)
-        if iteration == max_iter or not eliminate(work.S, n, n):
-            return False
-        for i in range(n):
-            dy[i] = -gradient[i]
-        _solve_factored(work.S, dy)
-        _directions(t.sizes, t.Z, square, work.vectors[0], 0.0, 0.0, dy)
-        ratio = _gap(t.sizes, square, _longest_step(t.sizes, square, work.small, 0.0)) / gap
-        mu = gap / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-        for i in range(n):
-            dy[i] = mu * center[i] - gradient[i]
-        for k in range(2):  # Mehrotra's second-order term, the values of z'dQ dM Wz
-            _product(square[5, k], work.tall[k, 1], t.sizes[k], n, work.tall[k, 0])
-            _add_values(work.tall[k, 0], t.Z[k], t.sizes[k], -1.0, dy)
-        _solve_factored(work.S, dy)
-        _directions(t.sizes, t.Z, square, work.vectors[0], mu, 1.0, dy)
-        step = _longest_step(t.sizes, square, work.small, 0.95)
-        if step < 1e-8:
-            return False
-        for i in range(n):
-            eta[i] += step * dy[i]
-        _blend(square[0], 1.0, square[3], step)
-    return False
-
-
-@kernel()
-def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
-    """
-    Correct the Gram matrices so that they stand for c exactly, and prove them positive semidefinite.
-
-    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the residual is shared among
-    them. Proof: a Cholesky factorisation succeeds after the diagonal was lowered by 4 s (s + 2) eps of itself (its rounding,
-    Higham Thm 10.7) and by the row sums of what rounding can leave in the residuals (Gershgorin).
-    info[2] is the margin proved: this amount of the reference Gram matrices can be taken off; 0 without a proof.
-    """
-    n, square, residual, bound, trace = c.size, work.square, work.vectors[0], work.vectors[1], 0.0
-    info[2] = 0.0
+@kernel(fastmath=CONTRACT)
+def _solve(L: Array, n: int, x: Array) -> None:
+    """Solve L L' x = x in place with a factor of `block_cholesky`."""
+    a, b = rows(L, 0), rows(x, 0)
     for i in range(n):
-        residual[i] = bound[i] = 0.0
-        for j in range(n):
-            term = t.to_monomial[i, j] * c[j]
-            residual[i] += term
-            bound[i] += abs(term)
-    for k in range(2):
-        for i in range(t.sizes[k]):
-            for j in range(t.sizes[k]):
-                square[0, k, i, j] = square[0, k, max(i, j), min(i, j)]  # symmetric to the last bit: one triangle is proved
-                residual[t.gram[k, i, j]] -= square[0, k, i, j]
-                bound[t.gram[k, i, j]] += abs(square[0, k, i, j])
-    for k in range(2):
-        s, Q, lowered, inverse = t.sizes[k], square[0, k], square[3, k], square[2, k]
-        for i in range(s):
-            slack = 0.0
-            for j in range(s):
-                a = t.gram[k, i, j]
-                Q[i, j] += residual[a] * t.share[k, i, j]
-                lowered[i, j] = Q[i, j]
-                slack += (n + 8) * EPS * bound[a] * t.share[k, i, j]
-            lowered[i, i] -= slack + 4.0 * s * (s + 2) * EPS * abs(Q[i, i])
-        if not _invert(lowered, s, work.small, inverse):
-            return False
-        for i in range(s):
-            for j in range(s):
-                trace += inverse[i, j] * t.Q[k, i, j]
-    info[2] = 1.0 / trace
-    return True
+        r, total = i * (i + 1) // 2, b[i]
+        for j in range(i):
+            total -= a[r + j] * b[j]
+        b[i] = total * a[r + i]
+    for i in range(n - 1, -1, -1):
+        r = i * (i + 1) // 2
+        f = b[i] * a[r + i]
+        b[i] = f
+        for j in range(i):
+            b[j] -= a[r + j] * f
+
+
+@kernel(fastmath=CONTRACT)
+def _solve_four(L: Array, n: int, X: Array) -> None:
+    """`_solve` of four vectors at once, X[4 i + k]: one load of L serves them all."""
+    l, x = rows(L, 0), rows(X, 0)
+    for i in range(n):
+        r = i * (i + 1) // 2
+        a, b, c, d, f = x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3], l[r + i]
+        for k in range(i):
+            y = l[r + k]
+            a -= y * x[4 * k]
+            b -= y * x[4 * k + 1]
+            c -= y * x[4 * k + 2]
+            d -= y * x[4 * k + 3]
+        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = a * f, b * f, c * f, d * f
+    for i in range(n - 1, -1, -1):
+        a, b, c, d, f = x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3], l[i * (i + 3) // 2]
+        for k in range(i + 1, n):
+            y = l[k * (k + 1) // 2 + i]
+            a -= y * x[4 * k]
+            b -= y * x[4 * k + 1]
+            c -= y * x[4 * k + 2]
+            d -= y * x[4 * k + 3]
+        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = a * f, b * f, c * f, d * f
+
+
+@kernel(fastmath=CONTRACT)
+def _four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None:
+    """out[k s + i] = (Q z_(t+k))_i of four points, Q packed from row o."""
+    q, u = rows(Q, 0), rows(out, 0)
+    for i in range(s):
+        a = b = c = d = every(0.0)
+        e = o + i * (i + 1) // 2
+        for j in range(s):
+            x = q[e]
+            a += Z[t, j] * x
+            b += Z[t + 1, j] * x
+            c += Z[t + 2, j] * x
+            d += Z[t + 3, j] * x
+            e += 1 if j < i else j + 1
+        u[i], u[s + i], u[2 * s + i], u[3 * s + i] = a, b, c, d
+
+
+@kernel(fastmath=CONTRACT)
+def _add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array) -> None:
+    """S_tu += (z_t'Q z_u) (z_t'W z_u) in the rows of four points t, U and V their `_four_columns` with Q and W."""
+    x, y, out = rows(U, 0), rows(V, 0), rows(S, 0)
+    for k in range(min(4, n - t)):
+        last = t + k
+        r = last * (last + 1) // 2
+        for u in range(0, last + 1, 2):
+            u1 = min(u + 1, last)
+            a = b = c = d = every(0.0)
+            for i in range(s):
+                f, g, first, second = x[k * s + i], y[k * s + i], Z[u, i], Z[u1, i]
+                a += first * f
+                b += first * g
+                c += second * f
+                d += second * g
+            out[r + u] += a * b
+            if u1 > u:
+                out[r + u1] += c * d
+
+
+@kernel(fastmath=CONTRACT)
+def _unpack(A: Array, o: int, s: int, out: Array) -> None:
+    """A packed symmetric block as a whole matrix."""
+    a, b = rows(A, 0), rows(out, 0)
+    for i in range(s):
+        for j in range(i + 1):
+            x = a[o + i * (i + 1) // 2 + j]
+            b[i * s + j] = x
+            b[j * s + i] = x
+
+
+@kernel(fastmath=CONTRACT)
+def _product(X: Array, Y: Array, s: int, out: Array) -> None:
+    """X Y' of whole matrices, in tiles of 2 x 2 (the last of an odd s is written twice)."""
+    x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
+    for i in range(0, s, 2):
+        p, q = i * s, min(i + 1, s - 1) * s
+        for j in range(0, s, 2):
+            u, v = j * s, min(j + 1, s - 1) * s
+            a = b = c = d = every(0.0)
+            for k in range(s):
+                a += x[p + k] * y[u + k]
+                b += x[p + k] * y[v + k]
+                c += x[q + k] * y[u + k]
+                d += x[q + k] * y[v + k]
+            j1 = min(j + 1, s - 1)
+            z[p + j], z[p + j1], z[q + j], z[q + j1] = a, b, c, d
+
+
+@kernel(fastmath=CONTRACT)
+def _symmetrise(X: Array, o: int, s: int, out: Array) -> None:
+    """Packed (X + X') / 2."""
+    x, y = rows(X, 0), rows(out, 0)
+    for i in range(s):
+        for j in range(i + 1):
+            y[o + i * (i + 1) // 2 + j] = 0.5 * (x[i * s + j] + x[j * s + i])
 
 
 @kernel()
-def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
-    """Hermite coefficients of z'Qz; both divided by E(0) = B'c."""
-    mono, square, origin = work.vectors[0], work.square, 0.0
-    for i in range(c.size):
-        mono[i] = 0.0
+def _symmetric_product(sizes: IntArray, A: Array, B: Array, C: Array, full: Array, out: Array) -> None:
+    """out = sym(A B C) of both blocks."""
+    o, first, second, third = 0, full[0], full[1], full[2]
     for k in range(2):
-        for i in range(t.sizes[k]):
-            for j in range(t.sizes[k]):
-                mono[t.gram[k, i, j]] += square[0, k, i, j]
-    for i in range(c.size):
-        c[i] = 0.0
-        for j in range(c.size):
-            c[i] += t.to_hermite[i, j] * mono[j]
-        origin += B[i] * c[i]
-    for i in range(c.size):
-        c[i] /= origin
-    _blend(square[0], 1.0 / origin, t.Q, 0.0)
+        s = sizes[k]
+        _unpack(A, o, s, first)
+        _unpack(B, o, s, second)
+        _product(first, second, s, third)
+        _unpack(C, o, s, first)
+        _product(third, first, s, second)
+        _symmetrise(second, o, s, out)
+        o += s * (s + 1) // 2
 
 
-@kernel(inline=True)
-def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
-    """Certified coefficients of the Gram matrices work.square[0], with a share of the reference if need be."""
-    _coefficients(t, work, B, c)
-    while not certify(c, t, work, info):
-        info[3] = max(10.0 * info[3], 1e-12)
-        if not info[3] < 1e-2:
-            for i in range(c.size):
-                c[i] = math.nan
-            return NO_FIT
-        _blend(work.square[0], 1.0 - info[3], t.Q, info[3])
-        _coefficients(t, work, B, c)
-    return SHIFTED if info[3] > 0.0 else CERTIFIED
+@kernel(fastmath=CONTRACT)
+def _combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> None:
+    """out = a X + b Y, the first `count` rows."""
+    x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
+    for i in range(count):
+        z[i] = a * x[i] + b * y[i]
 
 
-@kernel(inline=True)
-def solve(H: Array, g: Array, B: Array, t: Tables, max_iter: int, tol: float, work: Work, c: Array, info: Array) -> int:
+@kernel(fastmath=CONTRACT)
+def _move(X: Array, D: Array, lane: Array, which: int, first: int, stop: int, out: Array) -> None:
+    """out = X + (a row of `lane`) D in some rows; X alone in lanes where that row is not positive."""
+    x, d, y, step = rows(X, 0), rows(D, 0), rows(out, 0), rows(lane, 0)[which]
+    for i in range(first, stop):
+        y[i] = pick(step, 0.0, x[i] + step * d[i], x[i])
+
+
+@kernel(fastmath=CONTRACT)
+def _inner(times: Array, Q: Array, M: Array, lane: Array, which: int) -> None:
+    """<Q, M> summed over the blocks into a row of `lane`."""
+    q, m, total = rows(Q, 0), rows(M, 0), every(0.0)
+    for e in range(times.size):
+        total += times[e] * (q[e] * m[e])
+    rows(lane, 0)[which] = total
+
+
+@kernel(fastmath=CONTRACT)
+def _spread(values: Array, lane: Array, which: int, out: Array) -> None:
+    """The same vector in every lane, times a row of `lane`."""
+    a, factor = rows(out, 0), rows(lane, 0)[which]
+    for i in range(values.size):
+        a[i] = values[i] * factor
+
+
+# ---- the interior point ------------------------------------------------------------------------------------------------
+
+
+@kernel()
+def _begin(status: IntArray, l0: int, t: Tables, w: Work) -> int:
+    """Activate the lanes that ask for an answer; their number. Q starts at the reference."""
+    count, lane = 0, w.lane
+    for l in range(WIDTH):
+        asked = status[l0 + l] == CERTIFIED
+        count += asked
+        for row in range(lane.shape[0]):
+            lane[row, l] = 0.0
+        lane[ACTIVE, l] = 1.0 if asked else 0.0
+        lane[SCALE, l] = 1.0
+    _spread(t.Q, lane, SCALE, w.Q)
+    return count
+
+
+@kernel()
+def _retire(lane: Array, pivot: Array) -> None:
+    """End the lanes whose factorisation failed."""
+    for l in range(WIDTH):
+        if not pivot[0, l] > 0.0:
+            lane[ACTIVE, l] = 0.0
+
+
+@kernel(fastmath=CONTRACT)
+def _gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
+    """P eta + K c0."""
+    p, e, c, g = rows(P, 0), rows(eta, 0), rows(c0, 0), rows(out, 0)
+    for i in range(n):
+        r, f, total = i * (i + 1) // 2, e[i], c[i]
+        for j in range(i):
+            x = p[r + j]
+            total += x * e[j]
+            g[j] += x * f
+        g[i] = total + p[r + i] * f
+
+
+@kernel()
+def _residuals(t: Tables, w: Work) -> None:
+    """M, W, the gradient, the values of p and the gap <Q, M>."""
+    _gradient(w.P, w.eta, w.c0, t.B.size, w.gradient)
+    block_product(t.moments, w.eta, w.M)
+    block_product(t.values, w.Q, w.point)
+    block_copy(w.M, w.L, w.M.shape[0])
+    o = 0
+    for k in range(2):
+        _factor(w.L, o, t.sizes[k], w.pivot)
+        _retire(w.lane, w.pivot)
+        _invert(w.L, o, t.sizes[k], w.W)
+        o += t.sizes[k] * (t.sizes[k] + 1) // 2
+    _inner(t.times, w.Q, w.M, w.lane, PRODUCT)
+
+
+@kernel()
+def _judge(gradient: Array, point: Array, n: int, iteration: int, last: bool, tol: float, lane: Array) -> int:
+    """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
+    active = 0
+    for l in range(WIDTH):
+        if lane[ACTIVE, l] > 0.0:
+            largest = residual = 0.0
+            for i in range(n):
+                largest = max(largest, abs(gradient[i, l]))
+                residual = max(residual, abs(gradient[i, l] - point[i, l]))
+            lane[GAP, l], lane[ITERATIONS, l] = lane[PRODUCT, l], iteration
+            if lane[GAP, l] <= tol * lane[SCALE, l] and residual <= 1e-6 * largest:
+                lane[CONVERGED, l], lane[ACTIVE, l] = 1.0, 0.0
+            elif last:
+                lane[ACTIVE, l] = 0.0
+            else:
+                active += 1
+    return active
+
+
+@kernel()
+def _newton_matrix(t: Tables, w: Work) -> None:
+    """The Cholesky factor of P + S into w.S."""
+    n, o = t.B.size, 0
+    block_copy(w.P, w.S, w.P.shape[0])
+    for k in range(2):
+        s, Z = t.sizes[k], t.Z[k]
+        for first in range(0, n, 4):
+            _four_columns(w.Q, o, s, Z, first, w.U)
+            _four_columns(w.W, o, s, Z, first, w.V)
+            _add_entrywise(w.U, w.V, s, Z, first, n, w.S)
+        o += s * (s + 1) // 2
+    block_cholesky(w.S, n, w.pivot)
+    _retire(w.lane, w.pivot)
+
+
+@kernel()
+def _direction(t: Tables, w: Work) -> None:
+    """deta, dM and dQ for the right-hand side R."""
+    n, e = t.B.size, t.gram.size
+    block_product(t.values, w.R, w.point)
+    _combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
+    _solve(w.S, n, w.deta)
+    block_product(t.moments, w.deta, w.dM)
+    _symmetric_product(t.sizes, w.Q, w.dM, w.W, w.full, w.dQ)
+    _combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
+    _combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
+
+
+@kernel()
+def _search(lane: Array, precision: float) -> int:
+    """Mark the lanes that have no step yet, or one known too coarsely; their number."""
+    count = 0
+    for l in range(WIDTH):
+        low, high = lane[LOW, l], lane[HIGH, l]
+        on = lane[ACTIVE, l] > 0.0 and lane[TRIAL, l] > 1e-9 and (low == 0.0 or low < precision * high)
+        lane[SEARCHES, l] = 1.0 if on else 0.0
+        count += on
+    return count
+
+
+@kernel()
+def _shorten(X: Array, D: Array, o: int, s: int, precision: float, lane: Array, L: Array, pivot: Array) -> None:
+    """Shrink the step of every lane until X + step D is positive definite, and bisect to `precision`; or 0."""
+    for l in range(WIDTH):
+        lane[LOW, l], lane[TRIAL, l], lane[HIGH, l] = 0.0, lane[STEP, l], lane[STEP, l]
+    while _search(lane, precision) > 0:
+        _move(X, D, lane, TRIAL, o, o + s * (s + 1) // 2, L)
+        _factor(L, o, s, pivot)
+        for l in range(WIDTH):
+            if lane[SEARCHES, l] > 0.0:
+                lane[LOW if pivot[0, l] > 0.0 else HIGH, l] = lane[TRIAL, l]
+                low = lane[LOW, l]
+                lane[TRIAL, l] = 0.5 * (low + lane[HIGH, l]) if low > 0.0 else 0.75 * lane[TRIAL, l]
+    for l in range(WIDTH):
+        lane[STEP, l] = lane[LOW, l]
+
+
+@kernel()
+def _step_length(sizes: IntArray, w: Work, precision: float) -> None:
+    """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended."""
+    o = 0
+    for l in range(WIDTH):
+        w.lane[STEP, l] = 1.0 / INSIDE
+    for k in range(2):
+        _shorten(w.Q, w.dQ, o, sizes[k], precision, w.lane, w.L, w.pivot)
+        _shorten(w.M, w.dM, o, sizes[k], precision, w.lane, w.L, w.pivot)
+        o += sizes[k] * (sizes[k] + 1) // 2
+    for l in range(WIDTH):
+        w.lane[STEP, l] *= INSIDE
+
+
+@kernel()
+def _centre(t: Tables, w: Work) -> None:
+    """R = mu W - sym(dQ dM W), mu from the gap that the predictor's step would leave [Mehrotra]."""
+    lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
+    _move(w.Q, w.dQ, lane, STEP, 0, e, w.L)
+    _move(w.M, w.dM, lane, STEP, 0, e, w.R)
+    _inner(t.times, w.L, w.R, lane, PRODUCT)
+    for l in range(WIDTH):
+        ratio = lane[PRODUCT, l] / lane[GAP, l]
+        lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+    _symmetric_product(t.sizes, w.dQ, w.dM, w.W, w.full, w.R)
+    r, inverse, mu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[MU]
+    for i in range(e):
+        r[i] = mu * inverse[i] - r[i]
+
+
+@kernel()
+def _advance(t: Tables, w: Work) -> None:
+    """Move eta and Q; a lane whose step is too short ends where it is."""
+    for l in range(WIDTH):
+        if w.lane[STEP, l] < 1e-8:
+            w.lane[ACTIVE, l] = w.lane[STEP, l] = 0.0
+    _move(w.eta, w.deta, w.lane, STEP, 0, t.B.size, w.eta)
+    _move(w.Q, w.dQ, w.lane, STEP, 0, t.gram.size, w.Q)
+
+
+@kernel()
+def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """
-    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares; Hermite coordinates in DIPY's order.
+    Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
+
+    Primal-dual path following from the given eta, Q and scale (rows of w.lane): predictor, corrector, one step length.
+    Q stays positive definite. Rows CONVERGED, GAP (absolute) and ITERATIONS of w.lane are written.
+    """
+    for iteration in range(max_iter + 1):
+        _residuals(t, w)
+        if _judge(w.gradient, w.point, t.B.size, iteration, iteration == max_iter, tol, w.lane) == 0:
+            return
+        _newton_matrix(t, w)
+        block_set(w.R, 0.0)
+        _direction(t, w)
+        _step_length(t.sizes, w, 0.0)
+        _centre(t, w)
+        _direction(t, w)
+        _step_length(t.sizes, w, 0.95)
+        _advance(t, w)
+
+
+# ---- the certificate ---------------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath=CONTRACT)
+def _share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array) -> None:
+    """
+    Correct Q so that it stands for c exactly, up to rounding of a part of `bound` (n,).
+
+    Each entry enters one equation only, (C c)_alpha = sum of the Q_ij with z_i z_j = x^alpha: the residual is shared.
+    """
+    x, q, r, b = rows(c, 0), rows(Q, 0), rows(residual, 0), rows(bound, 0)
+    for i in range(t.B.size):
+        total = size = every(0.0)
+        for j in range(t.B.size):
+            term = t.monomial[i, j] * x[j]
+            total += term
+            size += pick(term, 0.0, term, -term)
+        r[i], b[i] = total, size
+    for e in range(t.gram.size):
+        term, a = t.times[e] * q[e], t.gram[e]
+        r[a] -= term
+        b[a] += pick(term, 0.0, term, -term)
+    for e in range(t.gram.size):
+        q[e] += t.share[e] * r[t.gram[e]]
+
+
+@kernel(fastmath=CONTRACT)
+def _lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
+    """
+    L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L proves Q.
+
+    By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and by the row sums of
+    what rounding can leave in the residuals (Gershgorin).
+    """
+    q, b, a, o = rows(Q, 0), rows(bound, 0), rows(L, 0), 0
+    for k in range(2):
+        s = t.sizes[k]
+        for i in range(s):
+            slack, e = every(0.0), o + i * (i + 1) // 2
+            for j in range(s):
+                if j <= i:
+                    a[e] = q[e]
+                slack += ((t.B.size + 8) * EPS * t.share[e]) * b[t.gram[e]]
+                e += 1 if j < i else j + 1
+            e = o + i * (i + 3) // 2
+            x = q[e]
+            a[e] = x - (slack + (4.0 * s * (s + 2) * EPS) * pick(x, 0.0, x, -x))
+        o += s * (s + 1) // 2
+
+
+@kernel()
+def certify(t: Tables, c: Array, w: Work) -> None:
+    """
+    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive semidefinite.
+
+    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be taken off; 0: no proof.
+    """
+    lane, o = w.lane, 0
+    _share_residual(t, c, w.Q, w.gradient, w.point)
+    _lower(t, w.Q, w.point, w.L)
+    for l in range(WIDTH):
+        lane[MARGIN, l] = 1.0
+    for k in range(2):
+        _factor(w.L, o, t.sizes[k], w.pivot)
+        _invert(w.L, o, t.sizes[k], w.W)
+        for l in range(WIDTH):
+            if not w.pivot[0, l] > 0.0:
+                lane[MARGIN, l] = 0.0
+        o += t.sizes[k] * (t.sizes[k] + 1) // 2
+    _spread(t.Q, lane, MARGIN, w.L)
+    _inner(t.times, w.L, w.W, lane, PRODUCT)
+    for l in range(WIDTH):
+        if lane[MARGIN, l] > 0.0:
+            lane[MARGIN, l] = 1.0 / lane[PRODUCT, l]
+
+
+@kernel(fastmath=CONTRACT)
+def _normalise(B: Array, c: Array, Q: Array) -> None:
+    """Divide c and Q by E(0) = B'c."""
+    x, q, origin = rows(c, 0), rows(Q, 0), every(0.0)
+    for i in range(B.size):
+        origin += B[i] * x[i]
+    for i in range(B.size):
+        x[i] /= origin
+    for e in range(Q.shape[0]):
+        q[e] /= origin
+
+
+@kernel(fastmath=CONTRACT)
+def _blend(reference: Array, lane: Array, Q: Array) -> None:
+    """Q = KEEP Q + BLEND reference, two rows of `lane`."""
+    q, keep, amount = rows(Q, 0), rows(lane, 0)[KEEP], rows(lane, 0)[BLEND]
+    for e in range(reference.size):
+        q[e] = keep * q[e] + reference[e] * amount
+
+
+@kernel()
+def _settle(c: Array, lane: Array, answer: Answer, l0: int) -> int:
+    """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
+    active = 0
+    for l in range(WIDTH):
+        amount, lane[KEEP, l], lane[BLEND, l] = answer.info[3, l0 + l], 1.0, 0.0
+        if not lane[ACTIVE, l] > 0.0:
+            continue
+        proved = lane[MARGIN, l] > 0.0
+        if not proved:
+            amount = max(10.0 * amount, 1e-12)
+        answer.info[2, l0 + l], answer.info[3, l0 + l] = lane[MARGIN, l], amount
+        if not proved and amount < 1e-2:
+            lane[KEEP, l], lane[BLEND, l] = 1.0 - amount, amount
+            active += 1
+            continue
+        lane[ACTIVE, l] = 0.0
+        for i in range(answer.c.shape[0]):
+            answer.c[i, l0 + l] = c[i, l] if proved else math.nan
+        answer.status[l0 + l] = (SHIFTED if amount > 0.0 else CERTIFIED) if proved else NO_FIT
+    return active
+
+
+@kernel()
+def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
+    """
+    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into lanes from l0 on.
+
+    Lanes whose status is not CERTIFIED get NaN.
+    """
+    for l in range(WIDTH):
+        asked = answer.status[l0 + l] == CERTIFIED
+        w.lane[ACTIVE, l] = 1.0 if asked else 0.0
+        answer.info[2, l0 + l] = answer.info[3, l0 + l] = 0.0
+        for i in range(0 if asked else answer.c.shape[0]):
+            answer.c[i, l0 + l] = math.nan
+    active = 1
+    while active > 0:
+        block_product(t.hermite, w.Q, w.deta)
+        _normalise(t.B, w.deta, w.Q)
+        certify(t, w.deta, w)
+        active = _settle(w.deta, w.lane, answer, l0)
+        _blend(t.Q, w.lane, w.Q)
+
+
+# ---- the problems ------------------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath=CONTRACT)
+def _ridged(G: Array, l0: int, n: int, A: Array) -> None:
+    """H = G + RIDGE tr(G) / n, packed."""
+    g, a, trace = rows(G, l0), rows(A, 0), every(0.0)
+    for i in range(n):
+        trace += g[i * (i + 3) // 2]
+    for i in range(n):
+        r = i * (i + 1) // 2
+        for j in range(i):
+            a[r + j] = g[r + j]
+        a[r + i] = g[r + i] + (RIDGE / n) * trace
+
+
+@kernel(fastmath=CONTRACT)
+def _free_minimiser(g: Array, l0: int, B: Array, L: Array, X: Array, c0: Array, h: Array, lane: Array) -> None:
+    """c0, h = H^-1 B / sqrt(B'H^-1 B) and SCALE = g'H^-1 g / 2 from the Cholesky factor of H."""
+    x, b, c, d = rows(X, 0), rows(g, l0), rows(c0, 0), rows(h, 0)
+    for i in range(B.size):
+        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = b[i], every(B[i]), every(0.0), every(0.0)
+    _solve_four(L, B.size, X)
+    gg = gB = BB = every(0.0)
+    for i in range(B.size):
+        gg += b[i] * x[4 * i]
+        gB += B[i] * x[4 * i]
+        BB += B[i] * x[4 * i + 1]
+    for i in range(B.size):
+        c[i] = x[4 * i] + (1.0 - gB) / BB * x[4 * i + 1]
+        d[i] = x[4 * i + 1] / sqrt(BB)
+    rows(lane, 0)[SCALE] = 0.5 * gg
+
+
+@kernel(fastmath=CONTRACT)
+def _dual_matrix(L: Array, K: Array, n: int, w: Array, X: Array, P: Array) -> None:
+    """P = K H^-1 K' - w w', packed, four points at a time."""
+    x, p, d = rows(X, 0), rows(P, 0), rows(w, 0)
+    for first in range(0, n, 4):
+        for i in range(n):
+            for k in range(4):
+                x[4 * i + k] = every(K[first + k, i])
+        _solve_four(L, n, X)
+        for k in range(min(4, n - first)):
+            t = first + k
+            r = t * (t + 1) // 2
+            for u in range(0, t + 1, 2):
+                u1 = min(u + 1, t)
+                a = b = every(0.0)
+                for i in range(n):
+                    y = x[4 * i + k]
+                    a += K[u, i] * y
+                    b += K[u1, i] * y
+                p[r + u] = a - d[t] * d[u]
+                p[r + u1] = (b if u1 > u else a) - d[t] * d[u1]
+
+
+@kernel()
+def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
+    """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
+    n, lane = t.B.size, w.lane
+    _ridged(G, l0, n, w.S)
+    block_cholesky(w.S, n, w.pivot)
+    _retire(lane, w.pivot)
+    _free_minimiser(g, l0, t.B, w.S, w.U, w.deta, w.gradient, lane)
+    block_product(t.K, w.deta, w.c0)
+    block_product(t.K, w.gradient, w.point)
+    _dual_matrix(w.S, t.K, n, w.point, w.U, w.P)
+    for l in range(WIDTH):
+        lane[MU, l] = 0.03 * lane[SCALE, l]
+        if not 0.0 < lane[SCALE, l] < math.inf:
+            lane[ACTIVE, l] = 0.0
+    _spread(t.eta, lane, MU, w.eta)
+
+
+@kernel()
+def solve(G: Array, g: Array, t: Tables, max_iter: int, tol: float, w: Work, answer: Answer) -> None:
+    """
+    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares, for V voxels, a multiple of WIDTH.
 
     Parameters
     ----------
-    H : (n, n) symmetric, a ridge is added. g, B : (n,). t : `tables(order)`. work : `workspace(n, t.Z.shape[1])`.
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g : (n, V).
+    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in w.Q.
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
-    c : (n,), written; its Gram matrices are left in work.square[0].
-    info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference blended in.
-    Returns CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not finite: c is NaN).
+    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, SHIFTED, NOT_CONVERGED or
+        NO_FIT (left out; H not positive definite, g zero or not finite: c is NaN).
     """
-    n, A, ridge = g.size, work.A, 0.0
-    info[0] = info[1] = info[2] = info[3] = 0.0
-    for i in range(n):
-        c[i] = math.nan
-        ridge += RIDGE * H[i, i] / n
-    for i in range(n + 2):
-        for j in range(n + 2):
-            A[i, j] = 0.0
-    for i in range(n):
-        row = A[n + 2 + i]
-        for j in range(n):
-            row[j], row[n + 2 + j] = t.values[i, j], H[i, j]
-        row[n], row[n + 1], row[n + 2 + i] = g[i], B[i], row[n + 2 + i] + ridge
-    if not eliminate(A, 2 * n + 2, n):
-        return NO_FIT
-    scale, gB, BB = -0.5 * A[n, n], -A[n + 1, n], -A[n + 1, n + 1]
-    if not 0.0 < scale < math.inf:
-        return NO_FIT
-    c1, eta, w = work.vectors[6], work.vectors[7], A[n + 1]
-    for i in range(n):  # the equality eliminated: P = K H^-1 K' less its part along w = K H^-1 B
-        c1[i] = -A[n, i] - w[i] * (1.0 - gB) / BB
-        eta[i] = 0.03 * scale * t.eta[i]
+    lane, status = w.lane, answer.status
+    for l0 in range(0, status.size, WIDTH):
+        if _begin(status, l0, t, w) > 0:
+            _pose(G, g, l0, t, w)
+            for l in range(WIDTH):
+                if not lane[ACTIVE, l] > 0.0:
+                    status[l0 + l] = NO_FIT
+            interior_point(t, max_iter, tol, w)
+        for l in range(WIDTH):
+            answer.info[0, l0 + l], answer.info[1, l0 + l] = lane[GAP, l] / lane[SCALE, l], lane[ITERATIONS, l]
+        conclude(t, w, answer, l0)
+        for l in range(WIDTH):
+            if status[l0 + l] != NO_FIT and not lane[CONVERGED, l] > 0.0:
+                status[l0 + l] = NOT_CONVERGED
+
+
+@kernel(fastmath=CONTRACT)
+def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
+    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz; the coefficients into w.deta."""
+    x, mine, d, p = rows(c, l0), rows(w.deta, 0), rows(w.c0, 0), rows(w.P, 0)
+    for i in range(t.B.size):
+        mine[i] = x[i]
+    block_product(t.K, w.deta, w.c0)
+    for i in range(t.B.size):
+        d[i] -= t.reference[i]
         for j in range(i + 1):
-            work.P[i, j] = work.P[j, i] = -A[i, j] - w[i] * w[j] / BB
-    converged = interior_point(c1, eta, scale, t, max_iter, tol, work, info)
-    status = conclude(B, t, work, c, info)
-    return NOT_CONVERGED if status != NO_FIT and not converged else status
+            p[i * (i + 1) // 2 + j] = every(t.reference[i] * t.reference[j])
 
 
 @kernel()
-def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info: Array) -> bool:
+def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer: Answer) -> None:
     """
-    Best Gram matrices of given coefficients with E(0) = 1, and whether they prove p >= 0.
+    Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >= 0.
 
     They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum of squares left.
-    `info` as in `solve`, except info[3]: the best m, known to about 1e-6.
+    `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6; proved where info[2] > 0.
     """
-    p, eta = work.vectors[6], work.vectors[7]
-    for i in range(c.size):  # minimise (m - 1)^2 / 2 with p - m reference = z'Qz
-        p[i], eta[i] = -t.reference[i], t.eta[i]
-        for j in range(c.size):
-            p[i] += t.values[j, i] * c[j]
-            work.P[i, j] = t.reference[i] * t.reference[j]
-    interior_point(p, eta, 1.0, t, max_iter, tol, work, info)
-    info[3] = 1.0
-    for i in range(c.size):
-        info[3] -= t.reference[i] * eta[i]
-    _blend(work.square[0], 1.0, t.Q, info[3])
-    return certify(c, t, work, info)
+    info, lane = answer.info, w.lane
+    for l0 in range(0, answer.status.size, WIDTH):
+        if _begin(answer.status, l0, t, w) == 0:
+            continue
+        _margin_problem(c, l0, t, w)
+        _spread(t.eta, lane, SCALE, w.eta)
+        interior_point(t, max_iter, tol, w)
+        for l in range(WIDTH):
+            m = 1.0
+            for i in range(t.B.size):
+                m -= t.reference[i] * w.eta[i, l]
+            info[0, l0 + l], info[1, l0 + l], info[3, l0 + l] = lane[GAP, l], lane[ITERATIONS, l], m
+            lane[KEEP, l], lane[BLEND, l] = 1.0, m
+        _blend(t.Q, lane, w.Q)
+        _margin_problem(c, l0, t, w)  # restores w.deta
+        certify(t, w.deta, w)
+        for l in range(WIDTH):
+            info[2, l0 + l] = lane[MARGIN, l]
