@@ -62,7 +62,7 @@ class Tables(NamedTuple):
 
     sizes: IntArray  # (2,) of the even and the odd block
     B: Array  # (n,) E(0) of the basis functions
-    K: Array  # (n4, n) Hermite functions at the points, times the points' weights
+    K: Array  # (n + 2 or more, n) Hermite functions at the points, times the points' weights; then B, and zeros
     Z: Array  # (2, n4, m) z at the points, times the root of the weights
     moments: Array  # (e4, n) A
     values: Array  # (n4, e) A*
@@ -79,7 +79,7 @@ class Tables(NamedTuple):
 class Work(NamedTuple):
     """Scratch of WIDTH voxels, arrays [row][WIDTH]; L and `full` serve products and factors."""
 
-    P: Array  # (n (n + 1) / 2,) packed
+    P: Array  # ((n + 3) (n + 4) / 2,) packed, rows n and n + 1 of B and g
     S: Array  # ((n + 1) (n + 2) / 2,) H or P + S, then its Cholesky factor
     Q: Array  # (e4,)
     M: Array
@@ -89,8 +89,9 @@ class Work(NamedTuple):
     R: Array
     L: Array
     full: Array  # (3, m m) whole matrices of a block
-    U: Array  # (4 n,) products with four points
-    V: Array  # (4 m,)
+    T: Array  # see `_whiten`
+    U: Array  # (4 m,) products with four points, or a column
+    V: Array
     eta: Array  # (n4,)
     deta: Array
     c0: Array  # values K c0 of the minimiser without cones
@@ -163,7 +164,7 @@ def tables(order: int) -> Tables:
     hermite = np.linalg.inv(C)[:, gram_all] * times_all
     share = 1.0 / np.bincount(gram_all, times_all, n)[gram_all]
     return Tables(
-        np.array([len(b) for b in blocks], np.int64), B.copy(), pad4(K), Z, pad4(A), pad4(values), pad4(hermite),
+        np.array([len(b) for b in blocks], np.int64), B.copy(), pad4(np.concatenate([K, B[None], 0.0 * B[None]])), Z, pad4(A), pad4(values), pad4(hermite),
         np.ascontiguousarray(C), gram_all.astype(np.uint64), times_all, share, np.asarray(np.linalg.solve(K.T, B)),
         np.pad(Q_all, (0, -len(Q_all) % 4)), values @ Q_all,
     )  # fmt: skip
@@ -171,15 +172,15 @@ def tables(order: int) -> Tables:
 
 def workspace(t: Tables) -> Work:
     """Scratch for an order."""
-    n, e, (n4, m) = len(t.B), len(t.moments), t.Z.shape[1:]
+    n, e, m = len(t.B), len(t.moments), t.Z.shape[2]
 
     def empty(*shape: int) -> Array:
         return lanes.empty(*shape, WIDTH)
 
     packed = (empty(e) for _ in range(7))
-    P, S, full = empty(n * (n + 1) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
-    vectors = (empty(n4) for _ in range(5))
-    return Work(P, S, *packed, full, empty(4 * n), empty(4 * m), *vectors, empty(15), empty(1))
+    P, S, full = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
+    vectors = (empty(len(t.K)) for _ in range(5))
+    return Work(P, S, *packed, full, empty(t.K.size), empty(4 * m), empty(4 * m), *vectors, empty(15), empty(1))
 
 
 def answers(n: int, voxels: int) -> Answer:
@@ -204,50 +205,28 @@ def blocks(t: Tables, packed: Array) -> list[Array]:
 
 
 @kernel(fastmath=CONTRACT)
-def _factor(A: Array, o: int, s: int, pivot: Array) -> None:
+def _eliminate(A: Array, o: int, s: int, whole: bool, column: Array, pivot: Array) -> None:
     """
-    A = L D L' in place, packed from row o: L below the diagonal, 1 / D on it.
+    Sweep a symmetric matrix, packed from row o: A becomes -A^-1 (`whole`), or only the pivots of A = L D L' are found.
 
-    `pivot`: the smallest entry of D; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
+    `pivot`: the smallest of D; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
     """
-    a, smallest = rows(A, 0), every(1.0)
-    for i in range(s):
-        p = o + i * (i + 1) // 2
-        for j in range(i):
-            q, x = o + j * (j + 1) // 2, a[p + j]
-            for k in range(j):
-                x -= a[p + k] * a[q + k]
-            a[p + j] = x
-        d = a[p + i]
-        for j in range(i):
-            x = a[p + j]
-            y = x * a[o + j * (j + 3) // 2]
-            d -= x * y
-            a[p + j] = y
+    a, v, smallest = rows(A, 0), rows(column, 0), every(1.0)
+    for k in range(s):
+        first, r = 0 if whole else k + 1, o + k * (k + 1) // 2
+        d = a[r + k]
         smallest = pick(d, smallest, smallest, d)
-        a[p + i] = 1.0 / d
+        for j in range(first, k + 1):
+            v[j], a[r + j] = a[r + j], every(0.0)
+        for i in range(k + 1, s):
+            e = o + i * (i + 1) // 2 + k
+            v[i], a[e] = a[e], every(0.0)
+        v[k], f = every(-1.0), 1.0 / d  # -1 makes row and column k of the inverse part of the same update
+        for i in range(first, s):
+            p, x = o + i * (i + 1) // 2, v[i] * f
+            for j in range(first, i + 1):
+                a[p + j] -= x * v[j]
     rows(pivot, 0)[0] = smallest
-
-
-@kernel(fastmath=CONTRACT)
-def _invert(L: Array, o: int, s: int, W: Array) -> None:
-    """W = (L D L')^-1 from a factor of `_factor`, whose L is overwritten by its inverse."""
-    a, w = rows(L, 0), rows(W, 0)
-    for j in range(s):
-        for i in range(j + 1, s):
-            p = o + i * (i + 1) // 2
-            x = a[p + j]
-            for k in range(j + 1, i):
-                x += a[p + k] * a[o + k * (k + 1) // 2 + j]
-            a[p + j] = -x
-    for i in range(s):
-        p = o + i * (i + 1) // 2
-        for j in range(i + 1):
-            x = a[p + i] if i == j else a[p + i] * a[p + j]
-            for k in range(i + 1, s):
-                q = o + k * (k + 1) // 2
-                x += a[q + k] * a[q + i] * a[q + j]
-            w[p + j] = x
 
 
 @kernel(fastmath=CONTRACT)
@@ -265,31 +244,6 @@ def _solve(L: Array, n: int, x: Array) -> None:
         b[i] = f
         for j in range(i):
             b[j] -= a[r + j] * f
-
-
-@kernel(fastmath=CONTRACT)
-def _solve_four(L: Array, n: int, X: Array) -> None:
-    """`_solve` of four vectors at once, X[4 i + k]: one load of L serves them all."""
-    l, x = rows(L, 0), rows(X, 0)
-    for i in range(n):
-        r = i * (i + 1) // 2
-        a, b, c, d, f = x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3], l[r + i]
-        for k in range(i):
-            y = l[r + k]
-            a -= y * x[4 * k]
-            b -= y * x[4 * k + 1]
-            c -= y * x[4 * k + 2]
-            d -= y * x[4 * k + 3]
-        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = a * f, b * f, c * f, d * f
-    for i in range(n - 1, -1, -1):
-        a, b, c, d, f = x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3], l[i * (i + 3) // 2]
-        for k in range(i + 1, n):
-            y = l[k * (k + 1) // 2 + i]
-            a -= y * x[4 * k]
-            b -= y * x[4 * k + 1]
-            c -= y * x[4 * k + 2]
-            d -= y * x[4 * k + 3]
-        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = a * f, b * f, c * f, d * f
 
 
 @kernel(fastmath=CONTRACT)
@@ -461,13 +415,13 @@ def _residuals(t: Tables, w: Work) -> None:
     _gradient(w.P, w.eta, w.c0, t.B.size, w.gradient)
     block_product(t.moments, w.eta, w.M)
     block_product(t.values, w.Q, w.point)
-    block_copy(w.M, w.L, w.M.shape[0])
+    block_copy(w.M, w.W, w.M.shape[0])
     o = 0
     for k in range(2):
-        _factor(w.L, o, t.sizes[k], w.pivot)
+        _eliminate(w.W, o, t.sizes[k], True, w.U, w.pivot)
         _retire(w.lane, w.pivot)
-        _invert(w.L, o, t.sizes[k], w.W)
         o += t.sizes[k] * (t.sizes[k] + 1) // 2
+    _combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
     _inner(t.times, w.Q, w.M, w.lane, PRODUCT)
 
 
@@ -495,7 +449,7 @@ def _judge(gradient: Array, point: Array, n: int, iteration: int, last: bool, to
 def _newton_matrix(t: Tables, w: Work) -> None:
     """The Cholesky factor of P + S into w.S."""
     n, o = t.B.size, 0
-    block_copy(w.P, w.S, w.P.shape[0])
+    block_copy(w.P, w.S, n * (n + 1) // 2)
     for k in range(2):
         s, Z = t.sizes[k], t.Z[k]
         for first in range(0, n, 4):
@@ -533,16 +487,17 @@ def _search(lane: Array, precision: float) -> int:
 
 
 @kernel()
-def _shorten(X: Array, D: Array, o: int, s: int, precision: float, lane: Array, L: Array, pivot: Array) -> None:
+def _shorten(X: Array, D: Array, o: int, s: int, precision: float, w: Work) -> None:
     """Shrink the step of every lane until X + step D is positive definite, and bisect to `precision`; or 0."""
+    lane = w.lane
     for l in range(WIDTH):
         lane[LOW, l], lane[TRIAL, l], lane[HIGH, l] = 0.0, lane[STEP, l], lane[STEP, l]
     while _search(lane, precision) > 0:
-        _move(X, D, lane, TRIAL, o, o + s * (s + 1) // 2, L)
-        _factor(L, o, s, pivot)
+        _move(X, D, lane, TRIAL, o, o + s * (s + 1) // 2, w.L)
+        _eliminate(w.L, o, s, False, w.U, w.pivot)
         for l in range(WIDTH):
             if lane[SEARCHES, l] > 0.0:
-                lane[LOW if pivot[0, l] > 0.0 else HIGH, l] = lane[TRIAL, l]
+                lane[LOW if w.pivot[0, l] > 0.0 else HIGH, l] = lane[TRIAL, l]
                 low = lane[LOW, l]
                 lane[TRIAL, l] = 0.5 * (low + lane[HIGH, l]) if low > 0.0 else 0.75 * lane[TRIAL, l]
     for l in range(WIDTH):
@@ -556,8 +511,8 @@ def _step_length(sizes: IntArray, w: Work, precision: float) -> None:
     for l in range(WIDTH):
         w.lane[STEP, l] = 1.0 / INSIDE
     for k in range(2):
-        _shorten(w.Q, w.dQ, o, sizes[k], precision, w.lane, w.L, w.pivot)
-        _shorten(w.M, w.dM, o, sizes[k], precision, w.lane, w.L, w.pivot)
+        _shorten(w.Q, w.dQ, o, sizes[k], precision, w)
+        _shorten(w.M, w.dM, o, sizes[k], precision, w)
         o += sizes[k] * (sizes[k] + 1) // 2
     for l in range(WIDTH):
         w.lane[STEP, l] *= INSIDE
@@ -674,17 +629,16 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     for l in range(WIDTH):
         lane[MARGIN, l] = 1.0
     for k in range(2):
-        _factor(w.L, o, t.sizes[k], w.pivot)
-        _invert(w.L, o, t.sizes[k], w.W)
+        _eliminate(w.L, o, t.sizes[k], True, w.U, w.pivot)
         for l in range(WIDTH):
             if not w.pivot[0, l] > 0.0:
                 lane[MARGIN, l] = 0.0
         o += t.sizes[k] * (t.sizes[k] + 1) // 2
-    _spread(t.Q, lane, MARGIN, w.L)
+    _spread(t.Q, lane, MARGIN, w.W)
     _inner(t.times, w.L, w.W, lane, PRODUCT)
     for l in range(WIDTH):
         if lane[MARGIN, l] > 0.0:
-            lane[MARGIN, l] = 1.0 / lane[PRODUCT, l]
+            lane[MARGIN, l] = -1.0 / lane[PRODUCT, l]
 
 
 @kernel(fastmath=CONTRACT)
@@ -769,44 +723,59 @@ def _ridged(G: Array, l0: int, n: int, A: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
-def _free_minimiser(g: Array, l0: int, B: Array, L: Array, X: Array, c0: Array, h: Array, lane: Array) -> None:
-    """c0, h = H^-1 B / sqrt(B'H^-1 B) and SCALE = g'H^-1 g / 2 from the Cholesky factor of H."""
-    x, b, c, d = rows(X, 0), rows(g, l0), rows(c0, 0), rows(h, 0)
-    for i in range(B.size):
-        x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3] = b[i], every(B[i]), every(0.0), every(0.0)
-    _solve_four(L, B.size, X)
-    gg = gB = BB = every(0.0)
-    for i in range(B.size):
-        gg += b[i] * x[4 * i]
-        gB += B[i] * x[4 * i]
-        BB += B[i] * x[4 * i + 1]
-    for i in range(B.size):
-        c[i] = x[4 * i] + (1.0 - gB) / BB * x[4 * i + 1]
-        d[i] = x[4 * i + 1] / sqrt(BB)
-    rows(lane, 0)[SCALE] = 0.5 * gg
+def _whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
+    """T = L^-1 [K', B, g], H = L L', in groups of four columns: row i of column t at (t // 4) 4 n + 4 i + t % 4."""
+    n = K.shape[1]
+    l, x, y = rows(L, 0), rows(T, 0), rows(g, l0)
+    for t in range(0, K.shape[0], 4):
+        o = t * n
+        for i in range(n):
+            for k in range(4):
+                x[o + 4 * i + k] = every(K[t + k, i])
+            if t <= n + 1 < t + 4:
+                x[o + 4 * i + n + 1 - t] = y[i]
+            r, e = i * (i + 1) // 2, o + 4 * i
+            a, b, c, d = x[e], x[e + 1], x[e + 2], x[e + 3]
+            for j in range(i):
+                f, e = l[r + j], o + 4 * j
+                a -= f * x[e]
+                b -= f * x[e + 1]
+                c -= f * x[e + 2]
+                d -= f * x[e + 3]
+            f, e = l[r + i], o + 4 * i
+            x[e], x[e + 1], x[e + 2], x[e + 3] = a * f, b * f, c * f, d * f
 
 
 @kernel(fastmath=CONTRACT)
-def _dual_matrix(L: Array, K: Array, n: int, w: Array, X: Array, P: Array) -> None:
-    """P = K H^-1 K' - w w', packed, four points at a time."""
-    x, p, d = rows(X, 0), rows(P, 0), rows(w, 0)
-    for first in range(0, n, 4):
-        for i in range(n):
-            for k in range(4):
-                x[4 * i + k] = every(K[first + k, i])
-        _solve_four(L, n, X)
-        for k in range(min(4, n - first)):
-            t = first + k
-            r = t * (t + 1) // 2
-            for u in range(0, t + 1, 2):
-                u1 = min(u + 1, t)
-                a = b = every(0.0)
-                for i in range(n):
-                    y = x[4 * i + k]
-                    a += K[u, i] * y
-                    b += K[u1, i] * y
-                p[r + u] = a - d[t] * d[u]
-                p[r + u1] = (b if u1 > u else a) - d[t] * d[u1]
+def _gram(T: Array, n: int, count: int, P: Array) -> None:
+    """P = T'T, packed, of `_whiten`'s columns, in tiles of 2 x 2."""
+    x, p = rows(T, 0), rows(P, 0)
+    for t in range(0, count, 2):
+        first, r, s = t // 4 * 4 * n + t % 4, t * (t + 1) // 2, (t + 1) * (t + 2) // 2
+        for u in range(0, t + 1, 2):
+            second = u // 4 * 4 * n + u % 4
+            a = b = c = d = every(0.0)
+            for i in range(0, 4 * n, 4):
+                a += x[first + i] * x[second + i]
+                b += x[first + i] * x[second + i + 1]
+                c += x[first + i + 1] * x[second + i]
+                d += x[first + i + 1] * x[second + i + 1]
+            p[r + u], p[s + u], p[s + u + 1] = a, c, d
+            if u < t:
+                p[r + u + 1] = b
+
+
+@kernel(fastmath=CONTRACT)
+def _eliminate_origin(P: Array, n: int, c0: Array, lane: Array) -> None:
+    """The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves, and SCALE; rows n, n + 1 of P are those of B and g."""
+    p, c, r, q = rows(P, 0), rows(c0, 0), n * (n + 1) // 2, (n + 1) * (n + 2) // 2
+    BB, gB = p[r + n], p[q + n]
+    rows(lane, 0)[SCALE] = 0.5 * p[q + n + 1]
+    for t in range(n):
+        f = p[r + t] / BB
+        c[t] = p[q + t] + (1.0 - gB) * f
+        for u in range(t + 1):
+            p[t * (t + 1) // 2 + u] -= f * p[r + u]
 
 
 @kernel()
@@ -816,10 +785,9 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
     _ridged(G, l0, n, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(lane, w.pivot)
-    _free_minimiser(g, l0, t.B, w.S, w.U, w.deta, w.gradient, lane)
-    block_product(t.K, w.deta, w.c0)
-    block_product(t.K, w.gradient, w.point)
-    _dual_matrix(w.S, t.K, n, w.point, w.U, w.P)
+    _whiten(w.S, t.K, g, l0, w.T)
+    _gram(w.T, n, n + 2, w.P)
+    _eliminate_origin(w.P, n, w.c0, lane)
     for l in range(WIDTH):
         lane[MU, l] = 0.03 * lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
