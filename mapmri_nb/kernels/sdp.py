@@ -205,26 +205,44 @@ def blocks(t: Tables, packed: Array) -> list[Array]:
 
 
 @kernel(fastmath=CONTRACT)
-def _eliminate(A: Array, o: int, s: int, whole: bool, column: Array, pivot: Array) -> None:
+def _pivots(A: Array, o: int, s: int, pivot: Array) -> None:
     """
-    Sweep a symmetric matrix, packed from row o: A becomes -A^-1 (`whole`), or only the pivots of A = L D L' are found.
+    Eliminate a symmetric matrix, packed from row o, from its last row on; A is overwritten.
 
-    `pivot`: the smallest of D; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
+    `pivot`: the smallest pivot; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
     """
-    a, v, smallest = rows(A, 0), rows(column, 0), every(1.0)
-    for k in range(s):
-        first, r = 0 if whole else k + 1, o + k * (k + 1) // 2
+    a, smallest = rows(A, 0), every(1.0)
+    for k in range(s - 1, -1, -1):
+        r, p = o + k * (k + 1) // 2, o
         d = a[r + k]
         smallest = pick(d, smallest, smallest, d)
-        for j in range(first, k + 1):
+        f = 1.0 / d
+        for i in range(k):
+            x = a[r + i] * f
+            for j in range(i + 1):
+                a[p + j] -= x * a[r + j]
+            p += i + 1
+    rows(pivot, 0)[0] = smallest
+
+
+@kernel(fastmath=CONTRACT)
+def _invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
+    """A = -A^-1 in place by a sweep over the pivots; `column` is scratch, `pivot` as in `_pivots`."""
+    a, v, smallest = rows(A, 0), rows(column, 0), every(1.0)
+    for k in range(s):
+        r = o + k * (k + 1) // 2
+        d = a[r + k]
+        smallest = pick(d, smallest, smallest, d)
+        for j in range(k):
             v[j], a[r + j] = a[r + j], every(0.0)
         for i in range(k + 1, s):
             e = o + i * (i + 1) // 2 + k
             v[i], a[e] = a[e], every(0.0)
-        v[k], f = every(-1.0), 1.0 / d  # -1 makes row and column k of the inverse part of the same update
-        for i in range(first, s):
+        f = 1.0 / d
+        v[k], a[r + k] = every(-1.0), every(0.0)  # so the update also makes row and column k of the inverse
+        for i in range(s):
             p, x = o + i * (i + 1) // 2, v[i] * f
-            for j in range(first, i + 1):
+            for j in range(i + 1):
                 a[p + j] -= x * v[j]
     rows(pivot, 0)[0] = smallest
 
@@ -418,7 +436,7 @@ def _residuals(t: Tables, w: Work) -> None:
     block_copy(w.M, w.W, w.M.shape[0])
     o = 0
     for k in range(2):
-        _eliminate(w.W, o, t.sizes[k], True, w.U, w.pivot)
+        _invert(w.W, o, t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
         o += t.sizes[k] * (t.sizes[k] + 1) // 2
     _combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
@@ -475,47 +493,45 @@ def _direction(t: Tables, w: Work) -> None:
 
 
 @kernel()
-def _search(lane: Array, precision: float) -> int:
-    """Mark the lanes that have no step yet, or one known too coarsely; their number."""
-    count = 0
+def _bisect(lane: Array, pivot: Array, precision: float) -> bool:
+    """Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on."""
+    a = rows(lane, 0)
+    on, trial = a[SEARCHES], a[TRIAL]
+    inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
+    low, high = pick(inside, 0.0, trial, a[LOW]), pick(on, inside, trial, a[HIGH])
+    trial = pick(on, 0.0, pick(low, 0.0, 0.5 * (low + high), 0.75 * trial), trial)
+    wide = pick(low, 0.0, precision * high - low, 1.0)  # without a step yet, or with one known too coarsely
+    a[LOW], a[HIGH], a[TRIAL] = low, high, trial
+    a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)
+    more = False
     for l in range(WIDTH):
-        low, high = lane[LOW, l], lane[HIGH, l]
-        on = lane[ACTIVE, l] > 0.0 and lane[TRIAL, l] > 1e-9 and (low == 0.0 or low < precision * high)
-        lane[SEARCHES, l] = 1.0 if on else 0.0
-        count += on
-    return count
+        more |= lane[SEARCHES, l] > 0.0
+    return more
 
 
 @kernel()
 def _shorten(X: Array, D: Array, o: int, s: int, precision: float, w: Work) -> None:
     """Shrink the step of every lane until X + step D is positive definite, and bisect to `precision`; or 0."""
-    lane = w.lane
-    for l in range(WIDTH):
-        lane[LOW, l], lane[TRIAL, l], lane[HIGH, l] = 0.0, lane[STEP, l], lane[STEP, l]
-    while _search(lane, precision) > 0:
-        _move(X, D, lane, TRIAL, o, o + s * (s + 1) // 2, w.L)
-        _eliminate(w.L, o, s, False, w.U, w.pivot)
-        for l in range(WIDTH):
-            if lane[SEARCHES, l] > 0.0:
-                lane[LOW if w.pivot[0, l] > 0.0 else HIGH, l] = lane[TRIAL, l]
-                low = lane[LOW, l]
-                lane[TRIAL, l] = 0.5 * (low + lane[HIGH, l]) if low > 0.0 else 0.75 * lane[TRIAL, l]
-    for l in range(WIDTH):
-        lane[STEP, l] = lane[LOW, l]
+    a, more = rows(w.lane, 0), True
+    a[LOW], a[TRIAL], a[HIGH], a[SEARCHES] = every(0.0), a[STEP], a[STEP], pick(a[STEP], 1e-9, a[ACTIVE], 0.0)
+    while more:
+        _move(X, D, w.lane, TRIAL, o, o + s * (s + 1) // 2, w.L)
+        _pivots(w.L, o, s, w.pivot)
+        more = _bisect(w.lane, w.pivot, precision)
+    a[STEP] = a[LOW]
 
 
 @kernel()
 def _step_length(sizes: IntArray, w: Work, precision: float) -> None:
     """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended."""
     o = 0
-    for l in range(WIDTH):
-        w.lane[STEP, l] = 1.0 / INSIDE
+    step = rows(w.lane, 0)
+    step[STEP] = every(1.0 / INSIDE)
     for k in range(2):
         _shorten(w.Q, w.dQ, o, sizes[k], precision, w)
         _shorten(w.M, w.dM, o, sizes[k], precision, w)
         o += sizes[k] * (sizes[k] + 1) // 2
-    for l in range(WIDTH):
-        w.lane[STEP, l] *= INSIDE
+    step[STEP] *= INSIDE
 
 
 @kernel()
@@ -629,7 +645,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     for l in range(WIDTH):
         lane[MARGIN, l] = 1.0
     for k in range(2):
-        _eliminate(w.L, o, t.sizes[k], True, w.U, w.pivot)
+        _invert(w.L, o, t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
             if not w.pivot[0, l] > 0.0:
                 lane[MARGIN, l] = 0.0
