@@ -50,7 +50,7 @@ RIDGE = 1e-8  # of tr(H)/n: three shells leave H singular at order 8; moves the 
 EPS = 2.220446049250313e-16
 INSIDE = 0.98  # of the way to the boundary of the cones
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
-ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, PRODUCT, MU, STEP, LOW, TRIAL, HIGH, SEARCHES, MARGIN, KEEP, BLEND = range(15)
+ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, MU, SEARCHES, LOW, HIGH, MARGIN, KEEP, BLEND = range(12)
 
 
 class Tables(NamedTuple):
@@ -61,6 +61,7 @@ class Tables(NamedTuple):
     """
 
     sizes: IntArray  # (2,) of the even and the odd block
+    starts: IntArray  # (2,) their first packed entry
     B: Array  # (n,) E(0) of the basis functions
     K: Array  # (n + 2 or more, n) Hermite functions at the points, times the points' weights; then B, and zeros
     Z: Array  # (2, n4, m) z at the points, times the root of the weights
@@ -97,8 +98,11 @@ class Work(NamedTuple):
     c0: Array  # values K c0 of the minimiser without cones
     gradient: Array  # P eta + K c0
     point: Array  # (n4,) values A*(Q); other vectors
-    lane: Array  # (15,) see the row names
-    pivot: Array  # (1,) smallest pivot of the last factorisation
+    lane: Array  # (12,) see the row names
+    step: Array  # (1,)
+    trial: Array  # (1,) a step to be tried
+    total: Array  # (1,) sum or factor
+    pivot: Array  # (1,) smallest pivot of the last elimination
 
 
 class Answer(NamedTuple):
@@ -159,12 +163,13 @@ def tables(order: int) -> Tables:
         times.append(np.where(i == j, 1.0, 2.0))
         Q.append(np.linalg.inv(gaussian[whole])[i, j] / sum(map(len, blocks)))
         pairs.append((z[:, i] * z[:, j]).T)
+    sizes = np.array([len(b) for b in blocks], np.int64)
     gram_all, times_all, A = np.concatenate(gram), np.concatenate(times), np.concatenate(pairs)
     Q_all, values = np.concatenate(Q), A.T * times_all
     hermite = np.linalg.inv(C)[:, gram_all] * times_all
     share = 1.0 / np.bincount(gram_all, times_all, n)[gram_all]
     return Tables(
-        np.array([len(b) for b in blocks], np.int64), B.copy(), pad4(np.concatenate([K, B[None], 0.0 * B[None]])), Z, pad4(A), pad4(values), pad4(hermite),
+        sizes, np.array([0, sizes[0] * (sizes[0] + 1) // 2]), B.copy(), pad4(np.concatenate([K, B[None], 0.0 * B[None]])), Z, pad4(A), pad4(values), pad4(hermite),
         np.ascontiguousarray(C), gram_all.astype(np.uint64), times_all, share, np.asarray(np.linalg.solve(K.T, B)),
         np.pad(Q_all, (0, -len(Q_all) % 4)), values @ Q_all,
     )  # fmt: skip
@@ -180,7 +185,7 @@ def workspace(t: Tables) -> Work:
     packed = (empty(e) for _ in range(7))
     P, S, full = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
     vectors = (empty(len(t.K)) for _ in range(5))
-    return Work(P, S, *packed, full, empty(t.K.size), empty(4 * m), empty(4 * m), *vectors, empty(15), empty(1))
+    return Work(P, S, *packed, full, empty(t.K.size), empty(4 * m), empty(4 * m), *vectors, empty(12), *(empty(1) for _ in range(4)))
 
 
 def answers(n: int, voxels: int) -> Answer:
@@ -341,18 +346,17 @@ def _symmetrise(X: Array, o: int, s: int, out: Array) -> None:
 
 
 @kernel()
-def _symmetric_product(sizes: IntArray, A: Array, B: Array, C: Array, full: Array, out: Array) -> None:
+def symmetric_product(t: Tables, A: Array, B: Array, C: Array, full: Array, out: Array) -> None:
     """out = sym(A B C) of both blocks."""
-    o, first, second, third = 0, full[0], full[1], full[2]
+    first, second, third = full[0], full[1], full[2]
     for k in range(2):
-        s = sizes[k]
+        o, s = t.starts[k], t.sizes[k]
         _unpack(A, o, s, first)
         _unpack(B, o, s, second)
         _product(first, second, s, third)
         _unpack(C, o, s, first)
         _product(third, first, s, second)
         _symmetrise(second, o, s, out)
-        o += s * (s + 1) // 2
 
 
 @kernel(fastmath=CONTRACT)
@@ -364,28 +368,28 @@ def _combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> 
 
 
 @kernel(fastmath=CONTRACT)
-def _move(X: Array, D: Array, lane: Array, which: int, first: int, stop: int, out: Array) -> None:
-    """out = X + (a row of `lane`) D in some rows; X alone in lanes where that row is not positive."""
-    x, d, y, step = rows(X, 0), rows(D, 0), rows(out, 0), rows(lane, 0)[which]
-    for i in range(first, stop):
-        y[i] = pick(step, 0.0, x[i] + step * d[i], x[i])
+def _move(X: Array, D: Array, step: Array, first: int, count: int, out: Array) -> None:
+    """out = X + step D in some rows; X alone in lanes where the step (1,) is not positive."""
+    x, d, y, f = rows(X, 0), rows(D, 0), rows(out, 0), rows(step, 0)[0]
+    for i in range(first, first + count):
+        y[i] = pick(f, 0.0, x[i] + f * d[i], x[i])
 
 
 @kernel(fastmath=CONTRACT)
-def _inner(times: Array, Q: Array, M: Array, lane: Array, which: int) -> None:
-    """<Q, M> summed over the blocks into a row of `lane`."""
+def _inner(times: Array, Q: Array, M: Array, out: Array) -> None:
+    """<Q, M> summed over the blocks into out (1,)."""
     q, m, total = rows(Q, 0), rows(M, 0), every(0.0)
     for e in range(times.size):
         total += times[e] * (q[e] * m[e])
-    rows(lane, 0)[which] = total
+    rows(out, 0)[0] = total
 
 
 @kernel(fastmath=CONTRACT)
-def _spread(values: Array, lane: Array, which: int, out: Array) -> None:
-    """The same vector in every lane, times a row of `lane`."""
-    a, factor = rows(out, 0), rows(lane, 0)[which]
+def _spread(values: Array, factor: Array, out: Array) -> None:
+    """The same vector in every lane, times a factor (1,) of each."""
+    a, f = rows(out, 0), rows(factor, 0)[0]
     for i in range(values.size):
-        a[i] = values[i] * factor
+        a[i] = values[i] * f
 
 
 # ---- the interior point ------------------------------------------------------------------------------------------------
@@ -401,8 +405,8 @@ def _begin(status: IntArray, l0: int, t: Tables, w: Work) -> int:
         for row in range(lane.shape[0]):
             lane[row, l] = 0.0
         lane[ACTIVE, l] = 1.0 if asked else 0.0
-        lane[SCALE, l] = 1.0
-    _spread(t.Q, lane, SCALE, w.Q)
+        lane[SCALE, l] = w.total[0, l] = 1.0
+    _spread(t.Q, w.total, w.Q)
     return count
 
 
@@ -434,26 +438,24 @@ def _residuals(t: Tables, w: Work) -> None:
     block_product(t.moments, w.eta, w.M)
     block_product(t.values, w.Q, w.point)
     block_copy(w.M, w.W, w.M.shape[0])
-    o = 0
     for k in range(2):
-        _invert(w.W, o, t.sizes[k], w.U, w.pivot)
+        _invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-        o += t.sizes[k] * (t.sizes[k] + 1) // 2
     _combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
-    _inner(t.times, w.Q, w.M, w.lane, PRODUCT)
+    _inner(t.times, w.Q, w.M, w.total)
 
 
 @kernel()
-def _judge(gradient: Array, point: Array, n: int, iteration: int, last: bool, tol: float, lane: Array) -> int:
+def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
     """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
-    active = 0
+    active, lane = 0, w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
             largest = residual = 0.0
             for i in range(n):
-                largest = max(largest, abs(gradient[i, l]))
-                residual = max(residual, abs(gradient[i, l] - point[i, l]))
-            lane[GAP, l], lane[ITERATIONS, l] = lane[PRODUCT, l], iteration
+                largest = max(largest, abs(w.gradient[i, l]))
+                residual = max(residual, abs(w.gradient[i, l] - w.point[i, l]))
+            lane[GAP, l], lane[ITERATIONS, l] = w.total[0, l], iteration
             if lane[GAP, l] <= tol * lane[SCALE, l] and residual <= 1e-6 * largest:
                 lane[CONVERGED, l], lane[ACTIVE, l] = 1.0, 0.0
             elif last:
@@ -466,15 +468,14 @@ def _judge(gradient: Array, point: Array, n: int, iteration: int, last: bool, to
 @kernel()
 def _newton_matrix(t: Tables, w: Work) -> None:
     """The Cholesky factor of P + S into w.S."""
-    n, o = t.B.size, 0
+    n = t.B.size
     block_copy(w.P, w.S, n * (n + 1) // 2)
     for k in range(2):
-        s, Z = t.sizes[k], t.Z[k]
+        o, s, Z = t.starts[k], t.sizes[k], t.Z[k]
         for first in range(0, n, 4):
             _four_columns(w.Q, o, s, Z, first, w.U)
             _four_columns(w.W, o, s, Z, first, w.V)
             _add_entrywise(w.U, w.V, s, Z, first, n, w.S)
-        o += s * (s + 1) // 2
     block_cholesky(w.S, n, w.pivot)
     _retire(w.lane, w.pivot)
 
@@ -487,21 +488,21 @@ def _direction(t: Tables, w: Work) -> None:
     _combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
     _solve(w.S, n, w.deta)
     block_product(t.moments, w.deta, w.dM)
-    _symmetric_product(t.sizes, w.Q, w.dM, w.W, w.full, w.dQ)
+    symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
     _combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
     _combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
 
 
 @kernel()
-def _bisect(lane: Array, pivot: Array, precision: float) -> bool:
+def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> bool:
     """Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on."""
-    a = rows(lane, 0)
-    on, trial = a[SEARCHES], a[TRIAL]
+    a, t = rows(lane, 0), rows(trial_step, 0)
+    on, trial = a[SEARCHES], t[0]
     inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
     low, high = pick(inside, 0.0, trial, a[LOW]), pick(on, inside, trial, a[HIGH])
     trial = pick(on, 0.0, pick(low, 0.0, 0.5 * (low + high), 0.75 * trial), trial)
     wide = pick(low, 0.0, precision * high - low, 1.0)  # without a step yet, or with one known too coarsely
-    a[LOW], a[HIGH], a[TRIAL] = low, high, trial
+    a[LOW], a[HIGH], t[0] = low, high, trial
     a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)
     more = False
     for l in range(WIDTH):
@@ -512,39 +513,39 @@ def _bisect(lane: Array, pivot: Array, precision: float) -> bool:
 @kernel()
 def _shorten(X: Array, D: Array, o: int, s: int, precision: float, w: Work) -> None:
     """Shrink the step of every lane until X + step D is positive definite, and bisect to `precision`; or 0."""
-    a, more = rows(w.lane, 0), True
-    a[LOW], a[TRIAL], a[HIGH], a[SEARCHES] = every(0.0), a[STEP], a[STEP], pick(a[STEP], 1e-9, a[ACTIVE], 0.0)
+    a, step, more = rows(w.lane, 0), rows(w.step, 0), True
+    longest = step[0]
+    rows(w.trial, 0)[0] = longest
+    a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
     while more:
-        _move(X, D, w.lane, TRIAL, o, o + s * (s + 1) // 2, w.L)
+        _move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
         _pivots(w.L, o, s, w.pivot)
-        more = _bisect(w.lane, w.pivot, precision)
-    a[STEP] = a[LOW]
+        more = _bisect(w.lane, w.trial, w.pivot, precision)
+    step[0] = a[LOW]
 
 
 @kernel()
-def _step_length(sizes: IntArray, w: Work, precision: float) -> None:
+def _step_length(t: Tables, w: Work, precision: float) -> None:
     """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended."""
-    o = 0
-    step = rows(w.lane, 0)
-    step[STEP] = every(1.0 / INSIDE)
+    step = rows(w.step, 0)
+    step[0] = every(1.0 / INSIDE)
     for k in range(2):
-        _shorten(w.Q, w.dQ, o, sizes[k], precision, w)
-        _shorten(w.M, w.dM, o, sizes[k], precision, w)
-        o += sizes[k] * (sizes[k] + 1) // 2
-    step[STEP] *= INSIDE
+        _shorten(w.Q, w.dQ, t.starts[k], t.sizes[k], precision, w)
+        _shorten(w.M, w.dM, t.starts[k], t.sizes[k], precision, w)
+    step[0] *= INSIDE
 
 
 @kernel()
 def _centre(t: Tables, w: Work) -> None:
     """R = mu W - sym(dQ dM W), mu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
-    _move(w.Q, w.dQ, lane, STEP, 0, e, w.L)
-    _move(w.M, w.dM, lane, STEP, 0, e, w.R)
-    _inner(t.times, w.L, w.R, lane, PRODUCT)
+    _move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
+    _move(w.M, w.dM, w.step, t.starts[0], e, w.R)
+    _inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
-        ratio = lane[PRODUCT, l] / lane[GAP, l]
+        ratio = w.total[0, l] / lane[GAP, l]
         lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-    _symmetric_product(t.sizes, w.dQ, w.dM, w.W, w.full, w.R)
+    symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse, mu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[MU]
     for i in range(e):
         r[i] = mu * inverse[i] - r[i]
@@ -554,10 +555,10 @@ def _centre(t: Tables, w: Work) -> None:
 def _advance(t: Tables, w: Work) -> None:
     """Move eta and Q; a lane whose step is too short ends where it is."""
     for l in range(WIDTH):
-        if w.lane[STEP, l] < 1e-8:
-            w.lane[ACTIVE, l] = w.lane[STEP, l] = 0.0
-    _move(w.eta, w.deta, w.lane, STEP, 0, t.B.size, w.eta)
-    _move(w.Q, w.dQ, w.lane, STEP, 0, t.gram.size, w.Q)
+        if w.step[0, l] < 1e-8:
+            w.lane[ACTIVE, l] = w.step[0, l] = 0.0
+    _move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
+    _move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
 
 
 @kernel()
@@ -570,15 +571,15 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """
     for iteration in range(max_iter + 1):
         _residuals(t, w)
-        if _judge(w.gradient, w.point, t.B.size, iteration, iteration == max_iter, tol, w.lane) == 0:
+        if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
             return
         _newton_matrix(t, w)
         block_set(w.R, 0.0)
         _direction(t, w)
-        _step_length(t.sizes, w, 0.0)
+        _step_length(t, w, 0.0)
         _centre(t, w)
         _direction(t, w)
-        _step_length(t.sizes, w, 0.95)
+        _step_length(t, w, 0.95)
         _advance(t, w)
 
 
@@ -616,9 +617,9 @@ def _lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
     By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and by the row sums of
     what rounding can leave in the residuals (Gershgorin).
     """
-    q, b, a, o = rows(Q, 0), rows(bound, 0), rows(L, 0), 0
+    q, b, a = rows(Q, 0), rows(bound, 0), rows(L, 0)
     for k in range(2):
-        s = t.sizes[k]
+        o, s = t.starts[k], t.sizes[k]
         for i in range(s):
             slack, e = every(0.0), o + i * (i + 1) // 2
             for j in range(s):
@@ -629,7 +630,6 @@ def _lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
             e = o + i * (i + 3) // 2
             x = q[e]
             a[e] = x - (slack + (4.0 * s * (s + 2) * EPS) * pick(x, 0.0, x, -x))
-        o += s * (s + 1) // 2
 
 
 @kernel()
@@ -639,22 +639,20 @@ def certify(t: Tables, c: Array, w: Work) -> None:
 
     Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be taken off; 0: no proof.
     """
-    lane, o = w.lane, 0
+    lane, margin = w.lane, w.step
     _share_residual(t, c, w.Q, w.gradient, w.point)
     _lower(t, w.Q, w.point, w.L)
     for l in range(WIDTH):
-        lane[MARGIN, l] = 1.0
+        margin[0, l] = 1.0
     for k in range(2):
-        _invert(w.L, o, t.sizes[k], w.U, w.pivot)
+        _invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
             if not w.pivot[0, l] > 0.0:
-                lane[MARGIN, l] = 0.0
-        o += t.sizes[k] * (t.sizes[k] + 1) // 2
-    _spread(t.Q, lane, MARGIN, w.W)
-    _inner(t.times, w.L, w.W, lane, PRODUCT)
+                margin[0, l] = 0.0
+    _spread(t.Q, margin, w.W)
+    _inner(t.times, w.L, w.W, w.total)
     for l in range(WIDTH):
-        if lane[MARGIN, l] > 0.0:
-            lane[MARGIN, l] = -1.0 / lane[PRODUCT, l]
+        lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
 
 @kernel(fastmath=CONTRACT)
@@ -805,10 +803,10 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
     _gram(w.T, n, n + 2, w.P)
     _eliminate_origin(w.P, n, w.c0, lane)
     for l in range(WIDTH):
-        lane[MU, l] = 0.03 * lane[SCALE, l]
+        w.total[0, l] = 0.03 * lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
             lane[ACTIVE, l] = 0.0
-    _spread(t.eta, lane, MU, w.eta)
+    _spread(t.eta, w.total, w.eta)
 
 
 @kernel()
@@ -866,7 +864,7 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
         if _begin(answer.status, l0, t, w) == 0:
             continue
         _margin_problem(c, l0, t, w)
-        _spread(t.eta, lane, SCALE, w.eta)
+        _spread(t.eta, w.total, w.eta)
         interior_point(t, max_iter, tol, w)
         for l in range(WIDTH):
             m = 1.0
