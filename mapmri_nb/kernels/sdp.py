@@ -396,17 +396,16 @@ def _spread(values: Array, factor: Array, out: Array) -> None:
 
 
 @kernel()
-def _begin(status: IntArray, l0: int, t: Tables, w: Work) -> int:
-    """Activate the lanes that ask for an answer; their number. Q starts at the reference."""
-    count, lane = 0, w.lane
+def _begin(status: IntArray, l0: int, lane: Array) -> int:
+    """Activate the lanes that ask for an answer; their number."""
+    count = 0
     for l in range(WIDTH):
         asked = status[l0 + l] == CERTIFIED
         count += asked
         for row in range(lane.shape[0]):
             lane[row, l] = 0.0
         lane[ACTIVE, l] = 1.0 if asked else 0.0
-        lane[SCALE, l] = w.total[0, l] = 1.0
-    _spread(t.Q, w.total, w.Q)
+        lane[SCALE, l] = 1.0
     return count
 
 
@@ -431,7 +430,7 @@ def _gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
         g[i] = total + p[r + i] * f
 
 
-@kernel()
+@kernel(inline=True)
 def _residuals(t: Tables, w: Work) -> None:
     """M, W, the gradient, the values of p and the gap <Q, M>."""
     _gradient(w.P, w.eta, w.c0, t.B.size, w.gradient)
@@ -445,7 +444,7 @@ def _residuals(t: Tables, w: Work) -> None:
     _inner(t.times, w.Q, w.M, w.total)
 
 
-@kernel()
+@kernel(inline=True)
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
     """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
     active, lane = 0, w.lane
@@ -465,7 +464,7 @@ def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
     return active
 
 
-@kernel()
+@kernel(inline=True)
 def _newton_matrix(t: Tables, w: Work) -> None:
     """The Cholesky factor of P + S into w.S."""
     n = t.B.size
@@ -480,7 +479,7 @@ def _newton_matrix(t: Tables, w: Work) -> None:
     _retire(w.lane, w.pivot)
 
 
-@kernel()
+@kernel(inline=True)
 def _direction(t: Tables, w: Work) -> None:
     """deta, dM and dQ for the right-hand side R."""
     n, e = t.B.size, t.gram.size
@@ -510,32 +509,30 @@ def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> b
     return more
 
 
-@kernel()
-def _shorten(X: Array, D: Array, o: int, s: int, precision: float, w: Work) -> None:
-    """Shrink the step of every lane until X + step D is positive definite, and bisect to `precision`; or 0."""
-    a, step, more = rows(w.lane, 0), rows(w.step, 0), True
-    longest = step[0]
-    rows(w.trial, 0)[0] = longest
-    a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
-    while more:
-        _move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
-        _pivots(w.L, o, s, w.pivot)
-        more = _bisect(w.lane, w.trial, w.pivot, precision)
-    step[0] = a[LOW]
-
-
-@kernel()
+@kernel(inline=True)
 def _step_length(t: Tables, w: Work, precision: float) -> None:
-    """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended."""
-    step = rows(w.step, 0)
+    """
+    Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended.
+
+    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and bisects to `precision`.
+    """
+    a, step, trial = rows(w.lane, 0), rows(w.step, 0), rows(w.trial, 0)
     step[0] = every(1.0 / INSIDE)
     for k in range(2):
-        _shorten(w.Q, w.dQ, t.starts[k], t.sizes[k], precision, w)
-        _shorten(w.M, w.dM, t.starts[k], t.sizes[k], precision, w)
+        o, s = t.starts[k], t.sizes[k]
+        for X, D in ((w.Q, w.dQ), (w.M, w.dM)):
+            longest, more = step[0], True
+            trial[0] = longest
+            a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
+            while more:
+                _move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
+                _pivots(w.L, o, s, w.pivot)
+                more = _bisect(w.lane, w.trial, w.pivot, precision)
+            step[0] = a[LOW]
     step[0] *= INSIDE
 
 
-@kernel()
+@kernel(inline=True)
 def _centre(t: Tables, w: Work) -> None:
     """R = mu W - sym(dQ dM W), mu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
@@ -551,7 +548,7 @@ def _centre(t: Tables, w: Work) -> None:
         r[i] = mu * inverse[i] - r[i]
 
 
-@kernel()
+@kernel(inline=True)
 def _advance(t: Tables, w: Work) -> None:
     """Move eta and Q; a lane whose step is too short ends where it is."""
     for l in range(WIDTH):
@@ -566,20 +563,22 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """
     Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
 
-    Primal-dual path following from the given eta, Q and scale (rows of w.lane): predictor, corrector, one step length.
+    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference: predictor, corrector, one step length.
     Q stays positive definite. Rows CONVERGED, GAP (absolute) and ITERATIONS of w.lane are written.
     """
+    block_set(w.total, 1.0)
+    _spread(t.Q, w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
         if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
             return
         _newton_matrix(t, w)
         block_set(w.R, 0.0)
-        _direction(t, w)
-        _step_length(t, w, 0.0)
-        _centre(t, w)
-        _direction(t, w)
-        _step_length(t, w, 0.95)
+        for corrector in range(2):
+            if corrector:
+                _centre(t, w)
+            _direction(t, w)
+            _step_length(t, w, 0.95 * corrector)
         _advance(t, w)
 
 
@@ -675,7 +674,7 @@ def _blend(reference: Array, lane: Array, Q: Array) -> None:
         q[e] = keep * q[e] + reference[e] * amount
 
 
-@kernel()
+@kernel(inline=True)
 def _settle(c: Array, lane: Array, answer: Answer, l0: int) -> int:
     """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
     active = 0
@@ -698,7 +697,7 @@ def _settle(c: Array, lane: Array, answer: Answer, l0: int) -> int:
     return active
 
 
-@kernel()
+@kernel(inline=True)
 def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
     """
     Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into lanes from l0 on.
@@ -792,7 +791,7 @@ def _eliminate_origin(P: Array, n: int, c0: Array, lane: Array) -> None:
             p[t * (t + 1) // 2 + u] -= f * p[r + u]
 
 
-@kernel()
+@kernel(inline=True)
 def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
     """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
     n, lane = t.B.size, w.lane
@@ -824,7 +823,7 @@ def solve(G: Array, g: Array, t: Tables, max_iter: int, tol: float, w: Work, ans
     """
     lane, status = w.lane, answer.status
     for l0 in range(0, status.size, WIDTH):
-        if _begin(status, l0, t, w) > 0:
+        if _begin(status, l0, lane) > 0:
             _pose(G, g, l0, t, w)
             for l in range(WIDTH):
                 if not lane[ACTIVE, l] > 0.0:
@@ -861,7 +860,7 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
     """
     info, lane = answer.info, w.lane
     for l0 in range(0, answer.status.size, WIDTH):
-        if _begin(answer.status, l0, t, w) == 0:
+        if _begin(answer.status, l0, lane) == 0:
             continue
         _margin_problem(c, l0, t, w)
         _spread(t.eta, w.total, w.eta)
