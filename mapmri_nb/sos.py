@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .kernels import batch, sdp
+from .kernels import batch, cones, sdp
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
 from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef, origin_values
@@ -88,7 +88,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
 def _certify_some(c: Array, order: int, out: Certificate, ask: NDArray[np.int64], start: int, stop: int) -> None:
     """Certificates of rows ask[start:stop] of c, scaled to E(0) = 1, in the order of the block kernels."""
-    t = sdp.tables(order)
+    t = cones.tables(order)
     work, n = sdp.workspace(t), len(t.B)
     for first in range(start, stop, batch.LANES):
         some = ask[first : min(first + batch.LANES, stop)]
@@ -101,7 +101,7 @@ def _certify_some(c: Array, order: int, out: Certificate, ask: NDArray[np.int64]
             answer, far = sdp.answers(n, len(some)), c[some]
             i, j = np.tril_indices(n)
             G = columns(np.repeat((i == j)[None].astype(np.float64), len(some), 0))
-            sdp.solve(G, columns(far * (1.0 + sdp.RIDGE)), t, 80, 1e-14, work, answer)
+            sdp.solve(G, columns(far * (1.0 + cones.RIDGE)), t, 80, 1e-14, work, answer)
             near = answer.c.T[: len(some)]  # NaN where there is no fit
             out.distance[some] = np.linalg.norm(near - far, axis=1) / np.linalg.norm(far, axis=1)
 
@@ -137,16 +137,16 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
 
     if order not in (2, 4, 6):
         raise ValueError(f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}")
-    t, n, place = sdp.tables(order), len(g), class_permutation(order)
+    t, n, place = cones.tables(order), len(g), class_permutation(order)
     work, answer, info, c = sdp.workspace(t), sdp.answers(n, 1), np.zeros(4), np.full(n, np.nan)
     H, g = H[np.ix_(place, place)], g[place]
     try:
-        factor = np.linalg.cholesky(H + sdp.RIDGE * np.trace(H) / n * np.eye(n)).T  # unknowns: factor @ c
+        factor = np.linalg.cholesky(H + cones.RIDGE * np.trace(H) / n * np.eye(n)).T  # unknowns: factor @ c
     except np.linalg.LinAlgError:
         return sdp.NO_FIT, c, info
     target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B[place])
-    to_hermite, grams = np.linalg.inv(t.monomial), sdp.blocks(t, t.gram)
-    gaussian = [np.linalg.cholesky(Q).T for Q in sdp.blocks(t, t.Q)]  # rows: u of the reference
+    to_hermite, grams = np.linalg.inv(t.monomial), cones.blocks(t, t.gram)
+    gaussian = [np.linalg.cholesky(Q).T for Q in cones.blocks(t, t.Q)]  # rows: u of the reference
     bases, extra = list(gaussian), [u[:0] for u in gaussian]
     for count in range(1, rounds + 1):
         vectors, columns = [], []
@@ -209,7 +209,7 @@ class GlobalSolver:
             k.x[0], k.lane[batch.MARGIN] = 1.0, 1.0
             return
         if self.solver == "auto":
-            t = sdp.tables(self.order)
+            t = cones.tables(self.order)
             free = k.status & batch.NO_FIT == 0
             answer = sdp.Answer(k.x, np.empty((4, len(free))), np.where(free, sdp.CERTIFIED, sdp.NO_FIT))
             sdp.solve(k.G, k.rhs / k.lane[batch.S0], t, self.max_iter, self.TOLERANCE, sdp.workspace(t), answer)
