@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .kernels import batch, cones, sdp
 from .kernels._jit import n_threads, spread
-from .kernels.lanes import columns
+from .kernels.lanes import columns, padded
 from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
@@ -73,37 +73,42 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     if rows.ndim != 2 or rows.shape[1] != n_coef(order):
         raise ValueError(f"coef must have {n_coef(order)} columns at order {order}: shape {np.shape(coef)}")
     out = Certificate(np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan))
-    origin = rows @ origin_values(index_table(order))
-    good = np.isfinite(rows).all(1) & (origin > 0.0)
+    good: NDArray[np.bool_] = np.isfinite(rows).sum(axis=1) == rows.shape[1]
+    origin = np.where(good[:, None], rows, 0.0) @ origin_values(index_table(order))
+    good &= origin > 0.0
     if proved is not None:
         done = good & (proved > 0.0)
         out.certified[done], out.margin[done], out.distance[done] = True, proved[done], 0.0
         good &= ~done
-    c = np.ascontiguousarray((rows / origin[:, None])[:, class_permutation(order)])
     ask = np.flatnonzero(good)
-    call = partial(_certify_some, c, order, out, ask)
-    spread(call, len(ask), batch.LANES, n_threads(None))
+    c = (rows[ask] / origin[ask, None])[:, class_permutation(order)]
+    answers = Certificate(out.certified[ask], out.margin[ask], out.distance[ask])
+    spread(partial(_certify_rows, c, cones.tables(order), answers), len(ask), batch.LANES, n_threads(None))
+    for all_rows, asked in zip(out, answers, strict=True):
+        all_rows[ask] = asked
     return out
 
 
-def _certify_some(c: Array, order: int, out: Certificate, ask: NDArray[np.int64], start: int, stop: int) -> None:
-    """Certificates of rows ask[start:stop] of c, scaled to E(0) = 1, in the order of the block kernels."""
-    t = cones.tables(order)
+def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop: int) -> None:
+    """Certificates of rows start to stop of c (V, n), scaled to E(0) = 1, in the order of the block kernels."""
     work, n = sdp.workspace(t), len(t.B)
     for first in range(start, stop, batch.LANES):
-        some = ask[first : min(first + batch.LANES, stop)]
-        answer = sdp.answers(n, len(some))
-        sdp.gram_margin(columns(c[some]), t, 80, 1e-10, work, answer)
-        margins = answer.info[:, : len(some)]
-        out.certified[some], out.margin[some], out.distance[some] = margins[2] > 0.0, margins[3], 0.0
-        some = some[~out.certified[some]]
-        if len(some):  # projected on the cone
-            answer, far = sdp.answers(n, len(some)), c[some]
-            i, j = np.tril_indices(n)
-            G = columns(np.repeat((i == j)[None].astype(np.float64), len(some), 0))
-            sdp.solve(G, columns(far * (1.0 + cones.RIDGE)), t, 80, 1e-14, work, answer)
-            near = answer.c.T[: len(some)]  # NaN where there is no fit
-            out.distance[some] = np.linalg.norm(near - far, axis=1) / np.linalg.norm(far, axis=1)
+        v = np.arange(first, min(first + batch.LANES, stop))
+        answer = sdp.answers(n, len(v))
+        sdp.gram_margin(_in_lanes(c[v]), t, 80, 1e-10, work, answer)
+        out.certified[v], out.margin[v], out.distance[v] = answer.info[2, : len(v)] > 0.0, answer.info[3, : len(v)], 0.0
+        v = v[~out.certified[v]]
+        if len(v):  # project on the cone: H is the unit matrix
+            answer = sdp.answers(n, len(v))
+            H = _in_lanes(np.broadcast_to(np.eye(n)[np.tril_indices(n)], (len(v), n * (n + 1) // 2)))
+            sdp.solve(H, _in_lanes(c[v] * (1.0 + cones.RIDGE)), t, 80, 1e-14, work, answer)
+            away = answer.c.T[: len(v)] - c[v]  # NaN where there is no fit
+            out.distance[v] = np.linalg.norm(away, axis=1) / np.linalg.norm(c[v], axis=1)
+
+
+def _in_lanes(rows: Array) -> Array:
+    """Rows (V, k) as lanes (k, ..), the last row again in those left over."""
+    return columns(np.pad(rows, [(0, padded(len(rows)) - len(rows)), (0, 0)], mode="edge"))
 
 
 def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5) -> tuple[int, Array, Array]:
@@ -145,7 +150,7 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
     except np.linalg.LinAlgError:
         return sdp.NO_FIT, c, info
     target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B[place])
-    to_hermite, grams = np.linalg.inv(t.monomial), cones.blocks(t, t.gram)
+    to_hermite, grams = np.linalg.inv(t.monomial), cones.blocks(t, t.gram.astype(np.int64))
     gaussian = [np.linalg.cholesky(Q).T for Q in cones.blocks(t, t.Q)]  # rows: u of the reference
     bases, extra = list(gaussian), [u[:0] for u in gaussian]
     for count in range(1, rounds + 1):
@@ -210,9 +215,10 @@ class GlobalSolver:
             return
         if self.solver == "auto":
             t = cones.tables(self.order)
-            free = k.status & batch.NO_FIT == 0
+            free = (k.status & batch.NO_FIT == 0) & (np.arange(len(k.status)) < count)
             answer = sdp.Answer(k.x, np.empty((4, len(free))), np.where(free, sdp.CERTIFIED, sdp.NO_FIT))
-            sdp.solve(k.G, k.rhs / k.lane[batch.S0], t, self.max_iter, self.TOLERANCE, sdp.workspace(t), answer)
+            g = k.rhs / np.where(free, k.lane[batch.S0], 1.0)  # for data divided by S0
+            sdp.solve(k.G, g, t, self.max_iter, self.TOLERANCE, sdp.workspace(t), answer)
             k.lane[batch.KKT : batch.MARGIN + 1, free] = answer.info[:3, free]
             k.status[free] |= FLAGS[answer.status[free]]
             return

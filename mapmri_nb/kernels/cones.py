@@ -19,10 +19,8 @@ from .ordering import class_permutation, hermite_to_monomial, index_table, monom
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-EPS, RIDGE = (
-    2.220446049250313e-16,
-    1e-8,
-)  # RIDGE, of tr(H)/n: three shells leave H singular at order 8; moves the objective by < 1e-6
+RIDGE = 1e-8  # of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
+EPS = 2.220446049250313e-16
 
 
 class Tables(NamedTuple):

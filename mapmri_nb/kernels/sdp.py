@@ -63,7 +63,7 @@ class Work(NamedTuple):
     R: Array
     L: Array
     full: Array  # (3, m m) whole matrices of a block
-    T: Array  # see `whiten`
+    T: Array  # see `cones.whiten`
     U: Array  # (4 m,) products with four points, or a column
     V: Array
     eta: Array  # (n4,)
@@ -407,11 +407,11 @@ def solve(G: Array, g: Array, t: Tables, max_iter: int, tol: float, w: Work, ans
 
 @kernel(fastmath=CONTRACT)
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
-    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz; the coefficients into w.deta."""
-    x, mine, d, p = rows(c, l0), rows(w.deta, 0), rows(w.c0, 0), rows(w.P, 0)
+    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
+    x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)
     for i in range(t.B.size):
-        mine[i] = x[i]
-    block_product(t.K, w.deta, w.c0)
+        mine[i], eta[i] = x[i], every(t.eta[i])
+    block_product(t.K, w.T, w.c0)
     for i in range(t.B.size):
         d[i] -= t.reference[i]
         for j in range(i + 1):
@@ -431,8 +431,6 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
         if _begin(answer.status, l0, lane) == 0:
             continue
         _margin_problem(c, l0, t, w)
-        block_set(w.total, 1.0)
-        cones.fill(t.eta, w.total, w.eta)
         interior_point(t, max_iter, tol, w)
         for l in range(WIDTH):
             m = 1.0
@@ -441,7 +439,6 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
             info[0, l0 + l], info[1, l0 + l], info[3, l0 + l] = lane[GAP, l], lane[ITERATIONS, l], m
             w.step[0, l], w.trial[0, l] = 1.0, m
         cones.blend(t.Q, w.step, w.trial, w.Q)
-        _margin_problem(c, l0, t, w)  # restores w.deta
-        certify(t, w.deta, w)
+        certify(t, w.T, w)
         for l in range(WIDTH):
             info[2, l0 + l] = lane[MARGIN, l]
