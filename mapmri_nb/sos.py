@@ -17,6 +17,7 @@ from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef,
 
 Array = NDArray[np.float64]
 
+QUIET = np.errstate(all="ignore")  # without the compiler NumPy warns of lanes that ended, which are computed but not used
 # status bits of an answer of `sdp`
 FLAGS = np.array([0, batch.SHIFTED, batch.NOT_CONVERGED, batch.NOT_CONVERGED])
 NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
@@ -74,7 +75,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
         raise ValueError(f"coef must have {n_coef(order)} columns at order {order}: shape {np.shape(coef)}")
     out = Certificate(np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan))
     good: NDArray[np.bool_] = np.isfinite(rows).sum(axis=1) == rows.shape[1]
-    origin = np.where(good[:, None], rows, 0.0) @ origin_values(index_table(order))
+    origin = np.sum(np.where(good[:, None], rows, 0.0) * origin_values(index_table(order)), axis=1)  # alike for any V
     good &= origin > 0.0
     if proved is not None:
         done = good & (proved > 0.0)
@@ -89,6 +90,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     return out
 
 
+@QUIET
 def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop: int) -> None:
     """Certificates of rows start to stop of c (V, n), scaled to E(0) = 1, in the order of the block kernels."""
     work, n = sdp.workspace(t), len(t.B)
@@ -191,7 +193,8 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
             break
     entries = np.concatenate(packed)
     work.Q[: len(entries), 0] = entries
-    sdp.conclude(t, work, answer, 0)
+    with QUIET:
+        sdp.conclude(t, work, answer, 0)
     c[place], info[2:], status = answer.c[:, 0], answer.info[2:, 0], int(answer.status[0])
     return (status if status == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
 
@@ -207,6 +210,7 @@ class GlobalSolver:
         self.order, self.solver, self.max_iter = order, solver, max_iter
         self.B = origin_values(index_table(order))
 
+    @QUIET
     def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
         """Solve the first `count` voxels of a block."""
         place, n = plan.moments.permutation, len(self.B)

@@ -92,7 +92,8 @@ def tables(order: int) -> Tables:
         i, j = np.tril_indices(len(block))
         z = _polynomials(x, block) * np.sqrt(weight)[:, None]
         Z[k, :n, : len(block)] = z
-        whole = np.array([[where[tuple((a + b).tolist())] for b in block] for a in block], np.int64).reshape(len(block), -1)
+        whole = np.zeros((len(block), len(block)), np.int64)  # no rows in the odd block at order 0
+        whole[i, j] = whole[j, i] = [where[tuple((block[a] + block[b]).tolist())] for a, b in zip(i, j, strict=True)]
         gram.append(whole[i, j])
         times.append(np.where(i == j, 1.0, 2.0))
         Q.append(np.linalg.inv(gaussian[whole])[i, j] / sum(map(len, blocks)))

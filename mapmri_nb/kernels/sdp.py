@@ -242,8 +242,10 @@ def _centre(t: Tables, w: Work) -> None:
     cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
     cones.inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
-        ratio = w.total[0, l] / lane[GAP, l]
-        lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+        lane[MU, l] = 0.0
+        if lane[ACTIVE, l] > 0.0:
+            ratio = w.total[0, l] / lane[GAP, l]
+            lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
     cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse, mu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[MU]
     for i in range(e):
@@ -397,12 +399,13 @@ def solve(G: Array, g: Array, t: Tables, max_iter: int, tol: float, w: Work, ans
                 if not lane[ACTIVE, l] > 0.0:
                     status[l0 + l] = NO_FIT
             interior_point(t, max_iter, tol, w)
-        for l in range(WIDTH):
-            answer.info[0, l0 + l], answer.info[1, l0 + l] = lane[GAP, l] / lane[SCALE, l], lane[ITERATIONS, l]
         conclude(t, w, answer, l0)
         for l in range(WIDTH):
-            if status[l0 + l] != NO_FIT and not lane[CONVERGED, l] > 0.0:
-                status[l0 + l] = NOT_CONVERGED
+            answer.info[0, l0 + l] = answer.info[1, l0 + l] = 0.0
+            if status[l0 + l] != NO_FIT:
+                answer.info[0, l0 + l], answer.info[1, l0 + l] = lane[GAP, l] / lane[SCALE, l], lane[ITERATIONS, l]
+                if not lane[CONVERGED, l] > 0.0:
+                    status[l0 + l] = NOT_CONVERGED
 
 
 @kernel(fastmath=CONTRACT)
