@@ -193,8 +193,7 @@ def solve_osqp(H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: 
             break
     entries = np.concatenate(packed)
     work.Q[: len(entries), 0] = entries
-    with QUIET:
-        sdp.conclude(t, work, answer, 0)
+    sdp.conclude(t, work, answer, 0)
     c[place], info[2:], status = answer.c[:, 0], answer.info[2:, 0], int(answer.status[0])
     return (status if status == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
 
