@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -360,7 +360,7 @@ def model_entries(options: dict[str, Any], gtab: GradientTable, shape: Sequence[
 def run_section(**more: Any) -> dict[str, Any]:
     """What differs between two runs of the same job: date, versions and what the caller knows (seconds, threads)."""
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")}
-    return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
+    return {"Date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "Versions": versions, **more}
 
 
 def save_fit(

@@ -68,7 +68,7 @@ def environment():
         model = lines.get("model name", model)
         flags = [f for f in lines.get("flags", "").split() if f in ("sse4_2", "avx", "avx2", "fma") or f.startswith("avx512")]
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "mapmri_nb": mapmri.__version__,
         "python": platform.python_version(),
         "packages": packages,
