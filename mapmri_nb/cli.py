@@ -180,7 +180,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from . import io, stream
-    from .fit import Status
+    from .fit import MEANING, Status
     from .indices import select
     from .model import MapmriModel
 
@@ -205,7 +205,7 @@ def _fit(args: argparse.Namespace) -> None:
     run = {"Threads": args.threads, "Engine": args.engine}
     status = stream.fit_series(job, engine, resume=args.resume, force=args.force, progress=progress, run=run)
     if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
+        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
         level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
         log.log(level, "%d voxels in %.1f s%s; results in %s", len(status), time.perf_counter() - start, notes, args.out)
