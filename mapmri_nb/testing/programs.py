@@ -34,7 +34,10 @@ class Program(Protocol):
 
     name: str
 
-    def fit(self, table: Table, signals: Array, **options: Any) -> Any:
+    def fit(
+        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
+        laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
         """
         Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
         weight in 1/mm or "gcv"), positivity (None, "grid" or "global"); some invariants also give

@@ -15,7 +15,7 @@ from .strategies import Case, Table
 Array = NDArray[np.float64]
 LENGTH = {"rtop": -3, "rtap": -2, "rtpp": -1, "msd": 2, "qiv": 5, "lapnorm": 1}  # powers
 LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")
-PAPER = {"laplacian_of": "signal", "S0": "free"}  # the published functional
+PAPER: dict[str, Any] = {"laplacian_of": "signal", "S0": "free"}  # the published functional
 QUADRATURE = 1e-10  # of the sum of absolute terms: some 1e6 roundings
 
 
