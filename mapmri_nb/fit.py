@@ -357,6 +357,6 @@ class MapmriFit:
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
-        from .use import io
+        from .use.folder import save_fit
 
-        io.save_fit(self, folder, **kwargs)
+        save_fit(self, folder, **kwargs)

@@ -22,6 +22,7 @@ TREES = {
 FLOORS = {
     "kernels": 0,
     "indices": 1,
+    "readers": 0,
     "gradients": 1,
     "status": 1,
     "data": 1,

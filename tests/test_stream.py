@@ -21,6 +21,7 @@ from mapmri_nb.cli import main
 import mapmri_nb as mapmri
 from mapmri_nb import data, io, stream
 from mapmri_nb.indices import select
+from mapmri_nb.use import folder
 
 MODEL = "x_model-mapmri_dwimap.json"
 HIDDEN = ".x_model-mapmri_dwimap.partial"
@@ -120,7 +121,8 @@ def test_one_slab_at_a_time_is_in_memory(dwi, tmp_path):
 
 COUNTED = """
 import os, signal, sys
-from mapmri_nb import cli, io, stream
+from mapmri_nb import cli, stream
+from mapmri_nb.use import folder
 stream.SLAB, last, count = {slab}, int(sys.argv[1]), 0
 def counted(call):
     def wrapper(*args, **kwargs):
@@ -131,7 +133,7 @@ def counted(call):
         return call(*args, **kwargs)
     return wrapper
 os.pwrite, os.fsync, os.replace = map(counted, (os.pwrite, os.fsync, os.replace))
-io.write_json = counted(io.write_json)
+folder.write_json = counted(folder.write_json)
 code = cli.main(sys.argv[2:])
 print(count)
 sys.exit(code)
@@ -237,7 +239,7 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
         def no_space(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(io, "write_nii", no_space)
+        patch.setattr(folder, "write_nii", no_space)
         assert main(words(dwi, tmp_path / "out", "--resume")) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0

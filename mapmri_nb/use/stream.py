@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..model import MapmriModel
-from . import io
+from . import folder, io
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -245,7 +245,7 @@ def fit_series(
     run: dict[str, Any],
 ) -> NDArray[np.int64] | None:
     """
-    Fit a series into a folder, as `io.save_fit` and `io.write_maps` would, all files at once.
+    Fit a series into a folder, as `save_fit` and `write_maps` would, all files at once.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ def fit_series(
             str(hidden),
         )
     force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
-    io.check_output(job.folder, job.prefix, force)
+    folder.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
@@ -307,10 +307,10 @@ def fit_series(
             zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
         )
 
-        def parts() -> Iterator[io.Part]:
+        def parts() -> Iterator[folder.Part]:
             first = 0
             for (name, row), size in zip(blank.items(), sizes, strict=True):
-                yield io.Part(
+                yield folder.Part(
                     name, row.dtype, row.shape[1:], map(store.column, range(first, first + size))
                 )
                 first += size
@@ -323,18 +323,18 @@ def fit_series(
                 yield name, volume.reshape(job.mask.shape, order="F")
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
-            section = io.run_section(
+            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
-            entries = io.model_entries(
+            entries = folder.model_entries(
                 job.model.options,
                 job.model.gtab,
                 job.mask.shape,
                 Sources=list(job.sources),
                 Run=section,
             )
-            io.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
+            folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
         status = [*blank].index("status")
         return store.column(sum(sizes[:status])).astype(np.int64)
