@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .gradients import GradientTable, axes
+
 Array = NDArray[np.float64]
 
 SOFT = 0.5  # a mask that is not two-valued is inside above it
 SAME_PLACE, NEAR = 0.05, 0.5  # voxels: the same grid, within rounding; shifted, but still meant
-PILED_UP = 0.01  # part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
+PILED_UP = (
+    0.01  # part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
+)
 MOST_WEIGHT = 100.0  # 1/mm, of the Laplacian: GCV never goes above 10
 DIFFUSIVITIES = (1e-8, 1e-2)  # mm2/s: free water is 3e-3
 LEAST_B = 100.0  # s/mm2: the top shell is above it
@@ -62,7 +66,7 @@ def given(name: str, value: Any) -> Given:
             + what * (value.dtype.kind == "c")
         )
     if isinstance(value, np.ma.MaskedArray):
-        value = value.astype(np.float64).filled(np.nan)
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     return Given(value, affine)
 
 
@@ -83,7 +87,7 @@ def squeezed(series: Any, shape: tuple[int, ...] | None, image: bool) -> Any:
     return series.reshape(*cut, order="F") if image else series.reshape(cut)
 
 
-def mask(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def inside_of(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """
     Voxels (bool, of `shape`) inside a mask of any type: not 0 where it has one value beside 0, else
     above 0.5; NaN is outside. A ValueError for another shape, or where no voxel is inside.
@@ -151,7 +155,7 @@ def aligned(
     )
 
 
-def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: Any) -> None:
+def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None:
     """
     Warn where samples that are exactly 0, counted by volume (n,) over `voxels` with signal, pile up
     in the top shell: then they are weak signals that were clipped, not missing ones.
@@ -174,4 +178,131 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: Any) -> None:
 def in_sense(name: str, value: float, low: float, high: float, unit: str, hint: str) -> None:
     """A ValueError for a number outside any sense, which says how else it may have been meant."""
     if not low <= value <= high:
-        raise ValueError(f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g}). {hint}")
+        raise ValueError(
+            f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g}). {hint}"
+        )
+
+
+class Taken(NamedTuple):
+    """Everything that a fit is made of, checked: samples and weights are read where indexed."""
+
+    data: Any  # (..., n)
+    inside: NDArray[np.bool_]
+    affine: Array | None
+    weights: Any  # (1, n), or with `per_sample` (..., n)
+    per_sample: bool
+    field: Array  # (V, 3, 3), or (0, 3, 3)
+
+
+def take(
+    gtab: GradientTable, data: Any, mask: Any = None, weights: Any = None, grad_dev: Any = None
+) -> Taken:
+    """Series, mask and companions as `MapmriModel.fit` takes them; errors name the argument."""
+    series, inner = given("data", data), None if mask is None else given("mask", mask)
+    affine = series.affine if series.affine is not None or inner is None else inner.affine
+    wanted = None if inner is None else tuple(inner.data.shape)
+    values = squeezed(series.data, wanted, series.affine is not None)
+    shape = tuple(values.shape)
+    if len(shape) == 0 or shape[-1] != len(gtab):
+        raise ValueError(
+            f"data: its last axis must have the table's {len(gtab)} volumes, its shape is {shape}"
+        )
+    inside = np.ones(shape[:-1], bool)
+    if inner is not None:
+        inside = inside_of("mask", aligned("mask", inner, shape[:3], affine), shape[:-1])
+    weight, per_sample = np.ones((1, shape[-1])), False
+    if weights is not None:
+        weight = companion("weights", weights, shape, affine)
+        if tuple(weight.shape) == tuple(series.data.shape) != shape:
+            weight = np.asarray(weight).reshape(shape)
+        per_sample = tuple(weight.shape) == shape and len(shape) > 1
+        if not per_sample and weight.shape != shape[-1:]:
+            raise ValueError(
+                f"weights must have shape {shape[-1:]} or the data's {shape}, not {weight.shape}"
+            )
+        if not per_sample:
+            weight = np.ascontiguousarray(checked_weights(np.array(weight, np.float64))[None])
+    field = np.zeros((0, 3, 3))
+    if grad_dev is not None:
+        found = given("grad_dev", grad_dev)
+        if found.affine is not None:
+            field_frame(gtab.frame, found.affine)
+        field = field_rows(np.asarray(aligned("grad_dev", found, shape[:3], affine, False)), inside)
+    return Taken(values, inside, affine, weight, per_sample, field)
+
+
+def companion(name: str, value: Any, shape: tuple[int, ...], affine: Array | None) -> Any:
+    """Data of a companion of a series of `shape` (..., n), turned to its axes; see `aligned`."""
+    return aligned(name, given(name, value), shape[:3] if len(shape) == 4 else (), affine)
+
+
+def field_frame(frame: str, affine: Array) -> None:
+    """A ValueError where the components of FSL's gradient non-linearity are not along `frame`."""
+    if not np.allclose(axes(affine, "image", frame), np.eye(3), atol=1e-6):
+        raise ValueError(
+            "grad_dev: its components are along the axes of FSL's b-vectors, the gradient table's are of the "
+            f"{frame} frame: give the table by FSL's b-vectors"
+        )
+
+
+def checked_weights(values: Array) -> Array:
+    """Weights, or an error; NaN weighs nothing."""
+    values = np.nan_to_num(values, nan=0.0, posinf=np.inf)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise ValueError(
+            f"weights must be finite and >= 0; found {values[~(values >= 0) | np.isinf(values)][0]}"
+        )
+    return values
+
+
+def field_rows(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
+    """Gradient non-linearity as rows (V, 3, 3); length 0 where there is none."""
+    if grad_dev is None:
+        return np.zeros((0, 3, 3))
+    F = np.asarray(grad_dev, dtype=np.float64)
+    if F.shape == (*inside.shape, 9):
+        F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
+    if F.shape != (*inside.shape, 3, 3):
+        raise ValueError(
+            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
+        )
+    rows = np.ascontiguousarray(F[inside])
+    if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
+        raise ValueError(
+            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
+        )
+    return rows
+
+
+def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """The caller's (mu, R) as rows, or arrays of length 0."""
+    if scale is None:
+        return np.zeros((0, 3)), np.zeros((0, 3, 3))
+    if not (isinstance(scale, tuple | list) and len(scale) == 2):
+        raise ValueError(f"scale must be a pair (mu, R), not {scale!r}")
+    out = []
+    count = int(inside.sum())
+    for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):
+        array = np.array(value, dtype=np.float64)
+        if array.shape == tail:
+            array = array[None]
+        elif array.shape == inside.shape + tail and inside.ndim:
+            array = array[inside]
+        if array.shape not in ((1, *tail), (count, *tail)):
+            raise ValueError(
+                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
+            )
+        out.append(np.ascontiguousarray(array))
+    mu, R = out
+    if not (np.isfinite(mu).all() and (mu > 0).all()):
+        raise ValueError(
+            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
+        )
+    if (mu > 1.0).any():
+        raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
+    off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
+    if not off < 1e-6:
+        raise ValueError(
+            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
+        )
+    return mu, R

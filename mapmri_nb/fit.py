@@ -98,8 +98,10 @@ class MapmriFit:
         mask: NDArray[np.bool_],
         options: dict[str, Any],
         gtab: GradientTable,
+        affine: Array | None = None,
     ) -> None:
         self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        self.affine = affine
         for name in ATTRIBUTES:
             setattr(self, name, rows[name])
         self.order = int(options["radial_order"])

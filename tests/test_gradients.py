@@ -349,7 +349,9 @@ def test_scanner_axes_of_oblique_images(sign):
     voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
     expected = voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
     np.testing.assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
-    np.testing.assert_allclose(turned(to_scanner(BVECS, affine), affine, "scanner", "image"), BVECS, atol=1e-14)
+    np.testing.assert_allclose(
+        turned(to_scanner(BVECS, affine), affine, "scanner", "image"), BVECS, atol=1e-14
+    )
     np.testing.assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
 
 
