@@ -306,3 +306,13 @@ def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
             f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
         )
     return mu, R
+
+
+def displacements(points: Array) -> None:
+    """A ValueError for points of the propagator that cannot be meant in mm."""
+    largest = float(np.abs(points).max(initial=0.0))
+    low, high = POINTS
+    factor, unit = (1e-3, "um") if largest > high else (1e3, "m")
+    hint = f"In {unit}? Then it is {largest * factor:g} mm: pass points in mm"
+    if largest > 0:
+        in_sense("points: the largest displacement", largest, low, high, "mm", hint)

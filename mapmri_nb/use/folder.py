@@ -178,9 +178,14 @@ def save_fit(
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
     description.
 
-    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
+    `affine` (default: that of the fit; required where it has none) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
     names the input files; `run` goes into the JSON's run section.
     """
+    affine = fit.affine if affine is None else affine
+    if affine is None:
+        raise ValueError(
+            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+        )
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (
         Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
@@ -194,7 +199,7 @@ def save_fit(
             8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
             "save",
         )
-        stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
+        stage_fit(stage, prefix, parts, where, entries, affine)
 
 
 class Part(NamedTuple):
@@ -204,6 +209,15 @@ class Part(NamedTuple):
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
     columns: Iterable[NDArray[Any]]
+
+
+def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
+    """
+    Shape of the image of a part: a mask's axes, at least three, then one for what a voxel has.
+    NIfTI has seven axes; those of the mask beyond its sixth are one with it, in file order.
+    """
+    axes = (*shape, 1, 1, 1)[: max(3, len(shape))]
+    return (*axes[:5], *axes[5:] and (math.prod(axes[5:]),), *tail and (math.prod(tail),))
 
 
 def stage_fit(
@@ -232,7 +246,7 @@ def stage_fit(
         write_nii(
             stage / name,
             pieces,
-            (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()),
+            image_shape(shape, tail),
             kind,
             affine,
         )
@@ -313,7 +327,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
     prefix = model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
-    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix, entries)
+    return SavedFit(MapmriFit(rows, mask, options, gtab, affine), affine, prefix, entries)
 
 
 def _model_file(folder: Path, prefix: str | None) -> Path:

@@ -273,7 +273,7 @@ def write_nii(
     """
     if np.shape(affine) != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
-    shape = (*shape, 1, 1)[: max(3, len(shape))]
+    shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
     header["magic"] = header.single_magic
@@ -295,6 +295,7 @@ def write_nii(
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
     """Where in a file (x fastest) each row over the mask (C order) lies, (V,)."""
+    mask = np.atleast_1d(mask)
     return np.asarray(np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F"), np.int64)
 
 
