@@ -236,7 +236,7 @@ def companion(name: str, value: Any, shape: tuple[int, ...], affine: Array | Non
     return aligned(name, given(name, value), shape[:3] if len(shape) == 4 else (), affine)
 
 
-def field_frame(frame: str, affine: Array) -> None:
+def field_frame(frame: str, affine: Array | None) -> None:
     """A ValueError where the components of FSL's gradient non-linearity are not along `frame`."""
     if not np.allclose(axes(affine, "image", frame), np.eye(3), atol=1e-6):
         raise ValueError(

@@ -184,7 +184,17 @@ class GradientTable:
         """
         Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
         inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
+
+        Unless `frame`, `bval` or `bvec` is given, an MRtrix .b beside it goes before them; without
+        one, `frame` is "voxel" below a data set's description that names QSIPrep.
         """
+        if more.get("frame") is None:
+            table = readers.mrtrix_beside(path)
+            if table and bval is None and bvec is None:
+                json = json or readers.beside(path)["json"]
+                return cls.from_mrtrix(table, json=json, volumes=volumes, **more)
+            if readers.along_voxels(bvec or path):
+                more["frame"] = "voxel"
         found = readers.beside(path)
         entries = readers.fsl(bval or found["bval"], bvec or found["bvec"])
         return cls._read(entries, json or found["json"], volumes, more)

@@ -73,8 +73,16 @@ def parser() -> argparse.ArgumentParser:
         help="value where there is no fit (default: nan)",
     )
     table.add_argument("--bval", **a_file, help="b-values in s/mm2 (default: beside the series)")
+    table.add_argument("--bvec", **a_file, help="b-vectors (default: beside the series)")
     table.add_argument(
-        "--bvec", **a_file, help="b-vectors, FSL's convention (default: beside the series)"
+        "--frame",
+        choices=("image", "voxel", "scanner"),
+        help="what --bvec is along: FSL's image axes (default), voxel axes (QSIPrep, DIPY), scanner axes",
+    )
+    table.add_argument(
+        "--grad",
+        **a_file,
+        help="MRtrix's table, x y z b in scanner axes (default: a .b beside the series)",
     )
     table.add_argument(
         "--json", **a_file, help="sidecar with the pulse timing (default: beside the series)"
@@ -126,6 +134,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", "osqp"),
         default="auto",
         help="for --positivity (default: auto)",
+    )
+    add(
+        "--zeros",
+        choices=("missing", "data"),
+        default="missing",
+        help="samples of exactly 0 beside positive ones (default: missing)",
     )
     limit: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
     add("--bval-threshold", **limit, help="largest b of the scale tensor, s/mm2 (default: 2100)")

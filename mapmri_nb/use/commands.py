@@ -25,17 +25,64 @@ WARMUP_MODES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _table(args: argparse.Namespace, beside: Path) -> Any:
+def _table(args: argparse.Namespace, beside: Path, affine: Any, frame: str | None = None) -> Any:
     """
     Gradient table from the files named, or from those beside a series; deltas on the command line
-    go first.
+    go first. `frame`: what b-vectors are along where nothing says so.
     """
+    import numpy as np
+
+    from .. import readers
     from ..gradients import GradientTable
 
+    if args.grad and args.frame in ("image", "voxel"):
+        raise ValueError(f"--frame {args.frame} goes with --bvec: --grad is along scanner axes")
+    timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
     files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    return GradientTable.from_bids(
-        beside, **files, big_delta=args.big_delta, small_delta=args.small_delta
-    )
+    found, grad = readers.beside(beside), None
+    path = args.grad or readers.mrtrix_beside(beside)
+    if path is not None:
+        grad = GradientTable.from_mrtrix(path, json=args.json or found["json"], **timing)
+        alone = args.grad and args.frame == "scanner"
+        if alone or not (args.frame or args.bvec or found["bvec"].is_file()):
+            return grad
+    told = args.frame or (readers.along_voxels(args.bvec or beside) and "voxel") or frame
+    bvec = GradientTable.from_bids(beside, **files, frame=told or "image", **timing)
+    if grad is not None:
+        return _agreeing(bvec, grad, affine, path, args.frame)
+    if not told and np.linalg.det(affine[:3, :3]) > 0:
+        log.info(
+            "b-vectors are read in FSL's convention (x negated, as the affine's determinant is positive); "
+            "--frame voxel reads them along the voxel axes (QSIPrep, DIPY, DSI Studio)"
+        )
+    return bvec
+
+
+def _agreeing(bvec: Any, grad: Any, affine: Any, path: Path | None, told: str | None) -> Any:
+    """FSL's table in the frame in which it agrees with MRtrix's of the same series."""
+    from ..gradients import SAME_DIRECTION, GradientTable, same_directions
+
+    angles = same_directions(bvec, grad, affine)
+    text = "they are not of the same series"
+    if max(angles.values()) <= 90:
+        text = ", ".join(
+            f"{angle:.3g} degrees in the {name} frame" for name, angle in angles.items()
+        )
+        text = f"they are apart by up to {text}"
+    agree = [name for name, angle in angles.items() if angle <= SAME_DIRECTION]
+    if told:
+        if told not in agree:
+            log.warning(
+                "the b-vectors, read as --frame %s says, contradict %s: %s", told, path, text
+            )
+        return bvec
+    if not agree:
+        raise ValueError(
+            f"the b-vectors contradict {path}: {text}. Take that alone by --grad {path} --frame scanner, or the "
+            "b-vectors alone by --frame image (FSL) or --frame voxel (QSIPrep, DIPY)"
+        )
+    log.info("the b-vectors agree with %s, read in the %s frame", path, " or ".join(agree))
+    return GradientTable.from_dict(bvec.to_dict() | {"frame": agree[0]})
 
 
 def _usable(path: Path, data: Any, gtab: Any) -> Any:
@@ -80,15 +127,17 @@ def fit(args: argparse.Namespace) -> None:
 
     _check_together(args)
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
-    gtab = _table(args, args.dwi)
+    gtab = _table(args, args.dwi, image.affine)
     names = select(args.indices, args.basis)
     options = {
         name: getattr(args, name)
         for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")
     }
-    model = MapmriModel(
-        gtab, positivity=None if args.positivity == "none" else args.positivity, **options
-    )
+    options |= {
+        "positivity": None if args.positivity == "none" else args.positivity,
+        "zero_is_missing": args.zeros == "missing",
+    }
+    model = MapmriModel(gtab, **options)
     if len(gtab) != image.data.shape[-1]:
         raise ValueError(
             f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}"
@@ -98,7 +147,7 @@ def fit(args: argparse.Namespace) -> None:
         if args.mask
         else _usable(args.dwi, image.data, gtab)
     )
-    more = _distortions(args, image)
+    more = _distortions(args, image, gtab)
     sources = tuple(
         path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path
     )
@@ -141,11 +190,12 @@ def fit(args: argparse.Namespace) -> None:
         _error_bars(args, job)
 
 
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
+def _distortions(args: argparse.Namespace, image: Any, gtab: Any) -> dict[str, tuple[Path, Any]]:
     """
     Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
     numbers.
     """
+    from .. import checks
     from ..readers import read_numbers
     from . import io
 
@@ -157,7 +207,12 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
             found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
         else:
-            found = io.load_dwi(path).data
+            place, turn = checks.Given(*io.read_nii(path)), name != "grad_dev"
+            if not turn:
+                checks.field_frame(gtab.frame, place.affine)
+            words = f"{name.replace('_', '-')} {path}"
+            found = checks.aligned(words, place, image.data.shape[:3], image.affine, turn)
+            found = checks.squeezed(found, None, True)
         if found.shape != wanted[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
@@ -220,20 +275,13 @@ def odf(args: argparse.Namespace) -> None:
     Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
     them.
     """
-    import numpy as np
-
-    from ..gradients import to_scanner
     from . import folder
-    from .directions import sh_rotation
 
     fit, affine, prefix, _ = folder.read_fit(args.dir)
-    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
-    vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
+    vectors, heights = fit.peaks(s=args.s, frame="scanner")
     maps = {
-        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
-        "peaks": peaks.reshape(*fit.mask.shape, -1),
+        "odf": fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
+        "peaks": (vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
     }
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
@@ -258,18 +306,23 @@ def predict(args: argparse.Namespace) -> None:
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
     lonely = [
         name
-        for name in ("json", "big_delta", "small_delta")
-        if not args.bval and getattr(args, name) is not None
+        for name in ("json", "big_delta", "small_delta", "frame")
+        if not (args.bval or args.grad) and getattr(args, name) is not None
     ]
     if lonely:
         raise ValueError(
-            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing"
+            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec, or --grad: the fit's own table has its own timing"
         )
     saved = folder.read_fit(args.dir)
-    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
+    table = None
+    if args.bval or args.grad:
+        same = saved.fit.gtab.frame if saved.fit.gtab.frame == "voxel" else None
+        table = _table(args, args.bval or args.grad, saved.affine, same)
+    signal = saved.fit.predict(table)
+    shape = folder.image_shape(saved.fit.mask.shape, signal.shape[-1:])
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
-        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
+        io.write_nii(stage / args.out.name, pieces, shape, np.float32, saved.affine)
 
 
 def report(args: argparse.Namespace) -> None:

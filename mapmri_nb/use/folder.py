@@ -178,7 +178,8 @@ def save_fit(
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
     description.
 
-    `affine` (default: that of the fit; required where it has none) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
+    `affine` (default: the fit's; required where it has none) maps voxels to scanner space;
+    `prefix` as of `prefix_of`; `sources`
     names the input files; `run` goes into the JSON's run section.
     """
     affine = fit.affine if affine is None else affine
@@ -217,7 +218,8 @@ def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
     NIfTI has seven axes; those of the mask beyond its sixth are one with it, in file order.
     """
     axes = (*shape, 1, 1, 1)[: max(3, len(shape))]
-    return (*axes[:5], *axes[5:] and (math.prod(axes[5:]),), *tail and (math.prod(tail),))
+    rest, last = [math.prod(axes[5:])][: len(axes[5:])], [math.prod(tail)][: len(tail)]
+    return (*axes[:5], *rest, *last)
 
 
 def stage_fit(

@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import checks
 from .names import DESCRIPTION
 from .names import File as File
 from .names import map_name as map_name
@@ -151,8 +152,9 @@ def read_nii(path: File) -> Image:
 
 
 def load_dwi(path: File) -> Image:
-    """A diffusion series, (x, y, z, n); errors as in `read_nii`."""
+    """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
     image = read_nii(path)
+    image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(
             f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
@@ -162,24 +164,12 @@ def load_dwi(path: File) -> Image:
 
 def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None) -> Mask:
     """
-    Mask of an image of any type, True where it is neither 0 nor NaN; another place than `affine` is
-    warned of.
+    Mask of an image of any type for a series of `shape` and `affine`, inside as of
+    `checks.inside_of`; compared, and turned to the series' axes, as of `checks.aligned`.
     """
-    image = read_nii(path)
-    values = np.asarray(image.data)
-    if values.shape == (*shape, 1):
-        values = values[..., 0]
-    if values.shape != tuple(shape):
-        raise ValueError(f"mask: {path} has shape {values.shape}, the data {tuple(shape)}")
-    mask = np.asarray((values != 0) & ~np.isnan(values))
-    if not mask.any():
-        raise ValueError(f"mask: {path} is empty")
-    if affine is not None and not np.allclose(image.affine, affine, atol=1e-3):
-        log.warning(
-            "mask: %s and the data have different affines; voxels are matched by their indices",
-            path,
-        )
-    return mask
+    place = None if affine is None else np.asarray(affine, np.float64)
+    values = checks.aligned(f"mask: {path}", checks.Given(*read_nii(path)), tuple(shape), place)
+    return checks.inside_of(f"mask: {path}", values, tuple(shape))
 
 
 def require_space(folder: File, size: int, purpose: str) -> None:
