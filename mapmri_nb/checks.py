@@ -53,17 +53,20 @@ def given(name: str, value: Any) -> Given:
         affine = io.read_nii(value.file_like).affine
     elif hasattr(value, "to_numpy"):
         value = value.to_numpy()
-    if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "shape"):
+    dtype = getattr(value, "dtype", None)
+    if dtype is None and hasattr(value, "shape") and len(value.shape):  # something that is sliced
+        dtype = np.asarray(value[(slice(0, 1),) * len(value.shape)]).dtype
+    elif not (isinstance(dtype, np.dtype) and hasattr(value, "shape")):
         try:
             value = np.asarray(value)
         except ValueError as error:  # rows of different lengths
             raise TypeError(f"{name} must be an array of numbers: {error}") from None
-    kinds = "biuf" if name == "mask" else "iuf"
-    if value.dtype.kind not in kinds:
+        dtype = value.dtype
+    if dtype.kind not in ("iuf" if name == "data" else "biuf"):
         what = "; take the magnitude, or the real part of phase-corrected data"
         raise TypeError(
-            f"{name} must hold real numbers, not {value.dtype} (a {type(value).__name__})"
-            + what * (value.dtype.kind == "c")
+            f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
+            + what * (dtype.kind == "c")
         )
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
@@ -153,6 +156,13 @@ def aligned(
         f"origins {image.affine[:3, 3].round(2).tolist()} and {affine[:3, 3].round(2).tolist()} mm): "
         "resample it onto the data"
     )
+
+
+def count_zeros(y: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+    """How many of the samples (V, n) are exactly 0, by volume, and in how many voxels with signal."""
+    odd = y[~(y.min(1) > 0)]
+    signal = (odd > 0).any(1)
+    return (odd[signal] == 0).sum(0), len(y) - int((~signal).sum())
 
 
 def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None:

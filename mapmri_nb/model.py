@@ -293,9 +293,8 @@ class MapmriModel:
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
             if self.zero_is_missing:
-                some = part.status & (batch.DROPPED | batch.NO_SIGNAL) == batch.DROPPED
-                zeros += (y[some] == 0).sum(0)
-                signal += int((part.status & batch.NO_SIGNAL == 0).sum())
+                found, voxels = checks.count_zeros(y)
+                zeros, signal = zeros + found, signal + voxels
         if not quiet:
             checks.piled_up(zeros, signal, self.gtab)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})

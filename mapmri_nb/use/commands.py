@@ -39,16 +39,17 @@ def _table(args: argparse.Namespace, beside: Path, affine: Any, frame: str | Non
         raise ValueError(f"--frame {args.frame} goes with --bvec: --grad is along scanner axes")
     timing = {"big_delta": args.big_delta, "small_delta": args.small_delta}
     files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    found, grad = readers.beside(beside), None
+    found = readers.beside(beside)
     path = args.grad or readers.mrtrix_beside(beside)
-    if path is not None:
-        grad = GradientTable.from_mrtrix(path, json=args.json or found["json"], **timing)
-        alone = args.grad and args.frame == "scanner"
-        if alone or not (args.frame or args.bvec or found["bvec"].is_file()):
-            return grad
-    told = args.frame or (readers.along_voxels(args.bvec or beside) and "voxel") or frame
+    alone = args.frame == "scanner" if args.grad else False
+    if path and (alone or not (args.frame or args.bvec or found["bvec"].is_file())):
+        return GradientTable.from_mrtrix(path, json=args.json or found["json"], **timing)
+    told = (
+        args.frame or (not path and readers.along_voxels(args.bvec or beside) and "voxel") or frame
+    )
     bvec = GradientTable.from_bids(beside, **files, frame=told or "image", **timing)
-    if grad is not None:
+    if path:
+        grad = GradientTable.from_mrtrix(path, tau=1.0)  # for its directions alone
         return _agreeing(bvec, grad, affine, path, args.frame)
     if not told and np.linalg.det(affine[:3, :3]) > 0:
         log.info(
@@ -122,7 +123,7 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> None:
     from ..indices import select
     from ..model import MapmriModel
-    from ..status import Status
+    from ..status import Status, in_words
     from . import io, stream
 
     _check_together(args)
@@ -175,17 +176,11 @@ def fit(args: argparse.Namespace) -> None:
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
-        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
-        level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
-        log.log(
-            level,
-            "%d voxels in %.1f s%s; results in %s",
-            len(status),
-            time.perf_counter() - start,
-            notes,
-            args.out,
-        )
+        seconds = time.perf_counter() - start
+        text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
+        if len(status) and ((status & Status.NO_FIT) != 0).all():
+            raise ValueError(f"{text}. Their status is in {args.out}")
+        log.info("%s; results in %s", text, args.out)
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
 
