@@ -151,10 +151,13 @@ def aligned(
             log.info("%s: its axes are stored otherwise than the data's; turned to them", name)
             values = np.asarray(data).transpose(*order, *range(3, len(data.shape)))
             return np.asfortranarray(values[tuple(slice(None, None, -1 if f else 1) for f in flip)])
+    places = [
+        f"shape {tuple(n)}, voxels of {np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()} mm, origin "
+        f"{a[:3, 3].round(2).tolist()}"
+        for n, a in ((data.shape[:3], image.affine), (shape, affine))
+    ]
     raise ValueError(
-        f"{name}: it lies elsewhere than the data (shapes {tuple(data.shape[:3])} and {tuple(shape)}, "
-        f"origins {image.affine[:3, 3].round(2).tolist()} and {affine[:3, 3].round(2).tolist()} mm): "
-        "resample it onto the data"
+        f"{name}: it lies elsewhere than the data ({places[0]}; {places[1]}): resample it onto the data"
     )
 
 

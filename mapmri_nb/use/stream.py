@@ -312,7 +312,7 @@ def fit_series(
                 store.put(slab, table, reading.pop(slab), seconds)
                 bar.update(table.shape[1])
         if job.model.zero_is_missing and todo:
-            checks.piled_up(*zeros, job.model.gtab)
+            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
             zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
