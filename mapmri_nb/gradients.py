@@ -281,19 +281,28 @@ def from_voxel(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image
 
 
 def same_directions(
-    table: GradientTable, other: GradientTable, affine: ArrayLike
+    table: dict[str, Any], scanner: dict[str, Any], affine: ArrayLike
 ) -> dict[str, float]:
     """
-    Largest angle, in degrees, between two tables of one series, for `table` read as of the image
-    and of the voxel frame: inf where even the b-values differ.
+    Largest angle, in degrees, between bvals and bvecs as they are in a file and those of the same
+    series along scanner axes, by the frame in which the first are read.
+
+    inf where another number of volumes or other b-values show that the series is not the same.
     """
-    if len(table) != len(other) or not np.allclose(table.bvals, other.bvals, rtol=0.1, atol=50):
-        return dict.fromkeys(FRAMES[:2], np.inf)
-    use, angles = ~(table.b0s_mask | other.b0s_mask), {}
-    for frame in FRAMES[:2]:
-        vectors = turned(table.bvecs, affine, frame, other.frame)[use]
-        cosine = np.abs((vectors * other.bvecs[use]).sum(1)).clip(0, 1)
-        angles[frame] = float(np.degrees(np.arccos(cosine)).max(initial=0))
+    b, other = table["bvals"], scanner["bvals"]
+    lengths = [np.linalg.norm(entries["bvecs"], axis=1) for entries in (table, scanner)]
+    if len(b) != len(other) or not any(
+        np.allclose(x, other, rtol=0.1, atol=50) for x in (b, b * np.nan_to_num(lengths[0]) ** 2)
+    ):
+        return dict.fromkeys(FRAMES, np.inf)
+    use = (b > 50) & (other > 50)
+    use &= (np.nan_to_num(lengths[0]) > 0) & (np.nan_to_num(lengths[1]) > 0)
+    angles = {}
+    for frame in FRAMES:
+        vectors = turned(table["bvecs"][use], affine, frame, "scanner")
+        cosine = np.abs((vectors * scanner["bvecs"][use]).sum(1))
+        cosine /= lengths[0][use] * lengths[1][use]
+        angles[frame] = float(np.degrees(np.arccos(cosine.clip(0, 1))).max(initial=0))
     return angles
 
 

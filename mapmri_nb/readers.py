@@ -69,7 +69,7 @@ def beside(path: File) -> dict[str, Any]:
     """
     path = Path(path).absolute()
     stem = path.name
-    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec"):
+    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec", ".b"):
         stem = stem.removesuffix(suffix)
     levels = [path.parent]
     while re.match(r"(sub|ses)-|dwi$", levels[-1].name):

@@ -219,12 +219,15 @@ def test_a_field_needs_the_axes_of_its_components(data):
     series = image(data, np.diag([2.0, 2, 2, 1]))
     for frame in ("voxel", "scanner"):
         table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame=frame)
-        if frame == "voxel":
-            with pytest.raises(ValueError, match="grad_dev: its components are along .* FSL's"):
-                mapmri.MapmriModel(table, 4).fit(series, grad_dev=F)
-        las = image(np.zeros((*SHAPE, 9)), np.diag([-2.0, 2, 2, 1]))
-        if frame == "voxel":  # the two frames are one where the determinant is negative
-            mapmri.MapmriModel(table, 4).fit(image(data, np.diag([-2.0, 2, 2, 1])), grad_dev=las)
+        if frame == "scanner":  # along these very voxel axes, but x is that of FSL's negated
+            assert np.allclose(
+                mapmri.gradients.axes(np.diag([2.0, 2, 2, 1]), "voxel", frame), np.eye(3)
+            )
+        with pytest.raises(ValueError, match=r"grad_dev: its components are along .* FSL's"):
+            mapmri.MapmriModel(table, 4).fit(series, grad_dev=F)
+    las = np.diag([-2.0, 2, 2, 1])  # where the determinant is negative, image and voxel are one
+    table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame="voxel")
+    mapmri.MapmriModel(table, 4).fit(image(data, las), grad_dev=image(np.zeros((*SHAPE, 9)), las))
 
 
 # ---- zeros
@@ -323,7 +326,7 @@ def test_order_beyond_the_shells_is_warned_of(gtab, caplog):
     assert caplog.text == ""
     for top, order, most in ((1500, 6, 2), (1500, 4, 2), (2500, 6, 4), (3500, 8, 6)):
         caplog.clear()
-        mapmri.MapmriModel(gtab[B < top], order)
+        mapmri.MapmriModel(gtab[top > B], order)
         assert f"radial_order: {order} on" in caplog.text
         assert f"determine order {most} at most" in caplog.text
 
@@ -380,12 +383,8 @@ def acquisition(affine, frame):
     return mapmri.GradientTable(B, vectors, 0.0431, 0.0106, frame=frame), np.tile(y, (2, 1, 1, 1))
 
 
-OBLIQUE = np.diag([2.0, 2, 2.5, 1])
-OBLIQUE[:3, :3] = (
-    truth.rotation(np.array([0.3, -0.5, 0.2]))
-    if hasattr(truth, "rotation")
-    else np.linalg.qr(np.array([[1.0, 0.2, 0.1], [-0.3, 1, 0.2], [0.1, -0.1, 1]]))[0]
-) @ OBLIQUE[:3, :3]
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = phantom.random_rotation(np.random.default_rng(8)) * [2, 2, 2.5]
 
 
 @pytest.mark.parametrize(
