@@ -160,6 +160,7 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> list[Path]:
     from .. import checks
     from ..indices import select
+    from ..kernels._jit import n_threads
     from ..model import MapmriModel
     from ..status import Status, in_words
     from . import folder, io, stream
@@ -204,7 +205,15 @@ def fit(args: argparse.Namespace) -> list[Path]:
 
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    run = {"Threads": args.threads, "Engine": args.engine}
+    effective = {
+        name: value for name, value in vars(args).items() if name not in ("run", "command")
+    }
+    effective["volumes"] = args.volumes and keep
+    run = {
+        "Threads": n_threads(args.threads),
+        "Engine": args.engine,
+        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+    }
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )

@@ -326,7 +326,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
         )
         raise ValueError(f"{model}: {reason}") from None
-    mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
+    mask = np.asarray((np.asarray(status).reshape(shape, order="F") & OUTSIDE) == 0)
     if within is not None and np.shape(within) != shape:
         raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
