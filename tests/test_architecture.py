@@ -31,7 +31,8 @@ FLOORS = {
     "positivity": 2,
     "model": 3,
     "use": 4,
-    "dipy": 5,
+    "dipy_functions": 5,
+    "dipy": 6,
     "__init__": 9,
     "__main__": 9,
 }

@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="for --positivity (default: auto)",
     )
-    or_none: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
+    or_none: dict[str, Any] = {"type": _number, "default": 2100, "metavar": "B|none"}
     add("--bval-threshold", **or_none, help="largest b of the scale tensor, s/mm2 (default: 2100)")
     add(
         "--eigenvalue-threshold",
@@ -296,7 +296,7 @@ def _spoken(text: str) -> str:
     )
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        alone = "" if "_" in name else r"(?= must\b| is missing|: |, or\b|\[\d+\] = )"
+        alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)
     for words, others in WORDS:

@@ -268,7 +268,7 @@ def indices(args: argparse.Namespace) -> list[Path]:
             raise FileExistsError(errno.EEXIST, f"{text} (force replaces)", str(images[name]))
     maps = {name: saved.fit.index(name) for name in names if name not in kept}
     folder.write_maps(
-        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=args.force,
+        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
         model=folder.model_section(saved.fit.options),
     )  # fmt: skip
     log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
