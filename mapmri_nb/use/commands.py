@@ -120,7 +120,9 @@ def fit(args: argparse.Namespace) -> list[Path]:
     from . import folder, io, stream
 
     _check_together(args)
+    start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
+    opening = time.perf_counter() - start
     more, count = _distortions(args, image), image.data.shape[-1]
     idle = _idle(more["weights"][1]) if "weights" in more else False
     gtab, keep = _table(args, args.dwi, count, idle)
@@ -150,6 +152,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         float(args.fill),
         sources,
         more,
+        opening,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
