@@ -24,6 +24,7 @@ SCALINGS = ("refuse", "normalise", "amplitude")
 LENGTH_TOLERANCE = 0.01  # a direction further than this from its length is a mistake, not rounding
 ROOT_TOLERANCE = 0.02  # the same where lengths go with sqrt(b), and b itself is rounded
 UNIT_ROUNDING = 1e-14  # such rows stay as they are, so that a saved table reloads bit for bit
+SHORTEST_PULSE = 1e-4  # s: what would be shorter in milliseconds is not in milliseconds
 DELTAS = {"BigDelta": "big_delta", "LargeDelta": "big_delta", "SmallDelta": "small_delta"}
 ENDINGS = ("bval", "bvec", "json")
 VOXEL_PROGRAMS = ("qsiprep", "dmriprep")  # their bvec runs along voxel axes, not as FSL's
@@ -350,7 +351,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         per_second = 1000.0 if np.nanmax(found["big_delta"]) > 1 else 1.0
     else:
         longest = np.nanmax(np.asarray(given["big_delta"], np.float64))
-        per_second = 1000.0 if found and np.nanmax(found["small_delta"]) > longest else 1.0
+        small = np.nanmax(found["small_delta"]) if found else 0.0
+        per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
     if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
         raise ValueError(
             f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is {most / 1e6:g} s: "

@@ -376,7 +376,7 @@ def test_volumes(brain, tmp_path, choice):
     """What a table and a series cut in Python give, weights cut with them."""
     gtab, image = mapmri.GradientTable.from_bids(brain), nib.load(brain)
     values, rng = np.asarray(image.dataobj), np.random.default_rng(1)
-    keep = {"b<=2500": gtab.bvals <= 2500, "0:80,90": [*range(80), 90]}.get(choice, [*range(5, 95)])
+    keep = {"b<=2500": gtab.bvals <= 2500, "0:80,90": [*range(80), 90]}.get(choice, [*range(0, 95)])
     weights, text = rng.uniform(0.5, 1, 102), choice
     np.savetxt(tmp_path / "w.txt", weights, fmt="%.17g")
     if choice == "file":
@@ -534,7 +534,7 @@ def test_names_sources_and_sidecars(brain, tmp_path):
         assert sidecar["Units"]
     assert "dwimap" in (out / ".bidsignore").read_text()
     text = (out / f"{stem}_dwimap.json").read_text()
-    assert len(text.splitlines()) < 100
+    assert len(text) < 25000
     assert sum('"bvecs"' in line and line.count("[") == 103 for line in text.splitlines()) == 1
 
 

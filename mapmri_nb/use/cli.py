@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="missing|data",
         help="what samples of exactly 0 beside positive ones are (default: missing)",
     )
-    or_none: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
+    or_none: dict[str, Any] = {"type": _number, "default": 2100, "metavar": "B|none"}
     add("--bval-threshold", **or_none, help="largest b of the scale tensor, s/mm2 (default: 2100)")
     add(
         "--eigenvalue-threshold",
@@ -328,7 +328,7 @@ def _spoken(text: str) -> str:
             if name == "s"
             else ""
             if "_" in name
-            else r"(?= must\b| is missing|: |, or\b|\[\d+\] = )"
+            else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
         )
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)

@@ -166,7 +166,9 @@ def fit(args: argparse.Namespace) -> list[Path]:
     from . import folder, io, stream
 
     _check_together(args)
+    start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
+    opening = time.perf_counter() - start
     more, count = _distortions(args, image), image.data.shape[-1]
     idle = _idle(more["weights"][1]) if "weights" in more else False
     gtab, keep = _table(args, args.dwi, image.affine, None, count, idle)
@@ -198,6 +200,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         float(args.fill),
         sources,
         more,
+        opening,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
@@ -323,7 +326,7 @@ def indices(args: argparse.Namespace) -> list[Path]:
             raise FileExistsError(errno.EEXIST, f"{text} (force replaces)", str(images[name]))
     maps = {name: saved.fit.index(name) for name in names if name not in kept}
     folder.write_maps(
-        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=args.force,
+        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
         model=folder.model_section(saved.fit.options),
     )  # fmt: skip
     log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
