@@ -61,7 +61,9 @@ def _table(
         told = args.frame or (not path and readers.along_voxels(args.bvec or beside) and "voxel")
         entries["frame"] = told or frame or "image"
         if path:
-            entries["frame"] = _agreed(entries, readers.mrtrix(path), affine, path, args.frame)
+            scanner: dict[str, Any] = readers.mrtrix(path)
+            entries["frame"] = _agreed(entries, scanner, affine, path, args.frame)
+            entries = scanner if args.grad else entries
         elif not (told or frame) and np.linalg.det(affine[:3, :3]) > 0:
             log.info(
                 "b-vectors are read in FSL's convention (x negated, as the affine's determinant is positive); "
