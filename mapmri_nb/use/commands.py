@@ -166,7 +166,9 @@ def fit(args: argparse.Namespace) -> list[Path]:
     )
     if status is not None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
-        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
+        words = {"DROPPED": "with samples DROPPED"}
+        found = ((count, words.get(name, name)) for name, count in counts.items() if count)
+        notes = "".join(f"; {count} {name}" for count, name in found)
         level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
         log.log(
             level,

@@ -195,7 +195,11 @@ def run_section(**more: Any) -> dict[str, Any]:
     versions = {
         name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
     }
-    return {"Date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "Versions": versions, **more}
+    return {
+        "Date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "Versions": versions,
+        **more,
+    }
 
 
 def save_fit(
