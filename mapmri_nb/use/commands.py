@@ -116,7 +116,7 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> list[Path]:
     from ..indices import select
     from ..model import MapmriModel
-    from ..status import Status
+    from ..status import MEANING, Status
     from . import folder, io, stream
 
     _check_together(args)
@@ -165,7 +165,9 @@ def fit(args: argparse.Namespace) -> list[Path]:
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
+        counts = {
+            flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
+        }
         words = {"DROPPED": "with samples DROPPED"}
         found = ((count, words.get(name, name)) for name, count in counts.items() if count)
         notes = "".join(f"; {count} {name}" for count, name in found)
