@@ -409,7 +409,9 @@ def test_trace_volume_with_weight_0_or_left_out(brain, tmp_path, capsys, how):
     bvecs = bvecs if bvecs.shape[0] == 3 else bvecs.T
     np.savetxt(stem + ".bvec", np.c_[bvecs, np.zeros(3)], fmt="%.17g")
     words = ["fit", brain, "--out", tmp_path / "o", "--radial-order", 4, "--quiet"]
-    fails(capsys, words, "b-vectors[102]", "b = 2000", "trace or ADC volume", "--volumes", "weight 0")
+    fails(
+        capsys, words, "b-vectors[102]", "b = 2000", "trace or ADC volume", "--volumes", "weight 0"
+    )
     weights = np.r_[np.ones(102), 0]
     if how == "text":
         np.savetxt(tmp_path / "w.txt", weights)
@@ -533,6 +535,11 @@ def test_names_sources_and_sidecars(brain, tmp_path):
         assert sidecar["Model"]["Parameters"]["radial_order"] == 2
         assert sidecar["Units"]
     assert "dwimap" in (out / ".bidsignore").read_text()
+    deep = tmp_path / "derivatives" / "sub-1" / "dwi"
+    assert command("fit", dwi, "--out", deep, "--radial-order", 2, "--quiet") == 0
+    assert not (deep / "dataset_description.json").exists(), "it belongs to the data set's root"
+    described = {path.name for path in (tmp_path / "derivatives").iterdir() if path.is_file()}
+    assert described == {"dataset_description.json", ".bidsignore"}
     text = (out / f"{stem}_dwimap.json").read_text()
     assert len(text) < 25000
     assert sum('"bvecs"' in line and line.count("[") == 103 for line in text.splitlines()) == 1

@@ -166,7 +166,7 @@ def test_positional_arguments_as_in_older_versions():
         ({"radial_order": -2}, "radial_order"),
         ({"laplacian_weighting": "notGCV"}, "laplacian"),
         ({"laplacian_weighting": -1.0}, "laplacian"),
-        ({"positivity_constraint": True, "pos_radius": "infinity"}, "pos_radius"),
+        ({"positivity_constraint": True, "pos_radius": "endless"}, "pos_radius"),
         ({"positivity_constraint": True, "pos_radius": -1}, "pos_radius"),
         ({"positivity_constraint": True, "pos_grid": 1}, "pos_grid"),
     ],

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import checks
+from .. import checks, readers
 from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
@@ -264,7 +264,8 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
     for a fit.
 
     An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
-    the old one of its name. What describes the data set stays as it is.
+    the old one of its name. What describes the data set goes to its root, above the folders of
+    subject, session and `dwi`; what is there stays as it is.
     """
     models = sorted(stage.glob("*" + map_name("", "", ".json")))
     files = [file for file in sorted(stage.iterdir()) if file not in models] + models
@@ -277,8 +278,9 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
         for old in (folder / model.name, *folder.glob(f"{stem}_param-*_dwimap.*")):
             old.unlink(missing_ok=True)
     for file in files:
-        if file.name not in shared or not (folder / file.name).exists():
-            os.replace(file, folder / file.name)
+        target = (readers.levels(folder)[-1] if file.name in shared else folder) / file.name
+        if file.name not in shared or not target.exists():
+            os.replace(file, target)
 
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
