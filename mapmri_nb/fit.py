@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .use import directions
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 
 def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
@@ -386,6 +388,9 @@ class MapmriFit:
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
+        if 0 < table.bvals.max() < checks.LEAST_B:
+            text = "gtab: its largest b is %g s/mm2. In ms/um2? Then it is %g s/mm2"
+            log.warning(text, table.bvals.max(), 1000 * table.bvals.max())
         qvecs = np.ascontiguousarray(turned(table.qvecs, self.affine, table.frame, self.gtab.frame))
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R
