@@ -21,6 +21,7 @@ INTERRUPTED = 130  # the shell's code for SIGINT
 FRAMES = ("image", "voxel", "scanner")
 MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
+    ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
     ("table[select]", "--volumes"),
     ("without force", "without --force"),
     ("(force ", "(--force "),
