@@ -112,6 +112,10 @@ class MapmriModel:
         """Everything constant that the kernels need."""
         return self.engine.plan
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {options})"
+
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""

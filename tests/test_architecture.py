@@ -32,7 +32,8 @@ FLOORS = {
     "positivity": 2,
     "model": 3,
     "use": 4,
-    "dipy": 5,
+    "dipy_functions": 5,
+    "dipy": 6,
     "__init__": 9,
     "__main__": 9,
 }
@@ -57,7 +58,7 @@ ONLY_IN = {
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11100  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 13000  # docstrings and comments count
 
 
 def room(name: str) -> str:

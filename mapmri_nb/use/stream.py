@@ -59,7 +59,7 @@ class Job(NamedTuple):
     names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
     opening: float = 0.0  # seconds that opening the series took, unpacking included
 
@@ -72,7 +72,7 @@ class Job(NamedTuple):
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
-            "sources": self.sources,
+            "sources": [Path(source).name for source in self.sources],
         } | {name: _stamp(path) for name, (path, _) in self.more.items()}
         return dict(
             json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
@@ -345,7 +345,10 @@ def fit_series(
                 yield name, volume.reshape(job.mask.shape, order="F")
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            model = folder.model_section(job.model.options)
+            folder.stage_maps(
+                stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {}, model
+            )
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
