@@ -312,7 +312,10 @@ class MapmriFit:
         return self.volume(directions.odf_sh(self.odf_field(s), sh_order, sh_basis))
 
     def peaks(self, s: float = 2, **kwargs: Any) -> tuple[Array, Array]:
-        """Peaks of the ODF: directions (*mask.shape, n, 3) and values; see `directions.peaks`."""
+        """
+        Peaks of the ODF cut at degree 6: directions (*mask.shape, n, 3) and values; see
+        `directions.peaks`.
+        """
         from .use import directions
 
         vectors, values = directions.peaks(self.odf_field(s), **kwargs)
