@@ -176,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(commands.odf, "ODF of a saved fit in spherical harmonics", saved, force, quiet)
     add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
-    add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
+    add("--sh-order", type=int, default=6, metavar="L", help="even (default: 6)")
     add(
         "--sh-basis",
         default="tournier07",

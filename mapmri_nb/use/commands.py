@@ -223,28 +223,30 @@ def odf(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ..gradients import to_scanner
-    from . import folder
-    from .directions import sh_rotation
+    from . import directions, folder
 
     fit, affine, prefix, _ = folder.read_fit(args.dir)
-    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
+    scale = directions.tracking_factor(fit.gtab, args.s)
     F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
-    vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
-    maps = {
-        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
-        "peaks": peaks.reshape(*fit.mask.shape, -1),
-    }
+    coef = scale * fit.odf_sh(s=args.s, sh_order=args.sh_order)[fit.mask]
+    coef = coef @ directions.sh_rotation(F, args.sh_order).T
+    vectors, heights = directions.sh_peaks(coef)
+    peaks = (vectors * heights[..., None]).reshape(len(coef), -1)
+    written = directions.convert_sh(coef, directions.SH_BASES[0], args.sh_basis)
+    maps = {"odf": fit.volume(written), "peaks": fit.volume(peaks)}
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
     sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
-    text = f"ODF, radial moment s = {args.s:g}, scanner (RAS) axes"
-    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
+    text = f"ODF, radial moment s = {args.s:g}, in mm^s times ScaleFactor, scanner (RAS) axes"
+    common = {"RadialMoment": args.s, "ScaleFactor": scale}
+    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh} | common}
+    axes |= {"Type": "3vector"}
     text = f"peaks of the {text}; length: height"
-    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    folder.write_maps(
-        args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars
-    )
+    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes} | common
+    out = args.out or args.dir
+    files = folder.write_maps(out, prefix, maps, affine, force=args.force, sidecars=sidecars)
+    if args.sh_basis == "tournier07":
+        log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *files[:1] * 2)
 
 
 def predict(args: argparse.Namespace) -> None:

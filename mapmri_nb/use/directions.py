@@ -4,13 +4,14 @@ GFA.
 """
 
 from functools import lru_cache
-from math import pi, sqrt
+from math import gamma, pi, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..gradients import GradientTable
 from ..kernels.odf import Forms, forms, maxima_rows, odf_at, powers_at, powers_of_degree
 
 Array = NDArray[np.float64]
@@ -281,6 +282,20 @@ def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Ar
         rows, project = np.flatnonzero(nodes == n), _projection(points, weights, sh_order, sh_basis)
         out[rows] = odf.at(rows, points, project, 1e6)
     return out
+
+
+def tracking_factor(gtab: GradientTable, s: float) -> float:
+    """
+    Factor, mm^-s, that brings an ODF_s to the size of a fibre density, which trackers' thresholds
+    expect.
+
+    It makes the integral over the sphere, <r^s>, 1 for free diffusion at D during the table's tau. D
+    is 0.7e-3 mm^2/s, white matter's mean, or 2 / max b where that is less: b is larger where
+    diffusion is slower, as in fixed tissue. One digit of max b counts, so that all who share a
+    protocol share the factor.
+    """
+    D = min(0.7e-3, 2 / max(float(f"{gtab.bvals.max():.1g}"), 1.0))
+    return float((4 * D * gtab.tau) ** (-s / 2) * gamma(1.5) / gamma(1.5 + s / 2))
 
 
 # ---- peaks

@@ -23,6 +23,7 @@ from ..kernels.ordering import index_table, iso_index_table
 from ..status import MEANING, Status
 from .io import (
     File,
+    Image,
     Mask,
     read_nii,
     require_space,
@@ -111,6 +112,13 @@ def write_maps(
     with staged(folder, force) as stage:
         names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
     return [Path(folder) / name for name in names]
+
+
+def load_map(path: File) -> Image:
+    """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
+    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
+    factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
+    return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
 def stage_maps(
