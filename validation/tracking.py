@@ -10,11 +10,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import common
 import nibabel as nib
 import numpy as np
 import truth
-from common import TAU, Case, Table, mapmri
+from common import TAU, Case, Table
 from crossings import quiet_dipy
 from mapmri_nb.cli import main as command
 
