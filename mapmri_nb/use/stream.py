@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
+from .. import __version__, checks
 from ..model import MapmriModel
 from . import folder, io
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
 
     def key(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Job(NamedTuple):
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
-            "sources": self.sources,
+            "sources": [Path(source).name for source in self.sources],
         } | {name: _stamp(path) for name, (path, _) in self.more.items()}
         return dict(
             json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
@@ -191,9 +191,8 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
     v).
     """
-    fit = model.fit(
-        **(samples if isinstance(samples, dict) else {"data": samples}), threads=threads
-    )
+    samples = samples if isinstance(samples, dict) else {"data": samples}
+    fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
     return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
 
@@ -211,9 +210,16 @@ def on_threads(threads: int | None) -> Engine:
 
 
 def _read(
-    inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]
+    inputs: dict[str, Any],
+    where: NDArray[np.int64],
+    todo: list[int],
+    reading: dict[int, float],
+    zeros: list[Any],
 ) -> Slabs:
-    """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
+    """
+    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `zeros`
+    adds up what `checks.count_zeros` finds.
+    """
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
@@ -222,6 +228,7 @@ def _read(
             for name, image in inputs.items()
         }
         reading[slab] = time.perf_counter() - start
+        zeros[:] = (a + b for a, b in zip(zeros, checks.count_zeros(samples["data"]), strict=True))
         yield slab, samples
 
 
@@ -298,10 +305,14 @@ def fit_series(
         )
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        with closing(engine(job.model, job.names, _read(inputs, where, todo, reading))) as tables:
+        zeros: list[Any] = [0, 0]
+        slabs = _read(inputs, where, todo, reading, zeros)
+        with closing(engine(job.model, job.names, slabs)) as tables:
             for slab, table, seconds in tables:
                 store.put(slab, table, reading.pop(slab), seconds)
                 bar.update(table.shape[1])
+        if job.model.zero_is_missing and todo:
+            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
             zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
@@ -323,7 +334,10 @@ def fit_series(
                 yield name, volume.reshape(job.mask.shape, order="F")
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            model = folder.model_section(job.model.options)
+            folder.stage_maps(
+                stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {}, model
+            )
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
