@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..indices import ON_REQUEST
 from . import commands
 
 log = logging.getLogger("mapmri_nb")
@@ -92,7 +93,13 @@ def parser() -> argparse.ArgumentParser:
     )
     force.add_argument("--force", action="store_true", help="overwrite what is there")
     maps.add_argument(
-        "--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)"
+        "--indices",
+        default="all",
+        metavar="A,B,C|all",
+        help=f"which maps (default: all); on request {', '.join(ON_REQUEST)}",
+    )
+    maps.add_argument(
+        "--labels", **a_file, help="image of whole numbers: regions of the summary.tsv, in the mask"
     )
     maps.add_argument(
         "--units",

@@ -162,7 +162,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
     from ..indices import select
     from ..model import MapmriModel
     from ..status import Status, in_words
-    from . import folder, io, stream
+    from . import folder, io, stream, summary
 
     _check_together(args)
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
@@ -183,6 +183,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         if args.mask
         else _usable(args.dwi, image.data, gtab)
     )
+    regions = summary.regions(mask, args.labels, image.affine)
     inputs = (args.dwi, args.mask, args.weights, args.grad_dev)
     sources = tuple(str(path.absolute()) for path in inputs if path)
     job = stream.Job(
@@ -197,6 +198,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         float(args.fill),
         sources,
         more,
+        regions,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
@@ -260,10 +262,12 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
 
 def _error_bars(args: argparse.Namespace, job: Any) -> None:
     """Maps of sd and 95 % interval beside the index maps."""
+    from ..indices import INDICES
     from . import folder, uncertainty
 
     start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    common = {"indices": job.names, "threads": args.threads, **options}
+    names = [name for name in job.names if name in INDICES]
+    common = {"indices": names, "threads": args.threads, **options}
     entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
     if args.bootstrap:
         entries = {
@@ -276,7 +280,7 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}
-    for name in job.names:
+    for name in names:
         for kind, values, what in (
             ("sd", found.sd[name], "sd"),
             ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
@@ -297,15 +301,16 @@ def indices(args: argparse.Namespace) -> list[Path]:
     """What is there already is kept, unless --force replaces it."""
     import json
 
-    from ..indices import INDICES, select
-    from . import folder, io
+    from ..indices import TABLE, select
+    from . import folder, io, summary
 
     saved, out = _saved(args)
+    within = summary.regions(saved.fit.mask, args.labels, saved.affine)
     names = select(args.indices, saved.fit.options["basis"])
-    images = {n: Path(out) / io.map_name(saved.prefix, INDICES[n].label) for n in names}
+    images = {n: Path(out) / io.map_name(saved.prefix, TABLE[n].label) for n in names}
     kept = [name for name, image in images.items() if image.exists() and not args.force]
     for name in kept:
-        wanted = INDICES[name].unit(args.units), "NaN" if args.fill == "nan" else 0
+        wanted = TABLE[name].unit(args.units), "NaN" if args.fill == "nan" else 0
         entries = json.loads(_sidecar(images[name]).read_text())
         found = entries.get("Units"), entries.get("FillValue")
         if found != wanted:
@@ -317,6 +322,13 @@ def indices(args: argparse.Namespace) -> list[Path]:
         out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=args.force,
         model=folder.model_section(saved.fit.options),
     )  # fmt: skip
+    rows: summary.Rows = []
+    every = ((name, maps[name] if name in maps else saved.fit.index(name)) for name in names)
+    for _ in summary.gathered(every, within, args.units, rows):
+        pass
+    with io.staged(out, force=True) as stage:
+        table = summary.name_of(saved.prefix)
+        summary.write(stage / table, rows, old=Path(out) / table)
     log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
     return [path for image in images.values() for path in (image, _sidecar(image))]
 
