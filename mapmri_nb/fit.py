@@ -188,8 +188,9 @@ class MapmriFit:
             return directions.gfa(self.odf_field()(directions.sphere(362).vertices[:181]))
         D = self.mu_tensor**2 / (2 * self.gtab.tau)
         mean = D.mean(1)
-        if name in ("md", "ad", "rd"):
-            return {"md": mean, "ad": D[:, 0].copy(), "rd": D[:, 1:].mean(1)}[name]
+        parts: dict[str, Array] = {"md": mean, "ad": D[:, 0].copy(), "rd": D[:, 1:].mean(1)}
+        if name in parts:
+            return parts[name]
         spread = ((D - mean[:, None]) ** 2).sum(1)
         fa: Array = np.sqrt(1.5 * spread / (D**2).sum(1))
         if name == "fa":

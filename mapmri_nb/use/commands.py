@@ -341,8 +341,8 @@ def odf(args: argparse.Namespace) -> list[Path]:
     from . import directions, folder
 
     (fit, affine, prefix, _), out = _saved(args)
-    scale = directions.tracking_factor(fit.gtab, args.s)
     vectors, heights = fit.peaks(s=args.s, frame="scanner", sh_order=args.sh_order)
+    scale = directions.tracking_factor(fit.gtab, args.s)
     maps = {
         "odf": scale * fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
         "peaks": (scale * vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
