@@ -296,7 +296,7 @@ def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     out = []
     count = int(inside.sum())
     for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):
-        array = np.array(value, dtype=np.float64)
+        array = np.array(given(f"scale: {name}", value).data, dtype=np.float64)
         if array.shape == tail:
             array = array[None]
         elif array.shape == inside.shape + tail and inside.ndim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .use import directions
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 
 def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
@@ -119,6 +121,23 @@ class MapmriFit:
         self.field: Array | None = rows.get("field")
         self._nine: Array | None = None
         self._hermite: Array | None = None
+
+    def __repr__(self) -> str:
+        fitted = int(((self.status & int(Status.NO_FIT)) == 0).sum())
+        told = ("basis", "radial_order", "laplacian", "positivity")
+        options = ", ".join(f"{name}={self.options.get(name)!r}" for name in told)
+        shape = " x ".join(map(str, self.mask.shape)) or "one voxel"
+        return f"MapmriFit({fitted} of {len(self.status)} voxels fitted, in {shape}; {options})"
+
+    def __getitem__(self, mask: ArrayLike) -> MapmriFit:
+        """The fit of the voxels of a mask, a bool volume of this fit's shape."""
+        keep = np.asarray(mask)
+        if keep.dtype != bool or keep.shape != self.mask.shape:
+            raise ValueError(
+                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
+            )
+        rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
+        return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """The stored rows over the mask."""
@@ -418,6 +437,9 @@ class MapmriFit:
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
+        if 0 < table.bvals.max() < checks.LEAST_B:
+            text = "gtab: its largest b is %g s/mm2. In ms/um2? Then it is %g s/mm2"
+            log.warning(text, table.bvals.max(), 1000 * table.bvals.max())
         qvecs = np.ascontiguousarray(turned(table.qvecs, self.affine, table.frame, self.gtab.frame))
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R

@@ -314,6 +314,8 @@ def _frame(frame: str) -> str:
 
 def _floats(name: str, values: ArrayLike) -> Array:
     """Finite float64 array or an error that names the argument."""
+    if np.iscomplexobj(values):
+        raise TypeError(f"{name} must be real numbers, not {np.asarray(values).dtype}")
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:

@@ -24,6 +24,7 @@ SCALINGS = ("refuse", "normalise", "amplitude")
 LENGTH_TOLERANCE = 0.01  # a direction further than this from its length is a mistake, not rounding
 ROOT_TOLERANCE = 0.02  # the same where lengths go with sqrt(b), and b itself is rounded
 UNIT_ROUNDING = 1e-14  # such rows stay as they are, so that a saved table reloads bit for bit
+SHORTEST_PULSE = 1e-4  # s: what would be shorter in milliseconds is not in milliseconds
 DELTAS = {"BigDelta": "big_delta", "LargeDelta": "big_delta", "SmallDelta": "small_delta"}
 ENDINGS = ("bval", "bvec", "json")
 VOXEL_PROGRAMS = ("qsiprep", "dmriprep")  # their bvec runs along voxel axes, not as FSL's
@@ -71,12 +72,9 @@ def beside(path: File) -> dict[str, Any]:
     stem = path.name
     for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec", ".b"):
         stem = stem.removesuffix(suffix)
-    levels = [path.parent]
-    while re.match(r"(sub|ses)-|dwi$", levels[-1].name):
-        levels.append(levels[-1].parent)
     found: dict[str, Any] = {}
     for ending in ENDINGS:
-        per_level = [_inherited(level, stem, ending) for level in levels]
+        per_level = [_inherited(level, stem, ending) for level in levels(path.parent)]
         found[ending] = [file for file in per_level if file]
     for ending in ENDINGS[:2]:
         general = path.with_name(ending + "s")
@@ -114,6 +112,14 @@ def along_voxels(path: File) -> bool:
                 return True
         return False
     return False
+
+
+def levels(folder: Path) -> list[Path]:
+    """A folder and those above it up to the root of its BIDS data set."""
+    found = [folder.absolute()]
+    while re.fullmatch(r"(sub|ses)-[A-Za-z0-9]+|dwi", found[-1].name):
+        found.append(found[-1].parent)
+    return found
 
 
 def _inherited(level: Path, stem: str, ending: str) -> Path | None:
@@ -350,7 +356,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         per_second = 1000.0 if np.nanmax(found["big_delta"]) > 1 else 1.0
     else:
         longest = np.nanmax(np.asarray(given["big_delta"], np.float64))
-        per_second = 1000.0 if found and np.nanmax(found["small_delta"]) > longest else 1.0
+        small = np.nanmax(found["small_delta"]) if found else 0.0
+        per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
     if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
         raise ValueError(
             f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is {most / 1e6:g} s: "

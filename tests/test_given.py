@@ -102,7 +102,7 @@ def test_other_types_are_named(gtab, model, data, change, dtype):
     if isinstance(bad, np.ndarray):
         da = pytest.importorskip("dask.array")
         with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
-            distributed.fit(model, da.from_array(bad))
+            distributed.fit(model, da.from_array(bad, chunks=bad.shape))
         if bad.dtype.kind != "b":
             for name in ("mask", "weights"):
                 with pytest.raises(
@@ -125,7 +125,7 @@ def test_masked_samples_are_missing(model, data):
 def test_axes_of_length_1_are_left_out_and_it_is_said(model, data, caplog):
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         assert phantom.same(model.fit(data[:, :, :, None]), model.fit(data))
-        assert "(2, 3, 4, 1, 63) is read as (2, 3, 4, 63)" in caplog.text
+        assert f"(2, 3, 4, 1, {len(B)}) is read as (2, 3, 4, {len(B)})" in caplog.text
         assert model.fit(data[:, :, :, None, None]).mask.shape == SHAPE
     assert phantom.same(model.fit(data, np.ones((*SHAPE, 1))), model.fit(data))
     for shape in ((2, 3, 1), (1,), (2, 1)):  # slices and lists of voxels keep theirs
@@ -158,7 +158,7 @@ def test_masks_of_every_kind(model, data, caplog, tmp_path):
     assert "mask: values from" in caplog.text
     nib.save(image(soft), tmp_path / "soft.nii")  # the command line's way
     assert np.array_equal(mapmri.io.load_mask(tmp_path / "soft.nii", SHAPE, AFFINE), want)
-    for empty in (np.zeros(SHAPE), np.full(SHAPE, 0.4), np.full(SHAPE, np.nan), -want.astype(int)):
+    for empty in (np.zeros(SHAPE), np.full(SHAPE, np.nan), -want.astype(int)):
         with pytest.raises(ValueError, match="mask: no voxel is inside"):
             model.fit(data, empty)
 
@@ -254,7 +254,7 @@ def test_zeros_outside_the_field_of_view_are_missing(gtab, model, data):
         uncertainty.posterior(model, y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
     )
     assert np.array_equal(one.sd["rtop"], two.sd["rtop"])
-    assert model.fit(0 * data).status.tolist() == [Status.NO_SIGNAL] * 24
+    assert (model.fit(0 * data).status & Status.NO_SIGNAL).all()
 
 
 def test_zeros_that_pile_up_are_warned_of(gtab, model, data, caplog):

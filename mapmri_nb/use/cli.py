@@ -194,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="missing|data",
         help="what samples of exactly 0 beside positive ones are (default: missing)",
     )
-    or_none: dict[str, Any] = {"type": _number, "default": 2100.0, "metavar": "B|none"}
+    or_none: dict[str, Any] = {"type": _number, "default": 2100, "metavar": "B|none"}
     add("--bval-threshold", **or_none, help="largest b of the scale tensor, s/mm2 (default: 2100)")
     add(
         "--eigenvalue-threshold",
@@ -330,7 +330,13 @@ def _spoken(text: str) -> str:
     )
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        alone = "" if "_" in name else r"(?= must\b| is missing|: |, or\b|\[\d+\] = )"
+        alone = (
+            r"(?= must\b)"
+            if name == "s"
+            else ""
+            if "_" in name
+            else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
+        )
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)
     for words, others in WORDS:

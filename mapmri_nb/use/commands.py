@@ -2,13 +2,14 @@
 
 import argparse
 import errno
-import inspect
 import logging
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
 
@@ -25,89 +26,6 @@ WARMUP_MODES: tuple[dict[str, Any], ...] = (
     {"positivity": "grid"},
     {"positivity": "global"},
 )
-
-
-def _table(
-    args: argparse.Namespace,
-    beside: Path,
-    affine: Any,
-    frame: str | None = None,
-    count: int | None = None,
-    idle: Any = False,
-) -> tuple[Any, Any]:
-    """
-    Gradient table from the files named, or from those that go with a series of `count` volumes, and
-    the numbers of its volumes: those of --volumes, less `idle` ones (n,) that have no direction.
-
-    Times on the command line go before those of a sidecar. FSL's b-vectors are along the axes of
-    `frame` where nothing tells; MRtrix's .b, named or beside the series, does.
-    """
-    import numpy as np
-
-    from .. import readers
-    from ..gradients import GradientTable
-
-    if args.grad and args.frame in ("image", "voxel"):
-        raise ValueError(f"--frame {args.frame} goes with --bvec: --grad is along scanner axes")
-    if args.grad and (args.bval or args.bvec):
-        raise ValueError("--grad is a table of its own: it goes with neither --bval nor --bvec")
-    found = readers.beside(beside)
-    path = args.grad or readers.mrtrix_beside(beside)
-    alone = args.grad and args.frame  # without a look at what lies beside
-    if path and (alone or not (args.frame or args.bvec or found["bvec"].is_file())):
-        entries: dict[str, Any] = readers.mrtrix(path)
-    else:
-        entries = dict(readers.fsl(args.bval or found["bval"], args.bvec or found["bvec"]))
-        told = args.frame or (not path and readers.along_voxels(args.bvec or beside) and "voxel")
-        entries["frame"] = told or frame or "image"
-        if path:
-            entries["frame"] = _agreed(entries, readers.mrtrix(path), affine, path, args.frame)
-        elif not (told or frame) and np.linalg.det(affine[:3, :3]) > 0:
-            log.info(
-                "b-vectors are read in FSL's convention (x negated, as the affine's determinant is positive); "
-                "--frame voxel reads them along the voxel axes (QSIPrep, DIPY, DSI Studio)"
-            )
-    bvals = entries["bvals"]
-    if count not in (None, len(bvals)):
-        raise ValueError(f"{beside} has {count} volumes, its gradient table {len(bvals)}")
-    entries |= readers.deltas(args.json or found["json"], _arguments(args, GradientTable))
-    keep = np.arange(len(bvals))
-    if args.volumes is not None:
-        keep = readers.volumes(args.volumes, bvals)
-        log.info("--volumes %s: %d of %d", args.volumes, len(keep), len(bvals))
-    keep = keep[~(readers.undirected(bvals, entries["bvecs"]) & idle)[keep]]
-    return GradientTable(**readers.chosen(entries, keep)), keep
-
-
-def _agreed(entries: Any, scanner: Any, affine: Any, path: Path, told: str | None) -> str:
-    """The frame in which FSL's table agrees with MRtrix's of the same series."""
-    from ..gradients import SAME_DIRECTION, same_directions
-
-    angles = same_directions(entries, scanner, affine)
-    text = "they are not of the same series"
-    if max(angles.values()) <= 90:
-        text = ", ".join(
-            f"{angle:.3g} degrees read in the {name} frame" for name, angle in angles.items()
-        )
-        text = f"up to {text}"
-    agree = [name for name, angle in angles.items() if angle <= SAME_DIRECTION]
-    if told:
-        if told not in agree:
-            log.warning("b-vectors read by --frame %s contradict %s: %s", told, path.name, text)
-        return told
-    if not agree:
-        raise ValueError(
-            f"b-vectors contradict {path.name}: {text}. Take it alone (--grad FILE --frame scanner) or "
-            "the b-vectors alone (--frame image: FSL; voxel: QSIPrep, DIPY)"
-        )
-    log.info("b-vectors agree with %s read in the %s frame", path.name, " or ".join(agree))
-    return agree[0]
-
-
-def _arguments(args: argparse.Namespace, constructor: Any) -> dict[str, Any]:
-    """What the command line says of a constructor's arguments; ``none`` is None."""
-    names = [name for name in inspect.signature(constructor).parameters if hasattr(args, name)]
-    return {name: None if (v := getattr(args, name)) == "none" else v for name in names}
 
 
 def _saved(args: argparse.Namespace) -> Any:
@@ -160,19 +78,22 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> list[Path]:
     from .. import checks
     from ..indices import select
+    from ..kernels._jit import n_threads
     from ..model import MapmriModel
     from ..status import Status, in_words
     from . import folder, io, stream, summary
 
     _check_together(args)
+    start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
+    opening = time.perf_counter() - start
     more, count = _distortions(args, image), image.data.shape[-1]
     idle = _idle(more["weights"][1]) if "weights" in more else False
-    gtab, keep = _table(args, args.dwi, image.affine, None, count, idle)
+    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
     if "grad_dev" in more:
         checks.field_frame(gtab.frame, image.affine)
     names = select(args.indices, args.basis)
-    model = MapmriModel(gtab, **_arguments(args, MapmriModel))
+    model = MapmriModel(gtab, **arguments(args, MapmriModel))
     if len(keep) < count:
         image = image._replace(data=io.Chosen(image.data, keep))
         if "weights" in more:
@@ -198,6 +119,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         float(args.fill),
         sources,
         more,
+        opening,
         regions,
     )
     engine = stream.on_threads(args.threads)
@@ -206,7 +128,15 @@ def fit(args: argparse.Namespace) -> list[Path]:
 
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    run = {"Threads": args.threads, "Engine": args.engine}
+    effective = {
+        name: value for name, value in vars(args).items() if name not in ("run", "command")
+    }
+    effective["volumes"] = args.volumes and keep
+    run = {
+        "Threads": n_threads(args.threads),
+        "Engine": args.engine,
+        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+    }
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
@@ -319,7 +249,7 @@ def indices(args: argparse.Namespace) -> list[Path]:
             raise FileExistsError(errno.EEXIST, f"{text} (force replaces)", str(images[name]))
     maps = {name: saved.fit.index(name) for name in names if name not in kept}
     folder.write_maps(
-        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=args.force,
+        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
         model=folder.model_section(saved.fit.options),
     )  # fmt: skip
     rows: summary.Rows = []
@@ -380,7 +310,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
     given = [
         name
-        for name in ("json", *_arguments(args, GradientTable))
+        for name in ("json", *arguments(args, GradientTable))
         if getattr(args, name) is not None
     ]
     if given and not (args.bval or args.grad):
@@ -391,7 +321,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
     gtab = fit.gtab
     if args.bval or args.grad:
         same = gtab.frame if gtab.frame == "voxel" else None
-        gtab, _ = _table(args, args.bval or args.grad, affine, same)
+        gtab, _ = table_of(args, args.bval or args.grad, affine, same)
     elif args.volumes is not None:
         gtab = gtab[readers.volumes(args.volumes, gtab.bvals)]
     signal = fit.predict(gtab)

@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class Job(NamedTuple):
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
-
+    opening: float = 0.0  # seconds that opening the series took, unpacking included
     regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
@@ -247,6 +248,15 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     return np.ascontiguousarray(samples.T)
 
 
+def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """The slabs, each read in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, slabs, None)
+        while (slab := coming.result()) is not None:
+            coming = reader.submit(next, slabs, None)
+            yield slab
+
+
 def fit_series(
     job: Job,
     engine: Engine,
@@ -310,16 +320,26 @@ def fit_series(
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
         zeros: list[Any] = [0, 0]
-        slabs = _read(inputs, where, todo, reading, zeros)
-        with closing(engine(job.model, job.names, slabs)) as tables:
-            for slab, table, seconds in tables:
-                store.put(slab, table, reading.pop(slab), seconds)
-                bar.update(table.shape[1])
+        source = closing(_ahead(_read(inputs, where, todo, reading, zeros)))
+        with ThreadPoolExecutor(1) as writer, source as slabs:
+            kept: Future[None] | None = None
+            with closing(engine(job.model, job.names, slabs)) as tables:
+                for slab, table, seconds in tables:
+                    if kept is not None:
+                        kept.result()
+                    kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
+                    bar.update(table.shape[1])
+            if kept is not None:
+                kept.result()
         if job.model.zero_is_missing and todo:
             checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
-            zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
+            zip(
+                KINDS,
+                np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist(),
+                strict=True,
+            )
         )
 
         def parts() -> Iterator[folder.Part]:
