@@ -265,6 +265,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="tournier07 (MRtrix, default) or descoteaux07",
     )
+    add("--pam5", action="store_true", help="peaks and harmonics for DIPY as well, by DIPY")
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
     add = command(
