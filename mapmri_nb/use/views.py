@@ -39,7 +39,7 @@ LABELS = {  # as mathtext; other names in capitals
 }
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ROBUST = (2.0, 98.0)  # percentiles that a range keeps within, and
-FENCE = 1.5  # so many interquartile ranges beyond the quartiles: CSF does not stretch it
+FENCE = 2.5  # so many interquartile ranges beyond the quartiles: CSF does not stretch it
 CONVENTIONS = ("radiological", "neurological")
 PLANES = ("sagittal", "coronal", "axial")  # normal to canonical x, y, z
 LETTERS = ("LR", "PA", "IS")  # low and high end of each canonical axis
