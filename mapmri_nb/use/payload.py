@@ -61,7 +61,7 @@ class Grid:
 
     def characters(self, numbers: NDArray[Any], maps: int) -> float:
         """Of `maps` maps of one byte a voxel."""
-        return (numbers >= 0).sum() / self.step**3 * maps * 4 / 3
+        return float((numbers >= 0).sum()) / self.step**3 * maps * 4 / 3
 
     def entries(self) -> dict[str, Any]:
         """What the script needs to find its way: shape, mask, millimetres, stored indices."""
@@ -210,7 +210,7 @@ def each_volume(
         chunk = np.arange(first, min(first + CHUNK, n))
         fitted = line.predict(fit.gtab[chunk])
         for k, volume in enumerate(chunk):
-            y = three_of(data, volume)[three(fit.mask)].astype(float)
+            y = three_of(data, int(volume))[three(fit.mask)].astype(float)
             samples[:, volume] = y[rows]
             use = good & np.isfinite(y)
             if not use.any():

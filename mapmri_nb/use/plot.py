@@ -356,7 +356,13 @@ def colour_bar(
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     extend = ("neither", "min", "max", "both")[(pooled < low).any() + 2 * (pooled > high).any()]
-    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18 if shrink > 0.6 else 26, "ticks": Ticks()}
+    style = {
+        "location": place,
+        "extend": extend,
+        "shrink": shrink,
+        "aspect": 18 if shrink > 0.6 else 26,
+        "ticks": Ticks(),
+    }
     text = mpl.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
     figure.colorbar(
         picture, ax=axes, label=" ".join(words) or "no unit", format=text, **style

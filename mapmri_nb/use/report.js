@@ -38,9 +38,12 @@
       words: (r) => (!codes[r] ? "no fit" : (codes[r] === top && m.cut[1] ? "≥ " : codes[r] === 1 && m.cut[0] ? "≤ " : "") + number(value(r)) + (m.unit ? " " + m.unit : "")),
     };
   });
-  maps.push({ label: "direction of e1", text: "red: left to right, green: back to front, blue: up; brightness: PA", colour: (r) => colours.subarray(3 * r, 3 * r + 3), words: () => "" });
+  maps.push({ label: "direction of e1", text: "colour: axis, brightness: PA", colour: (r) => colours.subarray(3 * r, 3 * r + 3), words: () => "" });
   maps.push({ label: "status", text: "what happened in a voxel", colour: (r) => kinds[which[r]].colour, words: (r) => kinds[which[r]].value + ": " + kinds[which[r]].text });
   document.querySelectorAll(".swatch").forEach((s) => { s.style.background = "rgb(" + kinds[s.dataset.kind].colour + ")"; });
+
+  const dark = () => matchMedia("(prefers-color-scheme: dark)").matches;
+  const tone = (t) => "rgb(" + ramp(dark() ? 0.3 + 0.7 * t : 0.92 * t).map(Math.round) + ")"; // seen on the page's ground
 
   function number(x) {
     if (!isFinite(x)) return "–";
@@ -139,7 +142,7 @@
     f.canvas.addEventListener("pointermove", (e) => read(locate(e, f.canvas, state.sheet)));
     f.canvas.addEventListener("pointerleave", () => read(state.at));
     const option = new Option("", k);
-    option.innerHTML = title.textContent + (m.text ? ", " + m.text : "");
+    option.text = m.label.replace(/<sup>/g, "^").replace(/<[^>]*>/g, "") + ", " + m.text;
     $("choice").append(option);
     return { ...f, button };
   });
@@ -217,10 +220,10 @@
     if (samples) for (let k = 0; k < n; k++) {
       const y = value(k), t = D.table.b0[k] ? -1 : Math.acos(Math.min(1, Math.abs(g[3 * k] * e1[3 * v] + g[3 * k + 1] * e1[3 * v + 1] + g[3 * k + 2] * e1[3 * v + 2]))) / (Math.PI / 2);
       if (!(y >= 0)) continue;
-      c.fillStyle = t < 0 ? style("--soft") : "rgb(" + ramp(t).map(Math.round) + ")"; c.beginPath(); c.arc(X(b[k]), Y(y), 2.4, 0, 7); c.fill();
+      c.fillStyle = t < 0 ? style("--soft") : tone(t); c.beginPath(); c.arc(X(b[k]), Y(y), 2.4, 0, 7); c.fill();
     }
     axes.forEach((t, a) => {
-      c.strokeStyle = "rgb(" + ramp(t * 0.92).map(Math.round) + ")"; c.lineWidth = 2; c.beginPath();
+      c.strokeStyle = tone(t); c.lineWidth = 2; c.beginPath();
       for (let i = 0; i < CURVE; i++) { const y = (curve[(v * 3 + a) * CURVE + i] / 65534) * top[v], x = (most * i) / (CURVE - 1); if (i) c.lineTo(X(x), Y(y)); else c.moveTo(X(x), Y(y)); }
       c.stroke(); c.fillStyle = c.strokeStyle; c.textAlign = "left"; c.fillRect(w - 66, 20 + 16 * a, 16, 3); c.fillStyle = style("--ink"); c.fillText("e" + (a + 1), w - 44, 26 + 16 * a);
     });

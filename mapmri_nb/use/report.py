@@ -10,6 +10,8 @@ import errno
 import json
 import logging
 import os
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fit import MapmriFit
+from ..gradients import to_scanner
 from ..indices import ANISOTROPIC_ONLY, INDICES
 from ..status import MEANING, Status
 from . import io, payload, references
@@ -36,7 +39,8 @@ TEXTS = {
 }
 # Thresholds of the verdict; the page states them.
 FITTED, MASS, SHARE, ODD, FEW = 0.99, 0.05, 0.05, 0.02, 0.005
-VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among the volumes of its shell, and times their median
+LIKE = 25  # volumes of nearest b that a volume is compared with
+VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among them, and times their median
 LAYER = 2.0  # a volume's worst slice, times the median of worst slices
 FLOOR = 3.0  # signal over RMSE: below it a magnitude is mostly noise
 BARS = 40
@@ -143,8 +147,8 @@ def page(
         "VOLUMES": _volumes(fit, volumes),
         "STATUS": _status(fit),
         "METHODS": f"<p id='methods-text'>{escape(paragraph)}</p><pre id='bibtex' tabindex='0'>{escape(bibtex)}</pre>",
-        "FACTS": _table(_facts(fit, saved)),
-        "TIMING": _table(_timing(fit, saved)),
+        "FACTS": _pairs(_facts(fit, saved)),
+        "TIMING": _pairs(_timing(fit, saved)),
         "FILES": "".join(f"<li><a href='{escape(to, quote=True)}'>{escape(name)}</a></li>" for name, to in links or []),
     }  # fmt: skip
     text = here.with_suffix(".html").read_text(encoding="utf-8")
@@ -160,8 +164,6 @@ def _content(
     content["maps"] = [grid.quantised(m, m.values[fit.mask]) for m in maps.values()]
     axes = fit.R[:, :, 0]
     if grid.orientation.stored_affine is not None:
-        from ..gradients import to_scanner
-
         axes = to_scanner(axes, grid.orientation.stored_affine, fit.gtab.frame)
     strength = np.nan_to_num(maps["pa"].values[fit.mask])[:, None]
     colour = np.nan_to_num(np.abs(axes)) * np.clip(strength, 0, 1)
@@ -227,7 +229,8 @@ def _findings(
         Finding(heavy <= SHARE, f"Negative mass above {MASS:g}", f"{heavy:.2%} of voxels", f"at most {SHARE:.0%}",
                 "RTOP and NG of these voxels are doubtful: use positivity, or a larger Laplacian weight"),
         flagged(Status.FLOOR, "Scale tensor raised to the floor", SHARE, "look at the mask and at the series at low b"),
-        flagged(Status.DROPPED, "Voxels with missing samples", SHARE, "they rest on fewer samples: look at the edge of the mask"),
+        flagged(Status.DROPPED, "Voxels with missing samples", SHARE,
+                "they rest on fewer samples: look at the edge of the mask"),
     ]  # fmt: skip
     if fit.options["laplacian"] not in (None, 0, 0.0) and not isinstance(
         fit.options["laplacian"], int | float
@@ -245,8 +248,9 @@ def _findings(
                        "open them below: motion, vessels and the edge of the mask are the usual causes"))  # fmt: skip
     if shells:
         ratio = _signal_to_residual(fit, shells[-1][0])
-        out.append(Finding(ratio >= FLOOR, f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)", f"{ratio:.2g}",
-                           f"at least {FLOOR:g}", "magnitudes there lie at the noise floor: model the noise, or leave the shell out"))  # fmt: skip
+        advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
+        what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
+        out.append(Finding(ratio >= FLOOR, what, f"{ratio:.2g}", f"at least {FLOOR:g}", advice))
     if volumes is not None:
         bad = np.flatnonzero(_outlier_volumes(fit, volumes))
         named = (
@@ -254,7 +258,7 @@ def _findings(
             if not len(bad)
             else f"{len(bad)}: " + ", ".join(map(str, bad[:12])) + " ..." * (len(bad) > 12)
         )
-        out.append(Finding(not len(bad), "Outlier volumes", named, f"z ≤ {VOLUME_Z:g} within the shell",
+        out.append(Finding(not len(bad), "Outlier volumes", named, f"z ≤ {VOLUME_Z:g} among volumes of like b",
                            "look at these volumes of the series; leave them out by weight 0"))  # fmt: skip
     return out
 
@@ -270,26 +274,15 @@ def _signal_to_residual(fit: MapmriFit, b: float) -> float:
     return float(np.median(mean / np.maximum(some.rows()["rmse"], 1e-12 * np.abs(some.S0))))
 
 
-def _shell_of(fit: MapmriFit) -> NDArray[np.int64]:
-    """A number for each volume's shell, 0 for b0; all one where there are more than 9 clusters."""
-    middles = np.array([0.0] + [b for b, _ in fit.gtab.shells()])
-    if len(middles) > 10:
-        return np.where(fit.gtab.b0s_mask, 0, 1)
-    nearest = np.abs(fit.gtab.bvals[:, None] - middles).argmin(1)
-    return np.asarray(np.where(fit.gtab.b0s_mask, 0, nearest))
-
-
 def _outlier_volumes(fit: MapmriFit, volumes: Array) -> NDArray[np.bool_]:
-    """Volumes whose residuals, or those of their worst slice, stand out within their shell."""
-    shell, out = _shell_of(fit), np.zeros(len(fit.gtab), bool)
-    for k in np.unique(shell):
-        own = shell == k
-        for values, more in zip(volumes[:, own], (VOLUME_MORE, LAYER), strict=True):
-            if np.isfinite(values).sum() < 5:
-                continue
-            middle = np.nanmedian(values)
-            spread = 1.4826 * np.nanmedian(np.abs(values - middle))
-            out[own] |= (values > middle + VOLUME_Z * spread) & (values > more * middle)
+    """Volumes whose residuals, or those of their worst slice, stand out among those of like b."""
+    b, out = fit.gtab.bvals, np.zeros(len(fit.gtab), bool)
+    for k in np.flatnonzero(~fit.gtab.b0s_mask):
+        near = np.argsort(np.abs(b - b[k]) + 1e9 * fit.gtab.b0s_mask, kind="stable")[:LIKE]
+        for values, more in zip(volumes, (VOLUME_MORE, LAYER), strict=True):
+            middle = np.nanmedian(values[near])
+            spread = 1.4826 * np.nanmedian(np.abs(values[near] - middle))
+            out[k] |= values[k] > max(middle + VOLUME_Z * spread, more * middle)
     return out
 
 
@@ -297,28 +290,46 @@ def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
     doubtful = [f for f in findings if not f.fine]
     count = int(((fit.status & Status.NO_FIT) == 0).sum())
     text = f"{count:,} of {len(fit.status):,} voxels in the mask were fitted. "
-    text += "Nothing stands out." if not doubtful else (
-        f"{len(doubtful)} of {len(findings)} checks ask for a look: " + "; ".join(f.what.lower() if f.what[1:2].islower() else f.what for f in doubtful) + "."
-    )  # fmt: skip
-    rows = "".join(
-        f"<tr class='{'fine' if f.fine else 'look'}'><td><span class='mark'>{'✓ fine' if f.fine else '! look'}</span></td>"
-        f"<th scope='row'>{escape(f.what)}</th><td>{escape(f.measured)}</td><td>{escape(f.threshold)}</td>"
-        f"<td>{'' if f.fine else escape(f.advice)}</td></tr>"
+    if doubtful:
+        named = "; ".join(f.what for f in doubtful)
+        text += f"{len(doubtful)} of {len(findings)} checks ask for a look: {named}."
+    else:
+        text += "Nothing stands out."
+    rows = [
+        (
+            escape(f.what),
+            f"<span class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
+            *map(escape, (f.measured, f.threshold, "" if f.fine else f.advice)),
+        )
         for f in sorted(findings, key=lambda f: f.fine)
-    )
-    head = "<tr><th scope='col'>Verdict</th><th scope='col'>Check</th><th scope='col'>Measured</th><th scope='col'>Threshold</th><th scope='col'>What to do</th></tr>"
+    ]
     mood = "look" if doubtful else "fine"
-    return f"<p class='verdict {mood}'>{escape(text)}</p><div class='wide' tabindex='0' role='region' aria-label='Checks'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+    table = _table(("check", "verdict", "measured", "threshold", "what to do"), rows)
+    return f"<p class='verdict {mood}'>{escape(text)}</p>{table}"
 
 
 # ---- tables and small pictures
 
 
-def _table(rows: dict[str, str]) -> str:
-    cells = "".join(
-        f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items()
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], name: str = "wide") -> str:
+    """A table of HTML cells, the first of each row its heading; numbers stand to the right."""
+
+    def cell(text: str) -> str:
+        number = re.fullmatch(r"[-+\d.,e]+ ?%?|nan", text)
+        return f"<td class='n'>{text}</td>" if number else f"<td>{text}</td>"
+
+    head = "".join(f"<th scope='col'>{h}</th>" for h in heads)
+    head = f"<thead><tr>{head}</tr></thead>" if head else ""
+    body = "".join(
+        f"<tr><th scope='row'>{first}</th>{''.join(map(cell, rest))}</tr>" for first, *rest in rows
     )
-    return f"<table class='facts'><tbody>{cells}</tbody></table>"
+    table = f"<table>{head}<tbody>{body}</tbody></table>"
+    label = f"Table: {heads[0]}" if heads else "Table"
+    return f"<div class='{name}' tabindex='0' role='group' aria-label='{label}'>{table}</div>"
+
+
+def _pairs(rows: dict[str, str]) -> str:
+    return _table((), ((escape(k), escape(v)) for k, v in rows.items()), "facts")
 
 
 def _histogram(values: Array) -> str:
@@ -329,58 +340,54 @@ def _histogram(values: Array) -> str:
     counts = np.histogram(values, BARS, (low, high) if high > low else None)[0]
     heights = np.round(34 * counts / max(counts.max(), 1), 1)
     bars = "".join(f"M{4 * k} 36v-{h:g}h3.4v{h:g}z" for k, h in enumerate(heights) if h)
-    text = f"histogram from {low:.3g} to {high:.3g}"
-    return f"<svg class='hist' viewBox='0 0 {4 * BARS} 37' role='img' aria-label='{text}'><path d='{bars}'/><path class='base' d='M0 36.5h{4 * BARS}'/></svg>"
+    label = f"histogram from {low:.3g} to {high:.3g}"
+    paths = f"<path d='{bars}'/><path class='base' d='M0 36.5h{4 * BARS}'/>"
+    return f"<svg class='hist' viewBox='0 0 {4 * BARS} 37' role='img' aria-label='{label}'>{paths}</svg>"
 
 
 def _summary(maps: dict[str, Map], texts: dict[str, str]) -> str:
-    heads = ("Map", "5 %", "median", "95 %", "unit", "0.5 to 99.5 %", "meaning")
     rows = []
     for name, m in maps.items():
         finite = m.values[np.isfinite(m.values)]
         numbers = np.percentile(finite, (5, 50, 95)) if finite.size else [np.nan] * 3
-        cells = "".join(f"<td class='n'>{x:.4g}</td>" for x in numbers)
         unit = "" if m.unit == "1" else m.unit
-        rows.append(
-            f"<tr><th scope='row'>{html(m.label)}</th>{cells}<td>{unit}</td>"
-            f"<td>{_histogram(finite)}</td><td>{escape(texts[name])}</td></tr>"
-        )
-    head = "".join(f"<th scope='col'>{h}</th>" for h in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        cells = (*(f"{x:.4g}" for x in numbers), unit, _histogram(finite), escape(texts[name]))
+        rows.append((html(m.label), *cells))
+    heads = ("map", "5 %", "median", "95 %", "unit", "0.5 to 99.5 %", "meaning")
+    return _table(heads, rows)
 
 
 def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
     """A bar for each volume, a dot for its worst slice; outliers in red, with their numbers."""
     if volumes is None:
-        return "<p class='note'>The series was not at hand: give it by <code>--dwi</code>.</p>"
+        return "<p>The series was not at hand: name it by <code>--dwi</code>.</p>"
     bad, n = _outlier_volumes(fit, volumes), len(fit.gtab)
-    top = float(np.nanmax(volumes, initial=1.0)) * 1.05
-    width, height = 1000.0, 150.0
-    step = width / n
-    parts = []
-    for k, (mean, worst) in enumerate(volumes.T):
+    top, width, height = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0, 150.0
+    step, parts = width / n, []
+    for k, pair in enumerate(volumes.T):
+        mean, worst = np.nan_to_num(pair)
         text = f"volume {k}, b = {fit.gtab.bvals[k]:.0f}: {mean:.2f}, worst slice {worst:.2f}"
-        h, x = height * np.nan_to_num(mean) / top, k * step
-        dot = (
-            f"<circle cx='{x + step / 2:.1f}' cy='{height - height * worst / top:.1f}' r='2'/>"
-            if np.isfinite(worst)
-            else ""
-        )
+        h, x, dot = height * mean / top, k * step, height - height * worst / top
         shade = "bad" if bad[k] else "b0" if fit.gtab.b0s_mask[k] else "bar"
-        parts.append(f"<g class='{shade}'><title>{text}</title><rect x='{x:.1f}' y='{height - h:.1f}' width='{0.85 * step:.2f}' height='{h:.1f}'/>{dot}</g>")  # fmt: skip
-    one = height - height / top
-    line = f"<path class='base' d='M0 {one:.1f}h{width:g}'/><text x='2' y='{one - 4:.1f}'>1 = the voxels' own RMSE</text>"
-    rows = "".join(
-        f"<tr><th scope='row'>{k}</th><td class='n'>{fit.gtab.bvals[k]:.0f}</td><td class='n'>{volumes[0, k]:.2f}</td><td class='n'>{volumes[1, k]:.2f}</td></tr>"
+        bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
+        dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
+        parts.append(
+            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' d='{dash}'/></g>"
+        )
+    line = f"<path class='base' d='M0 {height - height / top:.1f}h{width:g}'/>"
+    label = f"Residual of each of {n} volumes; {int(bad.sum())} stand out"
+    box = f"viewBox='0 0 {width:g} {height:g}' preserveAspectRatio='none'"
+    picture = (
+        f"<svg class='volumes' {box} role='img' aria-label='{label}'>{''.join(parts)}{line}</svg>"
+    )
+    rows = [
+        (str(k), f"{fit.gtab.bvals[k]:.0f}", f"{volumes[0, k]:.2f}", f"{volumes[1, k]:.2f}")
         for k in np.flatnonzero(bad)[:50]
-    )
-    head = "<tr><th scope='col'>volume</th><th scope='col'>b (s/mm²)</th><th scope='col'>residual</th><th scope='col'>worst slice</th></tr>"
-    table = (
-        f"<h3>Volumes that stand out</h3><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
-    )
-    return (
-        f"<svg class='volumes' viewBox='0 0 {width:g} {height + 4:g}' preserveAspectRatio='none' role='img' aria-label='Residual of each of {n} volumes; {int(bad.sum())} stand out'>"
-        f"{''.join(parts)}{line}</svg>" + (table if bad.any() else "<p>No volume stands out.</p>")
+    ]
+    if not rows:
+        return picture + "<p>No volume stands out.</p>"
+    return picture + _table(
+        ("volume that stands out", "b (s/mm²)", "residual", "worst slice"), rows
     )
 
 
@@ -391,13 +398,11 @@ def _meaning(kind: Any) -> str:
 
 def _status(fit: MapmriFit) -> str:
     kinds, counts = np.unique(fit.status, return_counts=True)
-    rows = "".join(
-        f"<tr><th scope='row'><span class='swatch' data-kind='{k}'></span> {kind}</th><td class='n'>{count}</td>"
-        f"<td class='n'>{count / len(fit.status):.1%}</td><td>{escape(_meaning(kind))}</td></tr>"
-        for k, (kind, count) in enumerate(zip(kinds, counts, strict=True))
-    )
-    head = "<tr><th scope='col'>status</th><th scope='col'>voxels</th><th scope='col'>share</th><th scope='col'>meaning</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    rows = []
+    for k, (kind, count) in enumerate(zip(kinds, counts, strict=True)):
+        swatch = f"<span class='swatch' data-kind='{k}'></span> {kind}"
+        rows.append((swatch, str(count), f"{count / len(fit.status):.1%}", escape(_meaning(kind))))
+    return _table(("status", "voxels", "share", "meaning"), rows)
 
 
 def _facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:

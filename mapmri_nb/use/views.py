@@ -60,7 +60,7 @@ def power(base: str, exponent: int) -> str:
 
 def html(label: str) -> str:
     """A label of `LABELS` as HTML."""
-    words = {r"\parallel": "∥", r"\perp": "⊥", r"\theta": "θ", r"\Delta": "Δ", r"\|": "‖"}
+    words = {r"\parallel": "∥", r"\perp": "⊥", r"\theta": "θ", r"\Delta ": "Δ", r"\|": "‖"}
     for tex, text in words.items():
         label = label.replace(tex, text)
     label = re.sub(r"\^\{?([^{}$]+)\}?", r"<sup>\1</sup>", label.replace("$", ""))
