@@ -5,6 +5,7 @@ where it is used.
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -199,6 +200,13 @@ def parser() -> argparse.ArgumentParser:
         commands.report, "one self-contained HTML page on a saved fit", saved, force, quiet
     )
     add("--out", **a_file, help="(default: report.html in the fit's folder)")
+    add("--dwi", **a_file, help="the fitted series (default: where it was, if it is still there)")
+    text = "radiological (patient's left on the right, default) or neurological"
+    add("--convention", choices=("radiological", "neurological"), default="radiological", help=text)
+
+    add = command(commands.cite, "methods paragraph and BibTeX of a fit or a mode; of all without")
+    add("dir", nargs="?", **a_folder, help="folder of a saved fit")
+    add("--mode", choices=("MAP", "MAPL", "CMAP", "CMAPL", "MAP+", "MAPL+"), help="instead of DIR")
 
     add = command(commands.demo, "fit the two bundled samples, print and write their maps", quiet)
     text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
@@ -249,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = parser().parse_args(argv)
+        args.typed = shlex.join(["mapmri-nb", *(sys.argv[1:] if argv is None else argv)])
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     handler = logging.StreamHandler(sys.stderr)

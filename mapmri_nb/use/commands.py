@@ -4,7 +4,8 @@ import argparse
 import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,11 @@ def fit(args: argparse.Namespace) -> None:
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     run = {"Threads": args.threads, "Engine": args.engine}
-    status = stream.fit_series(
-        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
-    )
+    run |= {"Command": getattr(args, "typed", None), "Series": str(args.dwi.absolute())}
+    with _compiling(run):
+        status = stream.fit_series(
+            job, engine, resume=args.resume, force=args.force, progress=progress, run=run
+        )
     if status is not None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
@@ -139,6 +142,28 @@ def fit(args: argparse.Namespace) -> None:
         )
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
+
+
+@contextmanager
+def _compiling(run: dict[str, Any]) -> Iterator[None]:
+    """Keep the seconds that the compiler takes in `run`."""
+    from numba.core import event
+
+    class Timer(event.Listener):
+        depth, start = 0, 0.0
+
+        def on_start(self, event: Any) -> None:
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Timer()):
+        yield
 
 
 def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
@@ -275,7 +300,26 @@ def predict(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     from .report import write_report
 
-    log.info("%s", write_report(args.dir, args.out, args.force))
+    more = {"dwi": args.dwi, "convention": args.convention}
+    log.info("%s", write_report(args.dir, args.out, args.force, **more))
+
+
+def cite(args: argparse.Namespace) -> None:
+    """All papers, or those of a fit or a mode with its paragraph."""
+    from . import references
+
+    if args.dir and args.mode:
+        raise ValueError(f"--mode {args.mode} goes without DIR")
+    if not (args.dir or args.mode):
+        print(references.bibtex())
+        return
+    if args.dir:
+        from .folder import read_fit
+
+        options = read_fit(args.dir).fit.options
+    else:
+        options = references.defaults(args.mode)
+    print(*references.methods(options), sep="\n\n")
 
 
 def demo(args: argparse.Namespace) -> None:

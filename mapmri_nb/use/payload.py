@@ -51,9 +51,8 @@ class Grid:
             self.step += 1
         turned = turned[(slice(None, None, self.step),) * 3]
         found = np.argwhere(turned >= 0)
-        self.first, last = (
-            (found.min(0), found.max(0) + 1) if len(found) else (np.zeros(3, int),) * 2
-        )
+        self.first: NDArray[np.int64] = found.min(0) if len(found) else np.zeros(3, np.int64)
+        last = found.max(0) + 1 if len(found) else self.first
         self.numbers = turned[tuple(slice(a, b) for a, b in zip(self.first, last, strict=True))]
         self.rows = self.numbers[self.numbers >= 0]
         self.fine = self.characters(self.numbers, maps) * 2 / self.step**3 <= MAPS_FINE

@@ -82,6 +82,13 @@ def mode(options: Mapping[str, Any]) -> str:
     return MODES[weighted, options["positivity"]]
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """Options of `MapmriModel` for a mode by its name, as they are by default."""
+    weighted, positivity = {name: key for key, name in MODES.items()}[name]
+    options = {"radial_order": 6, "basis": "anisotropic", "bval_threshold": 2100.0}
+    return options | {"laplacian": 0.2 if weighted else None, "positivity": positivity}
+
+
 def methods(options: Mapping[str, Any]) -> tuple[str, str]:
     """
     What a methods section says of a fit with the options of a model, and the BibTeX of the papers

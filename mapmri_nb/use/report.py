@@ -98,6 +98,8 @@ def _series(saved: SavedFit, dwi: io.File | None) -> Any:
         return None
     path = Path(known if dwi is None else dwi)
     data = io.load_dwi(path).data
+    if (chosen := saved.entries.get("Run", {}).get("Volumes")) and data.shape[-1] > max(chosen):
+        data = np.asarray(data)[..., chosen]
     shape = (*saved.fit.mask.shape, len(saved.fit.gtab))
     if data.shape != shape:
         if dwi is None:
@@ -446,8 +448,11 @@ def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     }
     if seconds := run.get("Seconds", {}):
         rows["Seconds"] = ", ".join(f"{name.lower()} {seconds[name]:.3g}" for name in seconds)
-        net = seconds.get("Fitting", 0.0) - seconds.get("Compiling", 0.0)
-        how = "without compilation" if "Compiling" in seconds else "compilation included"
+        compiling = run.get("Compiling")
+        if compiling is not None:
+            rows["Seconds"] += f"; compiling {compiling:.3g} of them"
+        net = seconds.get("Fitting", 0.0) - (compiling or 0.0)
+        how = "compilation included" if compiling is None else "without compilation"
         rows["Fitting a voxel"] = (
             f"{1e6 * net / max(len(fit.coef), 1):.0f} µs (all threads together, {how})"
         )
