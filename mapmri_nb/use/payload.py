@@ -26,6 +26,7 @@ CURVE, PLANE, SPHERE = 40, 31, 362  # points of a curve of the fit, of a plane's
 REACH = 4.5  # edge of the propagator's planes, in scales of the tensor along e1
 DECADES = 4.0  # of P / P(0) that are kept
 OUTLIER = 3.0  # interquartile ranges of log RMSE above the third quartile
+EVEN = 0.85  # of a map's codes that lie evenly in its range
 CHUNK = 8  # volumes whose residuals are computed together
 
 
@@ -81,22 +82,28 @@ class Grid:
         }
 
     def quantised(self, m: Map, rows: Array) -> dict[str, Any]:
-        """A map in 8 or 16 bits: 0 is no value, the others run from `low` to `high`."""
-        bounds, shown = limits(rows), rows[self.rows]
-        margin = 10 if self.fine else 0.5
-        span = margin * (bounds[1] - bounds[0])
+        """
+        A map in 8 or 16 bits: 0 is no value; the rest runs evenly from `low` to `middle`, the upper
+        end of its range, and with the logarithm from there to `high`.
+        """
+        bounds, shown, span = limits(rows), rows[self.rows], np.ptp(limits(rows))
         finite = rows[np.isfinite(rows)]
-        least, most = (finite.min(), finite.max()) if finite.size else bounds
-        low, high = max(bounds[0] - span, least), min(bounds[1] + span, most)
-        top = 65535 if self.fine else 255
-        scaled = 1 + (top - 1) * (np.clip(shown, low, high) - low) / (high - low or 1.0)
-        code = np.where(np.isfinite(shown), np.round(np.nan_to_num(scaled)), 0)
+        least, high = (finite.min(), finite.max()) if finite.size else bounds
+        low, middle = max(bounds[0] - (10 if self.fine else 0.5) * span, least), bounds[1]
+        top, tail = 65535 if self.fine else 255, max(np.log1p((high - middle) / span), 1e-12)
+        even = EVEN * (np.clip(shown, low, middle) - low) / (middle - low)
+        beyond = (1 - EVEN) * np.log1p(np.clip(shown - middle, 0, None) / span) / tail
+        code = np.where(
+            np.isfinite(shown), 1 + np.round((top - 1) * np.nan_to_num(even + beyond)), 0
+        )
         return {
             "label": html(m.label),
             "unit": "" if m.unit == "1" else m.unit,
-            "low": low,
-            "high": high,
-            "cut": [bool(least < low), bool(most > high)],
+            "low": float(low),
+            "middle": middle,
+            "tail": float(tail),
+            "even": EVEN,
+            "below": bool(least < low),
             "range": bounds,
             "bits": 16 if self.fine else 8,
             "data": pack(code.astype("<u2" if self.fine else "u1")),

@@ -30,12 +30,15 @@
   const which = bytes(D.status.data), colours = bytes(D.colour);
   const maps = D.maps.map((m) => {
     const codes = m.bits === 16 ? u16(m.data) : bytes(m.data), top = m.bits === 16 ? 65535 : 255;
-    const value = (r) => (codes[r] ? m.low + ((codes[r] - 1) / (top - 1)) * (m.high - m.low) : NaN);
+    const value = (r) => {
+      const t = (codes[r] - 1) / (top - 1);
+      return !codes[r] ? NaN : t <= m.even ? m.low + (t / m.even) * (m.middle - m.low) : m.middle + span * Math.expm1(((t - m.even) / (1 - m.even)) * m.tail);
+    };
     const span = m.range[1] - m.range[0] || 1;
     return {
       ...m, value,
       colour: (r) => (codes[r] ? LUT[Math.round(255 * Math.min(Math.max((value(r) - m.range[0]) / span, 0), 1))] : NO_FIT),
-      words: (r) => (!codes[r] ? "no fit" : (codes[r] === top && m.cut[1] ? "≥ " : codes[r] === 1 && m.cut[0] ? "≤ " : "") + number(value(r)) + (m.unit ? " " + m.unit : "")),
+      words: (r) => (!codes[r] ? "no fit" : (codes[r] === 1 && m.below ? "≤ " : "") + number(value(r)) + (m.unit ? " " + m.unit : "")),
     };
   });
   maps.push({ label: "direction of e1", text: "colour: axis, brightness: PA", colour: (r) => colours.subarray(3 * r, 3 * r + 3), words: () => "" });
@@ -106,6 +109,7 @@
   state.sheet = state.axis = views[0];
   [...$("plane").options].forEach((o) => { if (!views.includes(+o.value)) o.remove(); });
   $("planes").classList.toggle("one", views.length === 1);
+  $("planes").style.setProperty("--columns", views.map((axis) => "minmax(0, " + N[across(axis)] * D.size[across(axis)] + "fr)").join(" ")); // one scale
   const planes = views.map((axis) => {
     const f = frame(axis, true), holder = document.createElement("div"), label = document.createElement("label");
     holder.className = "plane";

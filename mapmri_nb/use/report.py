@@ -223,9 +223,9 @@ def _findings(
     fitted = 1 - share(Status.NO_FIT)
     shells = fit.gtab.shells()
     out = [
-        Finding(fitted >= FITTED, "Voxels with a fit", f"{fitted:.2%}", f"at least {FITTED:.0%}",
+        Finding(fitted >= FITTED, "Voxels with a fit", f"{fitted:.2%} of voxels", f"at least {FITTED:.0%}",
                 "see the statuses below; a mask that reaches outside the head is the usual cause"),
-        Finding(len(shells) > 1, "Shells", f"{len(shells)}", "at least 2",
+        Finding(len(shells) > 1, "Shells", f"{len(shells)} beside b0", "at least 2",
                 "one shell cannot tell the radial shape of the propagator: indices are extrapolated"),
         flagged(Status.RTOP_NOT_POSITIVE, "RTOP not positive", FEW, "use positivity, or a lower radial order"),
         Finding(heavy <= SHARE, f"Negative mass above {MASS:g}", f"{heavy:.2%} of voxels", f"at most {SHARE:.0%}",
@@ -246,13 +246,16 @@ def _findings(
             )
         )
     strange = float(odd.sum()) / V
-    out.append(Finding(strange <= ODD, "Outlier voxels (RMSE, negative mass, RTOP)", f"{strange:.2%}", f"at most {ODD:.0%}",
-                       "open them below: motion, vessels and the edge of the mask are the usual causes"))  # fmt: skip
+    advice = "open them below: motion, vessels and the edge of the mask are the usual causes"
+    what, measured = "Outlier voxels (RMSE, negative mass, RTOP)", f"{strange:.2%} of voxels"
+    out.append(Finding(strange <= ODD, what, measured, f"at most {ODD:.0%}", advice))
     if shells:
         ratio = _signal_to_residual(fit, shells[-1][0])
         advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
         what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
-        out.append(Finding(ratio >= FLOOR, what, f"{ratio:.2g}", f"at least {FLOOR:g}", advice))
+        out.append(
+            Finding(ratio >= FLOOR, what, f"{ratio:.2g} times", f"at least {FLOOR:g}", advice)
+        )
     if volumes is not None:
         bad = np.flatnonzero(_outlier_volumes(fit, volumes))
         named = (
