@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import fit as core_fit
 from . import model as core_model
+from .dipy_functions import *  # noqa: F403 - the names that code imports from DIPY's module
+from .dipy_functions import LAPLACIAN_PARTS, laplacian_part
 from .gradients import GradientTable
 from .kernels import batch, laplacian, ordering, propagator, qp
 from .kernels.hermite import propagator_rows
@@ -32,13 +34,6 @@ Array = NDArray[np.float64]
 
 TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
-# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016,
-# Eq. 11-13]
-LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
-    "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
-    "T_mat": (laplacian.second_moment, -2 * math.pi**1.5),
-    "U_mat": (lambda n, m: float(n == m), 0.5 / math.sqrt(math.pi)),
-}
 
 
 class MapmriModel:
@@ -53,7 +48,8 @@ class MapmriModel:
         weights to choose from.
     positivity_constraint, global_constraints : P >= 0 at points, or everywhere (both bases, with
         the Laplacian too).
-    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive".
+    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive";
+        "infinity" is `global_constraints`.
     anisotropic_scaling : the anisotropic basis, or else the isotropic one.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     bval_threshold : s/mm^2, volumes strictly below it make the scale tensor.
@@ -76,6 +72,7 @@ class MapmriModel:
             laplacian_regularization,
             laplacian_weighting,
         )
+        global_constraints = bool(global_constraints) or pos_radius == "infinity"
         self.positivity_constraint, self.global_constraints = (
             positivity_constraint,
             global_constraints,
@@ -144,10 +141,7 @@ class MapmriModel:
             return np.asarray(T.T @ L @ T)
         if name not in LAPLACIAN_PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part, factor = LAPLACIAN_PARTS[name]
-        return np.array(
-            [[(-1) ** n * factor * part(n, m) for m in range(order + 1)] for n in range(order + 1)]
-        )
+        return laplacian_part(name, order)
 
     def fit(self, data: Any, mask: ArrayLike | None = None, **kwargs: Any) -> MapmriFit:
         """
@@ -202,6 +196,14 @@ class MapmriFit:
         return MapmriFit(
             self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab)
         )
+
+    @property
+    def fit_array(self) -> NDArray[Any]:
+        """The fits of the single voxels, an array of objects; None outside the mask."""
+        array = np.empty(self.shape, dtype=object)
+        for index in np.ndindex(self.shape):
+            array[index] = self[index]
+        return array
 
     def _rows(self, rows: NDArray[Any]) -> Any:
         """A volume of rows over the mask, zeros outside; of a single voxel its own row."""

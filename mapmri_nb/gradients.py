@@ -5,6 +5,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,6 @@ from . import readers
 Array = NDArray[np.float64]
 File = readers.File
 
-LENGTH_TOLERANCE = 0.01  # a direction further than this from length 1 is a mistake, not rounding
-UNIT_ROUNDING = (
-    1e-14  # rows this close to length 1 stay as they are, so that a saved table reloads bit for bit
-)
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
 
@@ -30,14 +27,15 @@ class GradientTable:
     Parameters
     ----------
     bvals : (n,) b-values in s/mm2.
-    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` may have a
-        zero row.
+    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs none.
     big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never
         guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
     b0_threshold : volumes at or below this b (s/mm2) count as b = 0.
     frame : "image" for FSL's convention (voxel axes, x negated where the affine's determinant is
         positive), "scanner" for RAS millimetre axes (MRtrix).
+    bvec_scaling : what lengths mean that are neither all equal nor go with sqrt(b): "refuse" (an
+        error), "normalise" (nothing) or "amplitude" (the true b is b |v|^2).
 
     Attributes
     ----------
@@ -61,7 +59,7 @@ class GradientTable:
 
     def __init__(
         self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
-        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image",
+        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
     ) -> None:  # fmt: skip
         _is_scanner(frame)  # or an error
         self.frame, self.b0_threshold = frame, float(_floats("b0_threshold", b0_threshold))
@@ -73,9 +71,11 @@ class GradientTable:
                 f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
             )
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
+        self.bvals, self.bvecs = readers.directions(
+            self.bvals, bvecs, self.b0_threshold, bvec_scaling
+        )
         self.b0s_mask = self.bvals <= self.b0_threshold
-        self.bvecs = _unit_rows(_floats("bvecs", bvecs), self.bvals, self.b0s_mask)
-        self._timing = _timing(len(self), big_delta=big_delta, small_delta=small_delta, tau=tau)
+        self._timing = _timing(self.b0s_mask, big_delta=big_delta, small_delta=small_delta, tau=tau)
         self.big_delta, self.small_delta, given_tau = self._timing.values()
         taus = (
             given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
@@ -112,6 +112,15 @@ class GradientTable:
             self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame
         )
 
+    def __eq__(self, other: object) -> bool:
+        """True for a table with the same volumes, times, threshold and frame, bit for bit."""
+        if not isinstance(other, GradientTable):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.bvals.tobytes(), self.bvecs.tobytes(), self.frame))
+
     def __repr__(self) -> str:
         shells = ", ".join(f"{count} x {b:.0f}" for b, count in self.shells())
         return f"GradientTable({len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}; tau {self.taus.mean():.5g} s)"
@@ -129,18 +138,31 @@ class GradientTable:
 
     @classmethod
     def from_fsl(
-        cls, bval: File, bvec: File, *, json: File | None = None, **timing: Any
+        cls,
+        bval: File,
+        bvec: File,
+        *,
+        json: File | Iterable[File] | None = None,
+        volumes: Any = None,
+        **more: Any,
     ) -> GradientTable:
         """
-        Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or
-        tau override.
+        Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
+        constructor go before what they say. `volumes` (see `readers.volumes`) chooses some.
         """
-        return cls(*readers.fsl(bval, bvec), **readers.deltas(json, timing))
+        return cls._read(readers.fsl(bval, bvec), json, volumes, more)
 
     @classmethod
-    def from_mrtrix(cls, path: File, *, json: File | None = None, **timing: Any) -> GradientTable:
+    def from_mrtrix(
+        cls,
+        path: File,
+        *,
+        json: File | Iterable[File] | None = None,
+        volumes: Any = None,
+        **more: Any,
+    ) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
-        return cls(*readers.mrtrix(path), **{"frame": "scanner", **readers.deltas(json, timing)})
+        return cls._read(readers.mrtrix(path), json, volumes, more)
 
     @classmethod
     def from_bids(
@@ -150,15 +172,23 @@ class GradientTable:
         bval: File | None = None,
         bvec: File | None = None,
         json: File | None = None,
-        **timing: Any,
+        volumes: Any = None,
+        **more: Any,
     ) -> GradientTable:
         """
-        Table from the .bval, .bvec and .json beside a DWI (or beside any of its sidecars), unless
-        named.
+        Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
+        inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
         """
-        beside = readers.beside(path)
-        json = json or (beside["json"] if beside["json"].is_file() else None)
-        return cls.from_fsl(bval or beside["bval"], bvec or beside["bvec"], json=json, **timing)
+        found = readers.beside(path)
+        entries = readers.fsl(bval or found["bval"], bvec or found["bvec"])
+        return cls._read(entries, json or found["json"], volumes, more)
+
+    @classmethod
+    def _read(cls, entries: dict[str, Any], json: Any, volumes: Any, more: Any) -> GradientTable:
+        entries |= readers.deltas(json, more)
+        if volumes is not None:
+            entries = readers.chosen(entries, readers.volumes(volumes, entries["bvals"]))
+        return cls(**entries)
 
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
@@ -255,30 +285,13 @@ def _refuse(name: str, array: Array, bad: NDArray[np.bool_], what: str) -> None:
         raise ValueError(f"{name}{place} = {array[where]:.6g} {what}")
 
 
-def _unit_rows(bvecs: Array, bvals: Array, b0s_mask: NDArray[np.bool_]) -> Array:
-    n = len(bvals)
-    if bvecs.shape not in ((n, 3), (3, n)):
-        raise ValueError(
-            f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})"
-        )
-    rows = np.array(bvecs if bvecs.shape == (n, 3) else bvecs.T, order="C")
-    with np.errstate(over="ignore"):  # its length is inf, and refused
-        length = np.linalg.norm(rows, axis=1)
-    for i in np.flatnonzero(~b0s_mask & (np.abs(length - 1) > LENGTH_TOLERANCE)):
-        raise ValueError(
-            f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1"
-        )
-    off = (np.abs(length - 1) > UNIT_ROUNDING) & (length > 0)
-    rows[off] /= length[off, None]
-    return rows
-
-
-def _timing(n: int, **given: Any) -> dict[str, Any]:
+def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
     """Checked big_delta, small_delta, tau, in this order: None, a float, or (n,)."""
     for name, value in given.items():
         if value is not None:
-            array = _floats(name, value)
-            if array.shape not in ((), (n,)):
+            array = readers.times(name, value, b0s_mask)
+            if array.shape not in ((), b0s_mask.shape):
+                n = len(b0s_mask)
                 raise ValueError(f"{name} of shape {array.shape} does not go with {n} bvals")
             _refuse(name, array, array <= 0, "is not positive")
             _refuse(name, array, array > 1, "is above 1 s: milliseconds? Times are in seconds")

@@ -60,6 +60,8 @@ def select(names: str | list[str] | None, basis: str) -> list[str]:
     if names is None or names == "all":
         return available
     wanted = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    spellings = {i.label: i.name for i in INDICES.values()}  # RTOP, NG_par and ngpar will do
+    wanted = [spellings.get(n.lower().replace("_", ""), n) for n in wanted]
     for name in wanted:
         if name not in INDICES:
             raise ValueError(f"indices: {name!r} is not one of {', '.join(INDICES)}")

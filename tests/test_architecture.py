@@ -31,7 +31,8 @@ FLOORS = {
     "positivity": 2,
     "model": 3,
     "use": 4,
-    "dipy": 5,
+    "dipy_functions": 5,
+    "dipy": 6,
     "__init__": 9,
     "__main__": 9,
 }
@@ -55,7 +56,7 @@ ONLY_IN = {
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11000  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 12000  # docstrings and comments count
 
 
 def room(name: str) -> str:

@@ -205,7 +205,11 @@ def test_bad_masks(tmp_path):
     [
         (
             "data/sub-01_ses-2_desc-x_dwi.nii.gz",
-            "sub-01_ses-2_desc-x_model-mapmri_param-ngpar_dwimap.nii.gz",
+            "sub-01_ses-2_model-mapmri_param-ngpar_dwimap.nii.gz",
+        ),
+        (
+            "sub-01_desc-preproc_run-2_space-T1w_odd-1_acq-a_dwi.nii",
+            "sub-01_acq-a_run-2_odd-1_space-T1w_model-mapmri_param-ngpar_dwimap.nii.gz",
         ),
         ("dwi.nii", "model-mapmri_param-ngpar_dwimap.nii.gz"),
         ("scan7.nii.gz", "scan7_model-mapmri_param-ngpar_dwimap.nii.gz"),

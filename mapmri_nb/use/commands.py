@@ -1,11 +1,12 @@
 """What each command of ``mapmri-nb`` does; everything heavy is imported where it is used."""
 
 import argparse
+import errno
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,56 @@ WARMUP_MODES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _table(args: argparse.Namespace, beside: Path) -> Any:
+def _table(
+    args: argparse.Namespace, beside: Path, count: int | None = None, idle: Any = False
+) -> tuple[Any, Any]:
     """
-    Gradient table from the files named, or from those beside a series; deltas on the command line
-    go first.
+    Gradient table from the files named, or from those that go with a series of `count` volumes, and
+    the numbers of its volumes: those of --volumes, less `idle` ones (n,) that have no direction.
+
+    Times on the command line go before those of a sidecar.
     """
+    import numpy as np
+
+    from .. import readers
     from ..gradients import GradientTable
 
-    files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    return GradientTable.from_bids(
-        beside, **files, big_delta=args.big_delta, small_delta=args.small_delta
-    )
+    if args.grad and (args.bval or args.bvec):
+        raise ValueError("--grad is a table of its own: it goes with neither --bval nor --bvec")
+    found = readers.beside(beside)
+    if args.grad:
+        entries = readers.mrtrix(args.grad)
+    else:
+        entries = readers.fsl(args.bval or found["bval"], args.bvec or found["bvec"])
+    bvals = entries["bvals"]
+    if count not in (None, len(bvals)):
+        raise ValueError(f"{beside} has {count} volumes, its gradient table {len(bvals)}")
+    entries |= readers.deltas(args.json or found["json"], _arguments(args, GradientTable))
+    keep = np.arange(len(bvals))
+    if args.volumes is not None:
+        keep = readers.volumes(args.volumes, bvals)
+        log.info("--volumes %s: %d of %d", args.volumes, len(keep), len(bvals))
+    keep = keep[~(readers.undirected(bvals, entries["bvecs"]) & idle)[keep]]
+    return GradientTable(**readers.chosen(entries, keep)), keep
+
+
+def _arguments(args: argparse.Namespace, constructor: Any) -> dict[str, Any]:
+    """What the command line says of a constructor's arguments; ``none`` is None."""
+    names = [name for name in inspect.signature(constructor).parameters if hasattr(args, name)]
+    return {name: None if (v := getattr(args, name)) == "none" else v for name in names}
+
+
+def _saved(args: argparse.Namespace) -> Any:
+    """The fit that DIR and PREFIX name, and the folder for what is made of it."""
+    from . import folder
+
+    model = folder.model_file(args.dir, args.prefix)
+    out = getattr(args, "out", None) or model.parent
+    return folder.read_fit(model), out
+
+
+def _sidecar(image: Path) -> Path:
+    return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def _usable(path: Path, data: Any, gtab: Any) -> Any:
@@ -73,36 +113,31 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
 
 
-def fit(args: argparse.Namespace) -> None:
+def fit(args: argparse.Namespace) -> list[Path]:
     from ..indices import select
     from ..model import MapmriModel
     from ..status import Status
-    from . import io, stream
+    from . import folder, io, stream
 
     _check_together(args)
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
-    gtab = _table(args, args.dwi)
+    more, count = _distortions(args, image), image.data.shape[-1]
+    idle = _idle(more["weights"][1]) if "weights" in more else False
+    gtab, keep = _table(args, args.dwi, count, idle)
     names = select(args.indices, args.basis)
-    options = {
-        name: getattr(args, name)
-        for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")
-    }
-    model = MapmriModel(
-        gtab, positivity=None if args.positivity == "none" else args.positivity, **options
-    )
-    if len(gtab) != image.data.shape[-1]:
-        raise ValueError(
-            f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}"
-        )
+    model = MapmriModel(gtab, **_arguments(args, MapmriModel))
+    if len(keep) < count:
+        image = image._replace(data=io.Chosen(image.data, keep))
+        if "weights" in more:
+            path, found = more["weights"]
+            more["weights"] = path, found[keep] if found.ndim == 1 else io.Chosen(found, keep)
     mask = (
         io.load_mask(args.mask, image.data.shape[:3], image.affine)
         if args.mask
         else _usable(args.dwi, image.data, gtab)
     )
-    more = _distortions(args, image)
-    sources = tuple(
-        path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path
-    )
+    inputs = (args.dwi, args.mask, args.weights, args.grad_dev)
+    sources = tuple(str(path.absolute()) for path in inputs if path)
     job = stream.Job(
         model,
         args.dwi,
@@ -124,10 +159,11 @@ def fit(args: argparse.Namespace) -> None:
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     run = {"Threads": args.threads, "Engine": args.engine}
     run |= {"Command": getattr(args, "typed", None), "Series": str(args.dwi.absolute())}
-    with _compiling(run):
-        status = stream.fit_series(
-            job, engine, resume=args.resume, force=args.force, progress=progress, run=run
-        )
+    if len(keep) < count:
+        run["Volumes"] = keep.tolist()
+    status = stream.fit_series(
+        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
+    )
     if status is not None:
         counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
@@ -142,28 +178,16 @@ def fit(args: argparse.Namespace) -> None:
         )
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
+    return folder.files(args.out, prefix)
 
 
-@contextmanager
-def _compiling(run: dict[str, Any]) -> Iterator[None]:
-    """Keep the seconds that the compiler takes in `run`."""
-    from numba.core import event
+def _idle(weights: Any) -> Any:
+    """Volumes (n,) whose weight is 0, in an image in every voxel."""
+    import numpy as np
 
-    class Timer(event.Listener):
-        depth, start = 0, 0.0
-
-        def on_start(self, event: Any) -> None:
-            self.start = self.start if self.depth else time.perf_counter()
-            self.depth += 1
-
-        def on_end(self, event: Any) -> None:
-            self.depth -= 1
-            if not self.depth:
-                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
-
-    run["Compiling"] = 0.0
-    with event.install_listener("numba:compile", Timer()):
-        yield
+    if len(weights.shape) == 1:
+        return weights == 0
+    return np.array([not np.any(weights[..., k]) for k in range(weights.shape[-1])])
 
 
 def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
@@ -221,26 +245,40 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
         "fill": float(args.fill),
         "force": args.force or args.resume,
     }
+    units["model"] = folder.model_section(job.model.options)
     folder.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
     log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
-def indices(args: argparse.Namespace) -> None:
-    from ..indices import select
-    from . import folder
+def indices(args: argparse.Namespace) -> list[Path]:
+    """What is there already is kept, unless --force replaces it."""
+    import json
 
-    fit, affine, prefix, _ = folder.read_fit(args.dir)
-    maps, out = (
-        {name: fit.index(name) for name in select(args.indices, fit.options["basis"])},
-        args.out or args.dir,
-    )
+    from ..indices import INDICES, select
+    from . import folder, io
+
+    saved, out = _saved(args)
+    names = select(args.indices, saved.fit.options["basis"])
+    images = {n: Path(out) / io.map_name(saved.prefix, INDICES[n].label) for n in names}
+    kept = [name for name, image in images.items() if image.exists() and not args.force]
+    for name in kept:
+        wanted = INDICES[name].unit(args.units), "NaN" if args.fill == "nan" else 0
+        entries = json.loads(_sidecar(images[name]).read_text())
+        found = entries.get("Units"), entries.get("FillValue")
+        if found != wanted:
+            text = "is there already with unit {} and fill {}, not {} and {}"
+            text = text.format(*found, *wanted)
+            raise FileExistsError(errno.EEXIST, f"{text} (force replaces)", str(images[name]))
+    maps = {name: saved.fit.index(name) for name in names if name not in kept}
     folder.write_maps(
-        out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force
-    )
-    log.info("%d maps in %s", len(maps), out)
+        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
+        model=folder.model_section(saved.fit.options),
+    )  # fmt: skip
+    log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
+    return [path for image in images.values() for path in (image, _sidecar(image))]
 
 
-def odf(args: argparse.Namespace) -> None:
+def odf(args: argparse.Namespace) -> list[Path]:
     """
     Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
     them.
@@ -251,7 +289,7 @@ def odf(args: argparse.Namespace) -> None:
     from . import folder
     from .directions import sh_rotation
 
-    fit, affine, prefix, _ = folder.read_fit(args.dir)
+    (fit, affine, prefix, _), out = _saved(args)
     coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
     F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
     vectors, heights = fit.peaks(s=args.s)
@@ -267,44 +305,71 @@ def odf(args: argparse.Namespace) -> None:
     sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
     text = f"peaks of the {text}; length: height"
     sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    folder.write_maps(
-        args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars
-    )
+    found = folder.write_maps(
+        out, prefix, maps, affine, fill=float(args.fill), force=args.force, sidecars=sidecars,
+        model=folder.model_section(fit.options),
+    )  # fmt: skip
+    for path in found:
+        log.info("%s", path)
+    return [path for image in found for path in (image, _sidecar(image))]
 
 
-def predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> list[Path]:
     import numpy as np
 
-    from . import folder, io
+    from .. import readers
+    from ..gradients import GradientTable
+    from . import io
 
     if not args.out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    lonely = [
+    given = [
         name
-        for name in ("json", "big_delta", "small_delta")
-        if not args.bval and getattr(args, name) is not None
+        for name in ("json", *_arguments(args, GradientTable))
+        if getattr(args, name) is not None
     ]
-    if lonely:
+    if given and not (args.bval or args.grad):
         raise ValueError(
-            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing"
+            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own"
         )
-    saved = folder.read_fit(args.dir)
-    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
+    (fit, affine, _, _), _ = _saved(args)
+    gtab = fit.gtab
+    if args.bval or args.grad:
+        gtab, _ = _table(args, args.bval or args.grad)
+    elif args.volumes is not None:
+        gtab = gtab[readers.volumes(args.volumes, gtab.bvals)]
+    signal = fit.predict(gtab)
+    signal[np.isnan(signal)] = float(args.fill)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
-        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
+        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, affine)
+    log.info("%d volumes in %s", signal.shape[-1], args.out)
+    return [args.out]
 
 
-def report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> list[Path]:
+    """Named by its prefix where the folder holds several fits."""
+    from . import folder
     from .report import write_report
 
+    if args.out and args.out.is_dir():
+        raise ValueError(
+            f"--out: {args.out} is a folder, the page needs a name: {args.out / 'report.html'}"
+        )
+    model = folder.model_file(args.dir, args.prefix)
+    prefix = folder.prefix_of_fit(model)
+    several = len(folder.model_files(model.parent)) > 1
+    out = args.out or model.with_name(
+        f"{prefix}_report.html" if several and prefix else "report.html"
+    )
     more = {"dwi": args.dwi, "convention": args.convention}
-    log.info("%s", write_report(args.dir, args.out, args.force, **more))
+    log.info("%s", write_report(model, out, args.force, **more))
+    return [out]
 
 
-def cite(args: argparse.Namespace) -> None:
+def cite(args: argparse.Namespace) -> list[Path]:
     """All papers, or those of a fit or a mode with its paragraph."""
     from . import references
 
@@ -312,17 +377,16 @@ def cite(args: argparse.Namespace) -> None:
         raise ValueError(f"--mode {args.mode} goes without DIR")
     if not (args.dir or args.mode):
         print(references.bibtex())
-        return
+        return []
     if args.dir:
-        from .folder import read_fit
-
-        options = read_fit(args.dir).fit.options
+        options = _saved(args)[0].fit.options
     else:
         options = references.defaults(args.mode)
     print(*references.methods(options), sep="\n\n")
+    return []
 
 
-def demo(args: argparse.Namespace) -> None:
+def demo(args: argparse.Namespace) -> list[Path]:
     """`fit` as a user would type it, on both samples."""
     import numpy as np
 
@@ -358,6 +422,7 @@ def demo(args: argparse.Namespace) -> None:
             + "".join(f"{median:13.4g}" for median in medians)
         )
     print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
+    return sorted(path for name in fits for path in (args.out / name).iterdir())
 
 
 def warmup(args: argparse.Namespace) -> None:
@@ -390,10 +455,9 @@ def info(args: argparse.Namespace) -> None:
     from importlib import metadata
 
     import llvmlite.binding
-    import numba
 
     from .. import __version__
-    from ..kernels._jit import CACHE_DIR
+    from ..kernels._jit import CACHE_DIR, n_threads
 
     facts = {
         "mapmri_nb": __version__,
@@ -415,7 +479,7 @@ def info(args: argparse.Namespace) -> None:
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
     facts["threads"] = (
-        f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
+        f"{n_threads(None)} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
     )
     sizes = (
         [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]

@@ -33,7 +33,7 @@ from .io import (
     write_json,
     write_nii,
 )
-from .names import DESCRIPTION, map_name
+from .names import DESCRIPTION, IGNORE, label_of, map_name, uris
 
 FORMAT_VERSION = 1
 
@@ -70,59 +70,63 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
 }
 
 
+def files(folder: File, prefix: str) -> list[Path]:
+    """Everything that is there of the fit of a prefix, ascending."""
+    folder, stem = Path(folder), glob.escape(prefix)
+    maps = folder.glob(map_name(stem, "*", ".*"))
+    return sorted([*maps, *folder.glob(map_name(stem, "", ".json"))])
+
+
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
     """
     To be asked before a long fit: FileExistsError over old results, PermissionError where none can
     be written.
     """
-    folder, stem = Path(folder), glob.escape(prefix)
-    old = sorted(
-        [*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))]
-    )
+    old = files(folder, prefix)
     if old and not force:
         raise FileExistsError(
             errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0])
         )
-    require_writable(folder)
+    require_writable(Path(folder))
 
 
-def write_description(stage: Path) -> None:
-    """BIDS's description of a derivative data set."""
-    by = [{"Name": "mapmri_nb", "Version": __version__}]
-    entries = {
+def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
+    """BIDS's description of a derivative data set, and what its validator is to pass over."""
+    entries: dict[str, Any] = {
         "Name": "MAP-MRI fits",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": by,
+        "GeneratedBy": [{"Name": "mapmri_nb", "Version": __version__}],
     }
-    write_json(stage / DESCRIPTION, entries)
+    write_json(stage / DESCRIPTION, entries | ({"DatasetLinks": links} if links else {}))
+    (stage / IGNORE).write_text("*_dwimap.*\n*.html\n*.png\n")
 
 
 def write_maps(
     folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *, units: str = "mm", fill: float = np.nan,
-    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None,
+    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None, model: dict[str, Any] | None = None,
 ) -> list[Path]:  # fmt: skip
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
     Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces
-    NaN; `sidecars` holds more JSON entries by name.
+    NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
     """
     with staged(folder, force) as stage:
-        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
+        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {}, model)
     return [Path(folder) / name for name in names]
 
 
 def stage_maps(
     stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
-    sidecars: dict[str, dict[str, Any]],
+    sidecars: dict[str, dict[str, Any]], model: dict[str, Any] | None = None,
 ) -> list[str]:  # fmt: skip
     """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
     names = []
     for name, values in maps:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
         index = INDICES.get(base)
-        label = (index.label if index else "".join(filter(str.isalnum, base))) + mark + kind
+        label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
@@ -132,6 +136,7 @@ def stage_maps(
             {"Description": index.long_name, "Units": index.unit(units)} if index else {}
         )
         entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
+        entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)
     write_description(stage)
     return names
@@ -143,12 +148,11 @@ def model_entries(
     """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
     isotropic = options["basis"] == "isotropic"
     table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
-    url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
     return {
         "Description": "MAP-MRI fit; lengths in mm, times in s",
         "FormatVersion": FORMAT_VERSION,
         "Software": {"Name": "mapmri_nb", "Version": __version__},
-        "Model": {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options},
+        "Model": model_section(options),
         "CoefficientOrder": {
             "Indices": "j l m" if isotropic else "n1 n2 n3",
             "Table": table.tolist(),
@@ -157,6 +161,12 @@ def model_entries(
         "GradientTable": gtab.to_dict(),
         **more,
     }
+
+
+def model_section(options: dict[str, Any]) -> dict[str, Any]:
+    """The model and its parameters, for the fit's JSON and for each map's."""
+    url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
+    return {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options}
 
 
 def run_section(**more: Any) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def save_fit(
     description.
 
     `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
-    names the input files; `run` goes into the JSON's run section.
+    are the input files (absolute paths become BIDS URIs); `run` goes into the JSON's run section.
     """
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (
@@ -220,7 +230,7 @@ def stage_fit(
     """
     shape, files = tuple(entries["Shape"]), {}
     for key, dtype, tail, columns in parts:
-        label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
+        label, unit, text = PARTS.get(key, (label_of(key), "arbitrary", key))
         whole = dtype.kind in "iub"
         kind, fill = (
             (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
@@ -241,12 +251,13 @@ def stage_fit(
             if key == "status"
             else {}
         )
-        write_json(
-            stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels}
-        )
+        sidecar = {"Description": text, "Units": unit, **levels, "Model": entries["Model"]}
+        write_json(stage / map_name(prefix, label, ".json"), sidecar)
         files[key] = {"File": name, "Shape": list(tail)}
-    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files})
-    write_description(stage)
+    sources, links = uris(entries.get("Sources", []))
+    entries = entries | {"Sources": sources, "Parts": files}
+    write_json(stage / map_name(prefix, "", ".json"), entries)
+    write_description(stage, links)
 
 
 class SavedFit(NamedTuple):
@@ -273,7 +284,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     FileNotFoundError, ValueError
         No fit, several, an unknown format version, or parts that do not go together.
     """
-    model = _model_file(Path(folder), prefix)
+    model = model_file(Path(folder), prefix)
     try:
         entries = json.loads(model.read_text())
         if entries["FormatVersion"] != FORMAT_VERSION:
@@ -312,23 +323,27 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
-    prefix = model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
-    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix, entries)
+    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix_of_fit(model), entries)
 
 
-def _model_file(folder: Path, prefix: str | None) -> Path:
+def model_files(folder: File) -> list[Path]:
+    """The JSONs of the fits in a folder, ascending."""
+    return sorted(Path(folder).glob("*" + map_name("", "", ".json")))
+
+
+def prefix_of_fit(model: Path) -> str:
+    """The prefix of a fit by the name of its JSON."""
+    return model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
+
+
+def model_file(folder: File, prefix: str | None = None) -> Path:
     """The JSON of the one fit in a folder, or of the one named."""
-    models = (
-        [folder]
-        if folder.is_file()
-        else sorted(folder.glob("*" + map_name("", "", ".json")))
-        if prefix is None
-        else []
-    )
+    folder = Path(folder)
+    models = [folder] if folder.is_file() else model_files(folder) if prefix is None else []
     if len(models) > 1:
-        raise ValueError(
-            f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}"
-        )
+        names = [repr(prefix_of_fit(model)) for model in models]
+        names[4:] = [f"... ({len(names)} fits)"] if len(names) > 4 else []
+        raise ValueError(f"{folder} holds several fits, name one by its prefix: {', '.join(names)}")
     model = models[0] if models else folder / map_name(prefix or "", "", ".json")
     if not model.is_file():
         raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))

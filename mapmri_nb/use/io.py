@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .names import DESCRIPTION
+from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
 from .names import prefix_of as prefix_of
@@ -76,12 +76,36 @@ class Scaled:
         return self[...].astype(dtype or np.float64, copy=False)
 
 
+class Chosen:
+    """Some volumes of a series (..., n), each read only where indexed."""
+
+    def __init__(self, data: Any, keep: NDArray[np.int64]) -> None:
+        self.shape, self.ndim, self.dtype = (*data.shape[:-1], len(keep)), data.ndim, data.dtype
+        self._raw, self._keep = data, keep
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        key = key if isinstance(key, tuple) else (key,)
+        whole = key[-1] is Ellipsis or (Ellipsis not in key[:1] and len(key) < self.ndim)
+        if whole:  # the last axis is not named
+            return np.asarray(np.asarray(self._raw[key])[..., self._keep])
+        return np.asarray(self._raw[(*key[:-1], self._keep[key[-1]])])
+
+    def reshape(self, *shape: int, order: Any) -> Chosen:
+        """Another shape of the same series; its last axis stays the volumes."""
+        shape = (*shape[:-1], self._raw.shape[-1])
+        return Chosen(self._raw.reshape(*shape, order=order), self._keep)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[...].astype(dtype or self.dtype, copy=False)
+
+
 def release(data: Any) -> None:
     """
     Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
     process's own.
     """
-    data = data._raw if isinstance(data, Scaled) else data
+    while isinstance(data, Scaled | Chosen):
+        data = data._raw
     while isinstance(data, np.ndarray):
         data = data.base
     if isinstance(data, mmap.mmap):
@@ -237,11 +261,12 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
     for a fit.
 
     An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
-    the old one of its name. An existing dataset description stays.
+    the old one of its name. What describes the data set stays as it is.
     """
     models = sorted(stage.glob("*" + map_name("", "", ".json")))
     files = [file for file in sorted(stage.iterdir()) if file not in models] + models
-    for target in (folder / file.name for file in files if file.name != DESCRIPTION):
+    shared = (DESCRIPTION, IGNORE)
+    for target in (folder / file.name for file in files if file.name not in shared):
         if target.exists() and not force:
             raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
     for model in models if force else []:
@@ -249,16 +274,20 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
         for old in (folder / model.name, *folder.glob(f"{stem}_param-*_dwimap.*")):
             old.unlink(missing_ok=True)
     for file in files:
-        if file.name != DESCRIPTION or not (folder / DESCRIPTION).exists():
+        if file.name not in shared or not (folder / file.name).exists():
             os.replace(file, folder / file.name)
 
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
-    """JSON in the order given; arrays become lists, NaN is an error."""
-    text = json.dumps(
-        entries, indent=1, allow_nan=False, default=lambda value: np.asarray(value).tolist()
-    )
-    path.write_text(text + "\n")
+    """JSON in the order given, each list or array on one line; NaN is an error."""
+    path.write_text(_object(entries, "") + "\n", encoding="utf-8")
+
+
+def _object(value: Any, pad: str) -> str:
+    if not (isinstance(value, dict) and value):
+        return json.dumps(value, allow_nan=False, default=lambda x: np.asarray(x).tolist())
+    lines = (f"{pad} {json.dumps(k)}: {_object(v, pad + ' ')}" for k, v in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
 
 
 def write_nii(

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
 
     def key(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Job(NamedTuple):
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
-            "sources": self.sources,
+            "sources": [Path(source).name for source in self.sources],
         } | {name: _stamp(path) for name, (path, _) in self.more.items()}
         return dict(
             json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
@@ -235,6 +235,28 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     return np.ascontiguousarray(samples.T)
 
 
+@contextmanager
+def _compiling(run: dict[str, Any]) -> Iterator[None]:
+    """Keep the seconds that the compiler takes in `run`."""
+    from numba.core import event
+
+    class Timer(event.Listener):
+        depth, start = 0, 0.0
+
+        def on_start(self, event: Any) -> None:
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Timer()):
+        yield
+
+
 def fit_series(
     job: Job,
     engine: Engine,
@@ -290,6 +312,7 @@ def fit_series(
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+        _compiling(run),
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
@@ -323,7 +346,10 @@ def fit_series(
                 yield name, volume.reshape(job.mask.shape, order="F")
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            model = folder.model_section(job.model.options)
+            folder.stage_maps(
+                stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {}, model
+            )
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
