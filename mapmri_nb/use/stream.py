@@ -283,7 +283,7 @@ def fit_series(
     """
     from tqdm import tqdm
 
-    key = job.key()
+    key, run = job.key(), dict(run)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
