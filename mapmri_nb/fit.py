@@ -108,6 +108,23 @@ class MapmriFit:
         self._nine: Array | None = None
         self._hermite: Array | None = None
 
+    def __repr__(self) -> str:
+        fitted = int(((self.status & int(Status.NO_FIT)) == 0).sum())
+        told = ("basis", "radial_order", "laplacian", "positivity")
+        options = ", ".join(f"{name}={self.options.get(name)!r}" for name in told)
+        shape = " x ".join(map(str, self.mask.shape)) or "one voxel"
+        return f"MapmriFit({fitted} of {len(self.status)} voxels fitted, in {shape}; {options})"
+
+    def __getitem__(self, mask: ArrayLike) -> MapmriFit:
+        """The fit of the voxels of a mask, a bool volume of this fit's shape."""
+        keep = np.asarray(mask)
+        if keep.dtype != bool or keep.shape != self.mask.shape:
+            raise ValueError(
+                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
+            )
+        rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
+        return MapmriFit(rows, self.mask & keep, self.options, self.gtab)
+
     def rows(self) -> dict[str, NDArray[Any]]:
         """The stored rows over the mask."""
         return self._rows

@@ -121,6 +121,10 @@ class MapmriModel:
         self._solve = self._solver()
         self.plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {options})"
+
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""

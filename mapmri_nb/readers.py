@@ -71,18 +71,23 @@ def beside(path: File) -> dict[str, Any]:
     stem = path.name
     for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec", ".b"):
         stem = stem.removesuffix(suffix)
-    levels = [path.parent]
-    while re.match(r"(sub|ses)-|dwi$", levels[-1].name):
-        levels.append(levels[-1].parent)
     found: dict[str, Any] = {}
     for ending in ENDINGS:
-        per_level = [_inherited(level, stem, ending) for level in levels]
+        per_level = [_inherited(level, stem, ending) for level in levels(path.parent)]
         found[ending] = [file for file in per_level if file]
     for ending in ENDINGS[:2]:
         general = path.with_name(ending + "s")
         near = [*found[ending], *([general] if general.is_file() else [])]
         found[ending] = near[0] if near else path.with_name(f"{stem}.{ending}")
     return found | {"json": found["json"][::-1]}
+
+
+def levels(folder: Path) -> list[Path]:
+    """A folder and those above it up to the root of its BIDS data set."""
+    found = [folder.absolute()]
+    while re.fullmatch(r"(sub|ses)-[A-Za-z0-9]+|dwi", found[-1].name):
+        found.append(found[-1].parent)
+    return found
 
 
 def _inherited(level: Path, stem: str, ending: str) -> Path | None:

@@ -50,13 +50,14 @@ ONLY_IN = {
     "matplotlib": {"use/plot.py"},
     "dask": {"use/distributed.py"},
     "distributed": {"use/distributed.py"},
+    "isal": {"use/io.py"},
     "osqp": {"positivity.py", "sos.py"},
     "tqdm": {"model.py", "use/stream.py"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 12000  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 13800  # docstrings and comments count
 
 
 def room(name: str) -> str:
@@ -198,7 +199,7 @@ def test_nothing_runs_in_numbas_own_threads():
     spreaders = {
         name for name, tree in TREES.items() if attribute_calls(tree, "ThreadPoolExecutor")
     }
-    assert spreaders == {"kernels/_jit.py"}
+    assert spreaders == {"kernels/_jit.py", "use/folder.py", "use/stream.py"}  # disks
 
 
 def test_only_kernels_compile():

@@ -528,6 +528,11 @@ def test_names_sources_and_sidecars(brain, tmp_path):
         assert sidecar["Model"]["Parameters"]["radial_order"] == 2
         assert sidecar["Units"]
     assert "dwimap" in (out / ".bidsignore").read_text()
+    deep = tmp_path / "derivatives" / "sub-1" / "dwi"
+    assert command("fit", dwi, "--out", deep, "--radial-order", 2, "--quiet") == 0
+    assert not (deep / "dataset_description.json").exists(), "it belongs to the data set's root"
+    described = {path.name for path in (tmp_path / "derivatives").iterdir() if path.is_file()}
+    assert described == {"dataset_description.json", ".bidsignore"}
     text = (out / f"{stem}_dwimap.json").read_text()
     assert len(text) < 25000
     assert sum('"bvecs"' in line and line.count("[") == 103 for line in text.splitlines()) == 1

@@ -67,7 +67,8 @@ def test_same_values(name, arguments):
     expected, found = getattr(theirs, name)(*arguments), getattr(ours, name)(*arguments)
     assert np.shape(found) == np.shape(expected)
     scale = float(np.abs(expected).max()) or 1.0
-    assert_allclose(found, expected, rtol=1e-8, atol=1e-10 * scale)
+    single = name == "create_rspace"  # DIPY's points are of single precision
+    assert_allclose(found, expected, rtol=1e-7 if single else 1e-8, atol=1e-10 * scale)
 
 
 def test_regularisation_constants():

@@ -6,6 +6,7 @@ mistaken for a result.
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -210,11 +211,13 @@ def test_ctrl_c_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert main(words(dwi, tmp_path / "out")) == 130
-    assert "2 of 6 slabs are kept" in capsys.readouterr().err
+    found = re.search(r"(\d) of 6 slabs are kept", capsys.readouterr().err)
+    kept = int(found[1])  # a slab is written while the next one is fitted
+    assert 2 <= kept <= 4
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     slabs = interrupt(monkeypatch, 99, None)
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
-    assert slabs == [2, 3, 4, 5]
+    assert slabs == list(range(kept, 6))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -311,7 +314,7 @@ def test_starting_anew(dwi, interrupted, tmp_path, capsys):
 @pytest.mark.parametrize("lines", [0, 1, 2])
 def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_path, lines):
     journal = interrupted / HIDDEN / "journal"
-    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs
+    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs at least
     journal.write_bytes(b"".join(whole[:lines]) + whole[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
     assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 6 - max(

@@ -116,11 +116,13 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> list[Path]:
     from ..indices import select
     from ..model import MapmriModel
-    from ..status import Status
+    from ..status import MEANING, Status
     from . import folder, io, stream
 
     _check_together(args)
+    start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
+    opening = time.perf_counter() - start
     more, count = _distortions(args, image), image.data.shape[-1]
     idle = _idle(more["weights"][1]) if "weights" in more else False
     gtab, keep = _table(args, args.dwi, count, idle)
@@ -150,6 +152,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         float(args.fill),
         sources,
         more,
+        opening,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
@@ -165,8 +168,12 @@ def fit(args: argparse.Namespace) -> list[Path]:
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
-        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
+        counts = {
+            flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
+        }
+        words = {"DROPPED": "with samples DROPPED"}
+        found = ((count, words.get(name, name)) for name, count in counts.items() if count)
+        notes = "".join(f"; {count} {name}" for count, name in found)
         level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
         log.log(
             level,

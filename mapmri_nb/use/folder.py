@@ -6,11 +6,13 @@ import errno
 import glob
 import json
 import math
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +36,8 @@ from .io import (
     write_nii,
 )
 from .names import DESCRIPTION, IGNORE, label_of, map_name, uris
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 
@@ -117,27 +121,41 @@ def write_maps(
     return [Path(folder) / name for name in names]
 
 
+def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    """What write(*item) returns, two items at a time: packing and copying need no GIL."""
+    written: list[T] = []
+    running: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for item in items:
+            if len(running) == 2:
+                written.append(running.popleft().result())
+            running.append(pool.submit(write, *item))
+        return written + [future.result() for future in running]
+
+
 def stage_maps(
     stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
     sidecars: dict[str, dict[str, Any]], model: dict[str, Any] | None = None,
 ) -> list[str]:  # fmt: skip
     """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
-    names = []
-    for name, values in maps:
+
+    def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
         index = INDICES.get(base)
         label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        names.append(map_name(prefix, label))
-        write_nii(stage / names[-1], clean, values.shape, np.float32, affine)
+        write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
         entries: dict[str, Any] = (
             {"Description": index.long_name, "Units": index.unit(units)} if index else {}
         )
         entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
         entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)
+        return map_name(prefix, label)
+
+    names = _side_by_side(write, maps)
     write_description(stage)
     return names
 
@@ -177,7 +195,11 @@ def run_section(**more: Any) -> dict[str, Any]:
     versions = {
         name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
     }
-    return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
+    return {
+        "Date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "Versions": versions,
+        **more,
+    }
 
 
 def save_fit(
@@ -228,8 +250,11 @@ def stage_fit(
     A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of
     `row_positions`.
     """
-    shape, files = tuple(entries["Shape"]), {}
-    for key, dtype, tail, columns in parts:
+    shape = tuple(entries["Shape"])
+
+    def write(
+        key: str, dtype: np.dtype[Any], tail: tuple[int, ...], columns: Iterable[NDArray[Any]]
+    ) -> tuple[str, dict[str, Any]]:
         label, unit, text = PARTS.get(key, (label_of(key), "arbitrary", key))
         whole = dtype.kind in "iub"
         kind, fill = (
@@ -253,7 +278,9 @@ def stage_fit(
         )
         sidecar = {"Description": text, "Units": unit, **levels, "Model": entries["Model"]}
         write_json(stage / map_name(prefix, label, ".json"), sidecar)
-        files[key] = {"File": name, "Shape": list(tail)}
+        return key, {"File": name, "Shape": list(tail)}
+
+    files = dict(_side_by_side(write, parts))
     sources, links = uris(entries.get("Sources", []))
     entries = entries | {"Sources": sources, "Parts": files}
     write_json(stage / map_name(prefix, "", ".json"), entries)

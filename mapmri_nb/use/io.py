@@ -13,7 +13,6 @@ import mmap
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import readers
 from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
@@ -29,7 +29,8 @@ from .names import prefix_of as prefix_of
 
 Mask = NDArray[np.bool_]
 
-GZIP_LEVEL = 4  # level 6 takes longer over noisy floats and gains nothing
+# of packing: zlib 6 takes longer over noisy floats and gains nothing
+LEVELS = {"gzip": 4, "isal.igzip": 2}
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,15 @@ def release(data: Any) -> None:
         data.madvise(mmap.MADV_DONTNEED)
 
 
+def _packer() -> Any:
+    """The module that packs and unpacks: isal's, several times faster, where it is installed."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip
+    return igzip
+
+
 def read_nii(path: File) -> Image:
     """
     A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there.
@@ -161,8 +171,12 @@ def read_nii(path: File) -> Image:
                 tempfile.TemporaryFile()
             )  # gone with its map, whatever happens
             try:
-                shutil.copyfileobj(stack.enter_context(gzip.open(path)), source, 1 << 20)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                packed = stack.enter_context(_packer().open(path))
+                shutil.copyfileobj(packed, source, 1 << 20)
+            except Exception as error:  # damage has a type in each of isal, gzip and zlib
+                full = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
+                if full or isinstance(error, MemoryError):
+                    raise
                 raise ValueError(f"{path}: damaged or truncated ({error})") from None
             source.flush()
         found = path.stat().st_size if source is path else source.tell()
@@ -261,7 +275,8 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
     for a fit.
 
     An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
-    the old one of its name. What describes the data set stays as it is.
+    the old one of its name. What describes the data set goes to its root, above the folders of
+    subject, session and `dwi`; what is there stays as it is.
     """
     models = sorted(stage.glob("*" + map_name("", "", ".json")))
     files = [file for file in sorted(stage.iterdir()) if file not in models] + models
@@ -274,8 +289,9 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
         for old in (folder / model.name, *folder.glob(f"{stem}_param-*_dwimap.*")):
             old.unlink(missing_ok=True)
     for file in files:
-        if file.name not in shared or not (folder / file.name).exists():
-            os.replace(file, folder / file.name)
+        target = (readers.levels(folder)[-1] if file.name in shared else folder) / file.name
+        if file.name not in shared or not target.exists():
+            os.replace(file, target)
 
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
@@ -315,7 +331,9 @@ def write_nii(
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(open(path, "wb"))
         if path.name.endswith(".gz"):
-            stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
+            packer = _packer()
+            make = gzip.GzipFile if packer is gzip else packer.IGzipFile
+            stream = stack.enter_context(make("", "wb", LEVELS[packer.__name__], stream, mtime=0))
         stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:

@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
+    opening: float = 0.0  # seconds that opening the series took, unpacking included
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -257,6 +259,15 @@ def _compiling(run: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """The slabs, each read in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, slabs, None)
+        while (slab := coming.result()) is not None:
+            coming = reader.submit(next, slabs, None)
+            yield slab
+
+
 def fit_series(
     job: Job,
     engine: Engine,
@@ -321,13 +332,24 @@ def fit_series(
         )
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        with closing(engine(job.model, job.names, _read(inputs, where, todo, reading))) as tables:
-            for slab, table, seconds in tables:
-                store.put(slab, table, reading.pop(slab), seconds)
-                bar.update(table.shape[1])
+        source = closing(_ahead(_read(inputs, where, todo, reading)))
+        with ThreadPoolExecutor(1) as writer, source as slabs:
+            kept: Future[None] | None = None
+            with closing(engine(job.model, job.names, slabs)) as tables:
+                for slab, table, seconds in tables:
+                    if kept is not None:
+                        kept.result()
+                    kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
+                    bar.update(table.shape[1])
+            if kept is not None:
+                kept.result()
         start = time.perf_counter()
         spent = dict(
-            zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
+            zip(
+                KINDS,
+                np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist(),
+                strict=True,
+            )
         )
 
         def parts() -> Iterator[folder.Part]:

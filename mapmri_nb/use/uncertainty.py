@@ -113,9 +113,9 @@ def bootstrap(
     h is the leverage of the linear fit with the voxel's weight, also for the constrained modes.
     Replicates without a fit are left out; fewer than two give NaN.
     """
-    if n % 1 or n < 2:
+    if not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
-    if seed % 1 or seed < 0:
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
     if hc not in LEVERAGE_POWER:
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
