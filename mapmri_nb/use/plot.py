@@ -122,9 +122,9 @@ def odf_slice(
     region : (x0, x1, y0, y1), canonical voxels across and up, the ends left out; or a bool volume
         like the mask; default: the slice cropped to the mask.
     view_kwargs : axis, index, affine, convention: the slice, see `views.view_of`; background: name
-        of the map below, by default "gfa"; figsize, dpi.
+        of the map below, by default "gfa", and units, "mm" or "um", of length in it; figsize, dpi.
     """
-    background = view_kwargs.pop("background", "gfa")
+    background = view_kwargs.pop("background", "gfa"), view_kwargs.pop("units", "mm")
     paper, view = _paper_and_view(fit, fit.mask, view_kwargs)
     left, right, low, high, keep = _window(view, fit.mask, region)
     if size is not None:
@@ -226,7 +226,7 @@ def overview(
 ) -> Figure:  # fmt: skip
     """
     One picture of a fit: eight maps of a slice in micrometres, and ODF glyphs of the part of it
-    that is most anisotropic, framed in the map of PA.
+    where most fibres lie in it, framed in the map of PA.
 
     `view_kwargs`: axis, index, convention, figsize, dpi, as of `compare_maps`.
     """
@@ -244,8 +244,12 @@ def overview(
         cut = view.cut(m.values)
         colour_bar(figure, show_map(axes, m, fit.mask, view, cut, {}), [axes], m, cut, "bottom")
         axes.set_title(m.label)
-    left, right, low, high, keep = _window(view, fit.mask, None, view.cut(fit.pa()))
-    _glyphs(figure, panels["odf"], fit, view, keep, {}, "gfa")
+    toward = _table_axes(view, fit.gtab.frame, view.screen[2:])[0]
+    seen = 1 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
+    left, right, low, high, keep = _window(
+        view, fit.mask, None, view.cut(fit.pa() * fit.volume(seen))
+    )
+    _glyphs(figure, panels["odf"], fit, view, keep, {}, ("gfa", "mm"))
     panels["odf"].set(xlim=(left - 0.5, right - 0.5), ylim=(low - 0.5, high - 0.5))
     if keep.sum() < view.cut(fit.mask).sum():
         frame = Rectangle((left - 0.5, low - 0.5), right - left, high - low)
@@ -432,11 +436,19 @@ def _window(
     return int(left), int(right), int(low), int(high), keep & inside
 
 
+def _table_axes(view: View, frame: str, canonical: Array) -> Array:
+    """Directions (n, 3) along canonical voxel axes in the frame of a table."""
+    stored, affine = view.orientation.stored(canonical), view.orientation.stored_affine
+    return stored if affine is None else from_voxel(stored, affine, frame)
+
+
 def _glyphs(
     figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_], options: dict[str, Any],
-    background: str,
+    background: tuple[str, str],
 ) -> None:  # fmt: skip
-    """The ODFs of the voxels `keep` (rows, columns) of a slice, painted over a map of it."""
+    """The ODFs of the voxels `keep` (rows, columns) of a slice, painted over a map of it (its name and
+    units).
+    """
     s, scale = options.get("s", 2.0), options.get("scale", 0.5)
     numbers = np.full(fit.mask.shape, -1)
     numbers[fit.mask] = np.arange(len(fit.coef))
@@ -444,22 +456,17 @@ def _glyphs(
 
     def values(part: MapmriFit, screen: Array) -> Array:
         """ODFs along directions on the screen."""
-        stored, affine = (
-            view.orientation.stored(screen @ view.screen),
-            view.orientation.stored_affine,
-        )
-        frame = part.gtab.frame
-        vectors = stored if affine is None else from_voxel(stored, affine, frame)
+        vectors = _table_axes(view, part.gtab.frame, screen @ view.screen)
         return np.maximum(part.odf(vectors, s), 0.0)
 
-    if background == "gfa":
+    if background[0] == "gfa":
         whole = np.isin(np.arange(len(fit.coef)), slab)
         m = Map(np.full(fit.mask.shape, np.nan), "GFA", "1")
         rows = np.full(len(fit.coef), np.nan)
         rows[whole] = gfa(values(_part(fit, whole), sphere(100).vertices))
         m.values[fit.mask] = rows
     else:
-        m = map_of(fit, background)
+        m = map_of(fit, *background)
     cut = view.cut(m.values)
     dim = mpl.colors.LinearSegmentedColormap.from_list("dim", ["0", "0.6"])
     picture = show_map(axes, m, fit.mask, view, cut, {"cmap": dim})

@@ -84,8 +84,8 @@
 
   function cross(element, axis) {
     const r = across(axis), u = upward(axis), x = (mirrored(axis) ? N[r] - 1 - state.at[r] : state.at[r]) + 0.5, y = N[u] - state.at[u] - 0.5;
-    const a = (100 * x) / N[r] + "%", b = (100 * y) / N[u] + "%", line = "rgba(255,255,255,.75) 0 0";
-    element.style.background = `linear-gradient(${line}) ${a} 0 / 1px 100% no-repeat, linear-gradient(${line}) 0 ${b} / 100% 1px no-repeat`;
+    element.children[0].style.left = (100 * x) / N[r] + "%";
+    element.children[1].style.top = (100 * y) / N[u] + "%";
   }
 
   function locate(event, canvas, axis) {
@@ -98,7 +98,8 @@
 
   function frame(axis, letters) {
     const box = document.createElement("div"), canvas = document.createElement("canvas"), lines = document.createElement("div");
-    box.className = "frame"; lines.style.cssText = "position:absolute;inset:0;pointer-events:none";
+    box.className = "frame"; lines.className = "cross";
+    lines.append(document.createElement("i"), document.createElement("i"));
     box.append(canvas, lines);
     const edges = letters && D.affine ? ["l", "r", "b", "t"].map((side) => { const s = document.createElement("span"); s.className = "edge " + side; s.setAttribute("aria-hidden", "true"); box.append(s); return s; }) : [];
     return { box, canvas, lines, edges };
