@@ -442,6 +442,8 @@ def test_two_runs_in_one_folder(brain, tmp_path, capsys):
         dwi = tmp_path / f"sub-small101d_{run}_dwi.nii.gz"
         assert command("fit", dwi, "--out", out, "--radial-order", 2, "--quiet") == 0
     fails(capsys, ["indices", out], "several fits", "prefix", "'sub-small101d_run-2'")
+    fails(capsys, ["odf", out, "run-3"], "no saved fit", "'run-3'", "'sub-small101d_run-2'")
+    assert command("indices", out, "sub-small101d_run-2_dwi", "--quiet") == 0
     prefixes = ["sub-small101d_run-1", "sub-small101d_run-2"]
     names = ([out, prefixes[0]], [out / f"{prefixes[1]}_model-mapmri_dwimap.json"])
     for name, prefix in zip(names, prefixes, strict=True):
@@ -573,6 +575,7 @@ def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
         (["--big-delta", 0.01, "--small-delta", 0.03], ["--small-delta"]),
         (["--big-delta", 0.01], ["--small-delta = 0.03 is longer than --big-delta"]),
         (["--tau", 0.04, "--big-delta", 0.05], ["--tau = 0.04 came with --big-delta"]),
+        (["--tau", 40], ["--tau = 40 is above 1 s: milliseconds?"]),
         (["--b0-threshold", -1], ["--b0-threshold must be a number >= 0, not -1"]),
         (["--volumes", "200"], ["--volumes: 200", "one of 102"]),
         (["--volumes", "b>=300"], ["at least one b0 volume", "--b0-threshold"]),

@@ -305,7 +305,13 @@ def _spoken(text: str) -> str:
     )
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
+        alone = (
+            r"(?= must\b)"
+            if name == "s"
+            else ""
+            if "_" in name
+            else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
+        )
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)
     for words, others in WORDS:

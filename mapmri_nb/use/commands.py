@@ -169,7 +169,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
     )
     if status is not None:
         counts = {
-            flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
+            str(flag.name): int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
         }
         words = {"DROPPED": "with samples DROPPED"}
         found = ((count, words.get(name, name)) for name, count in counts.items() if count)

@@ -35,7 +35,7 @@ from .io import (
     write_json,
     write_nii,
 )
-from .names import DESCRIPTION, IGNORE, label_of, map_name, uris
+from .names import DESCRIPTION, IGNORE, label_of, map_name, prefix_of, uris
 
 T = TypeVar("T")
 
@@ -364,17 +364,26 @@ def prefix_of_fit(model: Path) -> str:
 
 
 def model_file(folder: File, prefix: str | None = None) -> Path:
-    """The JSON of the one fit in a folder, or of the one named."""
+    """
+    The JSON of the one fit in a folder, or of the one named: by its prefix, or by its series.
+    """
     folder = Path(folder)
-    models = [folder] if folder.is_file() else model_files(folder) if prefix is None else []
+    models = [folder] if folder.is_file() else model_files(folder)
+    names = [repr(prefix_of_fit(model)) for model in models]
+    names[4:] = [f"... ({len(names)} fits)"] if len(names) > 4 else []
+    if prefix is not None and not folder.is_file():
+        for spelling in (prefix, prefix_of(prefix)):
+            if (model := folder / map_name(spelling, "", ".json")).is_file():
+                return model
+        there = f"; there are {', '.join(names)}" if names else ""
+        raise FileNotFoundError(
+            errno.ENOENT, f"no saved fit of the prefix {prefix!r}{there}", str(folder)
+        )
     if len(models) > 1:
-        names = [repr(prefix_of_fit(model)) for model in models]
-        names[4:] = [f"... ({len(names)} fits)"] if len(names) > 4 else []
         raise ValueError(f"{folder} holds several fits, name one by its prefix: {', '.join(names)}")
-    model = models[0] if models else folder / map_name(prefix or "", "", ".json")
-    if not model.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))
-    return model
+    if not models:
+        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(folder))
+    return models[0]
 
 
 def load_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> MapmriFit:
