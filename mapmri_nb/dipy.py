@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import checks
 from . import fit as core_fit
 from . import model as core_model
 from .dipy_functions import *  # noqa: F403 - the names that code imports from DIPY's module
@@ -151,10 +152,16 @@ class MapmriModel:
         fits change nothing.
         """
         threads = max(int(kwargs.get("n_jobs") or 0), 0) or None  # -1: all
-        mask = None if len(np.shape(data)) == 1 else mask
-        return MapmriFit(
-            self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose")))
-        )
+        shape = tuple(checks.given("data", data).data.shape[:-1])
+        mask = None if len(shape) == 0 else mask
+        none = mask is not None and np.shape(mask) == shape and not np.any(np.asarray(mask))
+        # a mask keeps axes of length 1, and one with nothing inside is a part of a larger one here
+        inside = np.ones(shape, bool) if mask is None or none else mask
+        taken = checks.take(self._core.gtab, data, inside)
+        if none:
+            taken = taken._replace(inside=np.zeros(shape, bool))
+        progress = bool(kwargs.get("verbose"))
+        return MapmriFit(self, self._core.fit(taken, threads=threads, progress=progress))
 
 
 def _map(attribute: str, doc: str) -> property:
@@ -194,7 +201,8 @@ class MapmriFit:
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
         return MapmriFit(
-            self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab)
+            self.model,
+            core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab, self._fit.affine),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .gradients import GradientTable
+from . import checks
+from .gradients import GradientTable, axes, turned
 from .indices import ANISOTROPIC_ONLY, INDICES
 from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .use import directions
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 
 def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
@@ -79,6 +82,8 @@ class MapmriFit:
     R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None.
     S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
+    affine : (4, 4), voxels to scanner space, where the data or the mask came with one, else None;
+        it may be set.
 
     Methods return volumes of the mask's shape, NaN outside it and where the status says there is no
     fit.
@@ -98,8 +103,10 @@ class MapmriFit:
         mask: NDArray[np.bool_],
         options: dict[str, Any],
         gtab: GradientTable,
+        affine: Array | None = None,
     ) -> None:
         self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        self.affine = affine
         for name in ATTRIBUTES:
             setattr(self, name, rows[name])
         self.order = int(options["radial_order"])
@@ -123,7 +130,7 @@ class MapmriFit:
                 f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
             )
         rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
-        return MapmriFit(rows, self.mask & keep, self.options, self.gtab)
+        return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """The stored rows over the mask."""
@@ -307,37 +314,57 @@ class MapmriFit:
 
         return directions.OdfField(self.hermite_coef(), self.mu, self.R, self.order, s)
 
-    def odf(self, vectors: ArrayLike, s: float = 2) -> Array:
+    def odf(self, vectors: ArrayLike, s: float = 2, frame: str | None = None) -> Array:
         """
         Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq.
         32-35].
 
         Parameters
         ----------
-        vectors : (K, 3) directions in the frame of the b-vectors, or an object with `vertices`.
+        vectors : (K, 3) directions, or an object with `vertices`.
         s : any real number above -3; 0 is probability per solid angle, 2 sharpens.
+        frame : of the vectors: "image", "voxel" or "scanner"; default that of the b-vectors.
+            Another one needs the fit's `affine`.
         """
-        return self.volume(self.odf_field(s)(getattr(vectors, "vertices", vectors)))
+        vectors = getattr(vectors, "vertices", vectors)
+        if frame is not None:
+            vectors = turned(vectors, self.affine, frame, self.gtab.frame)
+        return self.volume(self.odf_field(s)(vectors))
 
-    def odf_sh(self, s: float = 2, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
+    def odf_sh(
+        self,
+        s: float = 2,
+        sh_order: int = 8,
+        sh_basis: str = "tournier07",
+        frame: str | None = None,
+    ) -> Array:
         """
-        The ODF in spherical harmonics (*mask.shape, n_sh), in the frame of the b-vectors; see
+        The ODF in spherical harmonics (*mask.shape, n_sh), in a frame as of `odf`; see
         `directions.odf_sh`.
         """
         from .use import directions
 
-        return self.volume(directions.odf_sh(self.odf_field(s), sh_order, sh_basis))
+        rows = directions.odf_sh(self.odf_field(s), sh_order, sh_basis)
+        if frame is not None:
+            turn = axes(self.affine, self.gtab.frame, frame)
+            rows = rows @ directions.sh_rotation(turn, sh_order, sh_basis).T
+        return self.volume(rows)
 
-    def peaks(self, s: float = 2, **kwargs: Any) -> tuple[Array, Array]:
-        """Peaks of the ODF: directions (*mask.shape, n, 3) and values; see `directions.peaks`."""
+    def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
+        """
+        Peaks of the ODF: directions (*mask.shape, n, 3), in a frame as of `odf`, and values; see
+        `directions.peaks`.
+        """
         from .use import directions
 
         vectors, values = directions.peaks(self.odf_field(s), **kwargs)
+        if frame is not None:
+            vectors = turned(vectors, self.affine, self.gtab.frame, frame)
         return self.volume(vectors), self.volume(values)
 
-    def pdf(self, points: ArrayLike) -> Array:
+    def pdf(self, points: ArrayLike, frame: str | None = None) -> Array:
         """
-        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors.
+        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`.
         """
         from .use.directions import check_points
 
@@ -345,6 +372,9 @@ class MapmriFit:
             check_points("points", points),
             propagator.point_tables(self.order, propagator.PROPAGATOR),
         )
+        checks.displacements(r)
+        if frame is not None:
+            r = turned(r, self.affine, frame, self.gtab.frame)
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
@@ -353,16 +383,20 @@ class MapmriFit:
 
         Parameters
         ----------
-        gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev`
-            applies it to either.
+        gtab : the table (its own deltas are used); default: the fitted one. One in another frame is
+            turned by the fit's `affine`. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
+        if 0 < table.bvals.max() < checks.LEAST_B:
+            text = "gtab: its largest b is %g s/mm2. In ms/um2? Then it is %g s/mm2"
+            log.warning(text, table.bvals.max(), 1000 * table.bvals.max())
+        qvecs = np.ascontiguousarray(turned(table.qvecs, self.affine, table.frame, self.gtab.frame))
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R
         if self.field is not None:  # E at (I + F) q in the frame R: q in the frame (I + F)'R
             R = R + np.swapaxes(self.field, 1, 2) @ R
-        out = propagator.values_at(self.hermite_coef(), self.mu, R, table.qvecs, tables)
+        out = propagator.values_at(self.hermite_coef(), self.mu, R, qvecs, tables)
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
@@ -373,7 +407,10 @@ class MapmriFit:
         return self.volume(out * scale[..., None])
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
+        """
+        Write the fit as a folder that `load_fit` reads; `affine=` (4, 4) is required where the data
+        came without. See `use.folder.save_fit`.
+        """
         from .use.folder import save_fit
 
         save_fit(self, folder, **kwargs)

@@ -18,6 +18,10 @@ File = readers.File
 
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
+MOST_B = 1e6  # s/mm2: no scanner comes near it
+SHORTEST_PULSE, SHORTEST_PART = 1e-4, 1 / 200  # s, and of big_delta: no gradient pulse is shorter
+SAME_DIRECTION = 1.0  # degrees between two readings of one table, both rounded text
+FRAMES = ("image", "voxel", "scanner")
 
 
 class GradientTable:
@@ -32,8 +36,9 @@ class GradientTable:
         guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
     b0_threshold : volumes at or below this b (s/mm2) count as b = 0.
-    frame : "image" for FSL's convention (voxel axes, x negated where the affine's determinant is
-        positive), "scanner" for RAS millimetre axes (MRtrix).
+    frame : axes of `bvecs`: "image" for FSL's convention (voxel axes, x negated where the affine's
+        determinant is positive), "voxel" for voxel axes as they are (DIPY, QSIPrep, DSI Studio),
+        "scanner" for RAS millimetre axes (MRtrix).
     bvec_scaling : what lengths mean that are neither all equal nor go with sqrt(b): "refuse" (an
         error), "normalise" (nothing) or "amplitude" (the true b is b |v|^2).
 
@@ -61,8 +66,7 @@ class GradientTable:
         self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
         tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
     ) -> None:  # fmt: skip
-        _is_scanner(frame)  # or an error
-        self.frame, self.b0_threshold = frame, float(_floats("b0_threshold", b0_threshold))
+        self.frame, self.b0_threshold = _frame(frame), float(_floats("b0_threshold", b0_threshold))
         if self.b0_threshold < 0:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
@@ -71,6 +75,8 @@ class GradientTable:
                 f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
             )
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
+        text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
+        _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
         self.bvals, self.bvecs = readers.directions(
             self.bvals, bvecs, self.b0_threshold, bvec_scaling
         )
@@ -178,7 +184,17 @@ class GradientTable:
         """
         Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
         inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
+
+        Unless `frame`, `bval` or `bvec` is given, an MRtrix .b beside it goes before them; without
+        one, `frame` is "voxel" below a data set's description that names QSIPrep.
         """
+        if more.get("frame") is None:
+            table = readers.mrtrix_beside(path)
+            if table and bval is None and bvec is None:
+                json = json or readers.beside(path)["json"]
+                return cls.from_mrtrix(table, json=json, volumes=volumes, **more)
+            if readers.along_voxels(bvec or path):
+                more["frame"] = "voxel"
         found = readers.beside(path)
         entries = readers.fsl(bval or found["bval"], bvec or found["bvec"])
         return cls._read(entries, json or found["json"], volumes, more)
@@ -193,8 +209,8 @@ class GradientTable:
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
         """
-        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta (a
-        DIPY table).
+        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta. A
+        DIPY table's b-vectors run along the voxel axes; so are those without a `frame` read.
         """
         if isinstance(table, GradientTable):
             return table
@@ -206,7 +222,8 @@ class GradientTable:
             getattr(table, name, None) if tau is None else None
             for name in ("big_delta", "small_delta")
         )
-        return cls(table.bvals, table.bvecs, big, small, tau, getattr(table, "b0_threshold", 50))
+        threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
+        return cls(table.bvals, table.bvecs, big, small, tau, threshold, frame)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; `from_dict` gives the same table bit for bit."""
@@ -223,53 +240,82 @@ class GradientTable:
         return cls(**entries)
 
 
-def to_scanner(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
+def axes(affine: ArrayLike | None, source: str, target: str) -> Array:
     """
-    Vectors (..., 3) of a table's frame in scanner (RAS) axes; `affine` (4, 4) maps voxels to
-    scanner space.
+    Matrix (3, 3) whose columns are the axes of the frame `source` in the frame `target`.
+
+    `affine` (4, 4) maps voxels to scanner space; for a sheared one the axes are those of the
+    nearest rotation. A ValueError where the frames differ and it is None or singular.
     """
-    axes = np.eye(3) if _is_scanner(frame) else _image_axes(affine)
-    return np.asarray(np.asarray(vectors, np.float64) @ axes.T)
-
-
-def to_image(vectors: ArrayLike, affine: ArrayLike, frame: str = "scanner") -> Array:
-    """Vectors (..., 3) of a table's frame in FSL's image frame: the inverse of `to_scanner`."""
-    axes = _image_axes(affine) if _is_scanner(frame) else np.eye(3)
-    return np.asarray(np.asarray(vectors, np.float64) @ axes)
-
-
-def from_voxel(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
-    """Vectors (..., 3) along voxel axes in a table's frame."""
-    image = np.asarray(vectors, np.float64) * _flip(affine)
-    return to_scanner(image, affine) if _is_scanner(frame) else image
-
-
-def _image_axes(affine: ArrayLike) -> Array:
-    """
-    Columns: the axes of FSL's image frame in scanner space; for a sheared affine those of the
-    nearest rotation.
-    """
-    flip, linear = _flip(affine), np.asarray(affine, np.float64)[:3, :3]
-    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
-    return np.asarray((left @ right) * flip)
-
-
-def _flip(affine: ArrayLike) -> Array:
-    """FSL's convention: signs (3,) of the image frame's axes along the voxel axes."""
+    if _frame(source) == _frame(target):
+        return np.eye(3)
+    if affine is None:
+        raise ValueError(
+            f"affine is missing: between the frames {source!r} and {target!r} it is needed. "
+            "Fit a nibabel image or set fit.affine"
+        )
     linear = _floats("affine", affine)[:3, :3]
     if np.linalg.det(linear) == 0:
         raise ValueError(f"affine is singular: {linear.tolist()}")
-    return np.array([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])
+    flip = np.diag([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])  # FSL's convention
+    if "scanner" not in (source, target):
+        return flip
+    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
+    voxel = left @ right if "voxel" in (source, target) else left @ right @ flip
+    return np.asarray(voxel if target == "scanner" else voxel.T)
 
 
-def _is_scanner(frame: str) -> bool:
-    if frame not in ("image", "scanner"):
-        raise ValueError(f"frame must be 'image' or 'scanner', not {frame!r}")
-    return frame == "scanner"
+def turned(vectors: ArrayLike, affine: ArrayLike | None, source: str, target: str) -> Array:
+    """Vectors (..., 3) of one frame in another; errors as of `axes`."""
+    return np.asarray(np.asarray(vectors, np.float64) @ axes(affine, source, target).T)
+
+
+def to_scanner(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image") -> Array:
+    """Vectors (..., 3) of a table's frame in scanner (RAS) axes."""
+    return turned(vectors, affine, frame, "scanner")
+
+
+def from_voxel(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image") -> Array:
+    """Vectors (..., 3) along voxel axes in a table's frame."""
+    return turned(vectors, affine, "voxel", frame)
+
+
+def same_directions(
+    table: dict[str, Any], scanner: dict[str, Any], affine: ArrayLike
+) -> dict[str, float]:
+    """
+    Largest angle, in degrees, between bvals and bvecs as they are in a file and those of the same
+    series along scanner axes, by the frame in which the first are read.
+
+    inf where another number of volumes or other b-values show that the series is not the same.
+    """
+    b, other = table["bvals"], scanner["bvals"]
+    lengths = [np.linalg.norm(entries["bvecs"], axis=1) for entries in (table, scanner)]
+    if len(b) != len(other) or not any(
+        np.allclose(x, other, rtol=0.1, atol=50) for x in (b, b * np.nan_to_num(lengths[0]) ** 2)
+    ):
+        return dict.fromkeys(FRAMES, np.inf)
+    use = (b > 50) & (other > 50)
+    use &= (np.nan_to_num(lengths[0]) > 0) & (np.nan_to_num(lengths[1]) > 0)
+    angles = {}
+    for frame in FRAMES:
+        vectors = turned(table["bvecs"][use], affine, frame, "scanner")
+        cosine = np.abs((vectors * scanner["bvecs"][use]).sum(1))
+        cosine /= lengths[0][use] * lengths[1][use]
+        angles[frame] = float(np.degrees(np.arccos(cosine.clip(0, 1))).max(initial=0))
+    return angles
+
+
+def _frame(frame: str) -> str:
+    if frame not in FRAMES:
+        raise ValueError(f"frame must be 'image', 'voxel' or 'scanner', not {frame!r}")
+    return frame
 
 
 def _floats(name: str, values: ArrayLike) -> Array:
     """Finite float64 array or an error that names the argument."""
+    if np.iscomplexobj(values):
+        raise TypeError(f"{name} must be real numbers, not {np.asarray(values).dtype}")
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -298,6 +344,8 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
             given[name] = array.copy() if array.ndim else float(array)
     missing = [name for name in ("big_delta", "small_delta") if given[name] is None]
     if given["tau"] is not None:
+        tau = np.asarray(given["tau"])
+        _refuse("tau", tau, tau < SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
         if len(missing) < 2:
             raise ValueError(
                 f"tau = {given['tau']} came with big_delta or small_delta: give one or the other"
@@ -309,4 +357,7 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
+    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then it is"
+    text += f" {1000 * small.min():.6g} s: give both in seconds"
+    _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
     return given

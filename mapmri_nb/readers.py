@@ -27,6 +27,7 @@ UNIT_ROUNDING = 1e-14  # such rows stay as they are, so that a saved table reloa
 SHORTEST_PULSE = 1e-4  # s: what would be shorter in milliseconds is not in milliseconds
 DELTAS = {"BigDelta": "big_delta", "LargeDelta": "big_delta", "SmallDelta": "small_delta"}
 ENDINGS = ("bval", "bvec", "json")
+VOXEL_PROGRAMS = ("qsiprep", "dmriprep")  # their bvec runs along voxel axes, not as FSL's
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,37 @@ def beside(path: File) -> dict[str, Any]:
         near = [*found[ending], *([general] if general.is_file() else [])]
         found[ending] = near[0] if near else path.with_name(f"{stem}.{ending}")
     return found | {"json": found["json"][::-1]}
+
+
+def mrtrix_beside(path: File) -> Path | None:
+    """MRtrix's .b beside a DWI under its own name."""
+    name = Path(path).name
+    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec"):
+        name = name.removesuffix(suffix)
+    found = Path(path).absolute().with_name(name + ".b")
+    return found if found.is_file() else None
+
+
+def along_voxels(path: File) -> bool:
+    """
+    Whether the nearest data set's description above a DWI names a program whose b-vectors run along
+    the voxel axes, which is said.
+    """
+    for level in Path(path).absolute().parents:
+        if not (file := level / "dataset_description.json").is_file():
+            continue
+        try:
+            entries = jsonlib.loads(read_text(file))
+            made_by = entries.get("GeneratedBy") or [entries.get("PipelineDescription") or {}]
+            names = [str(entry.get("Name")) for entry in made_by]
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            return False  # no description that anyone could read
+        for name in names:
+            if name.lower() in VOXEL_PROGRAMS:
+                log.info("%s: made by %s, so its b-vectors run along the voxel axes", file, name)
+                return True
+        return False
+    return False
 
 
 def levels(folder: Path) -> list[Path]:
@@ -326,6 +358,11 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         longest = np.nanmax(np.asarray(given["big_delta"], np.float64))
         small = np.nanmax(found["small_delta"]) if found else 0.0
         per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
+    if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
+        raise ValueError(
+            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is {most / 1e6:g} s: "
+            "give big_delta and small_delta in seconds"
+        )
     found = {name: value / per_second for name, value in found.items()}
     text = ", ".join(f"{name} {_span(value)} s" for name, value in found.items())
     log.info("%s: %s, read as %s", files[-1], text, "ms" if per_second > 1 else "s")

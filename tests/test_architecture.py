@@ -26,6 +26,7 @@ FLOORS = {
     "gradients": 1,
     "status": 1,
     "data": 1,
+    "checks": 2,
     "fit": 2,
     "sos": 2,
     "positivity": 2,
@@ -36,8 +37,8 @@ FLOORS = {
     "__init__": 9,
     "__main__": 9,
 }
-# Upward imports, inside a function only: what `fit.odf`, `fit.save` and `fit.certificate` call.
-EXCEPTIONS = {("fit", "use"), ("fit", "sos")}
+# Upward imports, inside a function only: what `fit.odf`, `fit.save`, `fit.certificate` and a path as data call.
+EXCEPTIONS = {("fit", "use"), ("fit", "sos"), ("checks", "use")}
 # Inside kernels: `_jit`, `ordering` and `lanes` are the ground, `batch` is on top and nobody's
 # tool.
 KERNEL_GROUND = {"_jit", "ordering", "lanes"}

@@ -327,7 +327,12 @@ def test_arguments_that_do_not_parse(words, expected, capsys):
 
 
 # -- a switch for every argument
-SWITCHES = {"bvals": "bval", "bvecs": "bvec", "gtab": "bval"}  # named otherwise on the command line
+SWITCHES = {
+    "zero_is_missing": "zeros",
+    "bvals": "bval",
+    "bvecs": "bvec",
+    "gtab": "bval",
+}  # named otherwise on the command line
 
 
 @pytest.mark.parametrize("constructor", [mapmri.MapmriModel, mapmri.GradientTable])
@@ -404,7 +409,9 @@ def test_trace_volume_with_weight_0_or_left_out(brain, tmp_path, capsys, how):
     bvecs = bvecs if bvecs.shape[0] == 3 else bvecs.T
     np.savetxt(stem + ".bvec", np.c_[bvecs, np.zeros(3)], fmt="%.17g")
     words = ["fit", brain, "--out", tmp_path / "o", "--radial-order", 4, "--quiet"]
-    fails(capsys, words, "bvecs[102]", "b = 2000", "trace or ADC volume", "--volumes", "weight 0")
+    fails(
+        capsys, words, "b-vectors[102]", "b = 2000", "trace or ADC volume", "--volumes", "weight 0"
+    )
     weights = np.r_[np.ones(102), 0]
     if how == "text":
         np.savetxt(tmp_path / "w.txt", weights)
@@ -640,16 +647,16 @@ def test_no_signal_anywhere(brain, tmp_path, capsys, value):
 
 def test_no_voxel_with_a_fit_is_said_even_quietly(brain, tmp_path, capsys):
     """A mask of voxels without signal: a status each, and a line."""
-    nib.save(nib.Nifti1Image(np.zeros((3, 2, 2, 102), np.float32), np.eye(4)), brain)
+    zeros = np.zeros((3, 2, 2, 102), np.float32)
+    nib.save(nib.Nifti1Image(zeros, nib.load(brain).affine), brain)
     mask = brain.with_name("sub-small101d_mask.nii.gz")
     assert (
         command(
             "fit", brain, "--mask", mask, "--out", tmp_path / "o", "--radial-order", 2, "--quiet"
         )
-        == 0
+        == 1
     )
-    assert "12 voxels" in (err := capsys.readouterr().err)
-    assert "12 NO_FIT" in err
+    assert "none fitted, 12 voxels not: 12 no usable signal" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

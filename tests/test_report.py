@@ -310,7 +310,9 @@ def test_isotropic_and_fits_without_a_run_section(saved, tmp_path):
     """Indices without a meaning are left out; a JSON of another maker may lack the times."""
     _, fit = saved
     save_fit(
-        mapmri.MapmriModel(fit.gtab, 4, basis="isotropic").fit(fit.predict(), fit.mask), tmp_path
+        mapmri.MapmriModel(fit.gtab, 4, basis="isotropic").fit(fit.predict(), fit.mask),
+        tmp_path,
+        affine=np.eye(4),
     )
     (model,) = tmp_path.glob("*model-mapmri_dwimap.json")
     entries = json.loads(model.read_text())

@@ -50,6 +50,7 @@ class Plan(NamedTuple):
     gcv: gcv.GcvTables
     public: SparseMap  # block order to the basis' public coefficients
     weights: Array  # Laplacian weights: (0,) GCV, (1,) fixed, more: the best of them
+    zero_is_missing: bool
 
 
 class Data(NamedTuple):
@@ -118,12 +119,12 @@ def _odd(values: Array, weight: Array) -> int:
 
 @kernel()
 def load(
-    data: Array, weights: Array, i0: int, samples: NDArray[np.uint64], needed: int, y: Array, w: Array, lane: Array,
-    status: IntArray,
+    data: Array, weights: Array, i0: int, samples: NDArray[np.uint64], needed: int, zero_is_missing: bool, y: Array,
+    w: Array, lane: Array, status: IntArray,
 ) -> bool:  # fmt: skip
     """
-    Transpose a block of samples into y (n, V); one that is not finite, or of weight 0, is missing
-    (value 0, weight 0).
+    Transpose a block of samples into y (n, V); one that is not finite, or of weight 0, or 0 with
+    `zero_is_missing`, is missing (value 0, weight 0).
 
     The last block repeats its last voxel. True where all weights are 1 and all samples positive.
     Sets the status.
@@ -142,7 +143,7 @@ def load(
         valid, logs, total, flags = 0, 0, 0.0, 0
         for k in range(n):
             value, factor = values[k], weight[k]
-            if not math.isfinite(value) or factor == 0.0:
+            if not math.isfinite(value) or factor == 0.0 or (zero_is_missing and value == 0.0):
                 value, factor = 0.0, 0.0
             y[k, l] = value
             w[k, l] = factor
@@ -267,7 +268,16 @@ def prepare(plan: Plan, data: Data, i0: int, k: Block) -> None:
     Everything up to the normal equations M'M + weight L (k.G, packed) and M'y (k.rhs) of one block.
     """
     k.plain = load(
-        data.y, data.weight, i0, plan.tensor.samples, plan.needed, k.y, k.w, k.lane, k.status
+        data.y,
+        data.weight,
+        i0,
+        plan.tensor.samples,
+        plan.needed,
+        plan.zero_is_missing,
+        k.y,
+        k.w,
+        k.lane,
+        k.status,
     )
     values = k.values
     if len(data.mu):

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from . import commands
 
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
-FRAMES = ("image", "scanner")
+FRAMES = ("image", "voxel", "scanner")
 MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
     ("table[select]", "--volumes"),
@@ -29,6 +30,13 @@ WORDS = (  # of the library, where no argument is named; and their words here
     ("or tau,", "or --tau,"),
     ("pass affine=", "give an affine"),
     ("from_mrtrix", "--grad"),
+    ("zero_is_missing=False", "--zeros data"),
+    ("gtab has", "the gradient table has"),
+    ("gtab: ", "the gradient table: "),
+    ("divide bvals", "divide them"),
+    ("bvals[", "b-values["),
+    ("bvecs[", "b-vectors["),
+    ("data: ", "the series: "),
 )
 
 
@@ -63,6 +71,13 @@ def _weights(text: str) -> Any:
     return weights if len(weights) > 1 else weights[0]
 
 
+def _zeros(text: str) -> bool:
+    """Whether they are missing."""
+    if text not in ("missing", "data"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither missing nor data")
+    return text == "missing"
+
+
 def parser() -> argparse.ArgumentParser:
     from .. import __version__
 
@@ -95,14 +110,18 @@ def parser() -> argparse.ArgumentParser:
     add = table.add_argument
     add("--bval", **a_file, help="b-values in s/mm2 (default: beside the series, or inherited)")
     add("--bvec", **a_file, help="b-vectors, in rows or columns (default: beside the series)")
-    add("--grad", **a_file, help="MRtrix's table x y z b, scanner axes, instead of the two")
+    text = (
+        "MRtrix's table x y z b, scanner axes, instead of the two (default: a .b beside the series)"
+    )
+    add("--grad", **a_file, help=text)
     add("--json", **a_file, help="sidecar with the pulse timing (default: beside the series)")
     add("--big-delta", **seconds, help="separation of the gradient pulses in SECONDS")
     add("--small-delta", **seconds, help="duration of a gradient pulse in SECONDS")
     add("--tau", **seconds, help="diffusion time in SECONDS, instead of the two")
     limit: dict[str, Any] = {"type": float, "metavar": "B"}
     add("--b0-threshold", **limit, help="b up to it counts as b = 0, s/mm2 (default: 50)")
-    add("--frame", choices=FRAMES, help="axes of the b-vectors (default: image, FSL's convention)")
+    text = "axes of --bvec: FSL's (image, the default), voxel axes (QSIPrep, DIPY) or scanner axes"
+    add("--frame", choices=FRAMES, help=text)
     add(
         "--bvec-scaling",
         choices=("refuse", "normalise", "amplitude"),
@@ -160,6 +179,14 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", "osqp"),
         default="auto",
         help="for --positivity (default: auto)",
+    )
+    add(
+        "--zeros",
+        type=_zeros,
+        dest="zero_is_missing",
+        default=True,
+        metavar="missing|data",
+        help="what samples of exactly 0 beside positive ones are (default: missing)",
     )
     or_none: dict[str, Any] = {"type": _number, "default": 2100, "metavar": "B|none"}
     add("--bval-threshold", **or_none, help="largest b of the scale tensor, s/mm2 (default: 2100)")
@@ -320,6 +347,12 @@ def _spoken(text: str) -> str:
     return text if len(text) < MOST_TEXT else f"{text[: MOST_TEXT - 100]} ... {text[-90:]}"
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.msg, record.args = _spoken(record.getMessage()), ()
+        return super().format(record)
+
+
 def _as_option(match: re.Match[str]) -> str:
     """Name and value of an argument as they are typed: ``laplacian=None`` is --laplacian none."""
     name, value = match[0].split("=", 1)
@@ -327,6 +360,7 @@ def _as_option(match: re.Match[str]) -> str:
     return f"--{name.replace('_', '-')} {value}"
 
 
+@cache
 def _options() -> list[argparse.Action]:
     subparsers = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     return [action for name in ("fit", "odf") for action in subparsers.choices[name]._actions]
@@ -351,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("mapmri-nb: %(message)s"))
+    handler.setFormatter(_Formatter("mapmri-nb: %(message)s"))
     previous = log.level
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)

@@ -2,13 +2,14 @@
 
 import argparse
 import errno
-import inspect
 import logging
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
 
@@ -25,45 +26,6 @@ WARMUP_MODES: tuple[dict[str, Any], ...] = (
     {"positivity": "grid"},
     {"positivity": "global"},
 )
-
-
-def _table(
-    args: argparse.Namespace, beside: Path, count: int | None = None, idle: Any = False
-) -> tuple[Any, Any]:
-    """
-    Gradient table from the files named, or from those that go with a series of `count` volumes, and
-    the numbers of its volumes: those of --volumes, less `idle` ones (n,) that have no direction.
-
-    Times on the command line go before those of a sidecar.
-    """
-    import numpy as np
-
-    from .. import readers
-    from ..gradients import GradientTable
-
-    if args.grad and (args.bval or args.bvec):
-        raise ValueError("--grad is a table of its own: it goes with neither --bval nor --bvec")
-    found = readers.beside(beside)
-    if args.grad:
-        entries = readers.mrtrix(args.grad)
-    else:
-        entries = readers.fsl(args.bval or found["bval"], args.bvec or found["bvec"])
-    bvals = entries["bvals"]
-    if count not in (None, len(bvals)):
-        raise ValueError(f"{beside} has {count} volumes, its gradient table {len(bvals)}")
-    entries |= readers.deltas(args.json or found["json"], _arguments(args, GradientTable))
-    keep = np.arange(len(bvals))
-    if args.volumes is not None:
-        keep = readers.volumes(args.volumes, bvals)
-        log.info("--volumes %s: %d of %d", args.volumes, len(keep), len(bvals))
-    keep = keep[~(readers.undirected(bvals, entries["bvecs"]) & idle)[keep]]
-    return GradientTable(**readers.chosen(entries, keep)), keep
-
-
-def _arguments(args: argparse.Namespace, constructor: Any) -> dict[str, Any]:
-    """What the command line says of a constructor's arguments; ``none`` is None."""
-    names = [name for name in inspect.signature(constructor).parameters if hasattr(args, name)]
-    return {name: None if (v := getattr(args, name)) == "none" else v for name in names}
 
 
 def _saved(args: argparse.Namespace) -> Any:
@@ -114,9 +76,11 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def fit(args: argparse.Namespace) -> list[Path]:
+    from .. import checks
     from ..indices import select
+    from ..kernels._jit import n_threads
     from ..model import MapmriModel
-    from ..status import MEANING, Status
+    from ..status import Status, in_words
     from . import folder, io, stream
 
     _check_together(args)
@@ -125,9 +89,11 @@ def fit(args: argparse.Namespace) -> list[Path]:
     opening = time.perf_counter() - start
     more, count = _distortions(args, image), image.data.shape[-1]
     idle = _idle(more["weights"][1]) if "weights" in more else False
-    gtab, keep = _table(args, args.dwi, count, idle)
+    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
+    if "grad_dev" in more:
+        checks.field_frame(gtab.frame, image.affine)
     names = select(args.indices, args.basis)
-    model = MapmriModel(gtab, **_arguments(args, MapmriModel))
+    model = MapmriModel(gtab, **arguments(args, MapmriModel))
     if len(keep) < count:
         image = image._replace(data=io.Chosen(image.data, keep))
         if "weights" in more:
@@ -160,29 +126,28 @@ def fit(args: argparse.Namespace) -> list[Path]:
 
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    run = {"Threads": args.threads, "Engine": args.engine}
-    run |= {"Command": getattr(args, "typed", None), "Series": str(args.dwi.absolute())}
+    effective = {
+        name: value for name, value in vars(args).items() if name not in ("run", "command", "typed")
+    }
+    effective["volumes"] = args.volumes and keep
+    run = {
+        "Threads": n_threads(args.threads),
+        "Engine": args.engine,
+        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+        "Command": getattr(args, "typed", None),
+        "Series": str(args.dwi.absolute()),
+    }
     if len(keep) < count:
         run["Volumes"] = keep.tolist()
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {
-            str(flag.name): int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
-        }
-        words = {"DROPPED": "with samples DROPPED"}
-        found = ((count, words.get(name, name)) for name, count in counts.items() if count)
-        notes = "".join(f"; {count} {name}" for count, name in found)
-        level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
-        log.log(
-            level,
-            "%d voxels in %.1f s%s; results in %s",
-            len(status),
-            time.perf_counter() - start,
-            notes,
-            args.out,
-        )
+        seconds = time.perf_counter() - start
+        text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
+        if len(status) and ((status & Status.NO_FIT) != 0).all():
+            raise ValueError(f"{text}. Their status is in {args.out}")
+        log.info("%s; results in %s", text, args.out)
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
     return folder.files(args.out, prefix)
@@ -202,6 +167,7 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
     Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
     numbers.
     """
+    from .. import checks
     from ..readers import read_numbers
     from . import io
 
@@ -213,7 +179,11 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
             found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
         else:
-            found = io.load_dwi(path).data
+            place = checks.Given(*io.read_nii(path))
+            found = checks.aligned(
+                f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
+            )
+            found = checks.squeezed(found, None, True)
         if found.shape != wanted[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
@@ -290,20 +260,13 @@ def odf(args: argparse.Namespace) -> list[Path]:
     Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
     them.
     """
-    import numpy as np
-
-    from ..gradients import to_scanner
     from . import folder
-    from .directions import sh_rotation
 
     (fit, affine, prefix, _), out = _saved(args)
-    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
-    vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
+    vectors, heights = fit.peaks(s=args.s, frame="scanner")
     maps = {
-        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
-        "peaks": peaks.reshape(*fit.mask.shape, -1),
+        "odf": fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
+        "peaks": (vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
     }
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
@@ -326,7 +289,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
 
     from .. import readers
     from ..gradients import GradientTable
-    from . import io
+    from . import folder, io
 
     if not args.out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
@@ -334,7 +297,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
     given = [
         name
-        for name in ("json", *_arguments(args, GradientTable))
+        for name in ("json", *arguments(args, GradientTable))
         if getattr(args, name) is not None
     ]
     if given and not (args.bval or args.grad):
@@ -344,14 +307,16 @@ def predict(args: argparse.Namespace) -> list[Path]:
     (fit, affine, _, _), _ = _saved(args)
     gtab = fit.gtab
     if args.bval or args.grad:
-        gtab, _ = _table(args, args.bval or args.grad)
+        same = gtab.frame if gtab.frame == "voxel" else None
+        gtab, _ = table_of(args, args.bval or args.grad, affine, same)
     elif args.volumes is not None:
         gtab = gtab[readers.volumes(args.volumes, gtab.bvals)]
     signal = fit.predict(gtab)
     signal[np.isnan(signal)] = float(args.fill)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
-        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, affine)
+        shape = folder.image_shape(fit.mask.shape, signal.shape[-1:])
+        io.write_nii(stage / args.out.name, pieces, shape, np.float32, affine)
     log.info("%d volumes in %s", signal.shape[-1], args.out)
     return [args.out]
 

@@ -210,9 +210,15 @@ def save_fit(
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
     description.
 
-    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
-    are the input files (absolute paths become BIDS URIs); `run` goes into the JSON's run section.
+    `affine` (default: the fit's; required where it has none) maps voxels to scanner space; `prefix`
+    as of `prefix_of`; `sources` are the input files (absolute paths become BIDS URIs); `run` goes
+    into the JSON's run section.
     """
+    affine = fit.affine if affine is None else affine
+    if affine is None:
+        raise ValueError(
+            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+        )
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (
         Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
@@ -226,7 +232,7 @@ def save_fit(
             8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
             "save",
         )
-        stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
+        stage_fit(stage, prefix, parts, where, entries, affine)
 
 
 class Part(NamedTuple):
@@ -236,6 +242,16 @@ class Part(NamedTuple):
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
     columns: Iterable[NDArray[Any]]
+
+
+def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
+    """
+    Shape of the image of a part: a mask's axes, at least three, then one for what a voxel has.
+    NIfTI has seven axes; those of the mask beyond its sixth are one with it, in file order.
+    """
+    axes = (*shape, 1, 1, 1)[: max(3, len(shape))]
+    rest, last = [math.prod(axes[5:])][: len(axes[5:])], [math.prod(tail)][: len(tail)]
+    return (*axes[:5], *rest, *last)
 
 
 def stage_fit(
@@ -267,7 +283,7 @@ def stage_fit(
         write_nii(
             stage / name,
             pieces,
-            (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()),
+            image_shape(shape, tail),
             kind,
             affine,
         )
@@ -337,7 +353,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
         )
         raise ValueError(f"{model}: {reason}") from None
-    mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
+    mask = np.asarray((np.asarray(status).reshape(shape, order="F") & OUTSIDE) == 0)
     if within is not None and np.shape(within) != shape:
         raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
@@ -350,7 +366,8 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
-    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix_of_fit(model), entries)
+    found = MapmriFit(rows, mask, options, gtab, affine)
+    return SavedFit(found, affine, prefix_of_fit(model), entries)
 
 
 def model_files(folder: File) -> list[Path]:

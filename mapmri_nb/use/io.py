@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import readers
+from .. import checks, readers
 from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
@@ -189,8 +189,9 @@ def read_nii(path: File) -> Image:
 
 
 def load_dwi(path: File) -> Image:
-    """A diffusion series, (x, y, z, n); errors as in `read_nii`."""
+    """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
     image = read_nii(path)
+    image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(
             f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
@@ -200,24 +201,12 @@ def load_dwi(path: File) -> Image:
 
 def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None) -> Mask:
     """
-    Mask of an image of any type, True where it is neither 0 nor NaN; another place than `affine` is
-    warned of.
+    Mask of an image of any type for a series of `shape` and `affine`, inside as of
+    `checks.inside_of`; compared, and turned to the series' axes, as of `checks.aligned`.
     """
-    image = read_nii(path)
-    values = np.asarray(image.data)
-    if values.shape == (*shape, 1):
-        values = values[..., 0]
-    if values.shape != tuple(shape):
-        raise ValueError(f"mask: {path} has shape {values.shape}, the data {tuple(shape)}")
-    mask = np.asarray((values != 0) & ~np.isnan(values))
-    if not mask.any():
-        raise ValueError(f"mask: {path} is empty")
-    if affine is not None and not np.allclose(image.affine, affine, atol=1e-3):
-        log.warning(
-            "mask: %s and the data have different affines; voxels are matched by their indices",
-            path,
-        )
-    return mask
+    place = None if affine is None else np.asarray(affine, np.float64)
+    values = checks.aligned(f"mask: {path}", checks.Given(*read_nii(path)), tuple(shape), place)
+    return checks.inside_of(f"mask: {path}", values, tuple(shape))
 
 
 def require_space(folder: File, size: int, purpose: str) -> None:
@@ -318,7 +307,7 @@ def write_nii(
     """
     if np.shape(affine) != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
-    shape = (*shape, 1, 1)[: max(3, len(shape))]
+    shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
     header["magic"] = header.single_magic
@@ -342,6 +331,7 @@ def write_nii(
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
     """Where in a file (x fastest) each row over the mask (C order) lies, (V,)."""
+    mask = np.atleast_1d(mask)
     return np.asarray(np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F"), np.int64)
 
 

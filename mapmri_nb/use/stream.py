@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
+from .. import __version__, checks
 from ..model import MapmriModel
 from . import folder, io
 
@@ -193,9 +193,8 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
     v).
     """
-    fit = model.fit(
-        **(samples if isinstance(samples, dict) else {"data": samples}), threads=threads
-    )
+    samples = samples if isinstance(samples, dict) else {"data": samples}
+    fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
     return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
 
@@ -213,9 +212,16 @@ def on_threads(threads: int | None) -> Engine:
 
 
 def _read(
-    inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]
+    inputs: dict[str, Any],
+    where: NDArray[np.int64],
+    todo: list[int],
+    reading: dict[int, float],
+    zeros: list[Any],
 ) -> Slabs:
-    """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
+    """
+    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `zeros`
+    adds up what `checks.count_zeros` finds.
+    """
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
@@ -224,6 +230,7 @@ def _read(
             for name, image in inputs.items()
         }
         reading[slab] = time.perf_counter() - start
+        zeros[:] = (a + b for a, b in zip(zeros, checks.count_zeros(samples["data"]), strict=True))
         yield slab, samples
 
 
@@ -332,7 +339,8 @@ def fit_series(
         )
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        source = closing(_ahead(_read(inputs, where, todo, reading)))
+        zeros: list[Any] = [0, 0]
+        source = closing(_ahead(_read(inputs, where, todo, reading, zeros)))
         with ThreadPoolExecutor(1) as writer, source as slabs:
             kept: Future[None] | None = None
             with closing(engine(job.model, job.names, slabs)) as tables:
@@ -343,6 +351,8 @@ def fit_series(
                     bar.update(table.shape[1])
             if kept is not None:
                 kept.result()
+        if job.model.zero_is_missing and todo:
+            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
             zip(

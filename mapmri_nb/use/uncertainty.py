@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import checks
 from ..fit import RADIAL, MapmriFit, fit_rows
 from ..indices import INDICES, select
 from ..kernels import batch, hermite, laplacian, ordering, propagator, scalars
@@ -191,7 +192,9 @@ def _voxelwise(
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
     slab.
     """
-    fit = model.fit(data, mask, threads=threads, **fit_options)
+    scale = fit_options.pop("scale", None)
+    taken = checks.take(model.gtab, data, mask, **fit_options)
+    fit = model.fit(taken, scale=scale, threads=threads)
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
 
@@ -205,7 +208,7 @@ def _voxelwise(
 
     workers = n_threads(threads)
     with one_thread():  # the replicates of one voxel are not worth threads of their own
-        for rows, y, w in sample_slabs(data, fit.mask, fit_options.get("weights")):
+        for rows, y, w in sample_slabs(taken):
             spread(partial(some, rows, y, w), len(rows), 1, workers)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
     return Uncertainty(
@@ -222,7 +225,7 @@ def _linear_problem(
         np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M
     )
     laplacian.matrix(fit.mu[v].copy(), index, L)
-    w = np.where(np.isfinite(y), w, 0.0)
+    w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
     H = (M.T * w) @ M + fit.laplacian_weight[v] * L
     ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
     A = np.linalg.inv(H + ridge * np.eye(len(H))) @ (M.T * w)
