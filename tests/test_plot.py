@@ -204,6 +204,9 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
         ("rtap^(1/2)", "mm", "mm⁻¹", lambda f: np.sqrt(f.rtap())),
         ("rmse", "um", "units of the data", lambda f: f.rmse()),
         ("negative_mass", "um", "1", lambda f: f.negative()[1]),
+        ("md", "um", "µm²/s", lambda f: f.index("md") * 1e6),
+        ("rtop_root", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
+        ("theta_po", "um", "rad", lambda f: f.theta_po()),
     ],
 )
 def test_maps_by_name(fit, name, units, unit, value):
@@ -215,7 +218,7 @@ def test_maps_by_name(fit, name, units, unit, value):
 def test_wrong_calls_are_named(fit, gtab, data):
     with pytest.raises(ValueError, match="'rtxp'"):
         plot.compare_maps([fit], ["rtxp"])
-    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume"):
+    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume", "v1"):
         with pytest.raises(ValueError, match=re.escape(repr(name))):
             plot.map_of(fit, name)
     with pytest.raises(ValueError, match="at least one of each, not 0 and 1"):

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..indices import ON_REQUEST
 from . import commands
 
 log = logging.getLogger("mapmri_nb")
@@ -93,7 +94,13 @@ def parser() -> argparse.ArgumentParser:
     )
     force.add_argument("--force", action="store_true", help="overwrite what is there")
     maps.add_argument(
-        "--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)"
+        "--indices",
+        default="all",
+        metavar="A,B,C|all",
+        help=f"which maps (default: all); on request {', '.join(ON_REQUEST)}",
+    )
+    maps.add_argument(
+        "--labels", **a_file, help="image of whole numbers: regions of the summary.tsv, in the mask"
     )
     maps.add_argument(
         "--units",
@@ -252,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
         commands.odf, "ODF of a saved fit in spherical harmonics", saved, fill, force, quiet
     )
     add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
-    add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
+    add("--sh-order", type=int, default=6, metavar="L", help="even (default: 6)")
     add(
         "--sh-basis",
         default="tournier07",

@@ -34,10 +34,8 @@ from .views import view_of as view_of
 Array = NDArray[np.float64]
 Region = Sequence[int] | NDArray[np.bool_] | None
 
-OUTSIDE, NO_FIT = (
-    "0.88",
-    "crimson",
-)  # colours of what is outside the mask, and of voxels inside it without a value
+# Colours of what is outside the mask, and of voxels inside it without a value.
+OUTSIDE, NO_FIT = "0.88", "crimson"
 OVERVIEW = ("rtop^(1/3)", "rtap^(1/2)", "rtpp", "msd", "qiv", "ng", "pa", "lapnorm")
 NODES = 19  # directions along an edge of the cube that an ODF is computed on: 5 degrees apart
 WINDOW = 14  # voxels along an edge of the overview's glyphs, at most
@@ -474,8 +472,7 @@ def _glyphs(
     axes.set_title(f"ODF, s = {s:g}, over {m.label}")
     places = np.argwhere(keep)[:, ::-1]
     radius = values(_part(fit, np.isin(np.arange(len(fit.coef)), slab[keep])), glyphs.nodes(NODES))
-    order = np.argsort(np.argsort(slab[keep]))  # rows come as in the mask
-    radius = radius[order]
+    radius = radius[np.argsort(np.argsort(slab[keep]))]  # rows come as in the mask
     peak = radius.max(1, keepdims=True)
     good = np.flatnonzero(peak[:, 0] > 0)
     if not good.size:

@@ -28,8 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, checks
+from ..fit import finished
+from ..indices import TABLE
 from ..model import MapmriModel
-from . import folder, io
+from . import folder, io, summary
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -62,6 +64,8 @@ class Job(NamedTuple):
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
     opening: float = 0.0  # seconds that opening the series took, unpacking included
+
+    regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -196,7 +200,8 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     samples = samples if isinstance(samples, dict) else {"data": samples}
     fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
-    return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
+    maps = [fit.index_rows(name).reshape(len(fit.status), -1).T for name in names]
+    return np.concatenate([*rows, *maps])
 
 
 def on_threads(threads: int | None) -> Engine:
@@ -326,7 +331,8 @@ def fit_series(
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    columns = sum(sizes) + len(job.names)
+    count = sum(TABLE[name].size for name in job.names)
+    columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
@@ -334,9 +340,7 @@ def fit_series(
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
-        io.require_space(
-            hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit"
-        )
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
         zeros: list[Any] = [0, 0]
@@ -373,15 +377,25 @@ def fit_series(
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
         def maps() -> Iterator[tuple[str, Array]]:
-            for k, name in enumerate(job.names, sum(sizes)):
-                (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
-                yield name, volume.reshape(job.mask.shape, order="F")
+            k = sum(sizes)
+            for name in job.names:
+                columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
+                k += len(columns)
+                found = np.stack(columns, -1)
+                found = finished(name, found, job.image.affine, job.model.gtab.frame)
+                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
+                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
+                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
+            rows: summary.Rows = []
+            within = job.regions or {"mask": job.mask}
+            given = summary.gathered(maps(), within, job.units, rows)
             folder.stage_maps(
-                stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {}, model
+                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
             )
+            summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..indices import INDICES, unit_factor
+from ..indices import TABLE, unit_factor
 
 Array = NDArray[np.float64]
 
@@ -75,18 +75,24 @@ def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
     base, n = (root[1], int(root[2])) if root else (name, 1)
     base = base if hasattr(fit, base) else ALIASES.get(base, base)
-    index = INDICES.get(ALIASES.get(base, base))
-    if (index is None and base not in OTHERS) or (index.power if index else 0) % n:
+    index = TABLE.get(ALIASES.get(base, base))
+    known = base in OTHERS if index is None else index.size == 1 and index.power % n == 0
+    if not known:
+        names = (name for name, i in TABLE.items() if i.size == 1)
         raise ValueError(
-            f"maps: {name!r} is none of {', '.join([*INDICES, *ALIASES, *OTHERS])}, nor a whole root of one"
+            f"maps: {name!r} is none of {', '.join([*names, *ALIASES, *OTHERS])}, nor a whole root of one"
         )
-    values = fit.negative()[1] if base == "negative_mass" else getattr(fit, base)()
+    if base == "negative_mass":
+        values = fit.negative()[1]
+    else:
+        values = getattr(fit, base)() if hasattr(fit, base) else fit.index(base)
     length = index.power // n if index else 0
-    unit = power("µm" if units == "um" else "mm", length) if length else OTHERS.get(base, "1")
+    unit = power("µm" if units == "um" else "mm", length) if length else ""
+    unit = unit + index.rest if index else OTHERS[base]
     values = np.sign(values) * np.abs(values) ** (1 / n) * unit_factor(length, units)
     short = index.name if index else base
     label = LABELS.get(short, short.upper().replace("_", " "))
-    return Map(values, label if n == 1 else f"{label}$^{{1/{n}}}$", unit)
+    return Map(values, label if n == 1 else f"{label}$^{{1/{n}}}$", unit or "1")
 
 
 def limits(values: NDArray[Any]) -> tuple[float, float]:
