@@ -58,7 +58,7 @@ ONLY_IN = {
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 13800  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 14400  # docstrings and comments count
 
 
 def room(name: str) -> str:

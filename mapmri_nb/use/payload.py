@@ -145,13 +145,13 @@ def each_voxel(
     ODF.
     """
     some = part(fit, rows)
-    # In the tensor's frame, in units of its largest scale: the same points for every voxel.
+    # In the tensor's frame, its largest scale brought to 10 µm: the same points for every voxel.
     reach = some.mu_tensor.max(1)
     frame = {"coef": some.hermite_coef(), "R": np.tile(np.eye(3), (len(rows), 1, 1))}
     kept = {name: values for name, values in some.rows().items() if name != "field"} | frame
     own = {**fit.options, "basis": "anisotropic"}
     straight = MapmriFit(kept, some.mask, own, fit.gtab)
-    unit = MapmriFit(kept | {"mu": some.mu / reach[:, None]}, some.mask, own, fit.gtab)
+    unit = MapmriFit(kept | {"mu": 0.01 * some.mu / reach[:, None]}, some.mask, own, fit.gtab)
     b = np.linspace(0, 1.02 * fit.gtab.bvals.max(), CURVE)
     curves = [
         straight.predict(GradientTable(b, np.tile(axis, (CURVE, 1)), tau=fit.gtab.tau))
@@ -167,7 +167,7 @@ def each_voxel(
         scaled = np.round(np.clip(values / top.reshape(-1, *[1] * (values.ndim - 1)), 0, 1) * 65534)
         return pack(np.where(np.isfinite(scaled), scaled, 65535).astype("<u2"))
 
-    line = REACH * np.linspace(-1, 1, PLANE)
+    line = 0.01 * REACH * np.linspace(-1, 1, PLANE)
     half = line[PLANE // 2 :]  # P(-r) = P(r)
     v, u = (a.ravel() for a in np.meshgrid(half, line, indexing="ij"))
     o, origin = np.zeros_like(u), unit.pdf(np.zeros((1, 3)))
