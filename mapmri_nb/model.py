@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
+from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
-from .kernels import batch, gcv, hermite, laplacian, moments, ordering, tensor
-from .kernels._jit import n_threads, spread
-from .kernels.lanes import padded
+from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
 
 log = logging.getLogger(__name__)
@@ -27,8 +25,6 @@ MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
-# noise takes some hundred steps, a spike at order 10 6000 (0.2 s; OSQP gives up on it after 30 s)
-MAX_ITER = 10000
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
 
@@ -50,10 +46,6 @@ class MapmriModel:
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
-    pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the
-        grid of the order.
-    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP
-        (global: is no fit).
     zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
         outside the field of view before resampling); False takes it as a measured 0.
 
@@ -78,9 +70,6 @@ class MapmriModel:
         bval_threshold: float | None = 2100,
         eigenvalue_threshold: float = 1e-4,
         static_diffusivity: float | None = None,
-        pos_grid: int | None = None,
-        pos_radius: float | str = "adaptive",
-        max_iter: int = MAX_ITER,
         zero_is_missing: bool = True,
     ) -> None:
         self.gtab = GradientTable.of(gtab)
@@ -90,7 +79,7 @@ class MapmriModel:
             None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
         )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
-        self.weights = _weights(laplacian)
+        self.laplacian_weights = _laplacian_weights(laplacian)
         _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
         if static_diffusivity is not None:
             _diffusivity("static_diffusivity", static_diffusivity)
@@ -111,9 +100,6 @@ class MapmriModel:
             "bval_threshold": bval_threshold,
             "eigenvalue_threshold": float(eigenvalue_threshold),
             "static_diffusivity": static_diffusivity,
-            "pos_grid": pos_grid,
-            "pos_radius": pos_radius,
-            "max_iter": max_iter,
             "zero_is_missing": bool(zero_is_missing),
         }
         self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
@@ -124,8 +110,13 @@ class MapmriModel:
         else:
             needed = self.n_coef
             self._check_identifiable()
-        self._solve = self._solver()
-        self.plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
+        plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
+        self.engine = Engine(plan, self._solver())
+
+    @property
+    def plan(self) -> blocks.Plan:
+        """Everything constant that the kernels need."""
+        return self.engine.plan
 
     def __repr__(self) -> str:
         options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
@@ -134,7 +125,11 @@ class MapmriModel:
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""
-        return self.weights.size == 1 and self.weights[0] == 0.0 and self.positivity is None
+        return (
+            self.laplacian_weights.size == 1
+            and self.laplacian_weights[0] == 0.0
+            and self.positivity is None
+        )
 
     def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
@@ -201,32 +196,27 @@ class MapmriModel:
                 2 * len(shells),
             )
 
-    def _solver(self) -> Callable[[batch.Plan, batch.Block, int], None]:
-        """What turns normal equations into coefficients, block by block."""
-        o = self.options
-        if o["pos_grid"] is not None and self.positivity != "grid":
-            raise ValueError(f"pos_grid = {o['pos_grid']} is for positivity='grid' alone")
+    def _solver(self) -> Solver:
+        """What turns normal equations into coefficients."""
         if self.positivity == "grid":
             from .positivity import GridSolver
 
-            return GridSolver(
-                self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"]
-            )
+            return GridSolver(self.order, self.solver)
         if self.positivity == "global":
             from .sos import GlobalSolver
 
-            return GlobalSolver(self.order, self.solver, o["max_iter"])
-        return batch.solve_linear
+            return GlobalSolver(self.order, self.solver)
+        return Solver()
 
     def _plan(
         self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
-    ) -> batch.Plan:
+    ) -> blocks.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         )
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
-        return batch.Plan(
+        return blocks.Plan(
             self.order,
             isotropic,
             float(gtab.tau),
@@ -239,7 +229,7 @@ class MapmriModel:
             laplacian.tables(self.order),
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
-            self.weights,
+            self.laplacian_weights,
             self.zero_is_missing,
         )
 
@@ -289,11 +279,11 @@ class MapmriModel:
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
         inside, field = taken.inside, taken.field
         mu, R = checks.given_scale(scale, inside)
-        rows = self._empty_rows(int(inside.sum()))
+        rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         zeros, signal = np.zeros(len(self.gtab), np.int64), 0
         for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
-            part = self.fit_rows(y, w, m, r, f, threads)
+            part = self.engine.fit(blocks.Data(y, w, m, r, f), threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
             if self.zero_is_missing:
@@ -303,37 +293,6 @@ class MapmriModel:
             checks.piled_up(zeros, signal, self.gtab)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
         return MapmriFit(named, inside, self.options, self.gtab, taken.affine)
-
-    def _empty_rows(self, count: int) -> batch.Out:
-        return batch.Out(
-            np.zeros((count, self.n_coef)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
-            np.zeros((count, 9)), np.zeros(count, np.int64),
-        )  # fmt: skip
-
-    def fit_rows(
-        self,
-        y: Array,
-        weight: Array,
-        mu: Array,
-        R: Array,
-        field: Array,
-        threads: int | None = None,
-        laplacian_weight: Array | None = None,
-    ) -> batch.Out:
-        """
-        Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or
-        of length 0).
-
-        laplacian_weight : (1,) holds the weight of a model that would choose it.
-        """
-        out = self._empty_rows(len(y))
-        plan = (
-            self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
-        )
-        data = batch.Data(y, weight, mu, R, field)
-        V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(len(y)))
-        spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
-        return out
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:
@@ -387,7 +346,7 @@ def _plain(laplacian: Any) -> float | list[float]:
     return float(array) if array.ndim == 0 else array.tolist()
 
 
-def _weights(laplacian: Any) -> Array:
+def _laplacian_weights(laplacian: Any) -> Array:
     """Laplacian weights for the kernels: none of them asks for GCV."""
     if laplacian is None:
         return np.zeros(1)
@@ -420,12 +379,9 @@ def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array
     Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
     """
     arrays = [taken.data, taken.weights] if taken.per_sample else [taken.data]
-    for rows, blocks in _slabs(arrays, taken.inside):
-        yield (
-            rows,
-            blocks[0],
-            checks.checked_weights(blocks[1]) if taken.per_sample else taken.weights,
-        )
+    for rows, pieces in _slabs(arrays, taken.inside):
+        w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
+        yield rows, pieces[0], w
 
 
 def _slabs(
@@ -453,10 +409,10 @@ def _slabs(
         keep = where >= 0
         if not keep.any():
             continue
-        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
-        blocks = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in blocks]
+        rows, samples = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
+        samples = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in samples]
         for k in range(0, len(rows), CHUNK):
-            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in blocks]
+            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in samples]
 
 
 def _samples(y: NDArray[Any]) -> Array:

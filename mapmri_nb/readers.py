@@ -265,9 +265,7 @@ def directions(
         weighted = bvals > b0_threshold
     for i in np.flatnonzero(weighted & (length == 0)):
         text = f"bvecs[{i}] = [0.0, 0.0, 0.0] at b = {bvals[i]:g} has length 0, not 1"
-        raise ValueError(
-            f"{text}: a trace or ADC volume? Leave it out (volumes=...) or give it weight 0"
-        )
+        raise ValueError(f"{text}: a trace or ADC volume? Leave it out (volumes=...)")
     expected = length
     if scaling == "refuse":
         expected = _expected(bvals, rows, length, weighted)

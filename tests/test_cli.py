@@ -253,6 +253,20 @@ def test_maps_on_request_and_summary(tmp_path):
     assert command("indices", out, "--force", *more, *words) == 1
 
 
+def test_peaks_for_dipy(tmp_path):
+    """DIPY reads them: along the third voxel axis, as the cord runs, on the nearest vertex as well."""
+    peaks = pytest.importorskip("dipy.io.peaks")
+    pytest.importorskip("h5py")
+    assert command("fit", cut("catcord", tmp_path), "--out", tmp_path / "o", "--quiet") == 0
+    assert command("odf", tmp_path / "o", "--pam5", "--quiet") == 0
+    pam = peaks.load_pam(str(next((tmp_path / "o").glob("*.pam5"))))
+    first = pam.peak_dirs[..., 0, :].reshape(-1, 3)
+    assert np.median(np.abs(first[:, 2])) > 0.98
+    assert pam.shm_coeff.shape[-1] == 28
+    near = pam.sphere.vertices[pam.peak_indices[..., 0].ravel()]
+    assert np.abs((near * first).sum(1)).min() > np.cos(np.radians(8))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_odf_is_in_scanner_axes(tmp_path, sign):
     """
@@ -279,6 +293,9 @@ def test_odf_is_in_scanner_axes(tmp_path, sign):
     values = coef @ sh_matrix(np.vstack([directions, along]), 6).T
     assert (values[:, -1:] > np.percentile(values[:, :-1], 90, axis=1, keepdims=True)).all()
     sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["ScaleFactor"] == pytest.approx(
+        np.abs(coef).max() / np.abs(mapmri.io.load_map(path).data).max()
+    )
     assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
     assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
 

@@ -262,9 +262,7 @@ def test_tables_of_four(tmp_path):
 def test_trace_volume(tmp_path):
     """No direction at b = 3000: refused with its likely cause, unless it is left out."""
     bvals, bvecs = np.r_[BVALS, 3000], np.r_[BVECS, np.zeros((1, 3))]
-    with pytest.raises(
-        ValueError, match=r"bvecs\[7\].* b = 3000 .*trace or ADC.*\(volumes=.*weight 0"
-    ):
+    with pytest.raises(ValueError, match=r"bvecs\[7\].* b = 3000 .*trace or ADC.*\(volumes="):
         GradientTable(bvals, bvecs, **TIMES)
     files = write_fsl(tmp_path, bvals=bvals, bvecs=bvecs)
     assert GradientTable.from_fsl(*files, volumes="0:7", **TIMES) == table()

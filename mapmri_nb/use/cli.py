@@ -23,6 +23,7 @@ INTERRUPTED = 130  # the shell's code for SIGINT
 FRAMES = ("image", "voxel", "scanner")
 MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
+    ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
     ("table[select]", "--volumes"),
     ("without force", "without --force"),
     ("(force ", "(--force "),
@@ -266,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="tournier07 (MRtrix, default) or descoteaux07",
     )
+    add("--pam5", action="store_true", help="peaks and harmonics for DIPY as well, by DIPY")
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
     add = command(

@@ -273,6 +273,7 @@ def odf(args: argparse.Namespace) -> list[Path]:
     them.
     """
     from . import directions, folder
+    from .names import map_name
 
     (fit, affine, prefix, _), out = _saved(args)
     vectors, heights = fit.peaks(s=args.s, frame="scanner", sh_order=args.sh_order)
@@ -296,9 +297,40 @@ def odf(args: argparse.Namespace) -> list[Path]:
     )  # fmt: skip
     for path in found:
         log.info("%s", path)
+    if args.pam5:
+        found.append(
+            _pam5(fit, affine, args, scale, Path(out) / map_name(prefix, "peaks", ".pam5"))
+        )
     if args.sh_basis == "tournier07":
         log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *found[:1] * 2)
-    return [path for image in found for path in (image, _sidecar(image))]
+    return [path for image in found for path in (image, _sidecar(image)) if path.exists()]
+
+
+def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: Path) -> Path:
+    """Peaks and harmonics as DIPY keeps them for its trackers: along the voxel axes, legacy basis."""
+    import numpy as np
+
+    from . import io
+    from .directions import sphere
+
+    try:
+        from dipy.core.sphere import Sphere
+        from dipy.direction.peaks import PeaksAndMetrics
+        from dipy.io.peaks import save_pam
+    except ImportError as error:
+        raise ImportError(f"--pam5 needs DIPY with h5py ({error})") from None
+    pam, ball = PeaksAndMetrics(), sphere(724).vertices
+    vectors, heights = fit.peaks(s=args.s, frame="voxel", sh_order=args.sh_order)
+    index = np.nan_to_num(vectors) @ ball.T
+    pam.peak_indices = np.where(np.isnan(heights), -1, index.argmax(-1)).astype(np.int32)
+    pam.peak_dirs, pam.peak_values = np.nan_to_num(vectors), np.nan_to_num(scale * heights)
+    sh = fit.odf_sh(args.s, args.sh_order, "descoteaux07_legacy", frame="voxel")
+    pam.shm_coeff, pam.gfa = np.nan_to_num(scale * sh), np.nan_to_num(fit.gfa())
+    pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
+    pam.total_weight, pam.ang_thr = 0.5, 60
+    with io.staged(path.parent, args.force) as stage:
+        save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]
+    return path
 
 
 def predict(args: argparse.Namespace) -> list[Path]:

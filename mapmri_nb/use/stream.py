@@ -64,7 +64,6 @@ class Job(NamedTuple):
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
     opening: float = 0.0  # seconds that opening the series took, unpacking included
-
     regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
