@@ -126,8 +126,6 @@ def write_maps(
     return [Path(folder) / name for name in names]
 
 
-<<<<<<< HEAD
-=======
 def load_map(path: File) -> Image:
     """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
     image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
@@ -135,7 +133,6 @@ def load_map(path: File) -> Image:
     return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
->>>>>>> main
 def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
     """What write(*item) returns, two items at a time: packing and copying need no GIL."""
     written: list[T] = []
@@ -146,16 +143,6 @@ def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> 
                 written.append(running.popleft().result())
             running.append(pool.submit(write, *item))
         return written + [future.result() for future in running]
-<<<<<<< HEAD
-
-
-def load_map(path: File) -> Image:
-    """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
-    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
-    factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
-    return Image(np.asarray(image.data, float) / factor, image.affine)
-=======
->>>>>>> main
 
 
 def stage_maps(
