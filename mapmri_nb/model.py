@@ -286,7 +286,7 @@ class MapmriModel:
             samples = blocks.Data(y, w, m, r, f)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
-                self.engine.fit(samples, threads, out=blocks.Out(*(a[first:stop] for a in rows)))
+                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
             else:
                 part = self.engine.fit(samples, threads)
                 for whole, piece in zip(rows, part, strict=True):
