@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 from .gradients import GradientTable, axes, turned
-from .indices import ANISOTROPIC_ONLY, INDICES
+from .indices import ANISOTROPIC_ONLY, INDICES, ON_REQUEST, TABLE
 from .kernels import blocks, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
@@ -55,6 +55,13 @@ def _accessor(name: str, doc: str) -> Callable[[MapmriFit], Array]:
 
     accessor.__name__, accessor.__qualname__, accessor.__doc__ = name, f"MapmriFit.{name}", doc
     return accessor
+
+
+def finished(name: str, values: Array, affine: Array | None, frame: str) -> Array:
+    """Index rows (..., 3) in scanner axes where there is an affine; no signs in colours."""
+    if TABLE[name].size == 3 and affine is not None:
+        values = turned(values, affine, frame, "scanner")
+    return np.abs(values) if name == "color_fa" else values
 
 
 def _sine(cosine_squared: Array) -> Array:
@@ -151,11 +158,13 @@ class MapmriFit:
 
     def index_rows(self, name: str) -> Array:
         """
-        An index by its name in `INDICES` as rows (V,); KeyError for another name, ValueError where
-        it has no meaning.
+        An index by its name in `TABLE` as rows (V,) or (V, 3), axes of the b-vectors; KeyError for
+        another name, ValueError where it has no meaning.
         """
-        if name not in INDICES:
-            raise KeyError(f"name: {name!r} is none of {', '.join(INDICES)}")
+        if name not in TABLE:
+            raise KeyError(f"name: {name!r} is none of {', '.join(TABLE)}")
+        if name in ON_REQUEST:
+            return self._on_request(name)
         if self.isotropic and name in ANISOTROPIC_ONLY:
             raise ValueError(
                 f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
@@ -176,9 +185,49 @@ class MapmriFit:
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
+    def _on_request(self, name: str) -> Array:
+        """Rows of an index of `ON_REQUEST`; those with three numbers are axes of the b-vectors."""
+        if name in ("rtop_root", "rtap_root"):
+            values = self.index_rows(name[:4])
+            root = np.abs(values) ** (1 / 3 if name == "rtop_root" else 1 / 2)
+            return np.asarray(np.copysign(root, values))
+        if name == "theta_po":
+            return np.asarray(np.arcsin(_sine(self._po_cosine(RADIAL))))
+        if name == "gfa":
+            from .use import directions
+
+            return directions.gfa(self.odf_field()(directions.sphere(362).vertices[:181]))
+        D = self.mu_tensor**2 / (2 * self.gtab.tau)
+        mean = D.mean(1)
+        parts: dict[str, Array] = {"md": mean, "ad": D[:, 0].copy(), "rd": D[:, 1:].mean(1)}
+        if name in parts:
+            return parts[name]
+        spread = ((D - mean[:, None]) ** 2).sum(1)
+        fa: Array = np.sqrt(1.5 * spread / (D**2).sum(1))
+        if name == "fa":
+            return fa
+        first: Array = (
+            self.R[:, :, 0] * (fa if name == "color_fa" else np.where(fa >= 0, 1, fa))[:, None]
+        )
+        return first
+
     def index(self, name: str) -> Array:
-        """The map of an index by its name in `INDICES`; errors as of `index_rows`."""
-        return self.volume(self.index_rows(name))
+        """
+        The map of an index by its name in `TABLE`; errors as of `index_rows`.
+
+        Axes are those of the scanner where the fit has an affine, else the b-vectors'.
+        """
+        return self.volume(finished(name, self.index_rows(name), self.affine, self.gtab.frame))
+
+    rtop_root = _accessor("rtop_root", "RTOP^(1/3), 1/mm; where RTOP < 0, less than 0, too.")
+    rtap_root = _accessor("rtap_root", "RTAP^(1/2), 1/mm; where RTAP < 0, less than 0, too.")
+    fa = _accessor("fa", "Fractional anisotropy of the scale tensor.")
+    md = _accessor("md", "Mean diffusivity of the scale tensor, mm^2/s.")
+    ad = _accessor("ad", "Largest eigenvalue of the scale tensor, mm^2/s.")
+    rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
+    gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
+    v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
+    color_fa = _accessor("color_fa", "FA |v1| (..., 3), red, green and blue for x, y and z.")
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
     rtap = _accessor(
@@ -344,8 +393,8 @@ class MapmriFit:
 
     def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
         """
-        Peaks of the ODF: directions (*mask.shape, n, 3), in a frame as of `odf`, and values; see
-        `directions.peaks`.
+        Peaks of the ODF cut at degree 6: directions (*mask.shape, n, 3), in a frame as of `odf`,
+        and values; see `directions.peaks`.
         """
         from .use import directions
 

@@ -218,6 +218,55 @@ def test_predict_on_another_table(fitted, tmp_path):
     np.testing.assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
 
 
+def test_maps_on_request_and_summary(tmp_path):
+    """Axes in scanner frame, the same from both commands; a line for every index and region."""
+    dwi, out = cut("catcord", tmp_path), tmp_path / "o"
+    like = nib.load(dwi)
+    labels = np.zeros(like.shape[:3], np.int16)
+    labels.flat[:4] = 7
+    nib.save(nib.Nifti1Image(labels, like.affine), tmp_path / "l.nii.gz")
+    words = ["--quiet", "--labels", tmp_path / "l.nii.gz"]
+    assert command("fit", dwi, "--out", out, "--indices", "rtop,fa,v1,color_fa", *words) == 0
+    first = {name: read(out, name) for name in ("rtop", "fa", "v1", "colorfa")}
+    table = next(out.glob("*_summary.tsv"))
+    lines = [line.split("\t") for line in table.read_text().splitlines()]
+    assert lines[0] == ["index", "unit", "region", "voxels", "median", "p5", "p95"]
+    assert [line[::2][:2] for line in lines[1:]] == [
+        [name, region] for name in ("rtop", "fa") for region in ("mask", "7")
+    ]
+    inside = labels == 7
+    for line, where in zip(lines[1:], [labels >= 0, inside] * 2, strict=True):
+        values = first[line[0]][where]
+        want = [np.isfinite(values).sum(), *np.nanpercentile(values, [50, 5, 95])]
+        np.testing.assert_allclose(np.array(line[3:], float), want, rtol=1e-5)
+    assert np.allclose(
+        first["colorfa"], np.abs(first["v1"]) * first["fa"][..., None], atol=1e-6, equal_nan=True
+    )
+    more = ["--indices", "md,v1,fa", "--units", "um"]
+    assert command("indices", out, "--force", *more, *words) == 0
+    assert np.array_equal(read(out, "v1"), first["v1"], equal_nan=True)
+    lines = [line.split("\t")[:3] for line in table.read_text().splitlines()[1:]]
+    assert lines[:2] == [["rtop", "mm^-3", "mask"], ["rtop", "mm^-3", "7"]]
+    assert ["md", "um^2/s", "7"] in lines
+    assert len(lines) == 6
+    nib.save(nib.Nifti1Image(labels + np.float32(0.5), like.affine), tmp_path / "l.nii.gz")
+    assert command("indices", out, "--force", *more, *words) == 1
+
+
+def test_peaks_for_dipy(tmp_path):
+    """DIPY reads them: along the third voxel axis, as the cord runs, on the nearest vertex as well."""
+    peaks = pytest.importorskip("dipy.io.peaks")
+    pytest.importorskip("h5py")
+    assert command("fit", cut("catcord", tmp_path), "--out", tmp_path / "o", "--quiet") == 0
+    assert command("odf", tmp_path / "o", "--pam5", "--quiet") == 0
+    pam = peaks.load_pam(str(next((tmp_path / "o").glob("*.pam5"))))
+    first = pam.peak_dirs[..., 0, :].reshape(-1, 3)
+    assert np.median(np.abs(first[:, 2])) > 0.98
+    assert pam.shm_coeff.shape[-1] == 28
+    near = pam.sphere.vertices[pam.peak_indices[..., 0].ravel()]
+    assert np.abs((near * first).sum(1)).min() > np.cos(np.radians(8))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_odf_is_in_scanner_axes(tmp_path, sign):
     """
@@ -244,6 +293,9 @@ def test_odf_is_in_scanner_axes(tmp_path, sign):
     values = coef @ sh_matrix(np.vstack([directions, along]), 6).T
     assert (values[:, -1:] > np.percentile(values[:, :-1], 90, axis=1, keepdims=True)).all()
     sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["ScaleFactor"] == pytest.approx(
+        np.abs(coef).max() / np.abs(mapmri.io.load_map(path).data).max()
+    )
     assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
     assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
 

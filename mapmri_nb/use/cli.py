@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..indices import ON_REQUEST
 from . import commands
 
 log = logging.getLogger("mapmri_nb")
@@ -93,7 +95,13 @@ def parser() -> argparse.ArgumentParser:
     )
     force.add_argument("--force", action="store_true", help="overwrite what is there")
     maps.add_argument(
-        "--indices", default="all", metavar="A,B,C|all", help="which maps (default: all)"
+        "--indices",
+        default="all",
+        metavar="A,B,C|all",
+        help=f"which maps (default: all); on request {', '.join(ON_REQUEST)}",
+    )
+    maps.add_argument(
+        "--labels", **a_file, help="image of whole numbers: regions of the summary.tsv, in the mask"
     )
     maps.add_argument(
         "--units",
@@ -252,13 +260,14 @@ def parser() -> argparse.ArgumentParser:
         commands.odf, "ODF of a saved fit in spherical harmonics", saved, fill, force, quiet
     )
     add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
-    add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
+    add("--sh-order", type=int, default=6, metavar="L", help="even (default: 6)")
     add(
         "--sh-basis",
         default="tournier07",
         metavar="NAME",
         help="tournier07 (MRtrix, default) or descoteaux07",
     )
+    add("--pam5", action="store_true", help="peaks and harmonics for DIPY as well, by DIPY")
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
     add = command(
@@ -280,6 +289,14 @@ def parser() -> argparse.ArgumentParser:
         **a_file,
         help="(default: report.html beside the fit, after its PREFIX where it has neighbours)",
     )
+    add("--dwi", **a_file, help="the fitted series (default: where it was, if it is still there)")
+    text = "radiological (patient's left on the right, default) or neurological"
+    add("--convention", choices=("radiological", "neurological"), default="radiological", help=text)
+
+    add = command(commands.cite, "methods paragraph and BibTeX of a fit or a mode; of all without")
+    add("dir", nargs="?", **a_folder, help="folder of a saved fit")
+    add("prefix", nargs="?", metavar="PREFIX", help="which fit, where the folder has several")
+    add("--mode", choices=("MAP", "MAPL", "CMAP", "CMAPL", "MAP+", "MAPL+"), help="instead of DIR")
 
     add = command(commands.demo, "fit the two bundled samples, print and write their maps", quiet)
     text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
@@ -373,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = parser().parse_args(argv)
+        args.typed = shlex.join(["mapmri-nb", *(sys.argv[1:] if argv is None else argv)])
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     handler = logging.StreamHandler(sys.stderr)

@@ -81,7 +81,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
     from ..kernels._jit import n_threads
     from ..model import MapmriModel
     from ..status import Status, in_words
-    from . import folder, io, stream
+    from . import folder, io, stream, summary
 
     _check_together(args)
     start = time.perf_counter()
@@ -104,6 +104,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         if args.mask
         else _usable(args.dwi, image.data, gtab)
     )
+    regions = summary.regions(mask, args.labels, image.affine)
     inputs = (args.dwi, args.mask, args.weights, args.grad_dev)
     sources = tuple(str(path.absolute()) for path in inputs if path)
     job = stream.Job(
@@ -119,6 +120,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
         sources,
         more,
         opening,
+        regions,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
@@ -127,14 +129,18 @@ def fit(args: argparse.Namespace) -> list[Path]:
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     effective = {
-        name: value for name, value in vars(args).items() if name not in ("run", "command")
+        name: value for name, value in vars(args).items() if name not in ("run", "command", "typed")
     }
     effective["volumes"] = args.volumes and keep
     run = {
         "Threads": n_threads(args.threads),
         "Engine": args.engine,
         "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+        "Command": getattr(args, "typed", None),
+        "Series": str(args.dwi.absolute()),
     }
+    if len(keep) < count:
+        run["Volumes"] = keep.tolist()
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
@@ -190,10 +196,12 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
 
 def _error_bars(args: argparse.Namespace, job: Any) -> None:
     """Maps of sd and 95 % interval beside the index maps."""
+    from ..indices import INDICES
     from . import folder, uncertainty
 
     start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    common = {"indices": job.names, "threads": args.threads, **options}
+    names = [name for name in job.names if name in INDICES]
+    common = {"indices": names, "threads": args.threads, **options}
     entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
     if args.bootstrap:
         entries = {
@@ -206,7 +214,7 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}
-    for name in job.names:
+    for name in names:
         for kind, values, what in (
             ("sd", found.sd[name], "sd"),
             ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
@@ -227,15 +235,16 @@ def indices(args: argparse.Namespace) -> list[Path]:
     """What is there already is kept, unless --force replaces it."""
     import json
 
-    from ..indices import INDICES, select
-    from . import folder, io
+    from ..indices import TABLE, select
+    from . import folder, io, summary
 
     saved, out = _saved(args)
+    within = summary.regions(saved.fit.mask, args.labels, saved.affine)
     names = select(args.indices, saved.fit.options["basis"])
-    images = {n: Path(out) / io.map_name(saved.prefix, INDICES[n].label) for n in names}
+    images = {n: Path(out) / io.map_name(saved.prefix, TABLE[n].label) for n in names}
     kept = [name for name, image in images.items() if image.exists() and not args.force]
     for name in kept:
-        wanted = INDICES[name].unit(args.units), "NaN" if args.fill == "nan" else 0
+        wanted = TABLE[name].unit(args.units), "NaN" if args.fill == "nan" else 0
         entries = json.loads(_sidecar(images[name]).read_text())
         found = entries.get("Units"), entries.get("FillValue")
         if found != wanted:
@@ -247,6 +256,13 @@ def indices(args: argparse.Namespace) -> list[Path]:
         out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
         model=folder.model_section(saved.fit.options),
     )  # fmt: skip
+    rows: summary.Rows = []
+    every = ((name, maps[name] if name in maps else saved.fit.index(name)) for name in names)
+    for _ in summary.gathered(every, within, args.units, rows):
+        pass
+    with io.staged(out, force=True) as stage:
+        table = summary.name_of(saved.prefix)
+        summary.write(stage / table, rows, old=Path(out) / table)
     log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
     return [path for image in images.values() for path in (image, _sidecar(image))]
 
@@ -256,28 +272,65 @@ def odf(args: argparse.Namespace) -> list[Path]:
     Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
     them.
     """
-    from . import folder
+    from . import directions, folder
+    from .names import map_name
 
     (fit, affine, prefix, _), out = _saved(args)
-    vectors, heights = fit.peaks(s=args.s, frame="scanner")
+    vectors, heights = fit.peaks(s=args.s, frame="scanner", sh_order=args.sh_order)
+    scale = directions.tracking_factor(fit.gtab, args.s)
     maps = {
-        "odf": fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
-        "peaks": (vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
+        "odf": scale * fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
+        "peaks": (scale * vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
     }
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
     sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
-    text = f"ODF, radial moment s = {args.s:g}, scanner (RAS) axes"
-    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
+    text = f"ODF, radial moment s = {args.s:g}, in mm^s times ScaleFactor, scanner (RAS) axes"
+    common = {"RadialMoment": args.s, "ScaleFactor": scale}
+    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh} | common}
+    axes |= {"Type": "3vector"}
     text = f"peaks of the {text}; length: height"
-    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
+    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes} | common
     found = folder.write_maps(
         out, prefix, maps, affine, fill=float(args.fill), force=args.force, sidecars=sidecars,
         model=folder.model_section(fit.options),
     )  # fmt: skip
     for path in found:
         log.info("%s", path)
-    return [path for image in found for path in (image, _sidecar(image))]
+    if args.pam5:
+        found.append(
+            _pam5(fit, affine, args, scale, Path(out) / map_name(prefix, "peaks", ".pam5"))
+        )
+    if args.sh_basis == "tournier07":
+        log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *found[:1] * 2)
+    return [path for image in found for path in (image, _sidecar(image)) if path.exists()]
+
+
+def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: Path) -> Path:
+    """Peaks and harmonics as DIPY keeps them for its trackers: along the voxel axes, legacy basis."""
+    import numpy as np
+
+    from . import io
+    from .directions import sphere
+
+    try:
+        from dipy.core.sphere import Sphere
+        from dipy.direction.peaks import PeaksAndMetrics
+        from dipy.io.peaks import save_pam
+    except ImportError as error:
+        raise ImportError(f"--pam5 needs DIPY with h5py ({error})") from None
+    pam, ball = PeaksAndMetrics(), sphere(724).vertices
+    vectors, heights = fit.peaks(s=args.s, frame="voxel", sh_order=args.sh_order)
+    index = np.nan_to_num(vectors) @ ball.T
+    pam.peak_indices = np.where(np.isnan(heights), -1, index.argmax(-1)).astype(np.int32)
+    pam.peak_dirs, pam.peak_values = np.nan_to_num(vectors), np.nan_to_num(scale * heights)
+    sh = fit.odf_sh(args.s, args.sh_order, "descoteaux07_legacy", frame="voxel")
+    pam.shm_coeff, pam.gfa = np.nan_to_num(scale * sh), np.nan_to_num(fit.gfa())
+    pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
+    pam.total_weight, pam.ang_thr = 0.5, 60
+    with io.staged(path.parent, args.force) as stage:
+        save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]
+    return path
 
 
 def predict(args: argparse.Namespace) -> list[Path]:
@@ -332,8 +385,26 @@ def report(args: argparse.Namespace) -> list[Path]:
     out = args.out or model.with_name(
         f"{prefix}_report.html" if several and prefix else "report.html"
     )
-    log.info("%s", write_report(model, out, args.force))
+    more = {"dwi": args.dwi, "convention": args.convention}
+    log.info("%s", write_report(model, out, args.force, **more))
     return [out]
+
+
+def cite(args: argparse.Namespace) -> list[Path]:
+    """All papers, or those of a fit or a mode with its paragraph."""
+    from . import references
+
+    if args.dir and args.mode:
+        raise ValueError(f"--mode {args.mode} goes without DIR")
+    if not (args.dir or args.mode):
+        print(references.bibtex())
+        return []
+    if args.dir:
+        options = _saved(args)[0].fit.options
+    else:
+        options = references.defaults(args.mode)
+    print(*references.methods(options), sep="\n\n")
+    return []
 
 
 def demo(args: argparse.Namespace) -> list[Path]:

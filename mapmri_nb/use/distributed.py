@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import checks
 from ..fit import MapmriFit
 from ..gradients import GradientTable
-from ..indices import select
+from ..indices import TABLE, select
 from ..model import MapmriModel
 from ..status import Status
 from .stream import Engine, Slabs, Tables, layout, values
@@ -138,7 +138,7 @@ def fit(
             f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}"
         )
     checks.given("data", data)
-    names = select(indices, model.basis)
+    names = select(indices, model.basis, {n: i for n, i in TABLE.items() if i.size == 1})
     data = data.rechunk({-1: -1})
     shape, chunks = data.shape[:-1], data.chunks[:-1]
     if isinstance(mask, da.Array):  # is not computed here

@@ -20,11 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from .. import __version__
 from ..fit import MapmriFit
 from ..gradients import GradientTable
-from ..indices import INDICES, unit_factor
+from ..indices import TABLE, unit_factor
 from ..kernels.ordering import index_table, iso_index_table
 from ..status import MEANING, Status
 from .io import (
     File,
+    Image,
     Mask,
     read_nii,
     require_space,
@@ -78,7 +79,11 @@ def files(folder: File, prefix: str) -> list[Path]:
     """Everything that is there of the fit of a prefix, ascending."""
     folder, stem = Path(folder), glob.escape(prefix)
     maps = folder.glob(map_name(stem, "*", ".*"))
-    return sorted([*maps, *folder.glob(map_name(stem, "", ".json"))])
+    rest = (
+        map_name(stem, "", ".json"),
+        map_name(stem, "", "").removesuffix("dwimap") + "summary.tsv",
+    )
+    return sorted([*maps, *(path for name in rest for path in folder.glob(name))])
 
 
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
@@ -113,12 +118,19 @@ def write_maps(
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
-    Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces
+    Those of `TABLE` come in mm and are written in `units`, others as they are; `fill` replaces
     NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
     """
     with staged(folder, force) as stage:
         names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {}, model)
     return [Path(folder) / name for name in names]
+
+
+def load_map(path: File) -> Image:
+    """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
+    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
+    factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
+    return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
 def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
@@ -141,7 +153,7 @@ def stage_maps(
 
     def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
-        index = INDICES.get(base)
+        index = TABLE.get(base)
         label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
@@ -150,6 +162,10 @@ def stage_maps(
         entries: dict[str, Any] = (
             {"Description": index.long_name, "Units": index.unit(units)} if index else {}
         )
+        if index and index.size == 3:
+            axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
+            kind = "dec" if name == "color_fa" else "3vector"
+            entries["OrientationEncoding"] = axes | {"Type": kind}
         entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
         entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .folder import load_fit as load_fit
+    from .folder import load_map as load_map
     from .folder import read_fit as read_fit
     from .folder import save_fit as save_fit
     from .folder import write_maps as write_maps
@@ -43,7 +44,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         """What `folder` offers under this room's name too."""
-        if name in ("load_fit", "read_fit", "save_fit", "write_maps"):
+        if name in ("load_fit", "load_map", "read_fit", "save_fit", "write_maps"):
             from . import folder
 
             return getattr(folder, name)

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, checks
+from ..fit import finished
+from ..indices import TABLE
 from ..model import MapmriModel
-from . import folder, io
+from . import folder, io, summary
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -62,6 +64,7 @@ class Job(NamedTuple):
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
     opening: float = 0.0  # seconds that opening the series took, unpacking included
+    regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -196,7 +199,8 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     samples = samples if isinstance(samples, dict) else {"data": samples}
     fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
-    return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
+    maps = [fit.index_rows(name).reshape(len(fit.status), -1).T for name in names]
+    return np.concatenate([*rows, *maps])
 
 
 def on_threads(threads: int | None) -> Engine:
@@ -244,6 +248,28 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     return np.ascontiguousarray(samples.T)
 
 
+@contextmanager
+def _compiling(run: dict[str, Any]) -> Iterator[None]:
+    """Keep the seconds that the compiler takes in `run`."""
+    from numba.core import event
+
+    class Timer(event.Listener):
+        depth, start = 0, 0.0
+
+        def on_start(self, event: Any) -> None:
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Timer()):
+        yield
+
+
 def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """The slabs, each read in a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as reader:
@@ -279,7 +305,7 @@ def fit_series(
     """
     from tqdm import tqdm
 
-    key = job.key()
+    key, run = job.key(), dict(run)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
@@ -304,16 +330,16 @@ def fit_series(
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    columns = sum(sizes) + len(job.names)
+    count = sum(TABLE[name].size for name in job.names)
+    columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+        _compiling(run),
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
-        io.require_space(
-            hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit"
-        )
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
         zeros: list[Any] = [0, 0]
@@ -350,15 +376,25 @@ def fit_series(
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
         def maps() -> Iterator[tuple[str, Array]]:
-            for k, name in enumerate(job.names, sum(sizes)):
-                (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
-                yield name, volume.reshape(job.mask.shape, order="F")
+            k = sum(sizes)
+            for name in job.names:
+                columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
+                k += len(columns)
+                found = np.stack(columns, -1)
+                found = finished(name, found, job.image.affine, job.model.gtab.frame)
+                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
+                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
+                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
+            rows: summary.Rows = []
+            within = job.regions or {"mask": job.mask}
+            given = summary.gathered(maps(), within, job.units, rows)
             folder.stage_maps(
-                stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {}, model
+                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
             )
+            summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )

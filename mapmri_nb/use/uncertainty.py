@@ -119,7 +119,7 @@ def bootstrap(
         raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
     if hc not in LEVERAGE_POWER:
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
-    names = select(indices, model.basis)
+    names = select(indices, model.basis, INDICES)
 
     linear = hold and model.positivity is None
 
@@ -167,7 +167,7 @@ def posterior(
     """
     if model.positivity is not None:
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
-    names = select(indices, model.basis)
+    names = select(indices, model.basis, INDICES)
 
     def propagate(fit: MapmriFit, voxel: Voxel) -> Array:
         rss = float(np.sum(voxel.w * (voxel.y - voxel.fitted) ** 2))
