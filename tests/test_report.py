@@ -326,6 +326,29 @@ def test_isotropic_and_fits_without_a_run_section(saved, tmp_path):
     assert "--dwi" in page.text
 
 
+@pytest.mark.parametrize("kind", ["no fit at all", "one voxel", "noise-free", "row"])
+@pytest.mark.filterwarnings("error")
+def test_odd_fits_have_a_page(saved, tmp_path, kind):
+    """Nothing fitted, a single voxel, maps of one value, a fit of fewer than three axes."""
+    gtab = saved[1].gtab
+    signal = np.exp(-gtab.bvals * (0.3e-3 + 1.4e-3 * gtab.bvecs[:, 0] ** 2))
+    noise = 0.01 * np.random.default_rng(0).normal(size=(5, 90))
+    data = {
+        "no fit at all": np.zeros((3, 3, 2, 90)),
+        "one voxel": (signal + noise[0])[None, None, None],
+        "noise-free": np.ones((3, 3, 2, 1)) * signal,
+        "row": signal + noise,
+    }[kind]
+    fit = mapmri.MapmriModel(gtab, radial_order=4).fit(data)
+    save_fit(fit, tmp_path, affine=np.eye(4))
+    series = data.reshape(*data.shape[:-1], *[1] * (4 - data.ndim), 90)
+    nib.save(nib.Nifti1Image(series, np.eye(4)), tmp_path / "x.nii")
+    page = Page(report.write_report(tmp_path, dwi=tmp_path / "x.nii").read_text(encoding="utf-8"))
+    fitted = int(((fit.status & Status.NO_FIT) == 0).sum())
+    assert f"{fitted} of {len(fit.status)} voxels in the mask were fitted" in page.text
+    assert len(unpacked(page.data["voxels"]["at"], "<i4")) == fitted
+
+
 # ---- in a browser
 
 CHROMIUM = next(

@@ -90,7 +90,10 @@ class Grid:
         finite = rows[np.isfinite(rows)]
         least, high = (finite.min(), finite.max()) if finite.size else bounds
         low, middle = max(bounds[0] - (10 if self.fine else 0.5) * span, least), bounds[1]
-        top, tail = 65535 if self.fine else 255, max(np.log1p((high - middle) / span), 1e-12)
+        top, tail = (
+            65535 if self.fine else 255,
+            max(np.log1p(max(high - middle, 0.0) / span), 1e-12),
+        )
         even = EVEN * (np.clip(shown, low, middle) - low) / (middle - low)
         beyond = (1 - EVEN) * np.log1p(np.clip(shown - middle, 0, None) / span) / tail
         code = np.where(
@@ -158,7 +161,7 @@ def each_voxel(
         for axis in np.eye(3)
     ]
     curve = np.stack(curves, 1)
-    top = np.nanmax(curve.reshape(len(rows), -1), 1)
+    top = np.nanmax(curve, (1, 2), initial=0.0)
     if samples is not None:
         top = np.fmax(top, np.nanmax(np.where(np.isfinite(samples), samples, 0), 1, initial=0))
     top = np.where(top > 0, top, 1.0)

@@ -25,7 +25,7 @@ from ..indices import ANISOTROPIC_ONLY, INDICES
 from ..status import MEANING, Status
 from . import io, payload, references
 from .folder import SavedFit, read_fit
-from .views import CONVENTIONS, Map, Orientation, html, map_of
+from .views import CONVENTIONS, Map, Orientation, html, map_of, three
 
 Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _series(saved: SavedFit, dwi: io.File | None) -> Any:
     data = io.load_dwi(path).data
     if (chosen := saved.entries.get("Run", {}).get("Volumes")) and data.shape[-1] > max(chosen):
         data = np.asarray(data)[..., chosen]
-    shape = (*saved.fit.mask.shape, len(saved.fit.gtab))
+    shape = (*three(saved.fit.mask).shape, len(saved.fit.gtab))
     if data.shape != shape:
         if dwi is None:
             return None
@@ -285,8 +285,11 @@ def _outlier_volumes(fit: MapmriFit, volumes: Array) -> NDArray[np.bool_]:
     for k in np.flatnonzero(~fit.gtab.b0s_mask):
         near = np.argsort(np.abs(b - b[k]) + 1e9 * fit.gtab.b0s_mask, kind="stable")[:LIKE]
         for values, more in zip(volumes, (VOLUME_MORE, LAYER), strict=True):
-            middle = np.nanmedian(values[near])
-            spread = 1.4826 * np.nanmedian(np.abs(values[near] - middle))
+            alike = values[near][np.isfinite(values[near])]
+            if not len(alike):  # no slice has voxels enough
+                continue
+            middle = np.median(alike)
+            spread = 1.4826 * np.median(np.abs(alike - middle))
             out[k] |= values[k] > max(middle + VOLUME_Z * spread, more * middle)
     return out
 
