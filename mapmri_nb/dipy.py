@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import checks
 from . import fit as core_fit
 from . import model as core_model
+from .dipy_functions import *  # noqa: F403 - the names that code imports from DIPY's module
+from .dipy_functions import LAPLACIAN_PARTS, laplacian_part
+from .engine import Solver
 from .gradients import GradientTable
-from .kernels import batch, laplacian, ordering, propagator, qp
+from .kernels import blocks, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
-from .positivity import Grid, GridSolver, ball_grid
+from .positivity import GridSolver, half_ball
 from .status import Status
 from .use import directions
 
@@ -32,13 +36,6 @@ Array = NDArray[np.float64]
 
 TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
-# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016,
-# Eq. 11-13]
-LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
-    "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
-    "T_mat": (laplacian.second_moment, -2 * math.pi**1.5),
-    "U_mat": (lambda n, m: float(n == m), 0.5 / math.sqrt(math.pi)),
-}
 
 
 class MapmriModel:
@@ -53,7 +50,8 @@ class MapmriModel:
         weights to choose from.
     positivity_constraint, global_constraints : P >= 0 at points, or everywhere (both bases, with
         the Laplacian too).
-    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive".
+    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive";
+        "infinity" is `global_constraints`.
     anisotropic_scaling : the anisotropic basis, or else the isotropic one.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     bval_threshold : s/mm^2, volumes strictly below it make the scale tensor.
@@ -76,6 +74,7 @@ class MapmriModel:
             laplacian_regularization,
             laplacian_weighting,
         )
+        global_constraints = bool(global_constraints) or pos_radius == "infinity"
         self.positivity_constraint, self.global_constraints = (
             positivity_constraint,
             global_constraints,
@@ -106,8 +105,9 @@ class MapmriModel:
         self._core = _Core(
             _table(gtab, taus),
             radial_order,
+            (pos_grid, pos_radius),
             basis="anisotropic" if anisotropic_scaling else "isotropic",
-            laplacian=weights if laplacian_regularization else None,  # type: ignore[arg-type]  # checked there
+            laplacian=weights if laplacian_regularization else None,
             positivity=("global" if global_constraints else "grid")
             if positivity_constraint
             else None,
@@ -119,8 +119,6 @@ class MapmriModel:
             if anisotropic_scaling or dti_scale_estimation
             else static_diffusivity,
         )
-        if self._core.positivity == "grid":
-            self._core._solve = _Ball(radial_order, pos_grid, pos_radius)
         self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < self.bval_threshold
         self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(
             radial_order
@@ -144,10 +142,7 @@ class MapmriModel:
             return np.asarray(T.T @ L @ T)
         if name not in LAPLACIAN_PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part, factor = LAPLACIAN_PARTS[name]
-        return np.array(
-            [[(-1) ** n * factor * part(n, m) for m in range(order + 1)] for n in range(order + 1)]
-        )
+        return laplacian_part(name, order)
 
     def fit(self, data: Any, mask: ArrayLike | None = None, **kwargs: Any) -> MapmriFit:
         """
@@ -157,10 +152,16 @@ class MapmriModel:
         fits change nothing.
         """
         threads = max(int(kwargs.get("n_jobs") or 0), 0) or None  # -1: all
-        mask = None if len(np.shape(data)) == 1 else mask
-        return MapmriFit(
-            self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose")))
-        )
+        shape = tuple(checks.given("data", data).data.shape[:-1])
+        mask = None if len(shape) == 0 else mask
+        none = mask is not None and np.shape(mask) == shape and not np.any(np.asarray(mask))
+        # a mask keeps axes of length 1, and one with nothing inside is a part of a larger one here
+        inside = np.ones(shape, bool) if mask is None or none else mask
+        taken = checks.take(self._core.gtab, data, inside)
+        if none:
+            taken = taken._replace(inside=np.zeros(shape, bool))
+        progress = bool(kwargs.get("verbose"))
+        return MapmriFit(self, self._core.fit(taken, threads=threads, progress=progress))
 
 
 def _map(attribute: str, doc: str) -> property:
@@ -200,8 +201,17 @@ class MapmriFit:
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
         return MapmriFit(
-            self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab)
+            self.model,
+            core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab, self._fit.affine),
         )
+
+    @property
+    def fit_array(self) -> NDArray[Any]:
+        """The fits of the single voxels, an array of objects; None outside the mask."""
+        array = np.empty(self.shape, dtype=object)
+        for index in np.ndindex(self.shape):
+            array[index] = self[index]
+        return array
 
     def _rows(self, rows: NDArray[Any]) -> Any:
         """A volume of rows over the mask, zeros outside; of a single voxel its own row."""
@@ -356,7 +366,16 @@ class MapmriFit:
 
 
 class _Core(core_model.MapmriModel):
-    """The engine; like DIPY it fits what the measurements do not determine, but says so."""
+    """
+    The engine: the grid is DIPY's ball, and like DIPY it fits what the measurements do not
+    determine, but says so.
+    """
+
+    def __init__(
+        self, gtab: Any, radial_order: int, ball: tuple[int, float | str], **options: Any
+    ) -> None:
+        self.ball = ball
+        super().__init__(gtab, radial_order, **options)
 
     def _check_identifiable(self) -> None:
         try:
@@ -364,12 +383,20 @@ class _Core(core_model.MapmriModel):
         except ValueError as error:
             _warn(str(error))
 
+    def _solver(self) -> Solver:
+        return _Ball(self.order, *self.ball) if self.positivity == "grid" else super()._solver()
+
 
 class _Ball(GridSolver):
-    """The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0."""
+    """
+    The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0. The ball is
+    one in mm, so that K is made anew for every voxel.
+    """
+
+    MAX_ITER = 1000
 
     def __init__(self, order: int, pos_grid: int, pos_radius: float | str) -> None:
-        super().__init__(order, "auto", 1000)
+        super().__init__(order, "osqp")
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
         adaptive = pos_radius == "adaptive"
@@ -380,26 +407,24 @@ class _Ball(GridSolver):
                 f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}"
             )
         self.radius = 0.0 if adaptive else float(pos_radius)
-        self.points = ball_grid(order, np.ones(3), int(pos_grid), 1.0).points
+        self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 
-    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
-        place = ordering.class_permutation(self.order).copy()  # the kernel takes writable arrays
-        bounds, K = (
-            ordering.class_bounds(self.order).copy(),
-            np.empty((len(self.points), len(place))),
-        )
+    def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
+        place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
+        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
         for l in range(count):
-            if not k.status[l] & batch.NO_FIT:
-                r = self.points * (self.radius or 5**0.5 * k.mu_tensor[:, l].max())
-                propagator_rows(
-                    r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K
-                )
-                K += SLACK * self.B
-                K /= np.linalg.norm(K, axis=1)[:, None]
-                octant = np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T)
-                self._lanes(
-                    plan, k, Grid(r, K, qp.GridRows(octant, place, bounds)), slice(l, l + 1)
-                )
+            if block.status[l] & status.NO_FIT:
+                continue
+            r = self.points * (self.radius or 5**0.5 * block.mu_tensor[:, l].max())
+            propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
+            K += SLACK * self.B
+            K /= np.linalg.norm(K, axis=1)[:, None]
+            octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
+            grid = qp.GridRows(octant, place, bounds)
+            qp.solve_voxels(qp.GridProblem(self.B, grid, self.max_iter), plan, block, l, l + 1)
+            if block.status[l] & status.NOT_CONVERGED:
+                block.status[l] &= ~status.NOT_CONVERGED
+                self.by_osqp(plan, block, l, K)
 
 
 def _warn(message: str) -> None:

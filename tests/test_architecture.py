@@ -26,20 +26,23 @@ FLOORS = {
     "gradients": 1,
     "status": 1,
     "data": 1,
-    "fit": 2,
-    "sos": 2,
-    "positivity": 2,
-    "model": 3,
-    "use": 4,
-    "dipy": 5,
+    "checks": 2,
+    "engine": 1,
+    "fit": 3,
+    "sos": 3,
+    "positivity": 3,
+    "model": 4,
+    "use": 5,
+    "dipy_functions": 6,
+    "dipy": 7,
     "__init__": 9,
     "__main__": 9,
 }
-# Upward imports, inside a function only: what `fit.odf`, `fit.save` and `fit.certificate` call.
-EXCEPTIONS = {("fit", "use"), ("fit", "sos")}
-# Inside kernels: `_jit`, `ordering` and `lanes` are the ground, `batch` is on top and nobody's
-# tool.
-KERNEL_GROUND = {"_jit", "ordering", "lanes"}
+# Upward imports, inside a function only: what `fit.odf`, `fit.save`, `fit.certificate` and a path as data call.
+EXCEPTIONS = {("fit", "use"), ("fit", "sos"), ("checks", "use")}
+# Inside kernels: `_types`, `status`, `_jit`, `ordering` and `lanes` are the ground, `blocks` is on top
+# and nobody's tool.
+KERNEL_GROUND = {"_types", "status", "_jit", "ordering", "lanes"}
 KNOW_NUMBA = {"_jit", "lanes"}  # the compiler's options; the vector type
 
 # Outside packages each room may name; whatever is not listed here is open to the shell's heavy
@@ -56,7 +59,7 @@ ONLY_IN = {
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11100  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 15000  # docstrings and comments count
 
 
 def room(name: str) -> str:
@@ -127,7 +130,7 @@ def test_kernels_know_numpy_numba_and_each_other(name):
         if module.startswith("mapmri_nb."):
             assert module.startswith("mapmri_nb.kernels"), f"{name} imports {module}"
             other = module.split(".")[2]
-            assert other != "batch", f"{name} imports the batch loops"
+            assert other != "blocks", f"{name} imports the story"
             assert stem not in KERNEL_GROUND or other in KERNEL_GROUND, (
                 f"{name} is ground and imports {other}"
             )

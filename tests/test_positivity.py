@@ -119,9 +119,10 @@ def test_rows_are_the_propagator_without_its_gaussian(order):
 def test_octant_rows_are_the_whole_grid(ball):
     """Every row of K once or, on the planes, more often; nothing else."""
     order, mu = 4, np.array([8e-3, 5e-3, 4e-3])
-    grid = (
-        positivity.ball_grid(order, mu, pos_grid=7) if ball else positivity.normalised_grid(order)
-    )
+    grid = positivity.normalised_grid(order)
+    if ball:
+        r = positivity.half_ball(1.0, 1.0 / 3, False) * sqrt(5.0) * mu.max()
+        grid = positivity.make_grid(order, r / mu)
     n, m = grid.rows.values.shape
     rows, row = np.empty((4 * m, n)), np.empty(n)
     for p in range(4 * m):
@@ -150,14 +151,12 @@ def test_grid_is_a_half_space_that_follows_the_order():
 def test_ball_is_dipys():
     mapmri = pytest.importorskip("dipy.reconst.mapmri")
     mu = np.array([8e-3, 5e-3, 4e-3])
-    for radius, length in (("adaptive", sqrt(5) * 8e-3), (0.02, 0.02)):
-        ours = positivity.ball_grid(2, mu, 11, radius).points * mu
+    for length in (sqrt(5) * mu.max(), 0.02):
+        ours = positivity.half_ball(1.0, 1.0 / 5, False) * length
         theirs = mapmri.create_rspace(11, length)
         whole = {tuple(r) for r in np.round(np.vstack([ours, -ours]) * 1e6).astype(int)}
         assert {tuple(r) for r in np.round(theirs * 1e6).astype(int)} <= whole
         assert len(whole) == 2 * len(ours) - 1
-    with pytest.raises(ValueError, match="pos_radius must be"):
-        positivity.ball_grid(2, mu, 11, "adaptve")
 
 
 # ---------------------------------------------------------------- optimality
@@ -240,6 +239,20 @@ def test_kkt_residual_is_scale_free_and_sees_every_condition():
     centre = np.eye(len(c))[0] / B[0]
     assert positivity.kkt_residual(H, rhs, B, grid.K, centre) > 1e-3  # feasible, not optimal
     assert positivity.kkt_residual(H, rhs, B, grid.K, np.full(len(c), np.nan)) == np.inf
+    top = 1e308 / np.abs(H).max()
+    for scale in (
+        1e-300,
+        1e150,
+        top,
+    ):  # where squares leave float64, and at its end: no warning, which would be an error
+        assert positivity.kkt_residual(scale * H, scale * rhs, B, grid.K, wrong) == pytest.approx(
+            residual, rel=1e-6
+        )
+    apart = [
+        positivity.kkt_residual(a * H, b * rhs, B, grid.K, d * c)
+        for a, b, d in ((1, top, 1), (top, 1, 1), (1, 1, 1e307))
+    ]
+    assert min(apart) > 1e-3
 
 
 def test_pull_makes_any_point_feasible():
