@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import checks
 from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
@@ -45,6 +46,8 @@ class MapmriModel:
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
+    zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
+        outside the field of view before resampling); False takes it as a measured 0.
 
     Examples
     --------
@@ -67,6 +70,7 @@ class MapmriModel:
         bval_threshold: float | None = 2100,
         eigenvalue_threshold: float = 1e-4,
         static_diffusivity: float | None = None,
+        zero_is_missing: bool = True,
     ) -> None:
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
@@ -76,9 +80,9 @@ class MapmriModel:
         )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
         self.laplacian_weights = _laplacian_weights(laplacian)
-        _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s")
+        _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
         if static_diffusivity is not None:
-            _positive("static_diffusivity", static_diffusivity, "in mm2/s")
+            _diffusivity("static_diffusivity", static_diffusivity)
             if self.basis != "isotropic":
                 raise ValueError(
                     f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
@@ -96,11 +100,13 @@ class MapmriModel:
             "bval_threshold": bval_threshold,
             "eigenvalue_threshold": float(eigenvalue_threshold),
             "static_diffusivity": static_diffusivity,
+            "zero_is_missing": bool(zero_is_missing),
         }
-        self.n_coef = ordering.n_coef(self.order)
+        self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
         use = self._tensor_volumes(bval_threshold)
         if not self.unregularised:
             needed = 7
+            self._warn_of_shells()
         else:
             needed = self.n_coef
             self._check_identifiable()
@@ -111,6 +117,10 @@ class MapmriModel:
     def plan(self) -> blocks.Plan:
         """Everything constant that the kernels need."""
         return self.engine.plan
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {options})"
 
     @property
     def unregularised(self) -> bool:
@@ -127,6 +137,11 @@ class MapmriModel:
             raise ValueError(
                 f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
                 f"the smallest b is {b.min():g} s/mm2"
+            )
+        if b.max() <= max(self.gtab.b0_threshold, checks.LEAST_B):
+            raise ValueError(
+                f"gtab has no weighted volume: its largest b is {b.max():g} s/mm2 (b0_threshold is "
+                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b in s/mm2"
             )
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
         design = np.column_stack(
@@ -167,6 +182,20 @@ class MapmriModel:
             "or pass laplacian=0.2 or positivity='global'"
         )
 
+    def _warn_of_shells(self) -> None:
+        """Beyond an order of twice the number of shells, a Laplacian or positivity decides."""
+        shells = self.gtab.shells()
+        if self.order > 2 * len(shells):
+            log.warning(
+                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at most, what is above "
+                "it follows from the regularisation alone",
+                self.order,
+                len(shells),
+                "s" * (len(shells) > 1),
+                ", ".join(f"{b:.0f}" for b, _ in shells),
+                2 * len(shells),
+            )
+
     def _solver(self) -> Solver:
         """What turns normal equations into coefficients."""
         if self.positivity == "grid":
@@ -201,6 +230,7 @@ class MapmriModel:
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
             self.laplacian_weights,
+            self.zero_is_missing,
         )
 
     def fit(
@@ -213,14 +243,17 @@ class MapmriModel:
         grad_dev: Any = None,
         threads: int | None = None,
         progress: bool = False,
+        quiet: bool = False,
     ) -> MapmriFit:
         """
         Fit every voxel of a mask.
 
         Parameters
         ----------
-        data : (..., n) array, memory map or nibabel proxy; NaN samples are missing samples.
-        mask : bool (...), default all voxels.
+        data : (..., n) array, memory map, nibabel image or proxy, or a file's path; NaN and masked
+            samples are missing samples, and so are zeros beside positive ones (`zero_is_missing`).
+        mask : (...), the same kinds, default all voxels: inside where it is not 0 or, if it has
+            more than two values, above 0.5; NaN is outside.
         scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3,
             3), columns e1 e2 e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or
             volumes of its shape.
@@ -228,36 +261,43 @@ class MapmriModel:
             tensor, S0, fit and GCV as they are, so that doubling all of them halves the Laplacian
             weight's effect.
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
-            column by column.
+            column by column. Images of these and of the mask are compared with the data's by
+            affine and turned to its axes (`grad_dev`: an error).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
-        progress : show a bar.
+        progress : show a bar. quiet : no warning about zeros that pile up.
+
+        Raises
+        ------
+        TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
+        values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if not hasattr(data, "shape"):
-            data = np.asarray(data, dtype=np.float64)
-        shape = tuple(data.shape)
-        if len(shape) == 0 or shape[-1] != len(self.gtab):
-            raise ValueError(
-                f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}"
-            )
-        inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
-        if inside.shape != shape[:-1]:
-            raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
         if threads is not None and not (_is_whole(threads) and threads >= 1):
             raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
-        mu, R = _given_scale(scale, inside)
-        weight, per_sample = _sample_weights(weights, shape)
-        field = _field(grad_dev, inside)
+        taken = data
+        if not isinstance(data, checks.Taken):
+            taken = checks.take(self.gtab, data, mask, weights, grad_dev)
+        inside, field = taken.inside, taken.field
+        mu, R = checks.given_scale(scale, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
-        arrays = [data, weights] if per_sample else [data]
-        for where, pieces in _progress(_slabs(arrays, inside), len(rows.status), progress):
+        zeros, signal = np.zeros(len(self.gtab), np.int64), 0
+        for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
-            w = _checked(pieces[1]) if per_sample else weight
-            part = self.engine.fit(blocks.Data(pieces[0], w, m, r, f), threads)
-            for whole, piece in zip(rows, part, strict=True):
-                whole[where] = piece
+            samples = blocks.Data(y, w, m, r, f)
+            if np.all(np.diff(where) == 1):  # written in place
+                first, stop = where[0], where[-1] + 1
+                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
+            else:
+                part = self.engine.fit(samples, threads)
+                for whole, piece in zip(rows, part, strict=True):
+                    whole[where] = piece
+            if self.zero_is_missing:
+                found, voxels = checks.count_zeros(y)
+                zeros, signal = zeros + found, signal + voxels
+        if not quiet:
+            checks.piled_up(zeros, signal, self.gtab)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
-        return MapmriFit(named, inside, self.options, self.gtab)
+        return MapmriFit(named, inside, self.options, self.gtab, taken.affine)
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:
@@ -290,6 +330,14 @@ def _is_whole(value: Any) -> bool:
 def _positive(name: str, value: Any, unit: str) -> None:
     if not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) > 0):
         raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
+
+
+def _diffusivity(name: str, value: Any) -> None:
+    _positive(name, value, "in mm2/s")
+    low, high = checks.DIFFUSIVITIES
+    factor, unit = (1e-3, "um2/ms") if value > high else (1e6, "m2/s")
+    hint = f"Was it in {unit}? Then it is {value * factor:g} mm2/s: give that"
+    checks.in_sense(name, value, low, high, "mm2/s", hint)
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -325,94 +373,20 @@ def _laplacian_weights(laplacian: Any) -> Array:
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
+    largest = float(weights.max())
+    hint = f"Was it in 1/m? Then it is {largest / 1000:g} 1/mm: give that"
+    checks.in_sense("laplacian", largest, 0.0, checks.MOST_WEIGHT, "1/mm", hint)
     return weights
 
 
-def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """The caller's (mu, R) as rows, or arrays of length 0."""
-    if scale is None:
-        return np.zeros((0, 3)), np.zeros((0, 3, 3))
-    if not (isinstance(scale, tuple | list) and len(scale) == 2):
-        raise ValueError(f"scale must be a pair (mu, R), not {scale!r}")
-    out = []
-    count = int(inside.sum())
-    for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):
-        array = np.array(value, dtype=np.float64)
-        if array.shape == tail:
-            array = array[None]
-        elif array.shape == inside.shape + tail and inside.ndim:
-            array = array[inside]
-        if array.shape not in ((1, *tail), (count, *tail)):
-            raise ValueError(
-                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
-            )
-        out.append(np.ascontiguousarray(array))
-    mu, R = out
-    if not (np.isfinite(mu).all() and (mu > 0).all()):
-        raise ValueError(
-            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
-        )
-    if (mu > 1.0).any():
-        raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
-    off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
-    if not off < 1e-6:
-        raise ValueError(
-            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
-        )
-    return mu, R
-
-
-def sample_slabs(
-    data: Any, inside: NDArray[np.bool_], weights: Any
-) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
     """
     Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
     """
-    weight, per_sample = _sample_weights(weights, np.shape(data))
-    for rows, pieces in _slabs([data, weights] if per_sample else [data], inside):
-        yield rows, pieces[0], _checked(pieces[1]) if per_sample else weight
-
-
-def _checked(weights: Array) -> Array:
-    """Weights, or an error; NaN weighs nothing."""
-    weights = np.nan_to_num(weights, nan=0.0, posinf=np.inf)
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(
-            f"weights must be finite and >= 0; found {weights[~(weights >= 0) | np.isinf(weights)][0]}"
-        )
-    return weights
-
-
-def _sample_weights(weights: Any, shape: tuple[int, ...]) -> tuple[Array, bool]:
-    """Weights per volume as one row, and whether they are per sample instead."""
-    if weights is None:
-        return np.ones((1, shape[-1])), False
-    if np.shape(weights) == shape and len(shape) > 1:
-        return np.ones((1, shape[-1])), True
-    if np.shape(weights) != shape[-1:]:
-        raise ValueError(
-            f"weights must have shape {shape[-1:]} or the data's {shape}, not {np.shape(weights)}"
-        )
-    return np.ascontiguousarray(_checked(np.array(weights, dtype=np.float64))[None]), False
-
-
-def _field(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
-    """Gradient non-linearity as rows (V, 3, 3); length 0 where there is none."""
-    if grad_dev is None:
-        return np.zeros((0, 3, 3))
-    F = np.asarray(grad_dev, dtype=np.float64)
-    if F.shape == (*inside.shape, 9):
-        F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
-    if F.shape != (*inside.shape, 3, 3):
-        raise ValueError(
-            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
-        )
-    rows = np.ascontiguousarray(F[inside])
-    if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
-        raise ValueError(
-            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
-        )
-    return rows
+    arrays = [taken.data, taken.weights] if taken.per_sample else [taken.data]
+    for rows, pieces in _slabs(arrays, taken.inside):
+        w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
+        yield rows, pieces[0], w
 
 
 def _slabs(
@@ -456,14 +430,14 @@ def _samples(y: NDArray[Any]) -> Array:
 
 
 def _progress(
-    pieces: Iterator[tuple[NDArray[np.int64], list[Array]]], total: int, show: bool
-) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
+    pieces: Iterator[tuple[NDArray[np.int64], Array, Array]], total: int, show: bool
+) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
     if not show:
         yield from pieces
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for where, samples in pieces:
-            yield where, samples
-            bar.update(len(where))
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece[0]))

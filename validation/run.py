@@ -20,7 +20,8 @@ import common
 import readme
 
 GROUPS = (
-    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery",
+    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "tracking",
+    "recovery",
     "uncertainty_case", "against_dipy", "peers", "real_data",
 )  # fmt: skip
 

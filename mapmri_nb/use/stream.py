@@ -20,16 +20,18 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
+from .. import __version__, checks
+from ..fit import finished
+from ..indices import TABLE
 from ..model import MapmriModel
-from . import folder, io
+from . import folder, io, summary
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -59,9 +61,10 @@ class Job(NamedTuple):
     names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    sources: tuple[str, ...] = ()  # the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
     opening: float = 0.0  # seconds that opening the series took, unpacking included
+    regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -72,7 +75,7 @@ class Job(NamedTuple):
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
-            "sources": self.sources,
+            "sources": [Path(source).name for source in self.sources],
         } | {name: _stamp(path) for name, (path, _) in self.more.items()}
         return dict(
             json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
@@ -193,11 +196,11 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
     v).
     """
-    fit = model.fit(
-        **(samples if isinstance(samples, dict) else {"data": samples}), threads=threads
-    )
+    samples = samples if isinstance(samples, dict) else {"data": samples}
+    fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
-    return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
+    maps = [fit.index_rows(name).reshape(len(fit.status), -1).T for name in names]
+    return np.concatenate([*rows, *maps])
 
 
 def on_threads(threads: int | None) -> Engine:
@@ -213,9 +216,16 @@ def on_threads(threads: int | None) -> Engine:
 
 
 def _read(
-    inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]
+    inputs: dict[str, Any],
+    where: NDArray[np.int64],
+    todo: list[int],
+    reading: dict[int, float],
+    zeros: list[Any],
 ) -> Slabs:
-    """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
+    """
+    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `zeros`
+    adds up what `checks.count_zeros` finds.
+    """
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
@@ -224,6 +234,7 @@ def _read(
             for name, image in inputs.items()
         }
         reading[slab] = time.perf_counter() - start
+        zeros[:] = (a + b for a, b in zip(zeros, checks.count_zeros(samples["data"]), strict=True))
         yield slab, samples
 
 
@@ -235,6 +246,28 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
         samples[volume] = flat[at[0] : at[-1] + 1, volume][at - at[0]]
     io.release(data)
     return np.ascontiguousarray(samples.T)
+
+
+@contextmanager
+def _compiling(run: dict[str, Any]) -> Iterator[None]:
+    """Keep the seconds that the compiler takes in `run`."""
+    from numba.core import event
+
+    class Timer(event.Listener):
+        depth, start = 0, 0.0
+
+        def on_start(self, event: Any) -> None:
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Timer()):
+        yield
 
 
 def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
@@ -272,7 +305,7 @@ def fit_series(
     """
     from tqdm import tqdm
 
-    key = job.key()
+    key, run = job.key(), dict(run)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
@@ -297,19 +330,20 @@ def fit_series(
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    columns = sum(sizes) + len(job.names)
+    count = sum(TABLE[name].size for name in job.names)
+    columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+        _compiling(run),
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
-        io.require_space(
-            hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit"
-        )
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        source = closing(_ahead(_read(inputs, where, todo, reading)))
+        zeros: list[Any] = [0, 0]
+        source = closing(_ahead(_read(inputs, where, todo, reading, zeros)))
         with ThreadPoolExecutor(1) as writer, source as slabs:
             kept: Future[None] | None = None
             with closing(engine(job.model, job.names, slabs)) as tables:
@@ -320,6 +354,8 @@ def fit_series(
                     bar.update(table.shape[1])
             if kept is not None:
                 kept.result()
+        if job.model.zero_is_missing and todo:
+            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
             zip(
@@ -340,12 +376,25 @@ def fit_series(
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
         def maps() -> Iterator[tuple[str, Array]]:
-            for k, name in enumerate(job.names, sum(sizes)):
-                (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
-                yield name, volume.reshape(job.mask.shape, order="F")
+            k = sum(sizes)
+            for name in job.names:
+                columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
+                k += len(columns)
+                found = np.stack(columns, -1)
+                found = finished(name, found, job.image.affine, job.model.gtab.frame)
+                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
+                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
+                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            model = folder.model_section(job.model.options)
+            rows: summary.Rows = []
+            within = job.regions or {"mask": job.mask}
+            given = summary.gathered(maps(), within, job.units, rows)
+            folder.stage_maps(
+                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
+            )
+            summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
