@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 
 from .programs import PROGRAMS, program
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         one = program(given.program)
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"PROGRAM: {error}")
+    logging.getLogger("mapmri_nb").setLevel(logging.ERROR)  # its remarks on odd tables
     results = []
     for name in names:
         found = search(one, name, examples=given.examples, seed=given.seed, seconds=given.seconds,

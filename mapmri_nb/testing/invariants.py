@@ -26,6 +26,7 @@ from .properties import (
     index,
     prop,
     same_indices,
+    same_values,
     sizes,
     within,
 )
@@ -91,8 +92,7 @@ def voxel_alone(program: Program, case: Case) -> None:
     """A voxel's indices do not depend on its neighbours. Tolerance: the case's."""
     whole = program.indices(fitted(program, case))
     alone = program.indices(fitted(program, case, signals=case.signals[:1]))
-    for name, rows in alone.items():
-        within(name, gap(rows[:1], whole[name][:1]) / np.abs(whole[name][:1]), case.tolerance)
+    same_values(case, alone, {name: rows[:1] for name, rows in whole.items()})
 
 
 @prop("4")

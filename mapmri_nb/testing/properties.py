@@ -97,15 +97,24 @@ def sizes(mu: Array) -> dict[str, Array]:
     }
 
 
-def same_indices(program: Program, case: Case, one: Any, two: Any, alpha: float = 1.0,
-                 names: tuple[str, ...] | None = None) -> None:  # fmt: skip
+def same_indices(
+    program: Program, case: Case, one: Any, two: Any, alpha: float = 1.0,
+    names: tuple[str, ...] | None = None,
+) -> None:  # fmt: skip
     """Indices of two fits agree, lengths of the second multiplied by alpha."""
-    first, second = program.indices(one), program.indices(two)
+    same_values(case, program.indices(one), program.indices(two), alpha, names)
+
+
+def same_values(
+    case: Case, first: dict[str, Array], second: dict[str, Array], alpha: float = 1.0,
+    names: tuple[str, ...] | None = None,
+) -> None:  # fmt: skip
+    """Two sets of indices agree, of all voxels or of the first ones."""
     reference = sizes(case.mu)
     for name in [n for n in first if names is None or n in names]:
         a, b = first[name], second[name] * alpha ** LENGTH.get(name, 0)
         a, b = (1 / a, 1 / b) if name == "qiv" else (a, b)
         if name.startswith(("ng", "pa")):  # roots of 1 - cos^2: their squares keep the digits
             a, b = a**2, b**2
-        size = np.maximum(np.abs(a), reference.get(name, 0.01))
+        size = np.maximum(np.abs(a), reference.get(name, np.full(1, 0.01))[: len(a)])
         within(name, gap(a / size, b / size), case.tolerance)
