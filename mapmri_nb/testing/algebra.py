@@ -125,7 +125,7 @@ def path_of_weights(program: Program, case: Case) -> None:
     depends on no weight. Tolerance: the case's.
     """
     size, before = (case.signals**2).mean(1), None
-    for weight in np.logspace(-2, 3, 6):
+    for weight in np.logspace(-2, 1.9, 5):
         fit = fitted(program, case, laplacian=float(weight), **PAPER)
         S0 = program.S0(fit)
         residual = ((case.signals - S0[:, None] * program.predict(fit, case.table.q)) ** 2).mean(1)
