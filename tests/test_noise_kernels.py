@@ -57,7 +57,8 @@ def test_limits():
     assert noise.expected_magnitude(-3.0, 1.0, 1) == noise.expected_magnitude(0.0, 1.0, 1)
     assert noise.expected_magnitude(1e9, 1.0, 1) == 1e9
     assert noise.expected_magnitude(1e4, 1.0, 1) == pytest.approx(1e4 + 0.5e-4, rel=1e-14)
-    assert noise.signal_of(1.2, 1.0, 1) == 0.0 and noise.signal_of(-5.0, 1.0, 1) == 0.0
+    assert noise.signal_of(1.2, 1.0, 1) == 0.0
+    assert noise.signal_of(-5.0, 1.0, 1) == 0.0
     assert noise.signal_of(1e9, 1.0, 4) == 1e9
     assert np.isnan(noise.signal_of(np.nan, 1.0, 1))
 
