@@ -21,10 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import fit as core_fit
 from . import model as core_model
+from .engine import Solver
 from .gradients import GradientTable
-from .kernels import batch, laplacian, ordering, propagator, qp
+from .kernels import blocks, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
-from .positivity import Grid, GridSolver, ball_grid
+from .positivity import GridSolver, half_ball
 from .status import Status
 from .use import directions
 
@@ -106,6 +107,7 @@ class MapmriModel:
         self._core = _Core(
             _table(gtab, taus),
             radial_order,
+            (pos_grid, pos_radius),
             basis="anisotropic" if anisotropic_scaling else "isotropic",
             laplacian=weights if laplacian_regularization else None,  # type: ignore[arg-type]  # checked there
             positivity=("global" if global_constraints else "grid")
@@ -119,8 +121,6 @@ class MapmriModel:
             if anisotropic_scaling or dti_scale_estimation
             else static_diffusivity,
         )
-        if self._core.positivity == "grid":
-            self._core._solve = _Ball(radial_order, pos_grid, pos_radius)
         self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < self.bval_threshold
         self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(
             radial_order
@@ -356,7 +356,16 @@ class MapmriFit:
 
 
 class _Core(core_model.MapmriModel):
-    """The engine; like DIPY it fits what the measurements do not determine, but says so."""
+    """
+    The engine: the grid is DIPY's ball, and like DIPY it fits what the measurements do not
+    determine, but says so.
+    """
+
+    def __init__(
+        self, gtab: Any, radial_order: int, ball: tuple[int, float | str], **options: Any
+    ) -> None:
+        self.ball = ball
+        super().__init__(gtab, radial_order, **options)
 
     def _check_identifiable(self) -> None:
         try:
@@ -364,12 +373,20 @@ class _Core(core_model.MapmriModel):
         except ValueError as error:
             _warn(str(error))
 
+    def _solver(self) -> Solver:
+        return _Ball(self.order, *self.ball) if self.positivity == "grid" else super()._solver()
+
 
 class _Ball(GridSolver):
-    """The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0."""
+    """
+    The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0. The ball is
+    one in mm, so that K is made anew for every voxel.
+    """
+
+    MAX_ITER = 1000
 
     def __init__(self, order: int, pos_grid: int, pos_radius: float | str) -> None:
-        super().__init__(order, "auto", 1000)
+        super().__init__(order, "osqp")
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
         adaptive = pos_radius == "adaptive"
@@ -380,26 +397,24 @@ class _Ball(GridSolver):
                 f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}"
             )
         self.radius = 0.0 if adaptive else float(pos_radius)
-        self.points = ball_grid(order, np.ones(3), int(pos_grid), 1.0).points
+        self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 
-    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
-        place = ordering.class_permutation(self.order).copy()  # the kernel takes writable arrays
-        bounds, K = (
-            ordering.class_bounds(self.order).copy(),
-            np.empty((len(self.points), len(place))),
-        )
+    def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
+        place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
+        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
         for l in range(count):
-            if not k.status[l] & batch.NO_FIT:
-                r = self.points * (self.radius or 5**0.5 * k.mu_tensor[:, l].max())
-                propagator_rows(
-                    r, np.ascontiguousarray(k.mu[:, l]), ordering.index_table(self.order), K
-                )
-                K += SLACK * self.B
-                K /= np.linalg.norm(K, axis=1)[:, None]
-                octant = np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T)
-                self._lanes(
-                    plan, k, Grid(r, K, qp.GridRows(octant, place, bounds)), slice(l, l + 1)
-                )
+            if block.status[l] & status.NO_FIT:
+                continue
+            r = self.points * (self.radius or 5**0.5 * block.mu_tensor[:, l].max())
+            propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
+            K += SLACK * self.B
+            K /= np.linalg.norm(K, axis=1)[:, None]
+            octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
+            grid = qp.GridRows(octant, place, bounds)
+            qp.solve_voxels(qp.GridProblem(self.B, grid, self.max_iter), plan, block, l, l + 1)
+            if block.status[l] & status.NOT_CONVERGED:
+                block.status[l] &= ~status.NOT_CONVERGED
+                self.by_osqp(plan, block, l, K)
 
 
 def _warn(message: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .gradients import GradientTable
 from .indices import ANISOTROPIC_ONLY, INDICES
-from .kernels import batch, frames, moments, ordering, propagator, scalars, tensor
+from .kernels import blocks, frames, moments, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
+def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
     rows: dict[str, NDArray[Any]] = {
         "coef": out.coef,
@@ -34,20 +34,12 @@ def fit_rows(out: batch.Out) -> dict[str, NDArray[Any]]:
         "mu_tensor": out.mu_tensor,
         "R": out.R,
     }
-    for name, column in LANE_COLUMNS.items():
-        rows[name] = np.ascontiguousarray(out.lane[:, column])
+    for k, name in enumerate(blocks.SCALARS):
+        if name not in ("yy", "valid"):
+            rows[name] = np.ascontiguousarray(out.scalars[:, k])
     return rows | {"status": out.status}
 
 
-LANE_COLUMNS = {
-    "S0": batch.S0,
-    "laplacian_weight": batch.WEIGHT,
-    "rmse": batch.RMSE,
-    "r2": batch.R2,
-    "kkt": batch.KKT,
-    "iterations": batch.ITERATIONS,
-    "margin": batch.MARGIN,
-}
 RADIAL = 5  # K of PA: its counterpart is made of K + 1 radial functions
 ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
 
@@ -155,8 +147,8 @@ class MapmriFit:
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
-            call = partial(batch.indices, coef, mu, scalars.tables(self.order), self._nine)
-            spread(call, len(coef), batch.LANES, n_threads(None))
+            call = partial(scalars.index_rows, coef, mu, scalars.tables(self.order), self._nine)
+            spread(call, len(coef), blocks.VOXELS, n_threads(None))
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
@@ -220,7 +212,7 @@ class MapmriFit:
             K,
             out,
         )
-        spread(call, len(out), batch.LANES, n_threads(None))
+        spread(call, len(out), blocks.VOXELS, n_threads(None))
         return out
 
     def _isotropic_scale(self) -> Array:
@@ -269,7 +261,7 @@ class MapmriFit:
         call = partial(
             propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out
         )
-        spread(call, len(out), batch.LANES, n_threads(None))
+        spread(call, len(out), blocks.VOXELS, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 
     def certificate(self) -> sos.Certificate:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
-from .kernels import batch, gcv, hermite, laplacian, moments, ordering, tensor
-from .kernels._jit import n_threads, spread
-from .kernels.lanes import padded
+from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
 
 log = logging.getLogger(__name__)
@@ -26,8 +24,6 @@ MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
-# noise takes some hundred steps, a spike at order 10 6000 (0.2 s; OSQP gives up on it after 30 s)
-MAX_ITER = 10000
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
 
@@ -49,10 +45,6 @@ class MapmriModel:
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
-    pos_grid, pos_radius : DIPY's ball of points (points a side; mm or "adaptive") instead of the
-        grid of the order.
-    max_iter : cap on the steps of the compiled constrained solvers; what it cuts off goes to OSQP
-        (global: is no fit).
 
     Examples
     --------
@@ -75,9 +67,6 @@ class MapmriModel:
         bval_threshold: float | None = 2100,
         eigenvalue_threshold: float = 1e-4,
         static_diffusivity: float | None = None,
-        pos_grid: int | None = None,
-        pos_radius: float | str = "adaptive",
-        max_iter: int = MAX_ITER,
     ) -> None:
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
@@ -86,7 +75,7 @@ class MapmriModel:
             None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
         )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
-        self.weights = _weights(laplacian)
+        self.laplacian_weights = _laplacian_weights(laplacian)
         _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s")
         if static_diffusivity is not None:
             _positive("static_diffusivity", static_diffusivity, "in mm2/s")
@@ -107,9 +96,6 @@ class MapmriModel:
             "bval_threshold": bval_threshold,
             "eigenvalue_threshold": float(eigenvalue_threshold),
             "static_diffusivity": static_diffusivity,
-            "pos_grid": pos_grid,
-            "pos_radius": pos_radius,
-            "max_iter": max_iter,
         }
         self.n_coef = ordering.n_coef(self.order)
         use = self._tensor_volumes(bval_threshold)
@@ -118,13 +104,22 @@ class MapmriModel:
         else:
             needed = self.n_coef
             self._check_identifiable()
-        self._solve = self._solver()
-        self.plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
+        plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
+        self.engine = Engine(plan, self._solver())
+
+    @property
+    def plan(self) -> blocks.Plan:
+        """Everything constant that the kernels need."""
+        return self.engine.plan
 
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""
-        return self.weights.size == 1 and self.weights[0] == 0.0 and self.positivity is None
+        return (
+            self.laplacian_weights.size == 1
+            and self.laplacian_weights[0] == 0.0
+            and self.positivity is None
+        )
 
     def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
@@ -172,32 +167,27 @@ class MapmriModel:
             "or pass laplacian=0.2 or positivity='global'"
         )
 
-    def _solver(self) -> Callable[[batch.Plan, batch.Block, int], None]:
-        """What turns normal equations into coefficients, block by block."""
-        o = self.options
-        if o["pos_grid"] is not None and self.positivity != "grid":
-            raise ValueError(f"pos_grid = {o['pos_grid']} is for positivity='grid' alone")
+    def _solver(self) -> Solver:
+        """What turns normal equations into coefficients."""
         if self.positivity == "grid":
             from .positivity import GridSolver
 
-            return GridSolver(
-                self.order, self.solver, o["max_iter"], o["pos_grid"], o["pos_radius"]
-            )
+            return GridSolver(self.order, self.solver)
         if self.positivity == "global":
             from .sos import GlobalSolver
 
-            return GlobalSolver(self.order, self.solver, o["max_iter"])
-        return batch.solve_linear
+            return GlobalSolver(self.order, self.solver)
+        return Solver()
 
     def _plan(
         self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
-    ) -> batch.Plan:
+    ) -> blocks.Plan:
         gtab, isotropic = self.gtab, self.basis == "isotropic"
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         )
         u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
-        return batch.Plan(
+        return blocks.Plan(
             self.order,
             isotropic,
             float(gtab.tau),
@@ -210,7 +200,7 @@ class MapmriModel:
             laplacian.tables(self.order),
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
-            self.weights,
+            self.laplacian_weights,
         )
 
     def fit(
@@ -258,48 +248,16 @@ class MapmriModel:
         mu, R = _given_scale(scale, inside)
         weight, per_sample = _sample_weights(weights, shape)
         field = _field(grad_dev, inside)
-        rows = self._empty_rows(int(inside.sum()))
+        rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         arrays = [data, weights] if per_sample else [data]
-        for where, blocks in _progress(_slabs(arrays, inside), len(rows.status), progress):
+        for where, pieces in _progress(_slabs(arrays, inside), len(rows.status), progress):
             m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
-            part = self.fit_rows(
-                blocks[0], _checked(blocks[1]) if per_sample else weight, m, r, f, threads
-            )
+            w = _checked(pieces[1]) if per_sample else weight
+            part = self.engine.fit(blocks.Data(pieces[0], w, m, r, f), threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
         return MapmriFit(named, inside, self.options, self.gtab)
-
-    def _empty_rows(self, count: int) -> batch.Out:
-        return batch.Out(
-            np.zeros((count, self.n_coef)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
-            np.zeros((count, 9)), np.zeros(count, np.int64),
-        )  # fmt: skip
-
-    def fit_rows(
-        self,
-        y: Array,
-        weight: Array,
-        mu: Array,
-        R: Array,
-        field: Array,
-        threads: int | None = None,
-        laplacian_weight: Array | None = None,
-    ) -> batch.Out:
-        """
-        Fit rows (V, n), float64 and C-contiguous; weights (V or 1, n), given scales and field (or
-        of length 0).
-
-        laplacian_weight : (1,) holds the weight of a model that would choose it.
-        """
-        out = self._empty_rows(len(y))
-        plan = (
-            self.plan if laplacian_weight is None else self.plan._replace(weights=laplacian_weight)
-        )
-        data = batch.Data(y, weight, mu, R, field)
-        V = min(batch.LANES if self.order > 4 else batch.LANES_OF_LOW_ORDERS, padded(len(y)))
-        spread(partial(batch.run, plan, data, V, out, self._solve), len(y), V, n_threads(threads))
-        return out
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:
@@ -345,7 +303,7 @@ def _plain(laplacian: Any) -> float | list[float]:
     return float(array) if array.ndim == 0 else array.tolist()
 
 
-def _weights(laplacian: Any) -> Array:
+def _laplacian_weights(laplacian: Any) -> Array:
     """Laplacian weights for the kernels: none of them asks for GCV."""
     if laplacian is None:
         return np.zeros(1)
@@ -411,8 +369,8 @@ def sample_slabs(
     Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
     """
     weight, per_sample = _sample_weights(weights, np.shape(data))
-    for rows, blocks in _slabs([data, weights] if per_sample else [data], inside):
-        yield rows, blocks[0], _checked(blocks[1]) if per_sample else weight
+    for rows, pieces in _slabs([data, weights] if per_sample else [data], inside):
+        yield rows, pieces[0], _checked(pieces[1]) if per_sample else weight
 
 
 def _checked(weights: Array) -> Array:
@@ -482,10 +440,10 @@ def _slabs(
         keep = where >= 0
         if not keep.any():
             continue
-        rows, blocks = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
-        blocks = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in blocks]
+        rows, samples = where[keep], [np.asarray(a[(*cut, ...)]) for a in arrays]
+        samples = [y.reshape(-1, y.shape[-1]) if keep.all() else y[keep] for y in samples]
         for k in range(0, len(rows), CHUNK):
-            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in blocks]
+            yield rows[k : k + CHUNK], [_samples(y[k : k + CHUNK]) for y in samples]
 
 
 def _samples(y: NDArray[Any]) -> Array:
@@ -506,6 +464,6 @@ def _progress(
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for where, blocks in pieces:
-            yield where, blocks
+        for where, samples in pieces:
+            yield where, samples
             bar.update(len(where))

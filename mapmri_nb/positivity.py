@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import batch, qp
+from .engine import Solver
+from .kernels import blocks, qp, status
 from .kernels.hermite import propagator_rows
 from .kernels.ordering import (
     class_bounds,
@@ -71,12 +72,12 @@ def grid_points(order: int, radius: float | None = None, spacing: float | None =
     / sqrt(2N+1).
     """
     reach = sqrt(2.0 * order + 1.0)
-    return _half_ball(
+    return half_ball(
         reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True
     )
 
 
-def _half_ball(radius: float, side: float, centred: bool) -> Array:
+def half_ball(radius: float, side: float, centred: bool) -> Array:
     """
     Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0,
     or x >= 0.
@@ -115,25 +116,6 @@ def make_grid(order: int, points: Array) -> Grid:
 def normalised_grid(order: int) -> Grid:
     """The grid of an order, built once for all voxels."""
     return make_grid(order, grid_points(order))
-
-
-def ball_grid(
-    order: int, mu: Array, pos_grid: int = 15, pos_radius: float | str = "adaptive"
-) -> Grid:
-    """
-    DIPY's ball for one voxel: a cubic lattice of `pos_grid` points a side within `pos_radius`, so
-    that K follows mu.
-
-    Parameters
-    ----------
-    mu : (3,) mm. pos_radius : mm, or "adaptive" for sqrt(5) max(mu) = sqrt(10 D tau).
-    """
-    if isinstance(pos_radius, str) and pos_radius != "adaptive":
-        raise ValueError(f"pos_radius must be a length in mm or 'adaptive', not {pos_radius!r}")
-    if pos_grid < 3:
-        raise ValueError(f"pos_grid must be at least 3 points a side, not {pos_grid!r}")
-    radius = sqrt(5.0) * float(np.max(mu)) if isinstance(pos_radius, str) else float(pos_radius)
-    return make_grid(order, _half_ball(1.0, 1.0 / (pos_grid // 2), False) * radius / mu)
 
 
 def _ridged(H: Array, share: float = qp.RIDGE) -> Array:
@@ -290,84 +272,46 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
     )
 
 
-class GridSolver:
+class GridSolver(Solver):
     """
-    Solves blocks of `kernels.batch` on a grid; what fails the compiled solver's KKT check goes to
-    OSQP.
+    The grid QP by the active set; what fails its KKT check is answered by OSQP.
 
     Parameters
     ----------
-    order : radial order. solver : "auto" or "osqp" (OSQP for every voxel). max_iter : cap of the
-        compiled solver, which
-    forces the fallback when small. pos_grid, pos_radius : DIPY's ball instead of the grid of the
-    order.
+    order : radial order. solver : "auto" or "osqp" (OSQP for every voxel).
     """
 
-    def __init__(
-        self,
-        order: int,
-        solver: str,
-        max_iter: int,
-        pos_grid: int | None = None,
-        pos_radius: float | str = "adaptive",
-    ) -> None:
-        self.order, self.solver, self.max_iter = order, solver, max_iter
-        self.ball = None if pos_grid is None else (pos_grid, pos_radius)
+    MAX_ITER = 10000  # noise takes some hundred steps, a spike at order 10 6000 (OSQP gives it up)
+    finishes = True
+
+    def __init__(self, order: int, solver: str = "auto") -> None:
+        self.order, self.max_iter = order, self.MAX_ITER
+        self.kernel = qp.solve_block if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
-    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
-        """Solve the first `count` voxels of a block."""
-        if self.ball is None:
-            self._lanes(plan, k, normalised_grid(self.order), slice(0, count))
-            return
+    def problem(self) -> qp.GridProblem:
+        return qp.GridProblem(self.B, normalised_grid(self.order).rows, self.max_iter)
+
+    def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
+        K = normalised_grid(self.order).K
         for l in range(count):
-            if not k.status[l] & batch.NO_FIT:
-                self._lanes(plan, k, ball_grid(self.order, k.mu[:, l], *self.ball), slice(l, l + 1))
+            if not block.status[l] & status.NO_FIT:
+                self.by_osqp(plan, block, l, K)
 
-    def many(self, H: Array, g: Array, mu: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """
-        Answers (V, n) of the compiled solver for rows of g (V, n) with one H at scales mu (3,), and
-        where it has none.
-        """
-        grid = (
-            normalised_grid(self.order)
-            if self.ball is None
-            else ball_grid(self.order, mu, *self.ball)
-        )
-        c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
-        if self.solver == "auto":
-            qp.solve_many(H, g, self.B, grid.rows, self.max_iter, c, failed)
-        return c, failed != 0
-
-    def _lanes(self, plan: batch.Plan, k: batch.Block, grid: Grid, lanes: slice) -> None:
+    def by_osqp(self, plan: blocks.Plan, block: blocks.Block, l: int, K: Array) -> None:
+        """Solve voxel l of a block with rows K (m, n) by OSQP."""
         place, n = plan.moments.permutation, len(self.B)
-        failed = np.ones(lanes.stop - lanes.start, np.int64)
-        if self.solver == "auto":
-            G, rhs, x, lane = (np.ascontiguousarray(a[:, lanes]) for a in (k.G, k.rhs, k.x, k.lane))
-            status = np.ascontiguousarray(k.status[lanes])
-            batch.grid_lanes(
-                place,
-                G,
-                rhs,
-                self.B,
-                grid.rows,
-                self.max_iter,
-                len(failed),
-                x,
-                lane,
-                status,
-                failed,
-            )
-            k.x[:, lanes], k.lane[:, lanes] = x, lane
         H, g = np.empty((n, n)), np.empty(n)
-        for l in lanes.start + np.flatnonzero(failed):
-            if k.status[l] & batch.NO_FIT:
-                continue
-            batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
-            c, k.lane[batch.KKT, l], k.lane[batch.ITERATIONS, l], verdict = solve_osqp(
-                H, g, self.B, grid.K
-            )
-            k.status[l] |= (
-                batch.BY_OSQP if verdict == qp.SOLVED else batch.BY_OSQP | batch.NOT_CONVERGED
-            )
-            batch.pack(place, c, l, k.x)
+        qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
+        c, block.kkt[0, l], block.iterations[0, l], verdict = solve_osqp(H, g, self.B, K)
+        block.status[l] |= status.BY_OSQP
+        if verdict != qp.SOLVED:
+            block.status[l] |= status.NOT_CONVERGED
+        qp.pack(place, c, l, block.x)
+
+    def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
+        c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
+        if self.kernel is not None:
+            rows = normalised_grid(self.order).rows
+            qp.solve_many(H, g, self.B, rows, self.max_iter, c, failed)
+        return c, failed != 0

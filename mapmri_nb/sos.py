@@ -10,10 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .kernels import batch, sdp
+from .engine import Solver
+from .kernels import blocks, qp, sdp, status
 from .kernels.ordering import MAX_ORDER, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
+
+# status bits of an answer of `sdp`
+FLAGS = (0, status.SHIFTED, status.NOT_CONVERGED, status.NOT_CONVERGED)
 
 # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their
 # proof
@@ -207,49 +211,31 @@ def solve_osqp(
     return (status if status == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
 
 
-class GlobalSolver:
-    """
-    Solves blocks of `kernels.batch` over sums of squares: the compiled interior point, or the OSQP
-    reference route.
-    """
+class GlobalSolver(Solver):
+    """Sums of squares: the compiled interior point, or the OSQP reference route."""
 
+    MAX_ITER = 10000
     TOLERANCE = 1e-9  # of the duality gap
 
-    def __init__(self, order: int, solver: str, max_iter: int) -> None:
+    def __init__(self, order: int, solver: str = "auto") -> None:
         if solver == "osqp" and not 2 <= order <= 6:
             raise ValueError(
                 f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
             )
-        self.order, self.solver, self.max_iter = order, solver, max_iter
+        self.order, self.max_iter = order, self.MAX_ITER
+        self.kernel = sdp.solve_block if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
-    def __call__(self, plan: batch.Plan, k: batch.Block, count: int) -> None:
-        """Solve the first `count` voxels of a block."""
+    def problem(self) -> sdp.GlobalProblem:
+        return sdp.GlobalProblem(self.B, sdp.tables(self.order), self.max_iter, self.TOLERANCE)
+
+    def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         place, n = plan.moments.permutation, len(self.B)
-        if self.order == 0:  # the Gaussian is all there is
-            k.x[0], k.lane[batch.MARGIN] = 1.0, 1.0
-            return
-        if self.solver == "auto":
-            t = sdp.tables(self.order)
-            batch.global_lanes(
-                place,
-                k.G,
-                k.rhs,
-                self.B,
-                t,
-                self.max_iter,
-                self.TOLERANCE,
-                count,
-                k.x,
-                k.lane,
-                k.status,
-            )
-            return
         H, g = np.empty((n, n)), np.empty(n)
         for l in range(count):
-            if not k.status[l] & batch.NO_FIT:
-                batch.unpack(place, k.G, k.rhs, k.lane[batch.S0, l], l, H, g)
+            if not block.status[l] & status.NO_FIT:
+                qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
                 verdict, c, info = solve_osqp(H, g, self.B, self.order)
-                k.status[l] |= batch.BY_OSQP | batch.sos_flags(verdict)
-                k.lane[[batch.KKT, batch.ITERATIONS, batch.MARGIN], l] = info[:3]
-                batch.pack(place, c, l, k.x)
+                block.status[l] |= status.BY_OSQP | FLAGS[verdict]
+                block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[:3]
+                qp.pack(place, c, l, block.x)

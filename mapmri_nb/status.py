@@ -2,7 +2,7 @@
 
 import enum
 
-from .kernels import batch
+from .kernels import status
 
 
 class Status(enum.IntFlag):
@@ -12,19 +12,19 @@ class Status(enum.IntFlag):
     """
 
     OK = 0
-    FLOOR = batch.FLOOR
-    DROPPED = batch.DROPPED
-    RTOP_NOT_POSITIVE = batch.RTOP_NOT_POSITIVE
-    WEIGHT_AT_BOUND = batch.WEIGHT_AT_BOUND
-    BY_OSQP = batch.BY_OSQP
-    SHIFTED = batch.SHIFTED
+    FLOOR = status.FLOOR
+    DROPPED = status.DROPPED
+    RTOP_NOT_POSITIVE = status.RTOP_NOT_POSITIVE
+    WEIGHT_AT_BOUND = status.WEIGHT_AT_BOUND
+    BY_OSQP = status.BY_OSQP
+    SHIFTED = status.SHIFTED
     OUTSIDE = 128  # of the mask: in volumes only
-    NO_SIGNAL = batch.NO_SIGNAL
-    TOO_FEW = batch.TOO_FEW
-    NOT_DEFINITE = batch.NOT_DEFINITE
-    NO_ORIGIN = batch.NO_ORIGIN
-    NOT_CONVERGED = batch.NOT_CONVERGED
-    NO_FIT = batch.NO_FIT
+    NO_SIGNAL = status.NO_SIGNAL
+    TOO_FEW = status.TOO_FEW
+    NOT_DEFINITE = status.NOT_DEFINITE
+    NO_ORIGIN = status.NO_ORIGIN
+    NOT_CONVERGED = status.NOT_CONVERGED
+    NO_FIT = status.NO_FIT
 
 
 MEANING = {

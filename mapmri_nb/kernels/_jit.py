@@ -1,4 +1,4 @@
-"""The only place that names Numba's decorator: options, the disk cache, and threads."""
+"""The only place that names Numba's decorator: options, the disk cache, calls by address, threads."""
 
 import hashlib
 import itertools
@@ -7,13 +7,18 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -74,7 +79,9 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Callable[[F], F]:
+def kernel(
+    fastmath: frozenset[str] = frozenset(), inline: bool = False, wrapper: bool = True
+) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
@@ -82,7 +89,7 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
     `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
     option comes from the environment, since the cache key ignores options. `inline` is for
     functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice.
+    twice. `wrapper=False` is for functions that Python never calls: they are called by `address`.
     """
 
     def decorate(function: F) -> F:
@@ -91,6 +98,7 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
             "error_model": "numpy",
             "nogil": True,
             "no_cfunc_wrapper": True,
+            "no_cpython_wrapper": not wrapper,
             "inline": "always" if inline else "never",
         }
         dispatcher = numba.njit(fastmath=flags, **options)(function)
@@ -105,6 +113,72 @@ def kernel(fastmath: frozenset[str] = frozenset(), inline: bool = False) -> Call
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
+
+
+def types_key(values: Any) -> int:
+    """A number for the types of a tuple of arguments, alike in Python and in compiled code."""
+    return 0 if numba.config.DISABLE_JIT else zlib.crc32(str(numba.typeof(values)).encode())
+
+
+def address(functions: Sequence[Any], *arguments: Any) -> Any:
+    """
+    Addresses (k,) of kernels, compiled for the types of `arguments`, for `call`; without the
+    compiler the kernels.
+    """
+    if numba.config.DISABLE_JIT:
+        return list(functions)
+    signature, found = tuple(numba.typeof(a) for a in arguments), []
+    for function in functions:
+        function.compile(signature)
+        compiled = function.overloads[signature]
+        found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+    return np.array(found, np.uint64)
+
+
+def call(function: Any, arguments: Any) -> None:
+    """
+    Call a kernel by its `address`: it stays as it was compiled, where a call by name would make it
+    part of the caller and compile it again. The arguments' types must be those of the address.
+    """
+    function(*arguments)
+
+
+if not numba.config.DISABLE_JIT:
+
+    @intrinsic
+    def _through(typing: Any, place: Any, arguments: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kinds, convention = signature.args[1].types, context.call_conv
+            kind = convention.get_function_type(types.none, kinds)
+            nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
+            result = cgutils.alloca_once_value(builder, nothing)
+            error = cgutils.alloca_once(builder, kind.args[1].pointee)
+            given = cgutils.unpack_tuple(builder, values[1], len(kinds))
+            packed = convention._get_arg_packer(kinds).as_arguments(builder, given)
+            function = builder.inttoptr(values[0], kind.as_pointer())
+            answer = builder.call(function, [result, error, *packed])
+            status = convention._get_return_status(builder, answer, builder.load(error))
+            with cgutils.if_unlikely(builder, status.is_error):
+                convention.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.none(place, arguments), code
+
+    @overload(call)
+    def _call(function: Any, arguments: Any) -> Any:
+        def compiled(function: Any, arguments: Any) -> None:
+            _through(function, arguments)
+
+        return compiled
+
+    @overload(types_key)
+    def _types_key(values: Any) -> Any:
+        key = zlib.crc32(str(values).encode())
+
+        def compiled(values: Any) -> int:
+            return key
+
+        return compiled
 
 
 def plain(function: F) -> F:

@@ -4,21 +4,18 @@ coefficients.
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import moments, rotation, tensor
 from ._jit import kernel
+from ._types import Array, IntArray
 from .lanes import WIDTH
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
-FLOOR, NO_SIGNAL = 1, 256  # status bits: an eigenvalue raised to the floor; no tensor
+from .status import FLOOR, NO_SIGNAL
 
 
-@kernel()
+@kernel(inline=True)
 def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Array) -> None:
     """
     Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of
@@ -42,7 +39,7 @@ def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Ar
                 status[l] |= FLOOR
 
 
-@kernel()
+@kernel(inline=True)
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
     """
     The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the
@@ -57,35 +54,34 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
                 R[l, i, j] = given[i, j] * (flip if j == 2 else 1.0)
 
 
-@kernel()
-def scales(
-    isotropic: bool, static_scale: float, tau: float, values: Array, R: Array, angles: Array, mu: Array,
-    mu_tensor: Array, D: Array, D_scale: Array,
-) -> None:  # fmt: skip
+@kernel(inline=True)
+def scales(plan: Any, block: Any) -> None:
     """
-    Scales of the basis and the tensor (3, V), the tensors of both (6, V), and the rotation angles
-    of the frames.
+    Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
+    of a `blocks.Block` from its eigenvalues and frames.
     """
-    eigenvalues = np.empty(3)
-    for l in range(R.shape[0]):
-        rotation.frame_angles(R[l], angles, l)
+    eigenvalues, angles = np.empty(3), block.moments.angles
+    mu, mu_tensor, D = block.mu, block.mu_tensor, block.D
+    for l in range(block.R.shape[0]):
+        rotation.frame_angles(block.R[l], angles, l)
         for i in range(3):
-            eigenvalues[i] = values[i, l]
-            mu_tensor[i, l] = math.sqrt(2.0 * tau * values[i, l])
+            eigenvalues[i] = block.values[i, l]
+            mu_tensor[i, l] = math.sqrt(2.0 * plan.tau * block.values[i, l])
             mu[i, l] = mu_tensor[i, l]
-        tensor.tensor_elements(R[l], eigenvalues, D_scale, l)
-        u0 = static_scale
-        if isotropic and static_scale == 0.0:
+        tensor.tensor_elements(block.R[l], eigenvalues, block.D_scale, l)
+        u0 = plan.static_scale
+        if plan.isotropic and plan.static_scale == 0.0:
             for i in range(3):
                 eigenvalues[i] = mu_tensor[i, l]
             u0 = tensor.isotropic_scale(eigenvalues)
         for r in range(6):
-            D[r, l] = D_scale[r, l]
-            if isotropic:
-                D[r, l] = u0 * u0 / (2.0 * tau) if r == 0 or r == 2 or r == 5 else 0.0
-        if isotropic:
-            for i in range(3):
+            D[r, l] = block.D_scale[r, l]
+            if plan.isotropic:
+                D[r, l] = u0 * u0 / (2.0 * plan.tau) if r == 0 or r == 2 or r == 5 else 0.0
+        for i in range(3):
+            if plan.isotropic:
                 mu[i, l] = u0
+            block.stretched[i, l] = mu[i, l]
 
 
 @kernel()
@@ -104,7 +100,7 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel()
+@kernel(inline=True)
 def undo_field(field: Array, i0: int, b: Array) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
@@ -121,16 +117,14 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel()
-def apply_field(
-    field: Array, i0: int, isotropic: bool, R: Array, D: Array, D_scale: Array, work: moments.MomentWork, mu: Array,
-    stretched: Array,
-) -> None:  # fmt: skip
+@kernel(inline=True)
+def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
     """
-    Tensors as the nominal table sees them, and the map from its q to the voxel's frame, R'(I+F), in
-    `work`.
+    Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
+    voxel's frame, R'(I+F), in its scratch.
     """
     m, A = np.empty((3, 3)), np.empty((3, 3))
+    R, work = block.R, block.moments
     for l in range(R.shape[0]):
         F = field[min(i0 + l, field.shape[0] - 1)]
         for i in range(3):
@@ -142,13 +136,13 @@ def apply_field(
                 if not isotropic:
                     A[i, j] = R[l, 0, i] * m[0, j] + R[l, 1, i] * m[1, j] + R[l, 2, i] * m[2, j]
         rotation.linear_angles(A, work.angles, work.skew, work.stretch, l)
-        congruence(m, D, l)
-        congruence(m, D_scale, l)
+        congruence(m, block.D, l)
+        congruence(m, block.D_scale, l)
         for i in range(3):
-            stretched[i, l] = mu[i, l] * work.stretch[i, l]
+            block.stretched[i, l] = block.mu[i, l] * work.stretch[i, l]
 
 
-@kernel()
+@kernel(inline=True)
 def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
     """Signs (3, V) between the columns of the frames used and those given."""
     for l in range(R.shape[0]):

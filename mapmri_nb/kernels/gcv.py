@@ -349,7 +349,7 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
     return found
 
 
-@kernel()
+@kernel(inline=True)
 def choose(
     G: Array, rhs: Array, mu: Array, yy: Array, samples: Array, t: GcvTables, weights: Array,
     work: Work, weight: Array, bound: IntArray,

@@ -15,16 +15,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import lanes, ordering
 from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows
-from .linalg import SparseMap, block_map, block_product, block_set, exp, pad4, sparse_map
-from .rotation import Pairs, rotate, rotate_back, shear_pairs, skew_back, skew_moments
+from .linalg import SparseMap, block_map, block_product, exp, pad4, sparse_map
+from .rotation import Pairs, shear_pairs
 from .tensor import UNIT, design_matrix
 
-Array = NDArray[np.float64]
 LARGEST_ROUNDING = (
     1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 5-10 us more
 )
@@ -34,8 +33,8 @@ LARGEST_ROUNDING_ALONE = 1e-10  # where no Laplacian bounds what an ill-conditio
 class OrderTables(NamedTuple):
     """Constants of one radial order; coefficients in block order (`ordering.block_index_table`)."""
 
-    exponents: NDArray[np.uint64]  # (n2, 3) monomials of degree <= 2N
-    exponents_low: NDArray[np.uint64]  # (n, 3) monomials of degree <= N
+    exponents: Unsigned  # (n2, 3) monomials of degree <= 2N
+    exponents_low: Unsigned  # (n, 3) monomials of degree <= N
     # (5, p2, 2) for x += t y, y += t x, y += t z, z += t y, z += t x on moments of degree <= 2N
     shears: Pairs
     shears_low: Pairs  # (5, p, 2) the same for degree <= N
@@ -45,8 +44,8 @@ class OrderTables(NamedTuple):
     synthesis: (
         SparseMap  # (n -> n) its transpose: coefficients to the monomials of the fitted polynomial
     )
-    permutation: NDArray[np.uint64]  # (n,) position in DIPY's order of each coefficient
-    index: NDArray[np.int64]  # (n, 3)
+    permutation: Unsigned  # (n,) position in DIPY's order of each coefficient
+    index: IntArray  # (n, 3)
     origin: Array  # (n,) B_n
 
 
@@ -79,7 +78,7 @@ def _linearisation(order: int) -> Array:
     return out
 
 
-def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
+def _hermite_map(exponents: IntArray, sign: Array) -> SparseMap:
     """
     Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree).
     """
@@ -96,7 +95,7 @@ def _hermite_map(exponents: NDArray[np.int64], sign: Array) -> SparseMap:
     return sparse_map(np.array(dst), np.array(src), np.array(coef), len(exponents))
 
 
-def _gram_map(index: NDArray[np.int64], order: int) -> SparseMap:
+def _gram_map(index: IntArray, order: int) -> SparseMap:
     """
     Packed lower M'M from Hermite moments; vectorised over pairs (plain Python took two seconds).
     """
@@ -242,7 +241,7 @@ def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
-def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -> None:
+def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
     """Multiply each monomial by its powers of the scales."""
     stride = np.uint64(degree + 1)
     for l in range(0, M.shape[1], WIDTH):
@@ -253,7 +252,7 @@ def _scale(exponents: NDArray[np.uint64], degree: int, power: Array, M: Array) -
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def _expected_rounding(
+def expected_rounding(
     s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array
 ) -> None:
     """
@@ -276,127 +275,96 @@ def _expected_rounding(
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def _own_frame(
-    t: OrderTables, s: Scheme, turn: int, degree: int, mu: Array, work: MomentWork
-) -> None:
+def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: MomentWork) -> None:
     """
-    Hermite moments straight from q in each voxel's frame, without cancellation, where `work.strain`
-    asks for it.
+    Hermite moments of voxels l to l + WIDTH - 1 straight from q in each voxel's frame, without
+    cancellation, where `work.strain` asks for it. `bent`: with the shears of `work.skew`.
     """
+    degree = work.power.shape[0] // 3 - 1
     stride = np.uint64(degree + 1)
-    block_set(work.own, 0.0)
-    for l in range(0, work.own.shape[1], WIDTH):
-        own, power, weight, angles = (
-            rows(work.own, l),
-            rows(work.power, l),
-            rows(work.gg, l),
-            rows(work.angles, l),
-        )
-        scale = rows(mu, l)
-        for k in range(s.points.shape[0]):
-            x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
-            for i in range(3):  # the shears of `rotate` and `skew_moments`
-                tan, sin = angles[2 * i], angles[2 * i + 1]
-                a, b = (y, z) if i == 1 else (x, y)
-                a += tan * b
-                b -= sin * a
-                a += tan * b
-                if i == 1:
-                    y, z = a, b
-                else:
-                    x, y = a, b
-            if turn == 2:
-                skew = rows(work.skew, l)
-                z += skew[0] * y + skew[1] * x
-                y += skew[2] * x
-            x, y, z = s.wave * scale[0] * x, s.wave * scale[1] * y, s.wave * scale[2] * z
-            a, b, c, a0, b0, c0 = (
-                weight[k],
-                every(1.0),
-                every(1.0),
-                every(0.0),
-                every(0.0),
-                every(0.0),
-            )
-            for e in range(
-                degree + 1
-            ):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
-                power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
-                up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
-                a, a0 = up * x * a - down * a0, a
-                b, b0 = up * y * b - down * b0, b
-                c, c0 = up * z * c - down * c0, c
-            for r in range(t.exponents.shape[0]):
-                p, q = power[t.exponents[r, 0]], power[stride + t.exponents[r, 1]]
-                own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
-        hermite, strain = rows(work.hermite, l), rows(work.strain, l)[0]
+    own, power, weight = rows(work.own, l), rows(work.power, l), rows(work.gg, l)
+    angles, scale, shears = rows(work.angles, l), rows(mu, l), rows(work.skew, l)
+    for r in range(t.exponents.shape[0]):
+        own[r] = every(0.0)
+    for k in range(s.points.shape[0]):
+        x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
+        for i in range(3):  # the shears of `rotate` and `skew_moments`
+            tan, sin = angles[2 * i], angles[2 * i + 1]
+            a, b = (y, z) if i == 1 else (x, y)
+            a += tan * b
+            b -= sin * a
+            a += tan * b
+            if i == 1:
+                y, z = a, b
+            else:
+                x, y = a, b
+        if bent:
+            z += shears[0] * y + shears[1] * x
+            y += shears[2] * x
+        x, y, z = s.wave * scale[0] * x, s.wave * scale[1] * y, s.wave * scale[2] * z
+        a, b, c = weight[k], every(1.0), every(1.0)
+        a0, b0, c0 = every(0.0), every(0.0), every(0.0)
+        for e in range(degree + 1):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
+            power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
+            up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
+            a, a0 = up * x * a - down * a0, a
+            b, b0 = up * y * b - down * b0, b
+            c, c0 = up * z * c - down * c0, c
         for r in range(t.exponents.shape[0]):
-            hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
+            p, q = power[t.exponents[r, 0]], power[stride + t.exponents[r, 1]]
+            own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
+    hermite, strain = rows(work.hermite, l), rows(work.strain, l)[0]
+    for r in range(t.exponents.shape[0]):
+        hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
 
 
-@kernel(fastmath=CONTRACT)
-def normal_equations(
-    t: OrderTables, s: Scheme, order: int, y: Array, w: Array, plain: bool, D: Array, mu: Array, turn: int,
-    work: MomentWork, G: Array, rhs: Array,
-) -> None:  # fmt: skip
+@kernel(fastmath=CONTRACT, inline=True)
+def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: MomentWork) -> None:
     """
-    Packed M'M (n(n+1)/2, V) and M'y (n, V), in block order, of the basis at mu (3, V) in the frame
-    of work.angles.
+    Moments of g^2 (degree 2N, into work.high) and g y (degree N, work.low) in the fixed frame.
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. D : (6, V) the tensor of the basis' Gaussian. turn : 0 leaves
-        the fixed frame, 1 rotates by work.angles, 2 shears by work.skew after that (mu then times
-        work.stretch).
+    y, w : (n, V) samples and weights. plain : all weights are 1. D : (6, V) the tensor of the
+        basis' Gaussian.
     """
     gaussian(s.design, D, work.g)
     _weigh(work.g, y, w, plain, work.gg, work.gy)
     block_product(s.high, work.gg, work.high)
     block_product(s.low, work.gy, work.low)
-    if turn > 0:
-        rotate(t.shears, work.angles, work.high)
-        rotate(t.shears_low, work.angles, work.low)
-    if turn == 2:
-        skew_moments(t.shears, work.skew, work.high)
-        skew_moments(t.shears_low, work.skew, work.low)
-    if turn > 0:
-        _expected_rounding(s, work.gg, mu, 2 * order, work.high, work.strain)
-    _powers(mu, s.wave, 2 * order, work.power)
-    _scale(t.exponents, 2 * order, work.power, work.high)
-    _scale(t.exponents_low, 2 * order, work.power, work.low)
+
+
+@kernel(fastmath=CONTRACT, inline=True)
+def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: MomentWork) -> None:
+    """
+    Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
+    moments of degree N at these scales (work.low); degree = 2N.
+    """
+    _powers(mu, s.wave, degree, work.power)
+    _scale(t.exponents, degree, work.power, work.high)
+    _scale(t.exponents_low, degree, work.power, work.low)
     block_map(t.hermite, work.high, work.hermite)
-    strained = False
-    for l in range(mu.shape[1]):
-        strained = strained or (turn > 0 and work.strain[0, l] > s.rounding)
-    if strained:
-        _own_frame(t, s, turn, 2 * order, mu, work)
-    block_map(t.gram, work.hermite, G)
-    block_map(t.right, work.low, rhs)
 
 
-@kernel()
-def fitted_signal(
-    t: OrderTables,
-    s: Scheme,
-    order: int,
-    coef: Array,
-    mu: Array,
-    turn: int,
-    work: MomentWork,
-    out: Array,
+@kernel(fastmath=CONTRACT, inline=True)
+def polynomial(
+    t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, work: MomentWork
 ) -> None:
     """
-    Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), by the transpose of the way to M'y.
-
-    `work.g` and `work.angles` belong to these voxels; coef (n, V) in block order.
+    Coefficients (n, V), block order, to the monomials of the fitted polynomial in the voxel's frame
+    (work.low): the transpose of the way to M'y.
     """
     block_map(t.synthesis, coef, work.low)
     _powers(mu, s.wave, 2 * order, work.power)
     _scale(t.exponents_low, 2 * order, work.power, work.low)
-    if turn == 2:
-        skew_back(t.shears_low, work.skew, work.low)
-    if turn > 0:
-        rotate_back(t.shears_low, work.angles, work.low)
+
+
+@kernel(fastmath=CONTRACT, inline=True)
+def signal(s: Scheme, work: MomentWork, out: Array) -> None:
+    """
+    Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), from the polynomial in the fixed
+    frame (work.low) and the voxels' Gaussians (work.g).
+    """
     block_product(s.low_t, work.low, out)
     for l in range(0, out.shape[1], WIDTH):
         fitted, g = rows(out, l), rows(work.g, l)

@@ -10,16 +10,14 @@ octant: four sums over the parity classes price four rows at once.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from .status import NO_FIT, NOT_CONVERGED
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
 # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three
@@ -505,3 +503,60 @@ def solve_many(
                 if _pursue(H, g[v], B, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
                 else 0
             )
+
+
+# ---- blocks of voxels
+
+
+class GridProblem(NamedTuple):
+    """What `solve_block` needs besides the block."""
+
+    B: Array  # (n,)
+    grid: GridRows
+    max_iter: int
+
+
+@kernel()
+def unpack(place: Unsigned, G: Array, rhs: Array, S0: float, l: int, H: Array, g: Array) -> None:
+    """
+    Normal equations H (n, n), g (n,) of voxel l of a block in DIPY's order, for data divided by S0.
+    """
+    for i in range(g.size):
+        g[place[i]] = rhs[i, l] / S0
+        for j in range(i + 1):
+            value = G[i * (i + 1) // 2 + j, l]
+            H[place[i], place[j]] = value
+            H[place[j], place[i]] = value
+
+
+@kernel()
+def pack(place: Unsigned, c: Array, l: int, x: Array) -> None:
+    """Coefficients of one voxel from DIPY's order into column l of x (n, V)."""
+    for i in range(c.size):
+        x[i, l] = c[place[i]]
+
+
+@kernel()
+def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: int) -> None:
+    """
+    Solve the grid QP of voxels start to stop of a `blocks.Block`; NOT_CONVERGED where `solve`'s own
+    check says no.
+    """
+    n = problem.B.size
+    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
+    work = workspace(n, problem.grid.values.shape[1])
+    for l in range(start, stop):
+        if block.status[l] & NO_FIT:
+            continue
+        unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
+        if solve(H, g, problem.B, problem.grid, problem.max_iter, work, c, info) != SOLVED:
+            block.status[l] |= NOT_CONVERGED
+        block.kkt[0, l] = info[0]
+        block.iterations[0, l] = info[1]
+        pack(plan.moments.permutation, c, l, block.x)
+
+
+@kernel(wrapper=False)
+def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
+    """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
+    solve_voxels(problem, plan, block, 0, count)

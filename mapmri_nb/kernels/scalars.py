@@ -13,15 +13,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import laplacian, ordering
 from ._jit import kernel
-from .lanes import pick, sqrt
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-Unsigned = NDArray[np.uint64]  # signed positions would cost a wrap-around test at every access
+from ._types import Array, IntArray, Unsigned
+from .lanes import WIDTH, pick, rows, sqrt
+from .linalg import block_gather
 
 
 class IndexTables(NamedTuple):
@@ -219,3 +216,23 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
     out[6] = ng_parallel(coef, t)
     out[7] = ng_perpendicular(coef, t)
     out[8] = laplacian_norm(coef, mu, t)
+
+
+@kernel()
+def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
+    """
+    The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's
+    frame.
+    """
+    a, m, values = (
+        np.empty((coef.shape[1], WIDTH)),
+        np.empty((3, WIDTH)),
+        np.empty((out.shape[1], WIDTH)),
+    )
+    for i0 in range(start, stop, WIDTH):
+        block_gather(coef, i0, stop, a)
+        block_gather(mu, i0, stop, m)
+        nine_indices(rows(a, 0), rows(m, 0), t, rows(values, 0))
+        for l in range(min(WIDTH, stop - i0)):
+            for i in range(out.shape[1]):
+                out[i0 + l, i] = values[i, l]

@@ -12,16 +12,15 @@ matrices.
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from . import status
 from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray
 from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from .qp import pack, unpack
 
 # CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that
 # the certificate needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT:
@@ -594,3 +593,34 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info
         info[3] -= t.reference[i] * eta[i]
     _blend(work.square[0], 1.0, t.Q, info[3])
     return certify(c, t, work, info)
+
+
+class GlobalProblem(NamedTuple):
+    """What `solve_block` needs besides the block."""
+
+    B: Array  # (n,)
+    tables: Tables
+    max_iter: int
+    tol: float
+
+
+@kernel(wrapper=False)
+def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> None:
+    """
+    Solve the sum-of-squares problem of the first `count` voxels of a `blocks.Block`, with the
+    margins of their certificates: a stage of `blocks.run`.
+    """
+    n, t = problem.B.size, problem.tables
+    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(4)
+    work = workspace(n, t.Z.shape[1])
+    for l in range(count):
+        if block.status[l] & status.NO_FIT:
+            continue
+        unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
+        answer = solve(H, g, problem.B, t, problem.max_iter, problem.tol, work, c, info)
+        if answer == SHIFTED:
+            block.status[l] |= status.SHIFTED
+        elif answer != CERTIFIED:
+            block.status[l] |= status.NOT_CONVERGED
+        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[0], info[1], info[2]
+        pack(plan.moments.permutation, c, l, block.x)

@@ -149,7 +149,7 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
     block_backsolve(work.normal, n, out)
 
 
-@kernel(fastmath=CONTRACT)
+@kernel(fastmath=CONTRACT, inline=True)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """
     Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy
@@ -297,7 +297,7 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
             r += 1
 
 
-@kernel()
+@kernel(inline=True)
 def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) -> None:
     """
     S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is

@@ -18,13 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..fit import RADIAL, MapmriFit, fit_rows
 from ..indices import INDICES, select
-from ..kernels import batch, hermite, laplacian, ordering, propagator, scalars
+from ..kernels import blocks, hermite, laplacian, ordering, propagator, scalars
 from ..kernels._jit import n_threads, one_thread, spread
 from ..kernels.lanes import empty, padded
 from ..kernels.linalg import block_product, pad4
 from ..kernels.tensor import isotropic_scale
 from ..model import MapmriModel, sample_slabs
-from ..positivity import GridSolver
 from ..status import Status
 
 Array = NDArray[np.float64]
@@ -253,20 +252,16 @@ def _constrained(
     Values (names, n) of replicates y (samples, n) at held scales: one H for all of them where the
     solver takes that.
     """
-    v, gtab, failed = voxel.row, model.gtab, np.ones(y.shape[1], bool)
-    values = np.empty((len(names), y.shape[1]))
-    if isinstance(model._solve, GridSolver):
-        b0 = gtab.b0s_mask
-        decay = gtab.bvals * (
-            (gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau))
-        )
-        S0 = (
-            (voxel.w * np.exp(decay))[b0] @ y[b0] / voxel.w[b0].sum()
-        )  # as `tensor.signal_at_origin`
-        g = _product(voxel.M.T * voxel.w, y) / S0
-        coef, failed = model._solve.many(voxel.H, np.ascontiguousarray(g.T), fit.mu[v])
-        failed |= ~(S0 > 0)
-        values[:, ~failed] = index_values(names, voxel.forms, coef[~failed].T)
+    v, gtab = voxel.row, model.gtab
+    values, b0 = np.empty((len(names), y.shape[1])), gtab.b0s_mask
+    decay = gtab.bvals * (
+        (gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau))
+    )
+    S0 = (voxel.w * np.exp(decay))[b0] @ y[b0] / voxel.w[b0].sum()  # `tensor.signal_at_origin`
+    g = _product(voxel.M.T * voxel.w, y) / S0
+    coef, failed = model.engine.solver.many(voxel.H, np.ascontiguousarray(g.T))
+    failed |= ~(S0 > 0)
+    values[:, ~failed] = index_values(names, voxel.forms, coef[~failed].T)
     if failed.any():
         weight = fit.laplacian_weight[v : v + 1].copy()
         values[:, failed] = _refitted(model, fit, voxel, y[:, failed], names, True, weight)
@@ -289,9 +284,10 @@ def _refitted(
     none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
     scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if hold else none
     field = none[1] if fit.field is None else fit.field[row].copy()
-    out = model.fit_rows(
-        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, 1, weight
+    data = blocks.Data(
+        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field
     )
+    out = model.engine.fit(data, 1, weight)
     again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
     return np.stack([again.index(name) for name in names])
 
@@ -321,8 +317,8 @@ def _summary(values: Array, own: Array) -> Array:
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
     P, out = pad4(A), np.empty((len(A), X.shape[1]))
-    for first in range(0, X.shape[1], batch.LANES):
-        part = X[:, first : first + batch.LANES]
+    for first in range(0, X.shape[1], blocks.VOXELS):
+        part = X[:, first : first + blocks.VOXELS]
         block, product = empty(len(X), padded(part.shape[1])), empty(len(P), padded(part.shape[1]))
         block[:, : part.shape[1]] = part
         block_product(P, block, product)
@@ -378,7 +374,7 @@ def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) ->
     """
     B, unit, sums = _constants(order)
     u0, nine = isotropic_scale(np.array(mu_tensor)), np.empty((len(unit), 9))
-    batch.indices(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
+    scalars.index_rows(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
     nine[:, INDICES["qiv"].column] = 1.0 / nine[:, INDICES["qiv"].column]
     functionals = nine.T @ unit  # a linear one is known by its values on unit vectors
     parts = {name: functionals[INDICES[name].column, None] for name in LINEAR}

@@ -1,0 +1,536 @@
+"""
+A fit, block by block: V voxels pass through a list of stages, from their samples to their results.
+
+    read -> fit_tensor -> tensor_scales -> fixed_moments -> hermite_moments -> equations
+         -> regularise -> solve -> synthesise -> finish
+
+Every stage is a compiled function of the same arguments, `(plan, data, block, out, i0, stop)`: it
+reads and writes the arrays of `block`, which belong to voxels i0, i0 + 1, ... of `data`. `run`
+calls the stages through their addresses, without the GIL and without Python between them. A mode is
+a list of stages (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments
+in the voxel's own frame and GCV are stages of their own. Every voxel is computed alone, so that
+results depend neither on V nor on where `start` and `stop` cut.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import frames, gcv, lanes, laplacian, moments, rotation, tensor
+from ._jit import CONTRACT, address, call, kernel, types_key
+from ._types import Array, IntArray, Unsigned
+from .lanes import WIDTH, every, pick, rows, sqrt
+from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
+from .status import (
+    DROPPED,
+    NO_FIT,
+    NO_ORIGIN,
+    NO_SIGNAL,
+    NOT_DEFINITE,
+    RTOP_NOT_POSITIVE,
+    STRAINED,
+    TOO_FEW,
+    WEIGHT_AT_BOUND,
+)
+
+VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
+# rows of Block.scalars and columns of Out.scalars, in this order
+SCALARS = (
+    "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin",
+)  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """Everything constant for a model and a gradient table."""
+
+    order: int
+    isotropic: bool
+    tau: float  # s
+    floor: float  # mm2/s, smallest eigenvalue
+    static_scale: float  # mm, u0 given by static_diffusivity; 0: from the tensor
+    needed: int  # fewest valid samples
+    tensor: tensor.TensorTables
+    moments: moments.OrderTables
+    scheme: moments.Scheme
+    lap: laplacian.LaplacianTables
+    gcv: gcv.GcvTables
+    public: SparseMap  # block order to the basis' public coefficients
+    laplacian_weights: Array  # (0,) GCV, (1,) fixed, more: the best of them
+
+
+class Data(NamedTuple):
+    """
+    Rows of voxels, float64 and C-contiguous; given scales and field have length 0 when absent, and
+    any array may have length 1 for all voxels.
+    """
+
+    y: Array  # (voxels, n)
+    weight: Array  # (voxels, n) sample weights
+    mu: Array  # (voxels, 3) given scales
+    R: Array  # (voxels, 3, 3) given frames
+    field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
+
+
+class Out(NamedTuple):
+    """Rows of results, written in place."""
+
+    coef: Array  # (voxels, n)
+    mu: Array  # (voxels, 3) scales of the basis
+    mu_tensor: Array  # (voxels, 3)
+    R: Array  # (voxels, 3, 3)
+    scalars: Array  # (voxels, 9): SCALARS
+    status: IntArray  # (voxels,)
+
+
+class Block(NamedTuple):
+    """State and scratch of one block of V voxels, for one thread; make it with `new_block`."""
+
+    y: Array  # (samples, V)
+    w: Array  # (samples, V), 0: missing
+    ordinary: IntArray  # (1,), 1 where all weights are 1 and all samples positive
+    tensor: tensor.TensorWork
+    moments: moments.MomentWork
+    gcv: gcv.Work
+    values: Array  # (3, V) eigenvalues of the scale tensor
+    R: Array  # (V, 3, 3)
+    D: Array  # (6, V) tensor of the basis' Gaussian
+    D_scale: Array  # (6, V) scale tensor
+    mu: Array  # (3, V)
+    mu_tensor: Array  # (3, V)
+    stretched: Array  # (3, V) mu, times the scales of the field
+    sign: Array  # (3, V) of the columns of R against those given
+    G: Array  # ((n + 1)(n + 2)/2, V) packed M'M + weight L, and a right-hand side's row
+    rhs: Array  # (n, V) M'y
+    x: Array  # (n, V) coefficients in block order
+    public: Array  # (n, V) coefficients of the basis
+    pivot: Array  # (1, V)
+    factors: Array  # (6, V) `laplacian.factors`
+    bound: IntArray  # (V,)
+    status: IntArray  # (V,)
+    scalars: Array  # (9, V): the rows below, which are views of it
+    S0: Array
+    laplacian_weight: Array
+    yy: Array  # y'Wy
+    valid: Array  # number of valid samples
+    rmse: Array
+    r2: Array
+    kkt: Array
+    iterations: Array
+    margin: Array  # of the certificate of positivity
+
+
+class Stages(NamedTuple):
+    """Addresses of compiled stages; without the compiler, the functions themselves."""
+
+    before: Unsigned  # up to the normal equations
+    solve: Unsigned  # (1,)
+    after: Unsigned  # from coefficients to results
+    key: int  # of the types that they were compiled for
+
+
+def new_block(plan: Plan, V: int) -> Block:
+    """A block of V voxels for `plan`; V is a `lanes.padded` number."""
+    n, samples = plan.moments.origin.size, len(plan.scheme.points)
+
+    def empty(*sizes: int) -> list[Array]:
+        return [lanes.empty(size, V) for size in sizes]
+
+    chosen = plan.laplacian_weights.size != 1
+    scalars = lanes.empty(len(SCALARS), V)
+    return Block(
+        *empty(samples, samples),
+        np.zeros(1, np.int64),
+        tensor.workspace(plan.tensor.pinv.shape[1], V),
+        moments.workspace(plan.moments, plan.scheme, plan.order, V),
+        gcv.workspace(n if chosen else 0, V if chosen else 0),
+        *empty(3),
+        np.zeros((V, 3, 3)),
+        *empty(6, 6, 3, 3, 3, 3, (n + 1) * (n + 2) // 2, n, n, n, 1, 6),
+        np.zeros(V, np.int64),
+        np.zeros(V, np.int64),
+        scalars,
+        *(scalars[k : k + 1] for k in range(len(SCALARS))),
+    )
+
+
+def new_rows(count: int, n: int) -> Out:
+    """Rows of results for `count` voxels with n coefficients."""
+    return Out(
+        np.zeros((count, n)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
+        np.zeros((count, len(SCALARS))), np.zeros(count, np.int64),
+    )  # fmt: skip
+
+
+# ---- from samples to scales
+
+
+@kernel()
+def _odd(values: Array, weight: Array) -> int:
+    """How many samples of a voxel are not positive, not finite, or not of weight 1."""
+    odd = 0
+    for k in range(values.size):
+        odd += 1 - ((values[k] > 0.0) & (values[k] < math.inf) & (weight[k] == 1.0))
+    return odd
+
+
+@kernel(wrapper=False)
+def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """
+    Transpose the samples into y (n, V); one that is not finite, or of weight 0, is missing (value
+    0, weight 0).
+
+    The last block repeats its last voxel. Begins the status.
+    """
+    y, w, samples = block.y, block.w, plan.tensor.samples
+    n, block.ordinary[0] = data.y.shape[1], 1
+    for l in range(block.status.size):
+        v = min(i0 + l, data.y.shape[0] - 1)
+        values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
+        block.valid[0, l], block.status[l] = n, 0
+        if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
+            for k in range(n):
+                y[k, l] = values[k]
+                w[k, l] = 1.0
+            continue
+        block.ordinary[0] = 0
+        valid, logs, size, flags = 0, 0, 0.0, 0
+        for k in range(n):
+            value, factor = values[k], weight[k]
+            if not math.isfinite(value) or factor == 0.0:
+                value, factor = 0.0, 0.0
+            y[k, l] = value
+            w[k, l] = factor
+            if factor > 0.0:
+                valid += 1
+                size += abs(value)
+            if not (factor > 0.0 and value > 0.0):
+                flags |= DROPPED
+        for k in range(samples.size):
+            if w[samples[k], l] > 0.0 and y[samples[k], l] > 0.0:
+                logs += 1
+        if size == 0.0:
+            flags |= NO_SIGNAL
+        elif logs < 7 or valid < plan.needed:
+            flags |= TOO_FEW
+        block.status[l] = flags
+        block.valid[0, l] = valid
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The scale tensor, as the nominal table sees it."""
+    tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
+
+
+@kernel(wrapper=False)
+def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The true scale tensor, where the gradients are not linear."""
+    frames.undo_field(data.field, i0, block.tensor.b)
+
+
+@kernel(wrapper=False)
+def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """Frames and scales of the tensor."""
+    frames.fitted_frames(block.tensor.b, plan.floor, block.status, block.values, block.R)
+    frames.scales(plan, block)
+    for l in range(block.status.size):
+        for i in range(3):
+            block.sign[i, l] = 1.0
+
+
+@kernel(wrapper=False)
+def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """Frames and scales of the caller."""
+    frames.given_frames(data.mu, data.R, plan.tau, i0, block.values, block.R)
+    frames.scales(plan, block)
+    frames.column_signs(block.R, data.R, i0, block.sign)
+
+
+@kernel(wrapper=False)
+def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame."""
+    frames.apply_field(data.field, i0, plan.isotropic, block)
+
+
+# ---- from scales to the normal equations
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
+    work, t = block.moments, plan.moments
+    tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
+    for l in range(block.status.size):
+        if not block.S0[0, l] > 0.0:
+            block.status[l] |= NO_SIGNAL
+    moments.fixed_moments(plan.scheme, block.y, block.w, block.ordinary[0] == 1, block.D, work)
+    if not plan.isotropic or data.field.shape[0] > 0:
+        rotation.rotate(t.shears, work.angles, work.high)
+        rotation.rotate(t.shears_low, work.angles, work.low)
+
+
+@kernel(wrapper=False)
+def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The shears that non-linear gradients add to the rotation."""
+    work, t = block.moments, plan.moments
+    rotation.skew_moments(t.shears, work.skew, work.high)
+    rotation.skew_moments(t.shears_low, work.skew, work.low)
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
+    work, s, degree = block.moments, plan.scheme, 2 * plan.order
+    if not plan.isotropic or data.field.shape[0] > 0:
+        moments.expected_rounding(s, work.gg, block.stretched, degree, work.high, work.strain)
+        for l in range(block.status.size):
+            if work.strain[0, l] > s.rounding:
+                block.status[l] |= STRAINED
+    moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
+    bent = data.field.shape[0] > 0
+    for l in range(0, block.status.size, WIDTH):
+        strained = 0
+        for v in range(l, l + WIDTH):
+            strained |= block.status[v] & STRAINED
+            block.status[v] &= ~STRAINED
+        if strained != 0:
+            moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
+    block_map(plan.moments.gram, block.moments.hermite, block.G)
+    block_map(plan.moments.right, block.moments.low, block.rhs)
+    if plan.laplacian_weights.size == 1:
+        for l in range(block.status.size):
+            block.laplacian_weight[0, l] = plan.laplacian_weights[0]
+
+
+@kernel(fastmath=CONTRACT, inline=True)
+def sum_squares(y: Array, w: Array, out: Array) -> None:
+    """y'Wy of every voxel into out (1, V)."""
+    for l in range(0, y.shape[1], WIDTH):
+        a, b, total = rows(y, l), rows(w, l), every(0.0)
+        for k in range(y.shape[0]):
+            total += b[k] * a[k] * a[k]
+        rows(out, l)[0] = total
+
+
+@kernel(wrapper=False)
+def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The Laplacian weight by generalised cross-validation."""
+    sum_squares(block.y, block.w, block.yy)
+    gcv.choose(
+        block.G, block.rhs, block.mu, block.yy, block.valid, plan.gcv, plan.laplacian_weights,
+        block.gcv, block.laplacian_weight, block.bound,
+    )  # fmt: skip
+    for l in range(block.status.size):
+        if block.bound[l] != 0:
+            block.status[l] |= WEIGHT_AT_BOUND
+
+
+@kernel(wrapper=False)
+def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """G = M'M + weight L."""
+    laplacian.factors(block.mu, block.factors)
+    laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
+    for l in range(block.status.size):
+        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
+
+
+# ---- from the normal equations to results
+
+
+@kernel(wrapper=False)
+def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
+    """
+    Coefficients of MAP and MAPL, without constraints, by Cholesky.
+
+    E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0.
+    """
+    origin = plan.moments.origin
+    n = origin.size
+    for l in range(0, block.G.shape[1], WIDTH):
+        last, b = rows(block.G, l), rows(block.rhs, l)
+        for i in range(n):
+            last[n * (n + 1) // 2 + i] = b[i]
+    block_cholesky(block.G, n, block.pivot)
+    block_backsolve(block.G, n, block.x)
+    for l in range(0, block.G.shape[1], WIDTH):
+        c, total = rows(block.x, l), every(0.0)
+        for i in range(n):
+            total += origin[i] * c[i]
+        total = pick(total, 0.0, total, math.nan)
+        rows(block.S0, l)[0] = total
+        for i in range(n):
+            c[i] /= total
+    for l in range(block.status.size):
+        if not block.pivot[0, l] > n * 2.3e-16:
+            block.status[l] |= NOT_DEFINITE
+        if not block.S0[0, l] > 0.0:
+            block.status[l] |= NO_ORIGIN
+
+
+@kernel(wrapper=False)
+def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """Coefficients to the polynomial of the fitted signal in the voxel's frame."""
+    moments.polynomial(
+        plan.moments, plan.scheme, plan.order, block.x, block.stretched, block.moments
+    )
+
+
+@kernel(wrapper=False)
+def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The transpose of `skew`."""
+    rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
+
+
+@kernel(fastmath=CONTRACT, inline=True)
+def _residuals(block: Block) -> None:
+    """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E."""
+    for l in range(0, block.y.shape[1], WIDTH):
+        a, weight, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
+        S0, count = rows(block.S0, l)[0], rows(block.valid, l)[0]
+        mean = square = variance = every(0.0)
+        for k in range(block.y.shape[0]):
+            mean += a[k]  # missing samples are 0
+        count = pick(count, 1.0, count, 1.0)
+        mean /= count
+        for k in range(block.y.shape[0]):
+            used = pick(weight[k], 0.0, 1.0, 0.0)
+            error, distance = a[k] - S0 * e[k], a[k] - mean
+            square += used * error * error
+            variance += used * distance * distance
+        rows(block.r2, l)[0] = pick(variance, 0.0, 1.0 - square / variance, math.nan)
+        rows(block.rmse, l)[0] = sqrt(square / count)
+
+
+@kernel(wrapper=False, fastmath=CONTRACT)
+def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The fitted signal, and what it leaves of the data."""
+    work = block.moments
+    if not plan.isotropic or data.field.shape[0] > 0:
+        rotation.rotate_back(plan.moments.shears_low, work.angles, work.low)
+    moments.signal(plan.scheme, work, work.gy)
+    _residuals(block)
+
+
+@kernel(wrapper=False)
+def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """
+    All rows of one block into `out`; NaN where the status means no fit. The flips of given frames
+    are undone.
+    """
+    t, V = plan.moments, block.status.size
+    n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
+    block_map(plan.public, block.x, block.public)
+    at_origin, size = np.zeros(V), np.zeros(V)
+    for i in range(n):
+        b = t.origin[i]
+        if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
+            b = -b
+        for l in range(V):
+            at_origin[l] += b * block.x[i, l]
+            size[l] += abs(block.x[i, l])
+    for l in range(min(V, stop - i0)):
+        if block.status[l] & NO_FIT == 0:
+            if not math.isfinite(size[l]):
+                block.status[l] |= NOT_DEFINITE
+            elif not at_origin[l] > 0.0:
+                block.status[l] |= RTOP_NOT_POSITIVE
+        v = i0 + l
+        out.status[v] = block.status[l]
+        none = math.nan if block.status[l] & NO_FIT else 0.0  # added to everything
+        for i in range(n):
+            out.coef[v, i] = block.public[i, l] + none
+        if signed:
+            for i in range(n):
+                out.coef[v, t.permutation[i]] *= frames.parity_sign(t.index[i], block.sign, l)
+        for i in range(3):
+            out.mu[v, i] = block.mu[i, l] + none
+            out.mu_tensor[v, i] = block.mu_tensor[i, l] + none
+            for j in range(3):
+                out.R[v, i, j] = block.sign[j, l] * block.R[l, i, j] + none
+        for r in range(block.scalars.shape[0]):
+            out.scalars[v, r] = block.scalars[r, l] + none
+
+
+# ---- the pass
+
+
+@kernel()
+def run(
+    stages: Stages, problem: Any, plan: Plan, data: Data, block: Block, out: Out, start: int, stop: int
+) -> None:  # fmt: skip
+    """
+    Fit rows start to stop of `data` into `out`.
+
+    Other compiled code may call it, from threads of its own or in a `prange`, each with its own
+    `block` and `problem` (`Engine.scratch`); stages are those of `Engine.stages` for arrays of the
+    same types. TypeError where the types differ. Called as it is, by the same version on the same
+    kind of processor, it gives the bits of `MapmriModel.fit`; a compiler that makes it part of
+    other code changes nothing, since the stages are called by address. Elsewhere results agree to
+    1e-12.
+    """
+    if stages.key != types_key((problem, plan, data, block, out)):
+        raise TypeError("the stages were compiled for arrays of other types")
+    V = block.status.size
+    for i0 in range(start, stop, V):
+        for k in range(len(stages.before)):
+            call(stages.before[k], (plan, data, block, out, i0, stop))
+        call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
+        for k in range(len(stages.after)):
+            call(stages.after[k], (plan, data, block, out, i0, stop))
+
+
+@kernel()
+def run_stages(
+    stages: Unsigned, plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
+) -> None:
+    """Some stages of one block, between which Python answers."""
+    for k in range(len(stages)):
+        call(stages[k], (plan, data, block, out, i0, stop))
+
+
+def stages_of(
+    plan: Plan, given: bool, field: bool, in_own_frame: bool
+) -> tuple[list[Any], list[Any]]:
+    """
+    The stages before and after the solver: scales given or from the tensor, gradients non-linear or
+    linear, moments in the own frame of voxels that need it or left marked STRAINED.
+    """
+    before: list[Any] = [read]
+    if given:
+        before += [given_scales]
+    else:
+        before += [fit_tensor, *[undo_field] * field, tensor_scales]
+    before += [*[bend] * field, fixed_moments, *[skew] * field, hermite_moments]
+    before += [*[own_frame] * in_own_frame, equations]
+    before += [*[choose_weight] * (plan.laplacian_weights.size != 1), regularise]
+    return before, [synthesise, *[unskew] * field, residuals, write]
+
+
+def compiled(
+    solver: Callable[..., None] | None, in_own_frame: bool, problem: Any, plan: Plan, data: Data,
+    block: Block, out: Out,
+) -> Stages:  # fmt: skip
+    """
+    The stages of a mode, compiled for these types. `solver` : the kernel that takes (problem, plan,
+    block, count), or None.
+    """
+    before, after = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
+    rest = (plan, data, block, out, 0, 0)
+    return Stages(
+        address(before, *rest),
+        address([] if solver is None else [solver], problem, plan, block, 0),
+        address(after, *rest),
+        types_key((problem, plan, data, block, out)),
+    )

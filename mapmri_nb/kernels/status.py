@@ -1,0 +1,16 @@
+"""Bits of a voxel's status, as kernels set them; `mapmri_nb.status` names and explains them."""
+
+FLOOR = 1
+DROPPED = 2
+RTOP_NOT_POSITIVE = 4
+WEIGHT_AT_BOUND = 8
+BY_OSQP = 16
+SHIFTED = 32
+NO_SIGNAL = 256
+TOO_FEW = 512
+NOT_DEFINITE = 1024
+NO_ORIGIN = 2048
+NOT_CONVERGED = 4096
+NO_FIT = NO_SIGNAL | TOO_FEW | NOT_DEFINITE | NO_ORIGIN | NOT_CONVERGED
+# Internal, never in a fit: the moments of this voxel must be taken in its own frame.
+STRAINED = 1 << 20
