@@ -35,7 +35,7 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
         "R": out.R,
     }
     for k, name in enumerate(blocks.SCALARS):
-        if name not in ("yy", "valid"):
+        if name not in ("yy", "valid") and not (name == "sigma" and np.isnan(out.scalars[:, k]).all()):
             rows[name] = np.ascontiguousarray(out.scalars[:, k])
     return rows | {"status": out.status}
 

@@ -16,6 +16,9 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
+from .kernels.noise import DENOISED, MOST_COILS, RICIAN
+from .kernels.origin import Rules
+from .status import Status
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -23,6 +26,12 @@ Array = NDArray[np.float64]
 MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
+LOW_B = 2100.0  # s/mm2, shells called 2000 jitter
+ATTENUATION = 1.5  # b D of the tensor that a threshold is judged by
+THIN_SPREAD = 2.0  # of `tensor_spread`: the tensor's elements scatter by 10 % at an SNR of 20
+FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
+MOST_FLOOR = 0.1  # of the voxels at the floor, without a warning
+LITTLE_DECAY = 0.5  # b D below which a tensor is hardly determined
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
@@ -64,10 +73,24 @@ class MapmriModel:
         laplacian: float | str | Sequence[float] | None = 0.2,
         positivity: str | None = None,
         solver: str = "auto",
-        bval_threshold: float | None = 2100,
-        eigenvalue_threshold: float = 1e-4,
+        bval_threshold: float | str | None = "auto",
+        eigenvalue_threshold: float | None = None,
         static_diffusivity: float | None = None,
+        laplacian_of: str = "deviation",
+        S0: str = "fit",
+        noise: str | None = None,
+        coils: int = 1,
+        preset: str | None = None,
     ) -> None:
+        if preset is not None:
+            _choice("preset", preset, ("paper",))
+            given = {
+                "bval_threshold": bval_threshold, "eigenvalue_threshold": eigenvalue_threshold,
+                "laplacian_of": laplacian_of, "S0": S0, "noise": noise,
+            }  # fmt: skip
+            bval_threshold, eigenvalue_threshold, laplacian_of, S0, noise = _paper(
+                given, positivity
+            )
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
         self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
@@ -76,15 +99,26 @@ class MapmriModel:
         )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
         self.laplacian_weights = _laplacian_weights(laplacian)
-        _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s")
+        self.noise = None if noise is None else _choice("noise", noise, ("rician", "denoised"))
+        _choice("laplacian_of", laplacian_of, ("signal", "deviation"))
+        _choice("S0", S0, ("fit", "free", "b0"))
+        if not (_is_whole(coils) and 1 <= coils <= MOST_COILS):
+            raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
+        if coils != 1 and noise is None:
+            raise ValueError(f"coils = {coils} is for noise='rician' or 'denoised' alone")
+        if eigenvalue_threshold is not None:
+            _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s, or None")
         if static_diffusivity is not None:
             _positive("static_diffusivity", static_diffusivity, "in mm2/s")
             if self.basis != "isotropic":
                 raise ValueError(
                     f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
                 )
-        if bval_threshold is not None:
-            _positive("bval_threshold", bval_threshold, "in s/mm2, or None")
+        if isinstance(bval_threshold, str):
+            _choice("bval_threshold", bval_threshold, ("auto",))
+        elif bval_threshold is not None:
+            _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
+        threshold = scale_threshold(self.gtab) if bval_threshold == "auto" else bval_threshold
         self.options: dict[str, Any] = {
             "radial_order": self.order,
             "basis": self.basis,
@@ -93,19 +127,26 @@ class MapmriModel:
             else _plain(laplacian),
             "positivity": self.positivity,
             "solver": self.solver,
-            "bval_threshold": bval_threshold,
-            "eigenvalue_threshold": float(eigenvalue_threshold),
+            "bval_threshold": threshold,
+            "eigenvalue_threshold": eigenvalue_threshold,
             "static_diffusivity": static_diffusivity,
+            "laplacian_of": laplacian_of,
+            "S0": S0,
+            "noise": self.noise,
+            "coils": int(coils),
         }
         self.n_coef = ordering.n_coef(self.order)
-        use = self._tensor_volumes(bval_threshold)
-        if not self.unregularised:
-            needed = 7
-        else:
-            needed = self.n_coef
+        use = self._tensor_volumes(threshold)
+        without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
+        needed = self.n_coef if without else 7
+        if self.unregularised:
             self._check_identifiable()
-        plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
-        self.engine = Engine(plan, self._solver())
+        elif len(self.gtab) < needed:
+            raise ValueError(
+                f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)} volumes: "
+                "without a Laplacian they are not determined; pass laplacian=0.2 or a smaller order"
+            )
+        self.engine = Engine(self._plan(use, static_diffusivity, needed), self._solver())
 
     @property
     def plan(self) -> blocks.Plan:
@@ -141,6 +182,12 @@ class MapmriModel:
                 "pass bval_threshold=None or a larger one"
             )
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
+        if (spread := tensor_spread(self.gtab, bval_threshold)) > THIN_SPREAD:
+            log.warning(
+                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% at an SNR of 20; "
+                "a larger bval_threshold (or None) takes more volumes",
+                use.sum(), bval_threshold, 5 * spread,
+            )  # fmt: skip
         return use
 
     def condition(self, order: int) -> float:
@@ -172,17 +219,27 @@ class MapmriModel:
         if self.positivity == "grid":
             from .positivity import GridSolver
 
-            return GridSolver(self.order, self.solver)
+            return GridSolver(self.order, self.solver, self.options["S0"] == "b0")
         if self.positivity == "global":
             from .sos import GlobalSolver
 
-            return GlobalSolver(self.order, self.solver)
+            return GlobalSolver(self.order, self.solver, self.options["S0"] == "b0")
         return Solver()
 
     def _plan(
-        self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
+        self, use: NDArray[np.bool_], static_diffusivity: float | None, needed: int
     ) -> blocks.Plan:
-        gtab, isotropic = self.gtab, self.basis == "isotropic"
+        gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
+        floor, share = o["eigenvalue_threshold"], 0.0
+        if floor is None:  # where nothing diffuses: 2 % of what the largest b sees
+            floor, share = 0.02 * ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
+        rules = Rules(
+            1.0 if o["S0"] == "fit" else 0.0,
+            o["S0"] == "b0",
+            o["laplacian_of"] == "deviation",
+            {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
+            o["coils"],
+        )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         )
@@ -191,7 +248,8 @@ class MapmriModel:
             self.order,
             isotropic,
             float(gtab.tau),
-            floor,
+            float(floor),
+            share,
             u0,
             needed,
             tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
@@ -200,6 +258,7 @@ class MapmriModel:
             laplacian.tables(self.order),
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
+            rules,
             self.laplacian_weights,
         )
 
@@ -211,6 +270,7 @@ class MapmriModel:
         scale: tuple[ArrayLike, ArrayLike] | None = None,
         weights: Any = None,
         grad_dev: Any = None,
+        sigma: ArrayLike | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> MapmriFit:
@@ -229,6 +289,8 @@ class MapmriModel:
             weight's effect.
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
             column by column.
+        sigma : of the noise in each of the two channels of each coil, in the data's units: a number, a
+            volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
         progress : show a bar.
@@ -248,16 +310,100 @@ class MapmriModel:
         mu, R = _given_scale(scale, inside)
         weight, per_sample = _sample_weights(weights, shape)
         field = _field(grad_dev, inside)
+        noise = self._sigma(sigma, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         arrays = [data, weights] if per_sample else [data]
         for where, pieces in _progress(_slabs(arrays, inside), len(rows.status), progress):
-            m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
+            m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
             w = _checked(pieces[1]) if per_sample else weight
-            part = self.engine.fit(blocks.Data(pieces[0], w, m, r, f), threads)
+            part = self.engine.fit(blocks.Data(pieces[0], w, m, r, f, s), threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
-        return MapmriFit(named, inside, self.options, self.gtab)
+        fit = MapmriFit(named, inside, self.options, self.gtab)
+        if scale is None:
+            self._judge_scales(fit)
+        return fit
+
+    def _sigma(self, sigma: ArrayLike | None, inside: NDArray[np.bool_]) -> Array:
+        """The caller's sigma as rows (V,), (1,) for all voxels, or (0,) where it is estimated."""
+        if sigma is None:
+            if self.noise == "denoised":
+                raise ValueError("sigma: noise='denoised' needs it, residuals no longer hold it")
+            return np.zeros(0)
+        if self.noise is None:
+            raise ValueError("sigma is for noise='rician' or 'denoised' alone")
+        rows = np.array(sigma, dtype=np.float64)
+        if rows.shape == inside.shape and rows.ndim:
+            rows = rows[inside]
+        elif rows.shape != ():
+            raise ValueError(f"sigma must be a number or have shape {inside.shape}, not {rows.shape}")
+        rows = np.atleast_1d(rows)
+        if not (np.isfinite(rows).all() and (rows > 0).all()):
+            raise ValueError(f"sigma must be finite and positive inside the mask; found {rows.min()}")
+        return np.ascontiguousarray(rows)
+
+    def _judge_scales(self, fit: MapmriFit) -> None:
+        """Warn where the scale tensors of a fit cannot be trusted."""
+        done = fit.status & int(Status.NO_FIT) == 0
+        if not done.any():
+            return
+        floor = float((fit.status[done] & int(Status.FLOOR) != 0).mean())
+        if floor > MOST_FLOOR:
+            log.warning(
+                "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is too high for "
+                "them, or b up to bval_threshold = %s determines too little",
+                100 * floor, self.options["eigenvalue_threshold"], self.options["bval_threshold"],
+            )  # fmt: skip
+        used = self.options["bval_threshold"] or math.inf
+        rest, below = self.gtab.bvals > used, self.gtab.bvals <= used
+        md = float(np.median((fit.mu_tensor[done] ** 2).mean(1))) / (2.0 * self.gtab.tau)
+        if rest.any() and md * self.gtab.bvals[below].max() < LITTLE_DECAY:
+            log.warning(
+                "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly attenuates it and "
+                "%d volumes have more; pass bval_threshold=%.0f",
+                md, used, rest.sum(), 1.05 * min(ATTENUATION / md, self.gtab.bvals.max()),
+            )  # fmt: skip
+
+
+def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
+    """
+    Largest standard error of a combination of the scale tensor's elements over its diffusivity, for
+    noise of S0: by the volumes up to a threshold, for an isotropic tensor that leaves exp(-1.5) of
+    the signal there (at 2100 s/mm^2: 0.7e-3 mm^2/s). inf where they do not determine a tensor.
+    """
+    b = gtab.bvals
+    use = np.ones(len(b), bool) if threshold is None else b <= threshold
+    D = ATTENUATION / max(float(b.max()) if threshold is None else threshold, LOW_B)
+    X = np.column_stack([D * tensor.design_matrix(b[use], gtab.bvecs[use]), np.ones(use.sum())])
+    X *= np.exp(-D * b[use])[:, None]
+    if np.linalg.matrix_rank(X, tol=1e-6) < 7:
+        return math.inf
+    return float(np.sqrt(np.linalg.eigvalsh(np.linalg.inv(X.T @ X)[:6, :6])[-1]))
+
+
+def scale_threshold(gtab: GradientTable) -> float:
+    """
+    The b-value up to which volumes make the scale tensor: 2100 s/mm^2, or the first shell beyond at
+    which `tensor_spread` is small (or the last, if it nowhere is). A function of the table alone.
+    """
+    shells = sorted(b for b, _ in gtab.shells() if b > LOW_B)
+    for threshold in [LOW_B, *(1.05 * b for b in shells)]:
+        if tensor_spread(gtab, threshold) <= THIN_SPREAD:
+            return float(round(threshold))
+    return float(round(1.05 * shells[-1])) if shells else LOW_B
+
+
+def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
+    """The options of the published method; an error where the caller asked for others."""
+    default = {"bval_threshold": "auto", "eigenvalue_threshold": None, "laplacian_of": "deviation",
+               "S0": "fit", "noise": None}  # fmt: skip
+    paper = {"bval_threshold": 2100, "eigenvalue_threshold": 1e-4, "laplacian_of": "signal",
+             "S0": "free" if positivity is None else "b0", "noise": None}  # fmt: skip
+    for name, value in given.items():
+        if value not in (default[name], paper[name]):
+            raise ValueError(f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}")
+    return tuple(paper.values())
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:

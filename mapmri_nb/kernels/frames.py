@@ -16,10 +16,13 @@ from .status import FLOOR, NO_SIGNAL
 
 
 @kernel(inline=True)
-def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Array) -> None:
+def fitted_frames(
+    b: Array, floor: float, share: float, status: IntArray, values: Array, R: Array
+) -> None:
     """
-    Eigenvalues (3, V), floored, and frames (V, 3, 3) of the tensors b (8, V) in units of
-    `tensor.UNIT`.
+    Eigenvalues (3, V) and frames (V, 3, 3) of the tensors b (8, V) in units of `tensor.UNIT`.
+
+    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
     """
     a, eigenvalues = np.empty(6), np.empty(3)
     for l in range(status.size):
@@ -32,10 +35,14 @@ def fitted_frames(b: Array, floor: float, status: IntArray, values: Array, R: Ar
             for i in range(6):
                 a[i] = 0.0
         tensor.eigen3(a, eigenvalues, R[l])
+        lowest = 0.0
+        for i in range(3):
+            lowest += max(eigenvalues[i], 0.0) * share / 3.0
+        lowest = max(floor, lowest)
         for i in range(3):
             values[i, l] = eigenvalues[i]
-            if not eigenvalues[i] > floor:
-                values[i, l] = floor
+            if not eigenvalues[i] > lowest:
+                values[i, l] = lowest
                 status[l] |= FLOOR
 
 

@@ -20,7 +20,7 @@ from . import status
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
 from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
-from .qp import pack, unpack
+from .qp import pack, skipped, unpack
 
 # CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that
 # the certificate needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT:
@@ -521,6 +521,7 @@ def solve(
     H: Array,
     g: Array,
     B: Array,
+    fixed: int,
     t: Tables,
     max_iter: int,
     tol: float,
@@ -529,8 +530,8 @@ def solve(
     info: Array,
 ) -> int:
     """
-    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares; Hermite coordinates in DIPY's
-    order.
+    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1; Hermite
+    coordinates in DIPY's order.
 
     Parameters
     ----------
@@ -563,11 +564,11 @@ def solve(
     if not 0.0 < scale < math.inf:
         return NO_FIT
     c1, eta, w = work.vectors[6], work.vectors[7], A[n + 1]
-    for i in range(n):  # the equality eliminated: P = K H^-1 K' less its part along w = K H^-1 B
-        c1[i] = -A[n, i] - w[i] * (1.0 - gB) / BB
+    for i in range(n):  # an equality eliminated: P = K H^-1 K' less its part along w = K H^-1 B
+        c1[i] = -A[n, i] - fixed * w[i] * (1.0 - gB) / BB
         eta[i] = 0.03 * scale * t.eta[i]
         for j in range(i + 1):
-            work.P[i, j] = work.P[j, i] = -A[i, j] - w[i] * w[j] / BB
+            work.P[i, j] = work.P[j, i] = -A[i, j] - fixed * w[i] * w[j] / BB
     converged = interior_point(c1, eta, scale, t, max_iter, tol, work, info)
     status = conclude(B, t, work, c, info)
     return NOT_CONVERGED if status != NO_FIT and not converged else status
@@ -595,10 +596,23 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info
     return certify(c, t, work, info)
 
 
+@kernel()
+def scale(H: Array, g: Array, c: Array) -> None:
+    """The best multiple of c: on the ray through the optimum of a cone the objective has no slope."""
+    slope = curvature = 0.0
+    for i in range(c.size):
+        slope += g[i] * c[i]
+        for j in range(c.size):
+            curvature += c[i] * H[i, j] * c[j]
+    for i in range(c.size):
+        c[i] *= slope / curvature
+
+
 class GlobalProblem(NamedTuple):
     """What `solve_block` needs besides the block."""
 
     B: Array  # (n,)
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
     tables: Tables
     max_iter: int
     tol: float
@@ -614,13 +628,17 @@ def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> No
     H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(4)
     work = workspace(n, t.Z.shape[1])
     for l in range(count):
-        if block.status[l] & status.NO_FIT:
+        if skipped(block, l):
             continue
         unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(H, g, problem.B, t, problem.max_iter, problem.tol, work, c, info)
+        answer = solve(
+            H, g, problem.B, problem.fixed, t, problem.max_iter, problem.tol, work, c, info
+        )
+        if problem.fixed == 0:
+            scale(H, g, c)
         if answer == SHIFTED:
             block.status[l] |= status.SHIFTED
         elif answer != CERTIFIED:
             block.status[l] |= status.NOT_CONVERGED
         block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[0], info[1], info[2]
-        pack(plan.moments.permutation, c, l, block.x)
+        pack(plan.moments.permutation, c, problem.B, l, block)
