@@ -43,12 +43,12 @@ if TYPE_CHECKING:  # an unknown name is then an error of the type checker
     from .use import report as report
     from .use import stream as stream
     from .use import uncertainty as uncertainty
-    from .use.io import load_fit
+    from .use.folder import load_fit
 else:
 
     def __getattr__(name: str) -> Any:
         if name == "load_fit":  # nibabel loads where it is used
-            return importlib.import_module(f"{__name__}.use.io").load_fit
+            return importlib.import_module(f"{__name__}.use.folder").load_fit
         if name in _ROOMS:
             return importlib.import_module(f"{__name__}.{_ROOMS[name]}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -109,7 +109,7 @@ class MapmriModel:
             radial_order,
             (pos_grid, pos_radius),
             basis="anisotropic" if anisotropic_scaling else "isotropic",
-            laplacian=weights if laplacian_regularization else None,  # type: ignore[arg-type]  # checked there
+            laplacian=weights if laplacian_regularization else None,
             positivity=("global" if global_constraints else "grid")
             if positivity_constraint
             else None,

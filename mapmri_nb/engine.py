@@ -152,11 +152,11 @@ class Engine:
             for i0 in range(start, stop, V):
                 blocks.run_stages(stages.before, plan, data, block, out, i0, stop)
                 self.solver.answer(plan, block, min(V, stop - i0))
-                while len(stages.correct) and block.step[0] < noise.STEPS:
+                while len(stages.correct) and block.noise.step[0] < noise.STEPS:
                     blocks.run_stages(stages.correct, plan, data, block, out, i0, stop)
-                    if block.moving[0] == 0:
+                    if block.noise.moving[0] == 0:
                         break
-                    first = block.step[0] <= noise.STEPS_OF_SCALES
+                    first = block.noise.step[0] <= noise.STEPS_OF_SCALES
                     again = stages.again if first else stages.later
                     blocks.run_stages(again, plan, data, block, out, i0, stop)
                     self.solver.answer(plan, block, min(V, stop - i0))

@@ -35,7 +35,9 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
         "R": out.R,
     }
     for k, name in enumerate(blocks.SCALARS):
-        if name not in ("yy", "valid") and not (name == "sigma" and np.isnan(out.scalars[:, k]).all()):
+        if name not in ("yy", "valid") and not (
+            name == "sigma" and np.isnan(out.scalars[:, k]).all()
+        ):
             rows[name] = np.ascontiguousarray(out.scalars[:, k])
     return rows | {"status": out.status}
 
@@ -349,6 +351,6 @@ class MapmriFit:
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
-        from .use import io
+        from .use.folder import save_fit
 
-        io.save_fit(self, folder, **kwargs)
+        save_fit(self, folder, **kwargs)

@@ -5,17 +5,15 @@ once.
 
 from __future__ import annotations
 
-import json as jsonlib
-import logging
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import readers
+
 Array = NDArray[np.float64]
-File = str | PathLike[str]
+File = readers.File
 
 LENGTH_TOLERANCE = 0.01  # a direction further than this from length 1 is a mistake, not rounding
 UNIT_ROUNDING = (
@@ -23,8 +21,6 @@ UNIT_ROUNDING = (
 )
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
-
-log = logging.getLogger(__name__)
 
 
 class GradientTable:
@@ -139,25 +135,12 @@ class GradientTable:
         Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or
         tau override.
         """
-        bvals, bvecs = read_numbers(bval).ravel(), read_numbers(bvec)
-        bvecs = (
-            bvecs.T if len(bvecs) == 3 else bvecs
-        )  # FSL's own layout, also when there happen to be three volumes
-        if bvecs.shape != (len(bvals), 3):
-            raise ValueError(
-                f"bvals: {bval} holds {len(bvals)} numbers, bvecs: {bvec} {bvecs.shape[0]} directions"
-            )
-        return cls(bvals, bvecs, **_deltas(json, timing))
+        return cls(*readers.fsl(bval, bvec), **readers.deltas(json, timing))
 
     @classmethod
     def from_mrtrix(cls, path: File, *, json: File | None = None, **timing: Any) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
-        table = read_numbers(path)
-        if table.shape[1] != 4:
-            raise ValueError(
-                f"{path}: an MRtrix table has 4 columns (x y z b), this one {table.shape[1]}"
-            )
-        return cls(table[:, 3], table[:, :3], **{"frame": "scanner", **_deltas(json, timing)})
+        return cls(*readers.mrtrix(path), **{"frame": "scanner", **readers.deltas(json, timing)})
 
     @classmethod
     def from_bids(
@@ -173,14 +156,9 @@ class GradientTable:
         Table from the .bval, .bvec and .json beside a DWI (or beside any of its sidecars), unless
         named.
         """
-        name = Path(path).name
-        for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec"):
-            name = name.removesuffix(suffix)
-        beside = {
-            suffix: Path(path).with_name(name + suffix) for suffix in (".bval", ".bvec", ".json")
-        }
-        json = json or (beside[".json"] if beside[".json"].is_file() else None)
-        return cls.from_fsl(bval or beside[".bval"], bvec or beside[".bvec"], json=json, **timing)
+        beside = readers.beside(path)
+        json = json or (beside["json"] if beside["json"].is_file() else None)
+        return cls.from_fsl(bval or beside["bval"], bvec or beside["bvec"], json=json, **timing)
 
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
@@ -319,63 +297,3 @@ def _timing(n: int, **given: Any) -> dict[str, Any]:
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
     return given
-
-
-def read_numbers(path: File) -> Array:
-    """
-    Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment;
-    else a ValueError.
-    """
-    try:
-        lines = [
-            line.split("#")[0].replace(",", " ").split()
-            for line in Path(path).read_text().splitlines()
-        ]
-        rows = [[float(word) for word in line] for line in lines if line]
-    except ValueError as error:  # a UnicodeDecodeError is one as well
-        raise ValueError(f"{path} is not a table of numbers: {error}") from None
-    if not rows or len({len(row) for row in rows}) > 1:
-        raise ValueError(
-            f"{path} is not a table: its lines hold {[len(row) for row in rows]} numbers"
-        )
-    return np.array(rows)
-
-
-def _deltas(json: File | None, given: dict[str, Any]) -> dict[str, Any]:
-    """
-    `given` constructor arguments, completed from a sidecar's BigDelta or LargeDelta and SmallDelta.
-    """
-    if json is None or any(
-        given.get(name) is not None for name in ("big_delta", "small_delta", "tau")
-    ):
-        return given
-    try:
-        entries = jsonlib.loads(Path(json).read_text())
-    except ValueError as error:
-        raise ValueError(f"{json} is not a JSON sidecar: {error}") from None
-    if not isinstance(entries, dict):
-        raise ValueError(
-            f"{json} is not a JSON sidecar: it holds a {type(entries).__name__}, not names and values"
-        )
-    names = [
-        name for name in ("BigDelta", "LargeDelta", "SmallDelta") if entries.get(name) is not None
-    ]
-    values = [_floats(f"{json}: {name}", entries[name]) for name in names]
-    if len(names) == 3 and not np.array_equal(values[0], values[1]):
-        raise ValueError(f"{json}: BigDelta = {values[0]} but LargeDelta = {values[1]}")
-    if len(names) < 2 or names[-1] != "SmallDelta":
-        raise ValueError(
-            f"{json}: no pair of BigDelta (or LargeDelta) and SmallDelta; without it, or tau, indices have no units"
-        )
-    # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms;
-    # delta can be either.
-    per_second = np.where(values[0] > 1, 1000.0, 1.0)
-    big, small = values[0] / per_second, values[-1] / per_second
-    log.info(
-        "%s: big_delta %s s, small_delta %s s, read as %s",
-        json,
-        big,
-        small,
-        ("s", "ms")[int(per_second.max() > 1)],
-    )
-    return {**given, "big_delta": big, "small_delta": small}

@@ -337,10 +337,14 @@ class MapmriModel:
         if rows.shape == inside.shape and rows.ndim:
             rows = rows[inside]
         elif rows.shape != ():
-            raise ValueError(f"sigma must be a number or have shape {inside.shape}, not {rows.shape}")
+            raise ValueError(
+                f"sigma must be a number or have shape {inside.shape}, not {rows.shape}"
+            )
         rows = np.atleast_1d(rows)
         if not (np.isfinite(rows).all() and (rows > 0).all()):
-            raise ValueError(f"sigma must be finite and positive inside the mask; found {rows.min()}")
+            raise ValueError(
+                f"sigma must be finite and positive inside the mask; found {rows.min()}"
+            )
         return np.ascontiguousarray(rows)
 
     def _judge_scales(self, fit: MapmriFit) -> None:
@@ -402,7 +406,9 @@ def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
              "S0": "free" if positivity is None else "b0", "noise": None}  # fmt: skip
     for name, value in given.items():
         if value not in (default[name], paper[name]):
-            raise ValueError(f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}")
+            raise ValueError(
+                f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}"
+            )
     return tuple(paper.values())
 
 

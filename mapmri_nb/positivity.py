@@ -239,9 +239,7 @@ def pull(B: Array, K: Array, c: Array) -> Array:
     return (1.0 - t) * c + t * centre if t > 0 else c
 
 
-def kkt_residual(
-    H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool = True
-) -> float:
+def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool = True) -> float:
     """
     Relative, scale-free KKT residual of any c: 0 at the optimum of the grid QP, inf where c is not
     finite.
@@ -273,7 +271,10 @@ def kkt_residual(
             return inf
         complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
     return float(
-        stationarity / size + complementarity + max(0.0, -p.min() / p.max()) + (abs(B @ c - 1.0) if fixed else 0.0)
+        stationarity / size
+        + complementarity
+        + max(0.0, -p.min() / p.max())
+        + (abs(B @ c - 1.0) if fixed else 0.0)
     )
 
 
@@ -295,7 +296,9 @@ class GridSolver(Solver):
         self.B = origin_values(index_table(order))
 
     def problem(self) -> qp.GridProblem:
-        return qp.GridProblem(self.B, int(self.fixed), normalised_grid(self.order).rows, self.max_iter)
+        return qp.GridProblem(
+            self.B, int(self.fixed), normalised_grid(self.order).rows, self.max_iter
+        )
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         K = normalised_grid(self.order).K

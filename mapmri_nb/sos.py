@@ -110,7 +110,13 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
 
 def solve_osqp(
-    H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5, fixed: bool = True
+    H: Array,
+    g: Array,
+    B: Array,
+    order: int,
+    rounds: int = 40,
+    tol: float = 2e-5,
+    fixed: bool = True,
 ) -> tuple[int, Array, Array]:
     """
     The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
@@ -229,7 +235,9 @@ class GlobalSolver(Solver):
         self.B = origin_values(index_table(order))
 
     def problem(self) -> sdp.GlobalProblem:
-        return sdp.GlobalProblem(self.B, int(self.fixed), sdp.tables(self.order), self.max_iter, self.TOLERANCE)
+        return sdp.GlobalProblem(
+            self.B, int(self.fixed), sdp.tables(self.order), self.max_iter, self.TOLERANCE
+        )
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         place, n = plan.moments.permutation, len(self.B)

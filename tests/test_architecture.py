@@ -22,9 +22,11 @@ TREES = {
 FLOORS = {
     "kernels": 0,
     "indices": 1,
+    "readers": 0,
     "gradients": 1,
     "status": 1,
     "data": 1,
+    "engine": 1,
     "fit": 2,
     "sos": 2,
     "positivity": 2,
@@ -36,9 +38,9 @@ FLOORS = {
 }
 # Upward imports, inside a function only: what `fit.odf`, `fit.save` and `fit.certificate` call.
 EXCEPTIONS = {("fit", "use"), ("fit", "sos")}
-# Inside kernels: `_jit`, `ordering` and `lanes` are the ground, `batch` is on top and nobody's
-# tool.
-KERNEL_GROUND = {"_jit", "ordering", "lanes"}
+# Inside kernels: `_types`, `status`, `_jit`, `ordering` and `lanes` are the ground, `blocks` is on top
+# and nobody's tool.
+KERNEL_GROUND = {"_types", "status", "_jit", "ordering", "lanes"}
 KNOW_NUMBA = {"_jit", "lanes"}  # the compiler's options; the vector type
 
 # Outside packages each room may name; whatever is not listed here is open to the shell's heavy
@@ -48,13 +50,14 @@ ONLY_IN = {
     "matplotlib": {"use/plot.py"},
     "dask": {"use/distributed.py"},
     "distributed": {"use/distributed.py"},
+    "isal": {"use/io.py"},
     "osqp": {"positivity.py", "sos.py"},
     "tqdm": {"model.py", "use/stream.py"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": set(),
 }
-MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11000  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 640, 11100  # docstrings and comments count
 
 
 def room(name: str) -> str:
@@ -125,7 +128,7 @@ def test_kernels_know_numpy_numba_and_each_other(name):
         if module.startswith("mapmri_nb."):
             assert module.startswith("mapmri_nb.kernels"), f"{name} imports {module}"
             other = module.split(".")[2]
-            assert other != "batch", f"{name} imports the batch loops"
+            assert other != "blocks", f"{name} imports the story"
             assert stem not in KERNEL_GROUND or other in KERNEL_GROUND, (
                 f"{name} is ground and imports {other}"
             )
@@ -196,7 +199,7 @@ def test_nothing_runs_in_numbas_own_threads():
     spreaders = {
         name for name, tree in TREES.items() if attribute_calls(tree, "ThreadPoolExecutor")
     }
-    assert spreaders == {"kernels/_jit.py"}
+    assert spreaders == {"kernels/_jit.py", "use/folder.py", "use/stream.py"}  # disks
 
 
 def test_only_kernels_compile():

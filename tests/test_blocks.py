@@ -3,13 +3,16 @@ An answer depends on its voxel alone: bit for bit, whatever the block, its neigh
 or the chunks.
 """
 
+import threading
+
+import numba
 import numpy as np
 import phantom
 import pytest
 
 import mapmri_nb as mapmri
 from mapmri_nb import model as model_module
-from mapmri_nb.kernels import batch
+from mapmri_nb.kernels import blocks
 
 NONE = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
 MODES = {
@@ -40,15 +43,17 @@ def made(scheme, mode, order=4):
 
 def run(model, y, lanes, start=0, stop=None):
     """Rows of the output for blocks of `lanes` voxels."""
-    out = model._empty_rows(len(y))
+    out = blocks.new_rows(len(y), model.n_coef)
     y = np.ascontiguousarray(y)
-    rows = batch.Data(y, np.ones((1, y.shape[1])), *NONE)
-    batch.run(model.plan, rows, lanes, out, model._solve, start, len(y) if stop is None else stop)
+    data = blocks.Data(y, np.ones((1, y.shape[1])), *NONE)
+    block, problem = model.engine.scratch(lanes)
+    stop = len(y) if stop is None else stop
+    blocks.run(model.engine.stages(data), problem, model.plan, data, block, out, start, stop)
     return out
 
 
 def assert_same(a, b, rows_a=slice(None), rows_b=slice(None)):
-    for name, one, two in zip(batch.Out._fields, a, b, strict=True):
+    for name, one, two in zip(blocks.Out._fields, a, b, strict=True):
         assert np.array_equal(one[rows_a], two[rows_b], equal_nan=True), name
 
 
@@ -61,6 +66,45 @@ def test_block_size_does_not_matter(scheme, data, mode):
     alone = [run(model, data[v : v + 1], 16) for v in range(0, 101, 9)]
     for k, one in enumerate(alone):
         assert_same(whole, one, slice(9 * k, 9 * k + 1))
+
+
+@numba.njit(nogil=True)
+def _mine(stages, problem, plan, data, block, out, start, stop):
+    blocks.run(stages, problem, plan, data, block, out, start, stop)
+
+
+@pytest.mark.parametrize("mode", ["mapl", "gcv", "grid", "global"])
+def test_compiled_code_of_others_calls_the_pass(scheme, data, mode):
+    """As `Engine.stages` documents: rows fitted in threads of the caller, with the bits of `fit`."""
+    options = MODES.get(mode, {"positivity": mode})
+    model = mapmri.MapmriModel(phantom.table(*scheme), 4, **options)
+    rows = blocks.Data(np.array(data), np.ones((1, data.shape[1])), *NONE)
+    out, stages = blocks.new_rows(len(data), model.n_coef), model.engine.stages(rows)
+    jobs = []
+    for start, stop in ((0, 48), (48, len(data))):
+        block, problem = model.engine.scratch(48)
+        job = stages, problem, model.plan, rows, block, out, start, stop
+        jobs.append(threading.Thread(target=_mine, args=job))
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    fit = model.fit(data)
+    assert np.array_equal(out.coef, fit.coef)
+    assert np.array_equal(out.scalars[:, 0], fit.S0)
+    assert np.array_equal(out.status, fit.status)
+
+
+@pytest.mark.jit_only
+def test_arrays_of_other_types_are_refused(scheme, data):
+    """The stages are called by address: the wrong memory would be read without a word."""
+    model = made(scheme, "mapl")
+    rows = blocks.Data(np.array(data), np.ones((1, data.shape[1])), *NONE)
+    stages, (block, problem) = model.engine.stages(rows), model.engine.scratch()
+    other = rows._replace(y=np.asfortranarray(data))
+    out = blocks.new_rows(len(data), model.n_coef)
+    with pytest.raises(TypeError, match="other types"):
+        blocks.run(stages, problem, model.plan, other, block, out, 0, 5)
 
 
 def test_block_size_does_not_matter_at_high_order():
@@ -98,7 +142,7 @@ def test_indices_of_many_are_those_of_each(scheme, data, basis):
 
 def test_whole_voxels_may_be_too_few_samples(scheme, data):
     model = made(scheme, "map")
-    model.plan = model.plan._replace(needed=data.shape[1] + 1)
+    model.engine.plan = model.plan._replace(needed=data.shape[1] + 1)
     fit = model.fit(data[:3])
     assert (fit.status & mapmri.Status.TOO_FEW != 0).all()
     assert np.isnan(fit.coef).all()

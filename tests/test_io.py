@@ -19,6 +19,7 @@ from mapmri_nb import io
 from mapmri_nb.fit import ATTRIBUTES, LANE_COLUMNS, MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
+from mapmri_nb.use import folder as fits
 
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 AFFINE = np.block(
@@ -291,16 +292,16 @@ def test_index_maps_and_their_units(tmp_path):
 
 def test_nothing_is_overwritten_without_force(tmp_path):
     ones, twos = {"rtop": np.ones(SHAPE)}, {"ng": np.ones(SHAPE), "rtop": np.full(SHAPE, 2.0)}
-    io.check_output(tmp_path, "")
+    fits.check_output(tmp_path, "")
     io.write_maps(tmp_path, "", ones, AFFINE)
     before = content(tmp_path)
-    io.check_output(tmp_path, "sub-2")
+    fits.check_output(tmp_path, "sub-2")
     with pytest.raises(FileExistsError, match="are there already"):
-        io.check_output(tmp_path, "")
+        fits.check_output(tmp_path, "")
     with pytest.raises(FileExistsError, match=r"not overwritten without force.*param-rtop"):
         io.write_maps(tmp_path, "", twos, AFFINE)
     assert content(tmp_path) == before  # nor is the other map there
-    io.check_output(tmp_path, "", force=True)
+    fits.check_output(tmp_path, "", force=True)
     io.write_maps(tmp_path, "", twos, AFFINE, force=True)
     assert nib.load(tmp_path / io.map_name("", "rtop")).get_fdata().max() == 2
     (tmp_path / "dataset_description.json").write_text("{}")
@@ -325,7 +326,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failure, folder):
     def fail(*args):
         raise failure
 
-    monkeypatch.setattr(io, "write_description", fail)
+    monkeypatch.setattr(fits, "write_description", fail)
     with pytest.raises(type(failure)) as caught:
         io.write_maps(tmp_path / folder, "", {"rtop": np.ones(SHAPE)}, AFFINE)
     assert sorted(tmp_path.rglob("*")) == before
@@ -361,7 +362,7 @@ def test_no_permission(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(PermissionError, match="not a folder that can be written"):
-        io.check_output(blocked / "out", "")
+        fits.check_output(blocked / "out", "")
     with pytest.raises(OSError, match="cannot write results"):
         io.write_maps(blocked / "out", "", {"ng": np.ones(SHAPE)}, AFFINE)
     if os.geteuid():

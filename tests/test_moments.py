@@ -8,6 +8,7 @@ import truth
 from phantom import TAU
 
 from mapmri_nb.kernels import frames, lanes, moments, ordering, rotation, tensor
+from mapmri_nb.kernels.linalg import block_map
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
 ODD_FRAMES = [np.eye(3)] + [
@@ -59,10 +60,18 @@ class Block:
     def normal_equations(self, plain=True):
         n, V = len(self.place), lanes.padded(len(self.y))
         G, rhs = np.full((n * (n + 1) // 2, V), np.nan), np.full((n, V), np.nan)
-        moments.normal_equations(
-            self.t, self.s, self.order, filled(self.y), filled(self.w), plain, filled(self.D), filled(self.mu),
-            int(not self.isotropic), self.work, G, rhs,
-        )  # fmt: skip
+        s, work, mu, degree = self.s, self.work, filled(self.mu), 2 * self.order
+        moments.fixed_moments(s, filled(self.y), filled(self.w), plain, filled(self.D), work)
+        if not self.isotropic:
+            rotation.rotate(self.t.shears, work.angles, work.high)
+            rotation.rotate(self.t.shears_low, work.angles, work.low)
+            moments.expected_rounding(s, work.gg, mu, degree, work.high, work.strain)
+        moments.hermite_moments(self.t, s, degree, mu, work)
+        if not self.isotropic:
+            for l in range(0, V, lanes.WIDTH):
+                moments.own_frame(self.t, s, False, mu, l, work)
+        block_map(self.t.gram, work.hermite, G)
+        block_map(self.t.right, work.low, rhs)
         return G, rhs
 
     def check(self, plain=True):
@@ -144,10 +153,11 @@ def test_fitted_signal_against_dense_rows(order, isotropic, rng):
     block = Block(order, 3, isotropic=isotropic)
     block.normal_equations()  # leaves the Gaussians in the scratch
     coef = rng.normal(size=(3, len(block.place)))
-    out, turn = np.zeros_like(block.work.gy), int(not isotropic)
-    moments.fitted_signal(
-        block.t, block.s, order, filled(coef), filled(block.mu), turn, block.work, out
-    )
+    t, s, work, out = block.t, block.s, block.work, np.zeros_like(block.work.gy)
+    moments.polynomial(t, s, order, filled(coef), filled(block.mu), work)
+    if not isotropic:
+        rotation.rotate_back(t.shears_low, work.angles, work.low)
+    moments.signal(s, work, out)
     for l, m in enumerate(block.rows):
         want = m @ coef[l]
         assert np.abs(out[: len(want), l] - want).max() <= 1e-11 * np.abs(want).max()

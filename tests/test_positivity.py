@@ -119,9 +119,10 @@ def test_rows_are_the_propagator_without_its_gaussian(order):
 def test_octant_rows_are_the_whole_grid(ball):
     """Every row of K once or, on the planes, more often; nothing else."""
     order, mu = 4, np.array([8e-3, 5e-3, 4e-3])
-    grid = (
-        positivity.ball_grid(order, mu, pos_grid=7) if ball else positivity.normalised_grid(order)
-    )
+    grid = positivity.normalised_grid(order)
+    if ball:
+        r = positivity.half_ball(1.0, 1.0 / 3, False) * sqrt(5.0) * mu.max()
+        grid = positivity.make_grid(order, r / mu)
     n, m = grid.rows.values.shape
     rows, row = np.empty((4 * m, n)), np.empty(n)
     for p in range(4 * m):
@@ -150,14 +151,12 @@ def test_grid_is_a_half_space_that_follows_the_order():
 def test_ball_is_dipys():
     mapmri = pytest.importorskip("dipy.reconst.mapmri")
     mu = np.array([8e-3, 5e-3, 4e-3])
-    for radius, length in (("adaptive", sqrt(5) * 8e-3), (0.02, 0.02)):
-        ours = positivity.ball_grid(2, mu, 11, radius).points * mu
+    for length in (sqrt(5) * mu.max(), 0.02):
+        ours = positivity.half_ball(1.0, 1.0 / 5, False) * length
         theirs = mapmri.create_rspace(11, length)
         whole = {tuple(r) for r in np.round(np.vstack([ours, -ours]) * 1e6).astype(int)}
         assert {tuple(r) for r in np.round(theirs * 1e6).astype(int)} <= whole
         assert len(whole) == 2 * len(ours) - 1
-    with pytest.raises(ValueError, match="pos_radius must be"):
-        positivity.ball_grid(2, mu, 11, "adaptve")
 
 
 # ---------------------------------------------------------------- optimality

@@ -6,6 +6,7 @@ mistaken for a result.
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +22,7 @@ from mapmri_nb.cli import main
 import mapmri_nb as mapmri
 from mapmri_nb import data, io, stream
 from mapmri_nb.indices import select
+from mapmri_nb.use import folder
 
 MODEL = "x_model-mapmri_dwimap.json"
 HIDDEN = ".x_model-mapmri_dwimap.partial"
@@ -120,7 +122,8 @@ def test_one_slab_at_a_time_is_in_memory(dwi, tmp_path):
 
 COUNTED = """
 import os, signal, sys
-from mapmri_nb import cli, io, stream
+from mapmri_nb import cli, stream
+from mapmri_nb.use import folder
 stream.SLAB, last, count = {slab}, int(sys.argv[1]), 0
 def counted(call):
     def wrapper(*args, **kwargs):
@@ -131,7 +134,7 @@ def counted(call):
         return call(*args, **kwargs)
     return wrapper
 os.pwrite, os.fsync, os.replace = map(counted, (os.pwrite, os.fsync, os.replace))
-io.write_json = counted(io.write_json)
+folder.write_json = counted(folder.write_json)
 code = cli.main(sys.argv[2:])
 print(count)
 sys.exit(code)
@@ -206,11 +209,13 @@ def test_ctrl_c_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert main(words(dwi, tmp_path / "out")) == 130
-    assert "2 of 6 slabs are kept" in capsys.readouterr().err
+    found = re.search(r"(\d) of 6 slabs are kept", capsys.readouterr().err)
+    kept = int(found[1])  # a slab is written while the next one is fitted
+    assert 2 <= kept <= 4
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     slabs = interrupt(monkeypatch, 99, None)
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
-    assert slabs == [2, 3, 4, 5]
+    assert slabs == list(range(kept, 6))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -237,7 +242,7 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
         def no_space(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(io, "write_nii", no_space)
+        patch.setattr(folder, "write_nii", no_space)
         assert main(words(dwi, tmp_path / "out", "--resume")) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
@@ -307,7 +312,7 @@ def test_starting_anew(dwi, interrupted, tmp_path, capsys):
 @pytest.mark.parametrize("lines", [0, 1, 2])
 def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_path, lines):
     journal = interrupted / HIDDEN / "journal"
-    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs
+    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs at least
     journal.write_bytes(b"".join(whole[:lines]) + whole[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
     assert json.loads((interrupted / MODEL).read_text())["Run"]["FittedNow"] == 6 - max(

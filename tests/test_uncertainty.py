@@ -243,9 +243,8 @@ def test_held_replicates_are_fits(rng):
         uncertainty._refitted(model, fit, voxel, again, names, True, fit.laplacian_weight),
         rtol=1e-7,
     )
-    capped = mapmri.MapmriModel(
-        gtab, 6, positivity="grid", laplacian=0.05, max_iter=3
-    )  # most go to OSQP
+    capped = mapmri.MapmriModel(gtab, 6, positivity="grid", laplacian=0.05)
+    capped.engine.solver.max_iter = 3  # most go to OSQP
     np.testing.assert_allclose(
         uncertainty._constrained(capped, fit, voxel, again[:, :3], names), many[:, :3], rtol=1e-4
     )

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -80,7 +80,10 @@ CACHE_DIR = _open_cache()
 
 
 def kernel(
-    fastmath: frozenset[str] = frozenset(), inline: bool = False, wrapper: bool = True
+    fastmath: frozenset[str] = frozenset(),
+    inline: bool = False,
+    wrapper: bool = True,
+    allocates: bool = True,
 ) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
@@ -89,7 +92,9 @@ def kernel(
     `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
     option comes from the environment, since the cache key ignores options. `inline` is for
     functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls: they are called by `address`.
+    twice. `wrapper=False` is for functions that Python never calls, but `address`.
+    `allocates=False` promises that neither it nor what it calls makes an array: references to its
+    arguments are then not counted.
     """
 
     def decorate(function: F) -> F:
@@ -101,6 +106,8 @@ def kernel(
             "no_cpython_wrapper": not wrapper,
             "inline": "always" if inline else "never",
         }
+        if not allocates:
+            options["_nrt"] = False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
@@ -118,6 +125,11 @@ def kernel(
 def types_key(values: Any) -> int:
     """A number for the types of a tuple of arguments, alike in Python and in compiled code."""
     return 0 if numba.config.DISABLE_JIT else zlib.crc32(str(numba.typeof(values)).encode())
+
+
+def compiled_key(values: Any) -> int:
+    """`types_key` in compiled code."""
+    return types_key(values)
 
 
 def address(functions: Sequence[Any], *arguments: Any) -> Any:
@@ -146,7 +158,7 @@ def call(function: Any, arguments: Any) -> None:
 if not numba.config.DISABLE_JIT:
 
     @intrinsic
-    def _through(typing: Any, place: Any, arguments: Any) -> Any:
+    def call(typing: Any, function: Any, arguments: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             kinds, convention = signature.args[1].types, context.call_conv
             kind = convention.get_function_type(types.none, kinds)
@@ -155,30 +167,28 @@ if not numba.config.DISABLE_JIT:
             error = cgutils.alloca_once(builder, kind.args[1].pointee)
             given = cgutils.unpack_tuple(builder, values[1], len(kinds))
             packed = convention._get_arg_packer(kinds).as_arguments(builder, given)
-            function = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(function, [result, error, *packed])
+            place = builder.inttoptr(values[0], kind.as_pointer())
+            answer = builder.call(place, [result, error, *packed])
             status = convention._get_return_status(builder, answer, builder.load(error))
             with cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return types.none(place, arguments), code
+        return types.none(function, arguments), code
 
-    @overload(call)
-    def _call(function: Any, arguments: Any) -> Any:
-        def compiled(function: Any, arguments: Any) -> None:
-            _through(function, arguments)
-
-        return compiled
-
-    @overload(types_key)
-    def _types_key(values: Any) -> Any:
+    @intrinsic
+    def compiled_key(typing: Any, values: Any) -> Any:
         key = zlib.crc32(str(values).encode())
 
-        def compiled(values: Any) -> int:
-            return key
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return context.get_constant(types.int64, key)
 
-        return compiled
+        return types.int64(values), code
+
+
+def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
+    """A kernel that is called by its `address` alone."""
+    return kernel(fastmath, wrapper=False, allocates=allocates)
 
 
 def plain(function: F) -> F:

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
 from . import origin as origin_rule
-from ._jit import CONTRACT, address, call, kernel, types_key
+from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
@@ -116,17 +116,8 @@ class Block(NamedTuple):
     bound: IntArray  # (V,)
     status: IntArray  # (V,)
     row: Array  # (1, V) weight of the sample at q = 0
-    settled: IntArray  # (V,) 1: the correction of the noise has ended
-    step: IntArray  # (1,) of the correction
-    moving: IntArray  # (1,) voxels that are not settled
-    raw: Array  # (samples, V) as measured
-    last: Array  # (samples, V) fitted signal of the step before
-    factor: Array  # ((n + 1)(n + 2)/2, V) scratch
-    square: Array  # (1, V) sigma^2
-    next: Array  # (1, V) sigma^2 of the next step
-    trace: Array  # (1, V) tr S
-    held: Array  # (1, V) S0 of settled voxels
-    frozen: Array  # (1, V) `settled` as a float
+    noise: noise.Work
+    few: Array  # (9,) scratch of one voxel
     scalars: Array  # (10, V): the rows below, which are views of it
     S0: Array
     laplacian_weight: Array
@@ -161,9 +152,6 @@ def new_block(plan: Plan, V: int) -> Block:
 
     chosen = plan.laplacian_weights.size != 1
     scalars = lanes.empty(len(SCALARS), V)
-    magnitude = (samples, samples, (n + 1) * (n + 2) // 2, 1, 1, 1, 1, 1)
-    if plan.rules.noise != noise.RICIAN:
-        magnitude = (0, 0, 0, 1, 1, 1, 1, 1)
     return Block(
         *empty(samples, samples),
         np.zeros(1, np.int64),
@@ -176,10 +164,8 @@ def new_block(plan: Plan, V: int) -> Block:
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
         *empty(1),
-        np.zeros(V, np.int64),
-        np.zeros(1, np.int64),
-        np.zeros(1, np.int64),
-        *empty(*magnitude),
+        noise.workspace(samples, n, V, plan.rules.noise == noise.RICIAN),
+        np.zeros(9),
         scalars,
         *(scalars[k : k + 1] for k in range(len(SCALARS))),
     )
@@ -205,7 +191,7 @@ def _odd(values: Array, weight: Array) -> int:
     return odd
 
 
-@kernel(wrapper=False)
+@stage()
 def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
     Transpose the samples into y (n, V); one that is not finite, or of weight 0, is missing (value
@@ -218,7 +204,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     for l in range(block.status.size):
         v = min(i0 + l, data.y.shape[0] - 1)
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
-        block.valid[0, l], block.status[l], block.settled[l] = n, 0, 0
+        block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
         block.sigma[0, l] = math.nan
         if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
             for k in range(n):
@@ -249,31 +235,31 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.valid[0, l] = valid
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The scale tensor, as the nominal table sees it."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The true scale tensor, where the gradients are not linear."""
     frames.undo_field(data.field, i0, block.tensor.b)
 
 
-@kernel(wrapper=False)
+@stage()
 def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the tensor."""
     for l in range(block.status.size):
         block.status[l] &= ~FLOOR
-    frames.fitted_frames(block.tensor.b, plan.floor, plan.share, block.status, block.values, block.R)
+    frames.fitted_frames(plan.floor, plan.share, block)
     frames.scales(plan, block)
     for l in range(block.status.size):
         for i in range(3):
             block.sign[i, l] = 1.0
 
 
-@kernel(wrapper=False)
+@stage()
 def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the caller."""
     frames.given_frames(data.mu, data.R, plan.tau, i0, block.values, block.R)
@@ -281,7 +267,7 @@ def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: 
     frames.column_signs(block.R, data.R, i0, block.sign)
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame."""
     frames.apply_field(data.field, i0, plan.isotropic, block)
@@ -290,7 +276,7 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 # ---- from scales to the normal equations
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
     work, t = block.moments, plan.moments
@@ -304,7 +290,7 @@ def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
         rotation.rotate(t.shears_low, work.angles, work.low)
 
 
-@kernel(wrapper=False)
+@stage()
 def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The shears that non-linear gradients add to the rotation."""
     work, t = block.moments, plan.moments
@@ -312,7 +298,7 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     rotation.skew_moments(t.shears_low, work.skew, work.low)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
     work, s, degree = block.moments, plan.scheme, 2 * plan.order
@@ -324,7 +310,7 @@ def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, sto
     moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
     bent = data.field.shape[0] > 0
@@ -337,7 +323,7 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
     block_map(plan.moments.gram, block.moments.hermite, block.G)
@@ -357,7 +343,7 @@ def sum_squares(y: Array, w: Array, out: Array) -> None:
         rows(out, l)[0] = total
 
 
-@kernel(wrapper=False)
+@stage()
 def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Laplacian weight by generalised cross-validation."""
     sum_squares(block.y, block.w, block.yy)
@@ -380,7 +366,7 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
             block.status[l] |= WEIGHT_AT_BOUND
 
 
-@kernel(wrapper=False)
+@stage()
 def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
     laplacian.factors(block.mu, block.factors)
@@ -390,14 +376,14 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
             plan.lap, block.factors, block.laplacian_weight, block.S0, block.rhs
         )
     for l in range(block.status.size):
-        if block.settled[l] == 0:
+        if block.noise.settled[l] == 0:
             block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
 
 
 # ---- from the normal equations to results
 
 
-@kernel(wrapper=False)
+@stage()
 def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
     """
     Coefficients of MAP and MAPL, without constraints, by Cholesky.
@@ -429,7 +415,7 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
             block.status[l] |= NO_ORIGIN
 
 
-@kernel(wrapper=False)
+@stage()
 def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Coefficients to the polynomial of the fitted signal in the voxel's frame."""
     moments.polynomial(
@@ -437,7 +423,7 @@ def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     )
 
 
-@kernel(wrapper=False)
+@stage()
 def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The transpose of `skew`."""
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
@@ -445,7 +431,10 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
 
 @kernel(fastmath=CONTRACT, inline=True)
 def _residuals(block: Block) -> None:
-    """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, its largest size goes to block.pivot."""
+    """
+    RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
+    block.pivot takes its largest size.
+    """
     for l in range(0, block.y.shape[1], WIDTH):
         a, weight, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
         S0, count = rows(block.S0, l)[0], rows(block.valid, l)[0]
@@ -459,13 +448,14 @@ def _residuals(block: Block) -> None:
             error, distance = a[k] - S0 * e[k], a[k] - mean
             square += used * error * error
             variance += used * distance * distance
-            top = pick(used * pick(e[k], 0.0, e[k], -e[k]), top, used * pick(e[k], 0.0, e[k], -e[k]), top)
+            size = used * pick(e[k], 0.0, e[k], -e[k])
+            top = pick(size, top, size, top)
         rows(block.r2, l)[0] = pick(variance, 0.0, 1.0 - square / variance, math.nan)
         rows(block.rmse, l)[0] = sqrt(square / count)
         rows(block.pivot, l)[0] = top
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """What the fitted signal leaves of the data."""
     _residuals(block)
@@ -493,7 +483,7 @@ def _out_of_range(plan: Plan, block: Block, l: int) -> bool:
     return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
 
 
-@kernel(wrapper=False)
+@stage()
 def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
     All rows of one block into `out`; NaN where the status means no fit. The flips of given frames
@@ -502,7 +492,9 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
     t, V = plan.moments, block.status.size
     n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
     block_map(plan.public, block.x, block.public)
-    at_origin, size = np.zeros(V), np.zeros(V)
+    at_origin, size = block.values[0], block.values[1]  # free by now
+    for l in range(V):
+        at_origin[l], size[l] = 0.0, 0.0
     for i in range(n):
         b = t.origin[i]
         if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
@@ -538,7 +530,7 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
 # ---- the pass
 
 
-@kernel()
+@kernel(allocates=False)
 def run(
     stages: Stages, problem: Any, plan: Plan, data: Data, block: Block, out: Out, start: int, stop: int
 ) -> None:  # fmt: skip
@@ -552,19 +544,19 @@ def run(
     other code changes nothing, since the stages are called by address. Elsewhere results agree to
     1e-12.
     """
-    if stages.key != types_key((problem, plan, data, block, out)):
+    if stages.key != compiled_key((problem, plan, data, block, out)):
         raise TypeError("the stages were compiled for arrays of other types")
     V = block.status.size
     for i0 in range(start, stop, V):
         for k in range(len(stages.before)):
             call(stages.before[k], (plan, data, block, out, i0, stop))
         call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        while len(stages.correct) > 0 and block.step[0] < noise.STEPS:
+        while len(stages.correct) > 0 and block.noise.step[0] < noise.STEPS:
             for k in range(len(stages.correct)):
                 call(stages.correct[k], (plan, data, block, out, i0, stop))
-            if block.moving[0] == 0:
+            if block.noise.moving[0] == 0:
                 break
-            after = stages.again if block.step[0] <= noise.STEPS_OF_SCALES else stages.later
+            after = stages.again if block.noise.step[0] <= noise.STEPS_OF_SCALES else stages.later
             for k in range(len(after)):
                 call(after[k], (plan, data, block, out, i0, stop))
             call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
@@ -572,7 +564,7 @@ def run(
             call(stages.after[k], (plan, data, block, out, i0, stop))
 
 
-@kernel()
+@kernel(allocates=False)
 def run_stages(
     stages: Unsigned, plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
 ) -> None:

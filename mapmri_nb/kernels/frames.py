@@ -16,15 +16,14 @@ from .status import FLOOR, NO_SIGNAL
 
 
 @kernel(inline=True)
-def fitted_frames(
-    b: Array, floor: float, share: float, status: IntArray, values: Array, R: Array
-) -> None:
+def fitted_frames(floor: float, share: float, block: Any) -> None:
     """
-    Eigenvalues (3, V) and frames (V, 3, 3) of the tensors b (8, V) in units of `tensor.UNIT`.
+    Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
     Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
     """
-    a, eigenvalues = np.empty(6), np.empty(3)
+    b, status, values, R = block.tensor.b, block.status, block.values, block.R
+    a, eigenvalues = block.few[:6], block.few[6:]
     for l in range(status.size):
         finite = True
         for i in range(6):
@@ -67,15 +66,15 @@ def scales(plan: Any, block: Any) -> None:
     Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
     of a `blocks.Block` from its eigenvalues and frames.
     """
-    eigenvalues, angles = np.empty(3), block.moments.angles
-    mu, mu_tensor, D = block.mu, block.mu_tensor, block.D
-    for l in range(block.R.shape[0]):
-        rotation.frame_angles(block.R[l], angles, l)
+    eigenvalues, angles = block.few[:3], block.moments.angles
+    mu, mu_tensor, D, R = block.mu, block.mu_tensor, block.D, block.R
+    for l in range(R.shape[0]):
+        rotation.frame_angles(R[l], angles, l)
         for i in range(3):
             eigenvalues[i] = block.values[i, l]
             mu_tensor[i, l] = math.sqrt(2.0 * plan.tau * block.values[i, l])
             mu[i, l] = mu_tensor[i, l]
-        tensor.tensor_elements(block.R[l], eigenvalues, block.D_scale, l)
+        tensor.tensor_elements(R[l], eigenvalues, block.D_scale, l)
         u0 = plan.static_scale
         if plan.isotropic and plan.static_scale == 0.0:
             for i in range(3):

@@ -7,16 +7,16 @@ I_(L-1)(m A / sigma^2), L coils, the root of A^2 + 2 L sigma^2 as its root mean 
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import moments, rotation
-from ._jit import CONTRACT, kernel
-from ._types import Array
+from . import lanes, moments, rotation
+from ._jit import CONTRACT, kernel, stage
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky
-from .status import NO_FIT, UNSETTLED
+from .status import NO_FIT, STRAINED, UNSETTLED
 
 RICIAN, DENOISED = 1, 2  # `origin.Rules.noise`
 STEPS = 40  # of the correction at most; 3 to 7 are usual
@@ -26,6 +26,32 @@ SETTLED = 0.01  # root mean square change of the signal in a step, in sigma
 MOST_COILS = 32  # `bessel_ratio` keeps its accuracy and its range up to here
 TERMS = 26  # of the asymptotic series of a Bessel function
 NEWTON = 60  # steps at most; 3 to 6 are usual
+
+
+class Work(NamedTuple):
+    """State and scratch of the correction for one block."""
+
+    settled: IntArray  # (V,) 1: the correction has ended
+    step: IntArray  # (1,)
+    moving: IntArray  # (1,) voxels that are not settled
+    square: Array  # (1, V) sigma^2
+    next: Array  # (1, V) sigma^2 of the next step
+    trace: Array  # (1, V) tr S, the parameters that the fit spends
+    held: Array  # (1, V) S0 of the last fit
+    change: Array  # (1, V) squares of the changes of the fitted signal
+    frozen: Array  # (1, V) `settled` as a float
+    raw: Array  # (samples, V) as measured
+    last: Array  # (samples, V) fitted signal of the step before, not negative
+    factor: Array  # ((n + 1)(n + 2)/2, V)
+
+
+def workspace(samples: int, n: int, V: int, used: bool) -> Work:
+    """For a block of V voxels with n coefficients; `used`: the noise is `RICIAN`."""
+    sizes = (samples, samples, (n + 1) * (n + 2) // 2) if used else (0, 0, 0)
+    return Work(
+        np.zeros(V, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64),
+        *(lanes.empty(size, V) for size in (1, 1, 1, 1, 1, 1, *sizes)),
+    )  # fmt: skip
 
 
 @kernel(fastmath=CONTRACT)
@@ -135,7 +161,7 @@ def expected_rows(
 # ---- stages of the pass: a magnitude y is replaced by its expected part along the signal
 
 
-@kernel(wrapper=False)
+@stage()
 def invert(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """Denoised magnitudes to signals; samples below zero stay as they are."""
     for l in range(block.status.size):
@@ -148,22 +174,22 @@ def invert(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> No
                     block.ordinary[0] = 0
 
 
-@kernel(wrapper=False)
+@stage()
 def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The samples as they were measured, and sigma where it is given."""
-    block.step[0] = 0
+    block.noise.step[0] = 0
     for k in range(block.y.shape[0]):
         for l in range(block.status.size):
-            block.raw[k, l] = block.y[k, l]
-            block.last[k, l] = 0.0
+            block.noise.raw[k, l] = block.y[k, l]
+            block.noise.last[k, l] = 0.0
     for l in range(block.status.size):
-        block.trace[0, l] = 0.0
+        block.noise.trace[0, l] = 0.0
         if data.sigma.size > 0:
             sigma = data.sigma[min(i0 + l, data.sigma.size - 1)]
-            block.square[0, l] = sigma * sigma
+            block.noise.square[0, l] = sigma * sigma
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     tr S = n - weight tr(G^-1 L) - k B'G^-1 B, the parameters that a linear fit spends, G = M'M +
@@ -174,14 +200,18 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
     t, origin = plan.lap, plan.moments.origin
     n = origin.size
     for l in range(0, block.status.size, WIDTH):
-        G, a = rows(block.G, l), rows(block.factor, l)
+        G, a = rows(block.G, l), rows(block.noise.factor, l)
         for k in range(n * (n + 1) // 2):
             a[k] = G[k]
-        for k in range(n * (n + 1) // 2, block.factor.shape[0]):
+        for k in range(n * (n + 1) // 2, block.noise.factor.shape[0]):
             a[k] = every(0.0)
-    block_cholesky(block.factor, n, block.pivot)
+    block_cholesky(block.noise.factor, n, block.pivot)
     for l in range(0, block.status.size, WIDTH):
-        a, f, weight = rows(block.factor, l), rows(block.factors, l), rows(block.laplacian_weight, l)[0]
+        a, f, weight = (
+            rows(block.noise.factor, l),
+            rows(block.factors, l),
+            rows(block.laplacian_weight, l)[0],
+        )
         spent = every(0.0)
         for i in range(n):  # the factor becomes its inverse, row by row
             r = i * (i + 1) // 2
@@ -204,10 +234,10 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
                 r = k * (k + 1) // 2
                 product += a[r + i] * a[r + j]
             spent += (1.0 if i == j else 2.0) * weight * value * product
-        rows(block.trace, l)[0] = n - spent
+        rows(block.noise.trace, l)[0] = n - spent
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The fitted E of every sample into moments.gy."""
     work = block.moments
@@ -226,66 +256,78 @@ def _new_square(block: Any, coils: int) -> None:
     residual over n - tr S.
     """
     for l in range(0, block.status.size, WIDTH):
-        raw, e, w, before = rows(block.raw, l), rows(block.moments.gy, l), rows(block.w, l), rows(block.square, l)[0]
+        raw, e, w = rows(block.noise.raw, l), rows(block.moments.gy, l), rows(block.w, l)
+        before = rows(block.noise.square, l)[0]
         S0, count, total, slope = rows(block.S0, l)[0], every(0.0), every(0.0), every(0.0)
         residual = every(0.0)
-        for k in range(block.raw.shape[0]):
+        for k in range(block.noise.raw.shape[0]):
             y, used = raw[k], pick(raw[k], 0.0, w[k], 0.0)
             A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
             x = used * y * A / before
             r = bessel_ratio(x, coils)
-            turn = pick(x, 1e-6, 1.0 - r * (r + (2.0 * coils - 1.0) / pick(x, 1e-6, x, 1e-6)), 0.5 / coils)
+            turn = pick(
+                x, 1e-6, 1.0 - r * (r + (2.0 * coils - 1.0) / pick(x, 1e-6, x, 1e-6)), 0.5 / coils
+            )
             count += pick(used, 0.0, 1.0, 0.0)
             residual += used * (y - A) * (y - A)
             total += used * ((y - A) * (y - A) + 2.0 * y * A * (1.0 - r))
             slope += pick(x, 1e4, 2.0 * coils - 1.0, 2.0 * x * x * turn)
-        free = 2.0 * coils * count - rows(block.trace, l)[0]
+        free = 2.0 * coils * count - rows(block.noise.trace, l)[0]
         new = before + (total / free - before) / (1.0 - slope / free)
         new = pick(new, 4.0 * before, 4.0 * before, pick(0.25 * before, new, 0.25 * before, new))
-        first = pick(count, rows(block.trace, l)[0] + 1.0, count - rows(block.trace, l)[0], 1.0)
-        new = residual / first if block.step[0] == 0 else new
+        first = pick(
+            count, rows(block.noise.trace, l)[0] + 1.0, count - rows(block.noise.trace, l)[0], 1.0
+        )
+        new = residual / first if block.noise.step[0] == 0 else new
         least = 1e-24 * S0 * S0
-        rows(block.next, l)[0] = pick(new, least, new, least)
+        rows(block.noise.next, l)[0] = pick(new, least, new, least)
 
 
-@kernel(wrapper=False)
+@stage()
 def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     One step of the expectation: y <- y I_L(x) / I_(L-1)(x), x = y A / sigma^2, A the fitted signal
     (0 where it is negative), where the voxel is not settled; sigma from the fit where none is given.
 
-    block.moving[0] counts the voxels that need another fit.
+    block.noise.moving[0] counts the voxels that need another fit.
     """
-    coils, V, n = plan.rules.coils, block.status.size, block.raw.shape[0]
+    coils, V, n = plan.rules.coils, block.status.size, block.noise.raw.shape[0]
     if data.sigma.size == 0:
         _new_square(block, coils)
-    block.moving[0] = 0
-    change, drift = np.zeros(V), np.zeros(V)
+    block.noise.moving[0] = 0
+    change = block.noise.change
+    for l in range(V):
+        change[0, l] = 0.0
     for k in range(n):
         for l in range(V):
             A = max(block.S0[0, l] * block.moments.gy[k, l], 0.0)
-            step = A - block.last[k, l]
-            change[l] += step * step if block.w[k, l] > 0.0 else 0.0
-            block.last[k, l] = A
+            step = A - block.noise.last[k, l]
+            change[0, l] += step * step if block.w[k, l] > 0.0 else 0.0
+            block.noise.last[k, l] = A
     for l in range(V):
-        block.held[0, l] = block.S0[0, l]
-        if block.settled[l] != 0:
+        block.noise.held[0, l] = block.S0[0, l]
+        if block.noise.settled[l] != 0:
             continue
-        square = block.square[0, l]
+        square = block.noise.square[0, l]
+        drift = 0.0
         if data.sigma.size == 0:
-            drift[l] = abs(block.next[0, l] - square) if block.step[0] > 0 else math.inf
+            drift = abs(block.noise.next[0, l] - square) if block.noise.step[0] > 0 else math.inf
         limit = SETTLED * SETTLED * square + 1e-20 * block.S0[0, l] * block.S0[0, l]
-        still = change[l] <= limit * block.valid[0, l] and drift[l] <= SETTLED * square
-        if block.status[l] & NO_FIT != 0 or (still and block.step[0] > 0):
-            block.settled[l] = 1
+        still = change[0, l] <= limit * block.valid[0, l] and drift <= SETTLED * square
+        if (
+            i0 + l >= stop
+            or block.status[l] & (NO_FIT | STRAINED) != 0
+            or (still and block.noise.step[0] > 0)
+        ):
+            block.noise.settled[l] = 1
             continue
-        block.moving[0] += 1
+        block.noise.moving[0] += 1
         if data.sigma.size == 0:
-            block.square[0, l] = block.next[0, l]
-        if block.step[0] == STEPS - 1:
+            block.noise.square[0, l] = block.noise.next[0, l]
+        if block.noise.step[0] == STEPS - 1:
             block.status[l] |= UNSETTLED
-    block.step[0] += 1
-    if block.moving[0] > 0:
+    block.noise.step[0] += 1
+    if block.noise.moving[0] > 0:
         _expectation(block, coils)
 
 
@@ -293,11 +335,16 @@ def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 def _expectation(block: Any, coils: int) -> None:
     """The corrected samples of the voxels that are not settled."""
     for l in range(0, block.status.size, WIDTH):
-        y, raw, A, w = rows(block.y, l), rows(block.raw, l), rows(block.last, l), rows(block.w, l)
-        square, settled = rows(block.square, l)[0], rows(block.frozen, l)
+        y, raw, A, w = (
+            rows(block.y, l),
+            rows(block.noise.raw, l),
+            rows(block.noise.last, l),
+            rows(block.w, l),
+        )
+        square, settled = rows(block.noise.square, l)[0], rows(block.noise.frozen, l)
         for v in range(l, l + WIDTH):
-            block.frozen[0, v] = float(block.settled[v])
-        for k in range(block.raw.shape[0]):
+            block.noise.frozen[0, v] = float(block.noise.settled[v])
+        for k in range(block.noise.raw.shape[0]):
             x = pick(raw[k], 0.0, w[k] * raw[k] * A[k] / square, 0.0)
             new = pick(raw[k], 0.0, raw[k] * bessel_ratio(x, coils), raw[k])
             y[k] = pick(settled[0], 0.5, y[k], new)
@@ -309,18 +356,18 @@ def _expectation(block: Any, coils: int) -> None:
         block.ordinary[0] = 0
 
 
-@kernel(wrapper=False)
+@stage()
 def expected_signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """For the residuals: the samples as measured, and the expected magnitudes over S0 in moments.gy."""
     for l in range(block.status.size):
-        block.sigma[0, l] = math.sqrt(block.square[0, l])
+        block.sigma[0, l] = math.sqrt(block.noise.square[0, l])
         S0 = block.S0[0, l]
         if block.status[l] & NO_FIT != 0:
             continue
-        for k in range(block.raw.shape[0]):
-            block.y[k, l] = block.raw[k, l]
+        for k in range(block.noise.raw.shape[0]):
+            block.y[k, l] = block.noise.raw[k, l]
             magnitude = expected_magnitude(
                 S0 * block.moments.gy[k, l], block.sigma[0, l], plan.rules.coils
             )
-            if block.w[k, l] > 0.0 and block.raw[k, l] > 0.0:
+            if block.w[k, l] > 0.0 and block.noise.raw[k, l] > 0.0:
                 block.moments.gy[k, l] = magnitude / S0

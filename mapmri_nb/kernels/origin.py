@@ -8,7 +8,7 @@ the deviation leaves alone.
 
 from typing import Any, NamedTuple
 
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, rows
 
@@ -23,7 +23,7 @@ class Rules(NamedTuple):
     coils: int
 
 
-@kernel(wrapper=False, fastmath=CONTRACT)
+@stage(CONTRACT)
 def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """One more sample, S0_b at q = 0: G += k B B', rhs += k S0_b B, k its weight (block.row)."""
     origin, b0 = plan.moments.origin, plan.tensor.b0
@@ -49,7 +49,12 @@ def deviation(block: Any, sign: float) -> None:
     """
     n = block.rhs.shape[0]
     for l in range(0, block.w.shape[1], WIDTH):
-        G, rhs, S0, yy = rows(block.G, l), rows(block.rhs, l), rows(block.S0, l)[0], rows(block.yy, l)
+        G, rhs, S0, yy = (
+            rows(block.G, l),
+            rows(block.rhs, l),
+            rows(block.S0, l)[0],
+            rows(block.yy, l),
+        )
         yy[0] += S0 * (S0 * G[0] - 2.0 * rhs[0])
         for i in range(n):
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
 from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
@@ -272,7 +272,15 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 @kernel(inline=True)
 def _judge(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    work: QpWork,
+    q: int,
+    ridge: float,
+    c: Array,
 ) -> float:
     """
     Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
@@ -325,7 +333,8 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork, c: Array, info: Array
+    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork,
+    c: Array, info: Array,
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
@@ -342,7 +351,10 @@ def _pursue(
             while (
                 p < 0 or worst > -VIOLATION * peak
             ):  # no row is violated: judge, shed the drift of an ill-conditioned H
-                info[0], info[2] = _judge(H, g, B, fixed, grid, work, q, ridge, c) - worst / peak, q - fixed
+                info[0], info[2] = (
+                    _judge(H, g, B, fixed, grid, work, q, ridge, c) - worst / peak,
+                    q - fixed,
+                )
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
                 sheds += 1
@@ -402,7 +414,15 @@ def _ridge(H: Array) -> float:
 
 @kernel(inline=True)
 def solve(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    max_iter: int,
+    work: QpWork,
+    c: Array,
+    info: Array,
 ) -> int:
     """
     Minimise c'Hc/2 - g'c subject to K c >= 0, and to B'c = 1 if `fixed` is 1, with RIDGE tr(H)/n
@@ -464,7 +484,14 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
 
 @kernel()
 def solve_many(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, max_iter: int, c: Array, failed: IntArray
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    max_iter: int,
+    c: Array,
+    failed: IntArray,
 ) -> None:
     """
     `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
@@ -549,8 +576,8 @@ def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
 @kernel()
 def skipped(block: Any, l: int) -> bool:
     """Whether voxel l needs no answer: it has no fit, or is settled and keeps what it has."""
-    if block.settled[l] != 0:
-        block.S0[0, l] = block.held[0, l]
+    if block.noise.settled[l] != 0:
+        block.S0[0, l] = block.noise.held[0, l]
         return True
     return (block.status[l] & NO_FIT) != 0
 
@@ -568,7 +595,9 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
         if skipped(block, l):
             continue
         unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(H, g, problem.B, problem.fixed, problem.grid, problem.max_iter, work, c, info)
+        answer = solve(
+            H, g, problem.B, problem.fixed, problem.grid, problem.max_iter, work, c, info
+        )
         block.kkt[0, l] = info[0]
         block.iterations[0, l] = info[1]
         if answer != SOLVED:
@@ -577,7 +606,7 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
         pack(plan.moments.permutation, c, problem.B, l, block)
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
     """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
     solve_voxels(problem, plan, block, 0, count)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import status
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray
 from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
 from .qp import pack, skipped, unpack
@@ -618,7 +618,7 @@ class GlobalProblem(NamedTuple):
     tol: float
 
 
-@kernel(wrapper=False)
+@stage(allocates=True)
 def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> None:
     """
     Solve the sum-of-squares problem of the first `count` voxels of a `blocks.Block`, with the

@@ -6,25 +6,15 @@ where it is used.
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import commands
+
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
-SAMPLE_NOTES = (
-    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and delta 30 ms are",
-    "  ASSUMED, and every index with a length in it scales with them.",
-    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
-)
-WARMUP_MODES: tuple[dict[str, Any], ...] = (
-    {},
-    {"basis": "isotropic"},
-    {"positivity": "grid"},
-    {"positivity": "global"},
-)
 
 
 def _path(text: str) -> Path:
@@ -58,7 +48,7 @@ def _weights(text: str) -> Any:
     return weights if len(weights) > 1 else weights[0]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     from .. import __version__
 
     a_file: dict[str, Any] = {"type": _path, "metavar": "F"}
@@ -95,19 +85,24 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--small-delta", **seconds, help="duration of a gradient pulse in SECONDS")
     saved.add_argument("dir", **a_folder, help="folder of a saved fit")
 
-    parser = argparse.ArgumentParser(
+    whole = argparse.ArgumentParser(
         prog="mapmri-nb", description="MAP-MRI from NIfTI series to index maps."
     )
-    parser.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    whole.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
+    subparsers = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(run: Any, text: str, *parents: argparse.ArgumentParser) -> Any:
-        new = commands.add_parser(run.__name__[1:], parents=parents, help=text, description=text)
+        new = subparsers.add_parser(run.__name__, parents=parents, help=text, description=text)
         new.set_defaults(run=run)
         return new.add_argument
 
     add = command(
-        _fit, "fit a series; coefficients and index maps into --out", table, maps, force, quiet
+        commands.fit,
+        "fit a series; coefficients and index maps into --out",
+        table,
+        maps,
+        force,
+        quiet,
     )
     add("dwi", type=_path, metavar="DWI", help="4-D NIfTI series")
     add(
@@ -176,10 +171,10 @@ def _parser() -> argparse.ArgumentParser:
         help="of a running cluster for --engine dask (default: one on this machine)",
     )
 
-    add = command(_indices, "index maps of a saved fit", saved, maps, force, quiet)
+    add = command(commands.indices, "index maps of a saved fit", saved, maps, force, quiet)
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
-    add = command(_odf, "ODF of a saved fit in spherical harmonics", saved, force, quiet)
+    add = command(commands.odf, "ODF of a saved fit in spherical harmonics", saved, force, quiet)
     add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
     add("--sh-order", type=int, default=8, metavar="L", help="even (default: 8)")
     add(
@@ -191,33 +186,27 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", **a_folder, help="(default: the fit's own folder)")
 
     add = command(
-        _predict, "signal of a saved fit, for its own or another table", saved, table, force, quiet
+        commands.predict,
+        "signal of a saved fit, for its own or another table",
+        saved,
+        table,
+        force,
+        quiet,
     )
     add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
 
-    add = command(_report, "one self-contained HTML page on a saved fit", saved, force, quiet)
+    add = command(
+        commands.report, "one self-contained HTML page on a saved fit", saved, force, quiet
+    )
     add("--out", **a_file, help="(default: report.html in the fit's folder)")
 
-    add = command(_demo, "fit the two bundled samples, print and write their maps", quiet)
+    add = command(commands.demo, "fit the two bundled samples, print and write their maps", quiet)
     text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
     add("--out", default=Path("mapmri-demo"), **a_folder, help=text)
 
-    command(_warmup, "compile every kernel into the cache, once per machine", quiet)
-    command(_info, "versions, threads, cache: what to paste into a bug report")
-    return parser
-
-
-def _table(args: argparse.Namespace, beside: Path) -> Any:
-    """
-    Gradient table from the files named, or from those beside a series; deltas on the command line
-    go first.
-    """
-    from ..gradients import GradientTable
-
-    files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    return GradientTable.from_bids(
-        beside, **files, big_delta=args.big_delta, small_delta=args.small_delta
-    )
+    command(commands.warmup, "compile every kernel into the cache, once per machine", quiet)
+    command(commands.info, "versions, threads, cache: what to paste into a bug report")
+    return whole
 
 
 @contextmanager
@@ -245,349 +234,6 @@ def _announced() -> Iterator[None]:
         yield
 
 
-def _usable(path: Path, data: Any, gtab: Any) -> Any:
-    """Mask of the voxels with signal at b = 0, for those who gave none."""
-    import numpy as np
-
-    mean = np.zeros(data.shape[:-1])
-    for volume in np.flatnonzero(gtab.b0s_mask):
-        mean += np.nan_to_num(np.asarray(data[..., volume]), posinf=0.0, neginf=0.0)
-    mask = mean > 0
-    if not mask.any():
-        raise ValueError(f"{path}: no voxel has a positive signal at b = 0")
-    log.info(
-        "fitting %d of %d voxels, those with signal at b = 0: give a brain --mask",
-        mask.sum(),
-        mask.size,
-    )
-    return mask
-
-
-def _check_together(args: argparse.Namespace) -> None:
-    """
-    Options of `fit` that mean nothing without, or beside, each other: said before anything is read.
-    """
-    if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
-        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
-    if args.bootstrap is not None and args.bootstrap < 2:
-        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
-    if args.bootstrap is None and (args.reestimate or args.seed is not None):
-        raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"--seed must not be negative: {args.seed}")
-    if args.scheduler and args.engine != "dask":
-        raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
-
-
-def _fit(args: argparse.Namespace) -> None:
-    from ..indices import select
-    from ..model import MapmriModel
-    from ..status import Status
-    from . import io, stream
-
-    _check_together(args)
-    image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
-    gtab = _table(args, args.dwi)
-    names = select(args.indices, args.basis)
-    options = {
-        name: getattr(args, name)
-        for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")
-    }
-    model = MapmriModel(
-        gtab, positivity=None if args.positivity == "none" else args.positivity, **options
-    )
-    if len(gtab) != image.data.shape[-1]:
-        raise ValueError(
-            f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}"
-        )
-    mask = (
-        io.load_mask(args.mask, image.data.shape[:3], image.affine)
-        if args.mask
-        else _usable(args.dwi, image.data, gtab)
-    )
-    more = _distortions(args, image)
-    sources = tuple(
-        path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path
-    )
-    job = stream.Job(
-        model,
-        args.dwi,
-        image,
-        mask,
-        args.out,
-        prefix,
-        names,
-        args.units,
-        float(args.fill),
-        sources,
-        more,
-    )
-    engine = stream.on_threads(args.threads)
-    if args.engine == "dask":
-        from .distributed import on_cluster
-
-        engine = on_cluster(args.scheduler, args.threads)
-    start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    run = {"Threads": args.threads, "Engine": args.engine}
-    status = stream.fit_series(
-        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
-    )
-    if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
-        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
-        level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
-        log.log(
-            level,
-            "%d voxels in %.1f s%s; results in %s",
-            len(status),
-            time.perf_counter() - start,
-            notes,
-            args.out,
-        )
-    if args.bootstrap or args.posterior:
-        _error_bars(args, job)
-
-
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
-    """
-    Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
-    numbers.
-    """
-    from ..gradients import read_numbers
-    from . import io
-
-    more: dict[str, tuple[Path, Any]] = {}
-    wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
-    for name, path in (("weights", args.weights), ("grad_dev", args.grad_dev)):
-        if path is None:
-            continue
-        if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
-            found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
-        else:
-            found = io.load_dwi(path).data
-        if found.shape != wanted[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
-            )
-        more[name] = path, found
-    return more
-
-
-def _error_bars(args: argparse.Namespace, job: Any) -> None:
-    """Maps of sd and 95 % interval beside the index maps."""
-    from . import io, uncertainty
-
-    start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    common = {"indices": job.names, "threads": args.threads, **options}
-    entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
-    if args.bootstrap:
-        entries = {
-            "Method": "wild bootstrap, HC2",
-            "Replicates": args.bootstrap,
-            "Seed": args.seed or 0,
-        }
-        entries["Scales"] = "estimated again" if args.reestimate else "held"
-        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": not args.reestimate}
-    spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
-    found = spread(job.model, job.image.data, job.mask, **common)
-    maps, sidecars = {}, {}
-    for name in job.names:
-        for kind, values, what in (
-            ("sd", found.sd[name], "sd"),
-            ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
-        ):
-            maps[f"{name}_desc-{kind}"] = values
-            sidecars[f"{name}_desc-{kind}"] = {"Statistic": what, **entries}
-    units: dict[str, Any] = {
-        "units": args.units,
-        "fill": float(args.fill),
-        "force": args.force or args.resume,
-    }
-    io.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
-    log.info("error bars in %.1f s", time.perf_counter() - start)
-
-
-def _indices(args: argparse.Namespace) -> None:
-    from ..indices import select
-    from . import io
-
-    fit, affine, prefix, _ = io.read_fit(args.dir)
-    maps, out = (
-        {name: fit.index(name) for name in select(args.indices, fit.options["basis"])},
-        args.out or args.dir,
-    )
-    io.write_maps(
-        out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force
-    )
-    log.info("%d maps in %s", len(maps), out)
-
-
-def _odf(args: argparse.Namespace) -> None:
-    """
-    Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
-    them.
-    """
-    import numpy as np
-
-    from ..gradients import to_scanner
-    from . import io
-    from .directions import sh_rotation
-
-    fit, affine, prefix, _ = io.read_fit(args.dir)
-    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
-    vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
-    maps = {
-        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
-        "peaks": peaks.reshape(*fit.mask.shape, -1),
-    }
-    basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
-    axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
-    sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
-    text = f"ODF, radial moment s = {args.s:g}, scanner (RAS) axes"
-    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
-    text = f"peaks of the {text}; length: height"
-    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    io.write_maps(args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars)
-
-
-def _predict(args: argparse.Namespace) -> None:
-    import numpy as np
-
-    from . import io
-
-    if not args.out.name.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
-    if (args.bval is None) != (args.bvec is None):
-        raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    lonely = [
-        name
-        for name in ("json", "big_delta", "small_delta")
-        if not args.bval and getattr(args, name) is not None
-    ]
-    if lonely:
-        raise ValueError(
-            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing"
-        )
-    saved = io.read_fit(args.dir)
-    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
-    with io.staged(args.out.parent, args.force) as stage:
-        pieces = np.moveaxis(signal, -1, 0)
-        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
-
-
-def _report(args: argparse.Namespace) -> None:
-    from .report import write_report
-
-    log.info("%s", write_report(args.dir, args.out, args.force))
-
-
-def _demo(args: argparse.Namespace) -> None:
-    """`fit` as a user would type it, on both samples."""
-    import numpy as np
-
-    from ..data import SAMPLES, sample_dwi
-    from ..indices import INDICES
-    from . import io
-
-    fits = {}
-    for name in SAMPLES:
-        dwi = sample_dwi(name)
-        words = [
-            "fit",
-            str(dwi),
-            "--mask",
-            str(dwi).replace("_dwi.", "_mask."),
-            "--out",
-            str(args.out / name),
-            "--force",
-        ]
-        _fit(_parser().parse_args(words + ["--quiet"] * args.quiet))
-        fits[name], affine, _, _ = io.read_fit(args.out / name)
-        with suppress(ImportError):  # without matplotlib there is no picture
-            from .plot import overview
-
-            overview(fits[name], args.out / name / "overview.png", affine=affine, title=name)
-    print("MAPL, radial order 6, Laplacian weight 0.2: medians over the mask\n")
-    print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
-    for index in INDICES.values():
-        medians = [np.nanmedian(fit.index(index.name)) for fit in fits.values()]
-        print(
-            f"{index.name.upper():10}{index.unit():>6}"
-            + "".join(f"{median:13.4g}" for median in medians)
-        )
-    print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
-
-
-def _warmup(args: argparse.Namespace) -> None:
-    """
-    Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of
-    every fit.
-    """
-    import numpy as np
-
-    from ..data import sample_dwi
-    from ..gradients import GradientTable
-    from ..kernels._jit import CACHE_DIR
-    from ..model import MapmriModel
-
-    start = time.perf_counter()
-    gtab = GradientTable.from_bids(sample_dwi("catcord"))
-    data = np.exp(-np.outer([0.5e-3, 1e-3, 2e-3], gtab.bvals))
-    for options in WARMUP_MODES:
-        fit = MapmriModel(gtab, radial_order=4, **options).fit(data)
-        for compute in (fit.rtop, fit.pa, fit.negative, fit.predict, fit.odf_sh, fit.peaks):
-            compute()
-    log.info(
-        "compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only"
-    )
-
-
-def _info(args: argparse.Namespace) -> None:
-    import os
-    import platform
-    from importlib import metadata
-
-    import llvmlite.binding
-    import numba
-
-    from .. import __version__
-    from ..kernels._jit import CACHE_DIR
-
-    facts = {
-        "mapmri_nb": __version__,
-        "python": f"{platform.python_version()}, {platform.platform()}",
-    }
-    for package in (
-        "numpy",
-        "scipy",
-        "numba",
-        "llvmlite",
-        "osqp",
-        "nibabel",
-        "tqdm",
-        "matplotlib",
-        "dask",
-        "dipy",
-    ):
-        facts[package] = "not installed"
-        with suppress(metadata.PackageNotFoundError):
-            facts[package] = metadata.version(package)
-    facts["threads"] = (
-        f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
-    )
-    sizes = (
-        [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]
-        if CACHE_DIR
-        else []
-    )
-    facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
-    facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"
-    for name, fact in facts.items():
-        print(f"{name:12} {fact}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command.
@@ -602,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C.
     """
     try:
-        args = _parser().parse_args(argv)
+        args = parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""Images, sidecars and saved fits on disk. The only place that knows nibabel."""
+"""Images and masks, written whole or not at all. The only place that knows nibabel."""
 
 from __future__ import annotations
 
@@ -13,61 +13,40 @@ import mmap
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import __version__
-from ..fit import MapmriFit
-from ..gradients import GradientTable
-from ..indices import INDICES, unit_factor
-from ..kernels.ordering import index_table, iso_index_table
-from ..status import MEANING, Status
+from .names import DESCRIPTION
+from .names import File as File
+from .names import map_name as map_name
+from .names import prefix_of as prefix_of
 
-File = str | os.PathLike[str]
 Mask = NDArray[np.bool_]
 
-FORMAT_VERSION = 1
-OUTSIDE = int(Status.OUTSIDE)
-GZIP_LEVEL = 4  # level 6 takes longer over noisy floats and gains nothing
-MODEL = "model-mapmri"  # in every output name
-DESCRIPTION = "dataset_description.json"
-PARTS = {  # rows of a fit: label, unit, description; other rows are kept under their own names
-    "coef": ("mapcoeffs", "1", "MAP-MRI coefficients in the order of CoefficientOrder"),
-    "mu": ("mu", "mm", "scales of the basis"),
-    "mu_tensor": ("mutensor", "mm", "scales of the tensor, sqrt(2 lambda tau), largest first"),
-    "R": (
-        "frame",
-        "1",
-        "tensor frame in the frame of the b-vectors: entry 3 i + j is component i of axis e_j",
-    ),
-    "S0": ("s0", "arbitrary", "signal without diffusion weighting"),
-    "laplacian_weight": ("weight", "mm^-1", "weight of the Laplacian"),
-    "status": (
-        "status",
-        "1",
-        f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask",
-    ),
-    "rmse": ("rmse", "arbitrary", "root mean squared residual"),
-    "r2": ("r2", "1", "coefficient of determination"),
-    "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
-    "iterations": ("iterations", "1", "steps of the constrained solver"),
-    "field": (
-        "graddev",
-        "1",
-        "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij",
-    ),
-    "margin": ("margin", "1", "smallest Gram eigenvalue of a globally positive fit"),
-}
+# of packing: zlib 6 takes longer over noisy floats and gains nothing
+LEVELS = {"gzip": 4, "isal.igzip": 2}
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from .folder import load_fit as load_fit
+    from .folder import read_fit as read_fit
+    from .folder import save_fit as save_fit
+    from .folder import write_maps as write_maps
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What `folder` offers under this room's name too."""
+        if name in ("load_fit", "read_fit", "save_fit", "write_maps"):
+            from . import folder
+
+            return getattr(folder, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Image(NamedTuple):
@@ -107,6 +86,15 @@ def release(data: Any) -> None:
         data = data.base
     if isinstance(data, mmap.mmap):
         data.madvise(mmap.MADV_DONTNEED)
+
+
+def _packer() -> Any:
+    """The module that packs and unpacks: isal's, several times faster, where it is installed."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip
+    return igzip
 
 
 def read_nii(path: File) -> Image:
@@ -158,8 +146,12 @@ def read_nii(path: File) -> Image:
                 tempfile.TemporaryFile()
             )  # gone with its map, whatever happens
             try:
-                shutil.copyfileobj(stack.enter_context(gzip.open(path)), source, 1 << 20)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                packed = stack.enter_context(_packer().open(path))
+                shutil.copyfileobj(packed, source, 1 << 20)
+            except Exception as error:  # damage has a type in each of isal, gzip and zlib
+                full = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
+                if full or isinstance(error, MemoryError):
+                    raise
                 raise ValueError(f"{path}: damaged or truncated ({error})") from None
             source.flush()
         found = path.stat().st_size if source is path else source.tell()
@@ -203,22 +195,6 @@ def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None)
     return mask
 
 
-def prefix_of(source: File | None) -> str:
-    """
-    What output names start with: the source's name less its ending and `dwi`; "" where that is all.
-    """
-    stem = "dwi" if source is None else Path(source).name.removesuffix(".gz").removesuffix(".nii")
-    return "" if stem == "dwi" else stem.removesuffix("_dwi")
-
-
-def map_name(prefix: str, label: str, ending: str = ".nii.gz") -> str:
-    """Name of a map after BIDS derivatives; without a label, of the fit's own JSON."""
-    return (
-        "_".join(word for word in (prefix, MODEL, label and f"param-{label}", "dwimap") if word)
-        + ending
-    )
-
-
 def require_space(folder: File, size: int, purpose: str) -> None:
     """OSError (ENOSPC) unless `folder` has room for `size` bytes."""
     free = shutil.disk_usage(folder).free
@@ -230,23 +206,7 @@ def require_space(folder: File, size: int, purpose: str) -> None:
         )
 
 
-def check_output(folder: File, prefix: str, force: bool = False) -> None:
-    """
-    To be asked before a long fit: FileExistsError over old results, PermissionError where none can
-    be written.
-    """
-    folder, stem = Path(folder), glob.escape(prefix)
-    old = sorted(
-        [*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))]
-    )
-    if old and not force:
-        raise FileExistsError(
-            errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0])
-        )
-    _require_writable(folder)
-
-
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """
     PermissionError unless `folder`, or where it would be made, is a folder that can be written.
     """
@@ -267,7 +227,7 @@ def staged(folder: File, force: bool = False, within: Path | None = None) -> Ite
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     stage = None
     try:
-        _require_writable(folder)
+        require_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".mapmri-", dir=within or folder))
         yield stage
@@ -314,18 +274,6 @@ def write_json(path: Path, entries: dict[str, Any]) -> None:
     path.write_text(text + "\n")
 
 
-def write_description(stage: Path) -> None:
-    """BIDS's description of a derivative data set."""
-    by = [{"Name": "mapmri_nb", "Version": __version__}]
-    entries = {
-        "Name": "MAP-MRI fits",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": by,
-    }
-    write_json(stage / DESCRIPTION, entries)
-
-
 def write_nii(
     path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
 ) -> None:
@@ -351,7 +299,9 @@ def write_nii(
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(open(path, "wb"))
         if path.name.endswith(".gz"):
-            stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
+            packer = _packer()
+            make = gzip.GzipFile if packer is gzip else packer.IGzipFile
+            stream = stack.enter_context(make("", "wb", LEVELS[packer.__name__], stream, mtime=0))
         stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
@@ -371,245 +321,3 @@ def volumes(
         volume = np.full(size, fill, dtype)
         volume[where] = column
         yield volume
-
-
-def write_maps(
-    folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *, units: str = "mm", fill: float = np.nan,
-    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None,
-) -> list[Path]:  # fmt: skip
-    """
-    Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
-
-    Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces
-    NaN; `sidecars` holds more JSON entries by name.
-    """
-    with staged(folder, force) as stage:
-        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
-    return [Path(folder) / name for name in names]
-
-
-def stage_maps(
-    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
-    sidecars: dict[str, dict[str, Any]],
-) -> list[str]:  # fmt: skip
-    """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
-    names = []
-    for name, values in maps:
-        base, mark, kind = name.partition("_desc-")  # of an index: its spread
-        index = INDICES.get(base)
-        label = (index.label if index else "".join(filter(str.isalnum, base))) + mark + kind
-        factor = unit_factor(index.power if index else 0, units)
-        pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
-        clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        names.append(map_name(prefix, label))
-        write_nii(stage / names[-1], clean, values.shape, np.float32, affine)
-        entries: dict[str, Any] = (
-            {"Description": index.long_name, "Units": index.unit(units)} if index else {}
-        )
-        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
-        write_json(stage / map_name(prefix, label, ".json"), entries)
-    write_description(stage)
-    return names
-
-
-def model_entries(
-    options: dict[str, Any], gtab: GradientTable, shape: Sequence[int], **more: Any
-) -> dict[str, Any]:
-    """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
-    isotropic = options["basis"] == "isotropic"
-    table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
-    url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
-    return {
-        "Description": "MAP-MRI fit; lengths in mm, times in s",
-        "FormatVersion": FORMAT_VERSION,
-        "Software": {"Name": "mapmri_nb", "Version": __version__},
-        "Model": {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options},
-        "CoefficientOrder": {
-            "Indices": "j l m" if isotropic else "n1 n2 n3",
-            "Table": table.tolist(),
-        },
-        "Shape": list(shape),
-        "GradientTable": gtab.to_dict(),
-        **more,
-    }
-
-
-def run_section(**more: Any) -> dict[str, Any]:
-    """
-    What differs between two runs of the same job: date, versions and what the caller knows
-    (seconds, threads).
-    """
-    versions = {
-        name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
-    }
-    return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
-
-
-def save_fit(
-    fit: MapmriFit, folder: File, *, affine: ArrayLike | None = None, prefix: str = "", force: bool = False,
-    sources: Sequence[str] = (), run: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """
-    A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
-    description.
-
-    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
-    names the input files; `run` goes into the JSON's run section.
-    """
-    rows, where = fit.rows(), row_positions(fit.mask)
-    parts = (
-        Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
-        for key, v in rows.items()
-    )
-    more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
-    entries = model_entries(fit.options, fit.gtab, fit.mask.shape, **more)
-    with staged(folder, force) as stage:
-        require_space(
-            stage,
-            8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
-            "save",
-        )
-        stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
-
-
-class Part(NamedTuple):
-    """One kind of row of a fit: `columns` are its values (V,), as many as the product of `tail`."""
-
-    key: str
-    dtype: np.dtype[Any]
-    tail: tuple[int, ...]
-    columns: Iterable[NDArray[Any]]
-
-
-def stage_fit(
-    stage: Path,
-    prefix: str,
-    parts: Iterable[Part],
-    where: NDArray[np.int64],
-    entries: dict[str, Any],
-    affine: ArrayLike,
-) -> None:
-    """
-    A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of
-    `row_positions`.
-    """
-    shape, files = tuple(entries["Shape"]), {}
-    for key, dtype, tail, columns in parts:
-        label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
-        whole = dtype.kind in "iub"
-        kind, fill = (
-            (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
-        )
-        name = map_name(
-            prefix, label, ".nii" if tail else ".nii.gz"
-        )  # the large ones can be memory-mapped
-        pieces = volumes(columns, where, math.prod(shape), kind, fill)
-        write_nii(
-            stage / name,
-            pieces,
-            (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()),
-            kind,
-            affine,
-        )
-        levels = (
-            {"Levels": {str(flag.value): words for flag, words in MEANING.items()}}
-            if key == "status"
-            else {}
-        )
-        write_json(
-            stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels}
-        )
-        files[key] = {"File": name, "Shape": list(tail)}
-    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files})
-    write_description(stage)
-
-
-class SavedFit(NamedTuple):
-    """What a fit's folder holds; `entries` is its JSON."""
-
-    fit: MapmriFit
-    affine: NDArray[np.float64]
-    prefix: str
-    entries: dict[str, Any]
-
-
-def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> SavedFit:
-    """
-    A saved fit, its rows gathered from its memory-mapped images.
-
-    Parameters
-    ----------
-    folder : the folder, or the fit's JSON in it. prefix : which fit, where the folder holds
-        several.
-    within : bool volume; voxels outside it are left out and not read.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No fit, several, an unknown format version, or parts that do not go together.
-    """
-    model = _model_file(Path(folder), prefix)
-    try:
-        entries = json.loads(model.read_text())
-        if entries["FormatVersion"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format version {entries['FormatVersion']!r} is unknown, not {FORMAT_VERSION}"
-            )
-        options, shape = entries["Model"]["Parameters"], tuple(entries["Shape"])
-        gtab = GradientTable.from_dict(entries["GradientTable"])
-        if entries["CoefficientOrder"] != model_entries(options, gtab, shape)["CoefficientOrder"]:
-            raise ValueError("the coefficients are in an unknown order")
-        images, tails = {}, {}
-        for key, part in entries["Parts"].items():
-            images[key], tails[key] = read_nii(model.with_name(part["File"])), part["Shape"]
-            if images[key].data.size != math.prod((*shape, *tails[key])):
-                raise ValueError(
-                    f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}"
-                )
-        status, affine = images["status"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = (
-            error
-            if type(error) is ValueError
-            else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
-        )
-        raise ValueError(f"{model}: {reason}") from None
-    mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
-    if within is not None and np.shape(within) != shape:
-        raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
-    mask = mask if within is None else mask & within
-    where, rows = row_positions(mask), {}
-    for key, image in images.items():
-        flat = image.data.reshape(mask.size, -1, order="F")
-        rows[key] = np.empty(
-            (len(where), flat.shape[1]), np.int64 if flat.dtype.kind == "i" else np.float64
-        )
-        for k in range(flat.shape[1]):  # the file's own order
-            rows[key][:, k] = flat[where, k]
-        rows[key] = rows[key].reshape(len(where), *tails[key])
-    prefix = model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
-    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix, entries)
-
-
-def _model_file(folder: Path, prefix: str | None) -> Path:
-    """The JSON of the one fit in a folder, or of the one named."""
-    models = (
-        [folder]
-        if folder.is_file()
-        else sorted(folder.glob("*" + map_name("", "", ".json")))
-        if prefix is None
-        else []
-    )
-    if len(models) > 1:
-        raise ValueError(
-            f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}"
-        )
-    model = models[0] if models else folder / map_name(prefix or "", "", ".json")
-    if not model.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))
-    return model
-
-
-def load_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> MapmriFit:
-    """The fit that `save_fit` wrote, bit for bit; arguments and errors as of `read_fit`."""
-    return read_fit(folder, prefix, within).fit

@@ -16,6 +16,7 @@ from ..fit import MapmriFit
 from ..indices import ANISOTROPIC_ONLY, INDICES
 from ..status import MEANING, Status
 from . import io, plot
+from .folder import SavedFit, read_fit
 
 MODES = {(False, None): "MAP", (True, None): "MAPL", (False, "grid"): "CMAP", (True, "grid"): "CMAPL",
          (False, "global"): "MAP+", (True, "global"): "MAPL+"}  # fmt: skip
@@ -39,11 +40,11 @@ def write_report(folder: io.File, out: io.File | None = None, force: bool = Fals
     ------
     FileExistsError
         The page is there already and `force` is not given. Errors of a folder that is no fit: see
-        `io.read_fit`.
+        `folder.read_fit`.
     """
     base = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     target = base / "report.html" if out is None else Path(out)
-    saved = io.read_fit(folder)
+    saved = read_fit(folder)
     if target.exists() and not force:
         raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
     with io.staged(target.parent, force) as stage:
@@ -51,7 +52,7 @@ def write_report(folder: io.File, out: io.File | None = None, force: bool = Fals
     return target
 
 
-def page(saved: io.SavedFit) -> str:
+def page(saved: SavedFit) -> str:
     """The HTML of a saved fit."""
     fit = saved.fit
     view = plot.view_of(fit.mask, affine=saved.affine)
@@ -82,7 +83,7 @@ def page(saved: io.SavedFit) -> str:
     )
 
 
-def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
+def _facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     options, gtab, entries = fit.options, fit.gtab, saved.entries
     weighted = options["laplacian"] not in (None, 0, 0.0)
     shells = gtab.shells()
@@ -112,7 +113,7 @@ def _facts(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
     }
 
 
-def _timing(fit: MapmriFit, saved: io.SavedFit) -> dict[str, str]:
+def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     run: dict[str, Any] = saved.entries.get("Run", {})
     rows = {
         name: str(run[name]) for name in ("Date", "Engine", "Threads") if run.get(name) is not None

@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..model import MapmriModel
-from . import io
+from . import folder, io
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # names of the input files, for the JSON
     more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
+    opening: float = 0.0  # seconds that opening the series took, unpacking included
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -235,6 +237,15 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     return np.ascontiguousarray(samples.T)
 
 
+def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """The slabs, each read in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, slabs, None)
+        while (slab := coming.result()) is not None:
+            coming = reader.submit(next, slabs, None)
+            yield slab
+
+
 def fit_series(
     job: Job,
     engine: Engine,
@@ -245,7 +256,7 @@ def fit_series(
     run: dict[str, Any],
 ) -> NDArray[np.int64] | None:
     """
-    Fit a series into a folder, as `io.save_fit` and `io.write_maps` would, all files at once.
+    Fit a series into a folder, as `save_fit` and `write_maps` would, all files at once.
 
     Parameters
     ----------
@@ -281,7 +292,7 @@ def fit_series(
             str(hidden),
         )
     force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
-    io.check_output(job.folder, job.prefix, force)
+    folder.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
@@ -298,19 +309,30 @@ def fit_series(
         )
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        with closing(engine(job.model, job.names, _read(inputs, where, todo, reading))) as tables:
-            for slab, table, seconds in tables:
-                store.put(slab, table, reading.pop(slab), seconds)
-                bar.update(table.shape[1])
+        source = closing(_ahead(_read(inputs, where, todo, reading)))
+        with ThreadPoolExecutor(1) as writer, source as slabs:
+            kept: Future[None] | None = None
+            with closing(engine(job.model, job.names, slabs)) as tables:
+                for slab, table, seconds in tables:
+                    if kept is not None:
+                        kept.result()
+                    kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
+                    bar.update(table.shape[1])
+            if kept is not None:
+                kept.result()
         start = time.perf_counter()
         spent = dict(
-            zip(KINDS, np.sum([[0.0] * 3, *store.seconds.values()], 0).tolist(), strict=True)
+            zip(
+                KINDS,
+                np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist(),
+                strict=True,
+            )
         )
 
-        def parts() -> Iterator[io.Part]:
+        def parts() -> Iterator[folder.Part]:
             first = 0
             for (name, row), size in zip(blank.items(), sizes, strict=True):
-                yield io.Part(
+                yield folder.Part(
                     name, row.dtype, row.shape[1:], map(store.column, range(first, first + size))
                 )
                 first += size
@@ -323,18 +345,18 @@ def fit_series(
                 yield name, volume.reshape(job.mask.shape, order="F")
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            io.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
-            section = io.run_section(
+            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )
-            entries = io.model_entries(
+            entries = folder.model_entries(
                 job.model.options,
                 job.model.gtab,
                 job.mask.shape,
                 Sources=list(job.sources),
                 Run=section,
             )
-            io.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
+            folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
         status = [*blank].index("status")
         return store.column(sum(sizes[:status])).astype(np.int64)
