@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .gradients import GradientTable
 from .indices import ANISOTROPIC_ONLY, INDICES
-from .kernels import blocks, frames, moments, ordering, propagator, scalars, tensor
+from .kernels import blocks, frames, moments, noise, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
@@ -35,9 +35,7 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
         "R": out.R,
     }
     for k, name in enumerate(blocks.SCALARS):
-        if name not in ("yy", "valid") and not (
-            name == "sigma" and np.isnan(out.scalars[:, k]).all()
-        ):
+        if name not in ("yy", "valid"):
             rows[name] = np.ascontiguousarray(out.scalars[:, k])
     return rows | {"status": out.status}
 
@@ -72,6 +70,7 @@ class MapmriFit:
         tensor's.
     R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None.
     S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
+    sigma : (V,) of the noise, in the data's units; None where the model has no noise.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
 
     Methods return volumes of the mask's shape, NaN outside it and where the status says there is no
@@ -99,6 +98,7 @@ class MapmriFit:
         self.order = int(options["radial_order"])
         self.isotropic = options["basis"] == "isotropic"
         self.field: Array | None = rows.get("field")
+        self.sigma: Array | None = rows.get("sigma")
         self._nine: Array | None = None
         self._hermite: Array | None = None
 
@@ -324,7 +324,7 @@ class MapmriFit:
         )
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
-    def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
+    def predict(self, gtab: Any = None, S0: ArrayLike | None = None, noisy: bool = False) -> Array:
         """
         Signals S0 E at a gradient table, (*mask.shape, n).
 
@@ -333,6 +333,8 @@ class MapmriFit:
         gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev`
             applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
+        noisy : the expected magnitudes of these signals at the fit's sigma, which measured magnitudes
+            compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
@@ -347,7 +349,14 @@ class MapmriFit:
             raise ValueError(
                 f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}"
             )
-        return self.volume(out * scale[..., None])
+        out = np.ascontiguousarray(out * scale[..., None])
+        if noisy:
+            if "sigma" not in self._rows:
+                raise ValueError("noisy=True needs a fit with noise='rician' or 'denoised'")
+            sigma, coils = np.ascontiguousarray(self._rows["sigma"]), int(self.options["coils"])
+            call = partial(noise.expected_rows, out, sigma, coils, out)
+            spread(call, len(out), blocks.VOXELS, n_threads(None))
+        return self.volume(out)
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""

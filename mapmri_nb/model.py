@@ -16,7 +16,7 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, MOST_COILS, RICIAN
+from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
 from .kernels.origin import Rules
 from .status import Status
 
@@ -50,10 +50,23 @@ class MapmriModel:
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
-    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all.
-    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
+    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100, or
+        the first shell beyond up to which the table determines a tensor (`scale_threshold`).
+    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the voxel's
+        own mean diffusivity.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
+    laplacian_of : "deviation" (from the Gaussian S0_b e_0 of the basis, S0_b the mean of the b0
+        volumes: Gaussians come out exact at any weight) or "signal" [Fick 2016].
+    S0 : "fit" (E(0) is fitted, S0_b is one more sample at q = 0 with the weight of all b0 volumes),
+        "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
+    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
+        and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
+        scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
+        2006], sigma must be given.
+    coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
+    preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
+        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
 
     Examples
     --------
@@ -118,7 +131,9 @@ class MapmriModel:
             _choice("bval_threshold", bval_threshold, ("auto",))
         elif bval_threshold is not None:
             _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
-        threshold = scale_threshold(self.gtab) if bval_threshold == "auto" else bval_threshold
+        threshold: float | None = scale_threshold(self.gtab)
+        if not isinstance(bval_threshold, str):
+            threshold = bval_threshold
         self.options: dict[str, Any] = {
             "radial_order": self.order,
             "basis": self.basis,
@@ -239,6 +254,7 @@ class MapmriModel:
             o["laplacian_of"] == "deviation",
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
+            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
         )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
@@ -320,6 +336,8 @@ class MapmriModel:
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
+        if self.noise is None:
+            del named["sigma"]
         fit = MapmriFit(named, inside, self.options, self.gtab)
         if scale is None:
             self._judge_scales(fit)
@@ -328,7 +346,7 @@ class MapmriModel:
     def _sigma(self, sigma: ArrayLike | None, inside: NDArray[np.bool_]) -> Array:
         """The caller's sigma as rows (V,), (1,) for all voxels, or (0,) where it is estimated."""
         if sigma is None:
-            if self.noise == "denoised":
+            if self.noise == "denoised" and inside.any():
                 raise ValueError("sigma: noise='denoised' needs it, residuals no longer hold it")
             return np.zeros(0)
         if self.noise is None:
@@ -336,7 +354,9 @@ class MapmriModel:
         rows = np.array(sigma, dtype=np.float64)
         if rows.shape == inside.shape and rows.ndim:
             rows = rows[inside]
-        elif rows.shape != ():
+        elif rows.shape == (*inside.shape, 1):
+            rows = rows[inside][:, 0]
+        elif rows.shape not in ((), (1,)):
             raise ValueError(
                 f"sigma must be a number or have shape {inside.shape}, not {rows.shape}"
             )

@@ -7,15 +7,16 @@ I_(L-1)(m A / sigma^2), L coils, the root of A^2 + 2 L sigma^2 as its root mean 
 """
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import lanes, moments, rotation
-from ._jit import CONTRACT, kernel, stage
+from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows
-from .linalg import block_cholesky
+from .linalg import block_cholesky, block_copy, block_set
 from .status import NO_FIT, STRAINED, UNSETTLED
 
 RICIAN, DENOISED = 1, 2  # `origin.Rules.noise`
@@ -73,8 +74,8 @@ def bessel_ratio(x: Any, coils: int) -> Any:
     first = second = s = t = z * 0.0 + 1.0
     for k in range(1, TERMS + 1):
         odd = (2.0 * k - 1.0) * (2.0 * k - 1.0)
-        s *= (odd - 4.0 * coils * coils) * z / k
-        t *= (odd - 4.0 * (coils - 1) * (coils - 1)) * z / k
+        s *= z * ((odd - 4.0 * coils * coils) / k)
+        t *= z * ((odd - 4.0 * (coils - 1) * (coils - 1)) / k)
         first += s
         second += t
     return pick(x, turn, first / second, a / b)
@@ -158,6 +159,27 @@ def expected_rows(
             out[v, k] = expected_magnitude(signal[v, k], sigma[v], coils)
 
 
+@lru_cache
+def mean_table(coils: int) -> Array:
+    """Expected magnitude over sigma, and its derivative, at A / sigma = 0, 1/16, ..: (2, m)."""
+    mean, ratios = plain(_relative_mean), np.arange(16.0 * 64.0 * math.sqrt(coils)) / 16.0
+    value, slope = np.array([mean(float(0.5 * u * u), coils) for u in ratios]).T
+    return np.stack([value, slope * ratios])
+
+
+@kernel(inline=True)
+def _from_table(table: Array, ratio: float, coils: int) -> float:
+    """Expected magnitude over sigma to 1e-5, from `mean_table` by cubic pieces."""
+    place = 16.0 * ratio
+    if not place < table.shape[1] - 1:  # next term: (L sigma^2 / A^2)^2
+        return ratio + (coils - 0.5) / ratio
+    k = int(place)
+    t = place - k
+    a, b = table[0, k], table[0, k + 1]
+    first, second = table[1, k] / 16.0 - (b - a), (b - a) - table[1, k + 1] / 16.0
+    return a + t * (b - a) + t * (1.0 - t) * (first * (1.0 - t) + second * t)
+
+
 # ---- stages of the pass: a magnitude y is replaced by its expected part along the signal
 
 
@@ -178,10 +200,8 @@ def invert(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> No
 def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The samples as they were measured, and sigma where it is given."""
     block.noise.step[0] = 0
-    for k in range(block.y.shape[0]):
-        for l in range(block.status.size):
-            block.noise.raw[k, l] = block.y[k, l]
-            block.noise.last[k, l] = 0.0
+    block_copy(block.y, block.noise.raw, block.y.shape[0])
+    block_set(block.noise.last, 0.0)
     for l in range(block.status.size):
         block.noise.trace[0, l] = 0.0
         if data.sigma.size > 0:
@@ -296,14 +316,15 @@ def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
         _new_square(block, coils)
     block.noise.moving[0] = 0
     change = block.noise.change
-    for l in range(V):
-        change[0, l] = 0.0
-    for k in range(n):
-        for l in range(V):
-            A = max(block.S0[0, l] * block.moments.gy[k, l], 0.0)
-            step = A - block.noise.last[k, l]
-            change[0, l] += step * step if block.w[k, l] > 0.0 else 0.0
-            block.noise.last[k, l] = A
+    for l in range(0, V, WIDTH):
+        w, e, last = rows(block.w, l), rows(block.moments.gy, l), rows(block.noise.last, l)
+        S0, squares = rows(block.S0, l)[0], every(0.0)
+        for k in range(n):
+            A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
+            step = A - last[k]
+            squares += pick(w[k], 0.0, step * step, 0.0)
+            last[k] = A
+        rows(change, l)[0] = squares
     for l in range(V):
         block.noise.held[0, l] = block.S0[0, l]
         if block.noise.settled[l] != 0:
@@ -342,23 +363,24 @@ def _expectation(block: Any, coils: int) -> None:
             rows(block.w, l),
         )
         square, settled = rows(block.noise.square, l)[0], rows(block.noise.frozen, l)
+        lowest = every(math.inf)
         for v in range(l, l + WIDTH):
             block.noise.frozen[0, v] = float(block.noise.settled[v])
         for k in range(block.noise.raw.shape[0]):
             x = pick(raw[k], 0.0, w[k] * raw[k] * A[k] / square, 0.0)
             new = pick(raw[k], 0.0, raw[k] * bessel_ratio(x, coils), raw[k])
             y[k] = pick(settled[0], 0.5, y[k], new)
-    lowest = math.inf
-    for k in range(block.y.shape[0]):
-        for l in range(block.status.size):
-            lowest = min(lowest, block.y[k, l])
-    if not lowest > 0.0:
-        block.ordinary[0] = 0
+            lowest = pick(lowest, y[k], y[k], lowest)
+        rows(block.noise.next, l)[0] = lowest
+    for l in range(block.status.size):
+        if not block.noise.next[0, l] > 0.0:
+            block.ordinary[0] = 0
 
 
 @stage()
 def expected_signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """For the residuals: the samples as measured, and the expected magnitudes over S0 in moments.gy."""
+    table = plan.rules.means
     for l in range(block.status.size):
         block.sigma[0, l] = math.sqrt(block.noise.square[0, l])
         S0 = block.S0[0, l]
@@ -366,8 +388,8 @@ def expected_signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
             continue
         for k in range(block.noise.raw.shape[0]):
             block.y[k, l] = block.noise.raw[k, l]
-            magnitude = expected_magnitude(
-                S0 * block.moments.gy[k, l], block.sigma[0, l], plan.rules.coils
-            )
             if block.w[k, l] > 0.0 and block.noise.raw[k, l] > 0.0:
-                block.moments.gy[k, l] = magnitude / S0
+                ratio = max(S0 * block.moments.gy[k, l], 0.0) / block.sigma[0, l]
+                block.moments.gy[k, l] = (
+                    _from_table(table, ratio, plan.rules.coils) * block.sigma[0, l] / S0
+                )

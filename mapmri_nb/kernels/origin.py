@@ -21,6 +21,7 @@ class Rules(NamedTuple):
     deviation: bool  # the Laplacian is that of the deviation from the Gaussian S0_b e_0
     noise: int  # 0: none, `noise.RICIAN` or `noise.DENOISED`
     coils: int
+    means: Array  # `noise.mean_table`, or (2, 0) without noise
 
 
 @stage(CONTRACT)

@@ -64,6 +64,11 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
     if args.bootstrap is not None and args.bootstrap < 2:
         raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
+    if args.noise == "none" and (args.sigma is not None or args.coils != 1):
+        name = "--sigma" if args.sigma is not None else "--coils"
+        raise ValueError(f"{name} goes with --noise rician or denoised")
+    if args.noise == "denoised" and args.sigma is None:
+        raise ValueError("--noise denoised needs --sigma")
     if args.bootstrap is None and (args.reestimate or args.seed is not None):
         raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
     if args.seed is not None and args.seed < 0:
@@ -86,8 +91,12 @@ def fit(args: argparse.Namespace) -> None:
     names = select(args.indices, args.basis)
     options = {
         name: getattr(args, name)
-        for name in ("radial_order", "basis", "laplacian", "solver", "bval_threshold")
-    }
+        for name in (
+            "radial_order", "basis", "laplacian", "solver", "bval_threshold", "eigenvalue_threshold",
+            "laplacian_of", "preset", "coils",
+        )
+    }  # fmt: skip
+    options |= {"S0": args.s0, "noise": None if args.noise == "none" else args.noise}
     model = MapmriModel(
         gtab, positivity=None if args.positivity == "none" else args.positivity, **options
     )
@@ -102,7 +111,9 @@ def fit(args: argparse.Namespace) -> None:
     )
     more = _distortions(args, image)
     sources = tuple(
-        path.name for path in (args.dwi, args.mask, args.weights, args.grad_dev) if path
+        path.name
+        for path in (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
+        if isinstance(path, Path)
     )
     job = stream.Job(
         model,
@@ -144,15 +155,17 @@ def fit(args: argparse.Namespace) -> None:
         _error_bars(args, job)
 
 
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
+def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path | None, Any]]:
     """
-    Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
+    Weights, gradient non-linearity and sigma by the names that `MapmriModel.fit` has for them: file and
     numbers.
     """
+    import numpy as np
+
     from ..readers import read_numbers
     from . import io
 
-    more: dict[str, tuple[Path, Any]] = {}
+    more: dict[str, tuple[Path | None, Any]] = {}
     wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
     for name, path in (("weights", args.weights), ("grad_dev", args.grad_dev)):
         if path is None:
@@ -166,6 +179,13 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
                 f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
             )
         more[name] = path, found
+    if isinstance(args.sigma, Path):
+        found, shape = np.asarray(io.read_nii(args.sigma).data), image.data.shape[:3]
+        if found.shape not in (shape, (*shape, 1)):
+            raise ValueError(f"--sigma: {args.sigma} has shape {found.shape}, not {shape}")
+        more["sigma"] = args.sigma, found.reshape(*shape, 1)
+    elif args.sigma is not None:
+        more["sigma"] = None, np.array([args.sigma])
     return more
 
 
