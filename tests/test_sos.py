@@ -71,7 +71,7 @@ def problem(order, weight, seed, snr=20.0):
 def solve(order, H, g, work=None, tol=1e-9):
     t, c, info = sdp.tables(order), np.zeros(len(g)), np.zeros(4)
     work = sdp.workspace(len(g), t.Z.shape[1]) if work is None else work
-    status = sdp.solve(H, g, origin_values(index_table(order)), t, 50, tol, work, c, info)
+    status = sdp.solve(H, g, origin_values(index_table(order)), 1, t, 50, tol, work, c, info)
     return status, c, info, work
 
 
@@ -353,7 +353,7 @@ def test_bits_depend_on_the_voxel_alone():
             np.testing.assert_array_equal(again[1], c)
             np.testing.assert_array_equal(again[2], info)
         capped = sdp.solve(
-            H, g, origin_values(index_table(order)), sdp.tables(order), 3, 1e-9, work, c, info
+            H, g, origin_values(index_table(order)), 1, sdp.tables(order), 3, 1e-9, work, c, info
         )
         assert capped == sdp.NOT_CONVERGED
         assert info[1] == 3

@@ -20,7 +20,7 @@ import common
 import readme
 
 GROUPS = (
-    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery",
+    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery", "noise",
     "uncertainty_case", "against_dipy", "peers", "real_data",
 )  # fmt: skip
 
