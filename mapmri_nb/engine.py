@@ -138,7 +138,8 @@ class Engine:
         stages = self.stages(data, plan, self._own_frame)
 
         def span(block: blocks.Block, problem: Any, start: int, stop: int) -> None:
-            blocks.run(stages, problem, plan, data, block, out, start, stop)
+            with np.errstate(all="ignore"):  # without the compiler NumPy warns
+                blocks.run(stages, problem, plan, data, block, out, start, stop)
 
         self._spread(span, len(data.y), threads)
 

@@ -98,9 +98,8 @@ def constraint_rows(order: int, points: Array) -> Array:
     over the grid.
     """
     K = np.empty((len(points), n_coef(order)))
-    propagator_rows(
-        np.array(points), np.ones(3), index_table(order), K
-    )  # writable, as other callers' are
+    # writable, as other callers' are
+    propagator_rows(np.array(points), np.ones(3), index_table(order), K)
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 
@@ -193,9 +192,8 @@ def solve_osqp(
     INACCURATE, NOT_POSITIVE; c is NaN where there is no answer).
     """
     none = np.full(len(g), np.nan), inf, 0, qp.NOT_POSITIVE
-    if not (
-        np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)
-    ):  # Cholesky lets NaN through
+    # Cholesky lets NaN through
+    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(g)) and np.any(g)):
         return none
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # samples near 1e308
@@ -241,40 +239,49 @@ def pull(B: Array, K: Array, c: Array) -> Array:
 
 def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool = True) -> float:
     """
-    Relative, scale-free KKT residual of any c: 0 at the optimum of the grid QP, inf where c is not
-    finite.
+    Relative KKT residual of any c: 0 at the optimum of the grid QP, the same for s H and s g at any
+    scale s.
 
     The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
     multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
-    peak of K c; and, if `fixed`, |B'c - 1|.
+    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not positive, g is 0
+    or K c has no positive element.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import lsq_linear
 
-    if not (np.all(np.isfinite(c)) and np.all(np.isfinite(H))):
+    h, s, t = (float(np.max(np.abs(a))) for a in (H, g, c))
+    unit = max(h * t, s)
+    if not (0 < h < inf and 0 < s < inf and 0 < t < inf and unit < inf):  # NaN fails too
         return inf
+    H, g, c = H / h, g / s, c / t  # 1 is the largest number of each: no product below overflows
     try:
         W = _whitening(_ridged(H))
     except np.linalg.LinAlgError:
         return inf
-    p, b, size = K @ c, W @ B, float(np.linalg.norm(W @ g))
-    active = np.flatnonzero(p < ACTIVE * p.max())
-    rest = W @ (_ridged(H) @ c - g)
+    p, b, size = K @ c, W @ B, s / unit * float(np.linalg.norm(W @ g))
+    peak = float(p.max())
+    if peak <= 0 or size == 0:
+        return inf
+    active = np.flatnonzero(p < ACTIVE * peak)
+    rest = W @ (h * t / unit * (_ridged(H) @ c) - s / unit * g)
     b /= np.linalg.norm(b) if fixed else inf
     free = np.eye(len(g)) - np.outer(b, b)  # the multiplier of B is free: project its direction out
     A, rest = free @ (W @ K[active].T), free @ rest
-    stationarity, complementarity = float(np.linalg.norm(rest)), 0.0
-    if len(active):  # SciPy's nnls crashes the process on a matrix without columns
+    complementarity = 0.0
+    if len(active):
         norms = np.linalg.norm(A, axis=0)
-        try:
-            u, stationarity = nnls(A / norms, rest, maxiter=30 * len(g))
-        except RuntimeError:
-            return inf
-        complementarity = float(np.abs(u / norms) @ np.abs(p[active])) / size**2
-    return float(
-        stationarity / size
+        # nnls of SciPy 1.12 to 1.14 cycles where the rows are linearly dependent
+        u = lsq_linear(A / norms, rest, (0.0, inf), "bvls", tol=1e-14, max_iter=30 * len(g)).x.clip(
+            0.0
+        )
+        rest = rest - (A / norms) @ u
+        complementarity = h * t / unit * float((u / norms) @ np.abs(p[active])) / size / size
+    stationarity = float(np.linalg.norm(rest)) / size
+    return (
+        stationarity
         + complementarity
-        + max(0.0, -p.min() / p.max())
-        + (abs(B @ c - 1.0) if fixed else 0.0)
+        + max(0.0, -float(p.min()) / peak)
+        + (abs(t * float(B @ c) - 1.0) if fixed else 0.0)
     )
 
 

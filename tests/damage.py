@@ -5,6 +5,8 @@ validation/fuzz.py.
 
 import gzip
 import struct
+from functools import reduce
+from operator import or_
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +26,7 @@ FIELDS = [  # struct format, offset and values of NIfTI-1 fields that cannot be 
     ("<f", 108, -512.0), ("<4s", 344, b"what"), ("<12f", 280, *[0.0] * 12),
     *(("<f", 280 + 4 * k, value) for k in (0, 3, 6) for value in (np.nan, np.inf)),
 ]  # fmt: skip
+KNOWN = reduce(or_, mapmri.Status)  # not a sum: Python 3.10 iterates over NO_FIT as well
 WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
 
 
@@ -135,7 +138,7 @@ def unaccounted(out, prefix="sub-cord"):
 
     status = read("status").astype(np.int64)
     none = status & (mapmri.Status.NO_FIT | mapmri.Status.OUTSIDE) != 0
-    unknown = status & ~(sum(mapmri.Status)) != 0
+    unknown = status & ~KNOWN != 0
     return int((unknown | (np.isnan(read("rtop")) != none)).sum())
 
 
@@ -210,7 +213,7 @@ def wrong_voxels(fit, y, good, alone):
     does not; clean voxels with a fit, bit for bit as without their neighbours.
     """
     none = (fit.status & mapmri.Status.NO_FIT) != 0
-    wrong = (fit.status & ~sum(mapmri.Status)) != 0
+    wrong = (fit.status & ~KNOWN) != 0
     wrong[good] |= none[good]
     for name, rows in alone.rows().items():
         same = (fit.rows()[name][good] == rows) | (

@@ -1,7 +1,4 @@
-"""
-Sums of squares: the interior point against Clarabel, certificates against Motzkin's polynomial and
-exact arithmetic.
-"""
+"""Sums of squares: the interior point against Clarabel, certificates against Motzkin's polynomial and exact arithmetic."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -11,15 +8,18 @@ import oracle
 import pytest
 
 from mapmri_nb import sos
-from mapmri_nb.kernels import sdp
+from mapmri_nb.kernels import cones, lanes, sdp
+from mapmri_nb.kernels._jit import one_thread
+from mapmri_nb.kernels.lanes import WIDTH
 from mapmri_nb.kernels.ordering import (
+    class_permutation,
     hermite_to_monomial,
     index_table,
     monomials,
     n_coef,
     origin_values,
     positions,
-)
+)  # fmt: skip
 
 TAU = 0.0365 - 0.0157 / 3
 SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
@@ -37,10 +37,7 @@ def qvectors(n=90, b0=18, shells=(1000, 2000, 3000)):
 
 
 def voxel(seed, snr=20.0):
-    """
-    Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q
-    (m, 3).
-    """
+    """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
     rng, q = np.random.default_rng(seed), qvectors()
     count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
     tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
@@ -68,24 +65,39 @@ def problem(order, weight, seed, snr=20.0):
     return M.T @ M + weight * oracle.laplacian_matrix(order, mu), M.T @ y, y @ y
 
 
-def solve(order, H, g, work=None, tol=1e-9):
-    t, c, info = sdp.tables(order), np.zeros(len(g)), np.zeros(4)
-    work = sdp.workspace(len(g), t.Z.shape[1]) if work is None else work
-    status = sdp.solve(H, g, origin_values(index_table(order)), 1, t, 50, tol, work, c, info)
-    return status, c, info, work
+@np.errstate(all="ignore")
+def solve_lanes(order, problems, work=None, tol=1e-9, max_iter=50, at=None):
+    """Some problems (H, g) in lanes `at` (0 on) of whole groups, copies of the last one, not solved, in the others."""
+    place, V = class_permutation(order), -(-max(len(problems), *(at or [0])) // WIDTH) * WIDTH
+    at, (i, j) = list(range(len(problems))) if at is None else at, np.tril_indices(len(place))
+    G, g = lanes.empty(len(i), V), lanes.empty(len(place), V)
+    answer = sdp.Answer(lanes.empty(len(place), V), np.zeros((4, V)), np.full(V, sdp.NO_FIT))
+    for l in [*range(V), *at]:
+        one = problems[at.index(l)] if l in at else problems[-1]
+        G[:, l], g[:, l] = one[0][np.ix_(place, place)][i, j], one[1][place]
+    answer.status[at] = sdp.CERTIFIED
+    work = sdp.workspace(cones.tables(order)) if work is None else work
+    sdp.solve(G, g, cones.tables(order), 1, max_iter, tol, work, answer)
+    c = np.empty((len(at), len(place)))
+    c[:, place] = answer.c.T[at]
+    return answer.status[at], c, answer.info.T[at], work
+
+
+def solve(order, H, g, work=None, tol=1e-9, max_iter=50):
+    """One problem alone."""
+    status, c, info, work = solve_lanes(order, [(H, g)], work, tol, max_iter)
+    return int(status[0]), c[0], info[0], work
 
 
 def ridged(H):
-    return H + sdp.RIDGE * np.trace(H) / len(H) * np.eye(len(H))
+    return H + cones.RIDGE * np.trace(H) / len(H) * np.eye(len(H))
 
 
 def clarabel_problem(order, P, q, linear, constant, free, extra=None):
     """
-    Minimise 1/2 x'Px + q'x over x and Gram matrices with linear @ x + constant = monomial
-    coefficients of z'Qz.
+    Minimise 1/2 x'Px + q'x over x and Gram matrices with linear @ x + constant = monomial coefficients of z'Qz.
 
-    z is scaled by the Gaussian's standard deviations, which leaves the cone as it is. `extra` =
-    (row, value) on x.
+    z is scaled by the Gaussian's standard deviations, which leaves the cone as it is. `extra` = (row, value) on x.
     """
     clarabel = pytest.importorskip("clarabel")
     from scipy import sparse
@@ -98,8 +110,8 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
         ]
     )
     scale = 1 / np.sqrt(spread)  # of the rows: one a monomial
-    columns, cones = [linear * scale[:, None]], []
-    for block in sdp.gram_exponents(order):
+    columns, kinds = [linear * scale[:, None]], []
+    for block in cones.gram_exponents(order):
         s, k = len(block), 0
         A = np.zeros((n, s * (s + 1) // 2))
         d = [
@@ -112,7 +124,7 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
                 A[a, k] -= (1 if i == j else np.sqrt(2)) * d[i] * d[j] * scale[a]
                 k += 1
         columns.append(A)
-        cones.append(clarabel.PSDTriangleConeT(s))
+        kinds.append(clarabel.PSDTriangleConeT(s))
     A = np.hstack(columns)
     total = A.shape[1]
     rows, right = [A], [-constant * scale]
@@ -126,13 +138,13 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
     full = sparse.csc_matrix(np.pad(np.triu(P), (0, total - free)))
     b = np.concatenate([*right, np.zeros(total - free)])
-    cones = [clarabel.ZeroConeT(zero), *cones]
+    kinds = [clarabel.ZeroConeT(zero), *kinds]
     problem = clarabel.DefaultSolver(
         full,
         np.r_[q, np.zeros(total - free)],
         sparse.csc_matrix(np.vstack(rows)),
         b,
-        cones,
+        kinds,
         settings,
     )
     answer = problem.solve()
@@ -141,10 +153,7 @@ def clarabel_problem(order, P, q, linear, constant, free, extra=None):
 
 
 def clarabel_fit(order, H, g):
-    """
-    Coefficients of the sum-of-squares problem; unknowns whitened, or order 8 at weight 0 stops
-    Clarabel.
-    """
+    """Coefficients of the sum-of-squares problem; unknowns whitened, or order 8 at weight 0 stops Clarabel."""
     B, n = origin_values(index_table(order)), len(g)
     R = np.linalg.cholesky(ridged(H)).T
     inverse = np.linalg.inv(R)
@@ -169,7 +178,7 @@ def clarabel_margin(order, c, metric):
 def gram_polynomial(order, grams):
     """Monomial coefficients of z'Qz, term by term."""
     where, out = positions(monomials(order)), np.zeros(n_coef(order))
-    for block, Q in zip(sdp.gram_exponents(order), grams, strict=True):
+    for block, Q in zip(cones.gram_exponents(order), grams, strict=True):
         for i, a in enumerate(block):
             for j, b in enumerate(block):
                 out[where[tuple(int(e) for e in a + b)]] += Q[i, j]
@@ -197,23 +206,32 @@ def motzkin():
     return c
 
 
-# ---- the cone
-# ---------------------------------------------------------------------------------------------------------
+# ---- the cone ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
 @pytest.mark.parametrize("order", SIZES)
 def test_gram_sizes_and_tables(order):
-    t = sdp.tables(order)
-    assert tuple(t.sizes) == SIZES[order] == tuple(map(len, sdp.gram_exponents(order)))
-    c = np.random.default_rng(order).normal(size=n_coef(order))
-    np.testing.assert_allclose(t.to_hermite @ (t.to_monomial @ c), c, atol=1e-12)
-    assert np.linalg.cond(t.values) < 60
+    t, n, place = cones.tables(order), n_coef(order), class_permutation(order)
+    assert tuple(t.sizes) == SIZES[order] == tuple(map(len, cones.gram_exponents(order)))
+    np.testing.assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
+    assert np.linalg.cond(t.K[:n]) < 60
     # the values of z'Qz at the points are those of its Hermite coefficients
-    grams = [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)]
-    reference = t.to_hermite @ gram_polynomial(order, grams)
-    np.testing.assert_allclose(reference @ t.values, t.reference, rtol=1e-10)
-    assert reference @ origin_values(index_table(order)) == pytest.approx(1)
+    e = len(t.gram)
+    reference = np.linalg.solve(t.monomial, gram_polynomial(order, cones.blocks(t, t.Q)))
+    np.testing.assert_allclose(t.hermite[:n] @ t.Q[:e], reference, atol=1e-12)
+    np.testing.assert_allclose(t.K[:n] @ reference, t.reference, rtol=1e-10)
+    np.testing.assert_allclose(t.values[:n] @ t.Q[:e], t.reference, rtol=1e-10)
+    assert reference @ t.B == pytest.approx(1)
+    # the moment map: its adjoint, and Z diag(eta) Z'
+    eta, Q = np.random.default_rng(order).normal(size=(2, max(n, e)))
+    assert Q[:e] * t.times @ t.moments[:e] @ eta[:n] == pytest.approx(
+        eta[:n] @ t.values[:n] @ Q[:e]
+    )
+    for k, M in enumerate(cones.blocks(t, t.moments @ eta[:n])):
+        np.testing.assert_allclose(
+            M, (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)], atol=1e-12
+        )
 
 
 @pytest.mark.jit_only
@@ -263,14 +281,11 @@ def test_certified_free_optimum_is_kept():
 
 @pytest.mark.jit_only
 def test_gram_matrices_are_positive_in_exact_arithmetic():
-    """
-    What the certificate claims, in rational numbers: LDL' has positive pivots and z'Qz has the
-    coefficients of p.
-    """
+    """What the certificate claims, in rational numbers: LDL' has positive pivots and z'Qz has the coefficients of p."""
     for order, seed in ((2, 0), (4, 0), (4, 2), (6, 1)):
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
-        grams = [work.square[0, k, :s, :s] for k, s in enumerate(SIZES[order])]
+        grams = cones.blocks(cones.tables(order), work.Q[:, 0])
         np.testing.assert_allclose(
             gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14
         )
@@ -352,12 +367,51 @@ def test_bits_depend_on_the_voxel_alone():
             assert again[0] == status
             np.testing.assert_array_equal(again[1], c)
             np.testing.assert_array_equal(again[2], info)
-        capped = sdp.solve(
-            H, g, origin_values(index_table(order)), 1, sdp.tables(order), 3, 1e-9, work, c, info
-        )
+        capped, _, info, _ = solve(order, H, g, work, max_iter=3)
         assert capped == sdp.NOT_CONVERGED
         assert info[1] == 3
         assert info[2] > 0
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [2, 4, 6, 8])
+def test_bits_do_not_depend_on_the_neighbours(order):
+    """Alone, in a full group, at another lane, beside easy and hard voxels and such as have no answer."""
+    good = [
+        problem(order, weight, seed)[:2]
+        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
+    ]
+    H, g = good[0]
+    indefinite, flat = H - 2 * np.trace(H) * np.eye(len(H)) / len(H), np.zeros_like(H)
+    spoiled = np.where(np.eye(len(H)) > 0, H, np.nan)
+    bad = [(H, np.nan * g), (H, 0 * g), (indefinite, g), (-H, g), (np.nan * H, g), (flat, g), (spoiled, g), (H, np.inf * g),
+           (1e300 * H, 1e300 * g), (H, np.where(np.arange(len(g)) == 1, np.nan, g)), (H, -g)]  # fmt: skip
+    alone = [solve(order, *one) for one in good]
+    for group in (good, good + bad, bad[:5] + good + bad[5:], (good * WIDTH)[: 2 * WIDTH]):
+        status, c, info, _ = solve_lanes(order, group)
+        for l, one in enumerate(group):
+            for which, expected in zip(good, alone, strict=True):
+                if one is which:
+                    assert status[l] == expected[0] == sdp.CERTIFIED
+                    np.testing.assert_array_equal(c[l], expected[1])
+                    np.testing.assert_array_equal(info[l], expected[2])
+    status, c, _, _ = solve_lanes(order, good + bad)
+    none = status == sdp.NO_FIT
+    assert none[4:12].all()
+    np.testing.assert_array_equal(np.isnan(c).all(1), none)
+    for l in (1, WIDTH - 1):
+        np.testing.assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
+
+
+@pytest.mark.nojit
+def test_a_lane_without_answer_leaves_its_neighbour_alone():
+    """Without the compiler too."""
+    H = np.diag(1.0 + np.arange(7.0))
+    g = H @ random_squares(2, np.random.default_rng(3))
+    alone, both = solve(2, H, g), solve_lanes(2, [(H, g), (-H, g)])
+    assert list(both[0]) == [sdp.CERTIFIED, sdp.NO_FIT]
+    np.testing.assert_array_equal(both[1][0], alone[1])
+    np.testing.assert_array_equal(both[2][0], alone[2])
 
 
 @pytest.mark.jit_only
@@ -370,8 +424,7 @@ def test_scale_of_the_data_and_tolerance():
     assert all(a[1] < b[1] and a[0] > b[0] for a, b in pairwise(gaps))
 
 
-# ---- certificates
-# -----------------------------------------------------------------------------------------------------
+# ---- certificates -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.jit_only
@@ -383,8 +436,8 @@ def test_motzkin_has_no_certificate():
     assert clarabel_margin(
         6, c, gram_polynomial(6, [np.eye(s) for s in SIZES[6]])
     ) == pytest.approx(-1.747e-3, abs=1e-6)
-    t = sdp.tables(6)
-    reference = gram_polynomial(6, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)])
+    t = cones.tables(6)
+    reference = gram_polynomial(6, cones.blocks(t, t.Q))
     answer = sos.certify(c, 6)
     assert not answer.certified[0]
     assert answer.margin[0] == pytest.approx(clarabel_margin(6, c, reference), abs=1e-6)
@@ -420,10 +473,7 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
 def test_boundary_points(order):
-    """
-    MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding
-    leaves of it.
-    """
+    """MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding leaves of it."""
     gaussian = np.eye(n_coef(order))[0]
     fits = [
         solve(order, *problem(order, weight, seed)[:2])[1:3]
@@ -439,20 +489,37 @@ def test_boundary_points(order):
     assert (told.distance[1:] == 0).all()
     assert (told.margin[1:] == [info[2] for _, info in fits]).all()
     # beyond the boundary by more than the tolerance
-    t = sdp.tables(order)
-    reference = t.to_hermite @ gram_polynomial(
-        order, [t.Q[k, :s, :s] for k, s in enumerate(t.sizes)]
+    t = cones.tables(order)
+    reference = np.linalg.solve(
+        hermite_to_monomial(order), gram_polynomial(order, cones.blocks(t, t.Q))
     )
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
     np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
 
 
+@pytest.mark.jit_only
+@pytest.mark.parametrize("order", [2, 6])
+def test_certificates_of_many_rows(order):
+    """Row by row the same bits, on one thread and on two, whatever lies between."""
+    rng = np.random.default_rng(1)
+    c = np.array([random_squares(order, rng) for _ in range(101)])
+    c[::3] += 0.05 * rng.normal(size=c[::3].shape)
+    c[5], c[6], c[7] = np.nan, 0.0, -c[7]
+    many = sos.certify(c, order)
+    with one_thread():
+        for a, b in zip(many, sos.certify(c, order), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert many.certified.any()
+    assert (many.distance > sos.NEAR).any()
+    for v in (0, 1, 5, 6, 8, 9, 100):
+        for a, b in zip(many, sos.certify(c[v], order), strict=True):
+            np.testing.assert_array_equal(a[v], b[0])
+
+
 @pytest.mark.nojit
 def test_proof_ends_at_zero():
-    """
-    p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof.
-    """
+    """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
     B, where = origin_values(index_table(2)), positions(monomials(2))
     for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
         p = np.zeros(7)
@@ -488,8 +555,7 @@ def test_order_zero():
     assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
 
 
-# ---- the reference route
-# ----------------------------------------------------------------------------------------------
+# ---- the reference route ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.jit_only

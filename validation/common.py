@@ -82,7 +82,7 @@ def environment():
             if f in ("sse4_2", "avx", "avx2", "fma") or f.startswith("avx512")
         ]
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "mapmri_nb": mapmri.__version__,
         "python": platform.python_version(),
         "packages": packages,

@@ -50,7 +50,8 @@ def by_noise(quick):
                         continue
                     sigma = 100 / snr if title == "sigma given" else None
                     value, found = fitted(gtab, y, order, options | noise, sigma)
-                    out[order, mode, title, snr] = *statistics(value, want)[:3], found * snr / 100
+                    numbers = (*statistics(value, want)[:3], found * snr / 100)
+                    out[order, mode, title, snr] = numbers
     return out
 
 
@@ -84,7 +85,7 @@ def tables(quick):
     noise, b0s = by_noise(quick), by_b0s(quick)
     keys = list(dict.fromkeys(key[:3] for key in noise))
     rows = [
-        [*key, *(cell(noise[*key, snr]) if (*key, snr) in noise else "" for snr in SNRS)]
+        [*key, *(cell(noise[(*key, snr)]) if (*key, snr) in noise else "" for snr in SNRS)]
         for key in keys
     ]
     note = (
@@ -93,7 +94,7 @@ def tables(quick):
     )
     first = Table("RTOP by SNR", ["order", "mode", "noise", *map(shown, SNRS)], rows, note)
     keys = list(dict.fromkeys(key[:4] for key in b0s))
-    rows = [[*key[:3], shown(key[3]), *(cell(b0s[*key, count]) for count in B0S)] for key in keys]
+    rows = [[*key[:3], shown(key[3]), *(cell(b0s[(*key, count)]) for count in B0S)] for key in keys]
     note = "As above, order 6, by the number of b0 volumes, without a model of the noise."
     columns = ["Laplacian of", "S0", "mode", "SNR", *(f"{count} b0" for count in B0S)]
     return [first, Table("RTOP by the number of b0 volumes", columns, rows, note)]

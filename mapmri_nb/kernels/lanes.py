@@ -160,7 +160,17 @@ class _LanesType(types.Type):
 
 
 _LANES = _LanesType()
-_ROWS = types.Array(_LANES, 1, "A", aligned=False)  # vectors of doubles are aligned as doubles are
+
+
+class _RowsType(types.Array):
+    """One-dimensional array of vectors, aligned as doubles are; indices count from 0 up (see `_row_pointer`)."""
+
+    def __init__(self) -> None:
+        super().__init__(_LANES, 1, "A", aligned=False)
+
+
+_ROWS = _RowsType()
+register_model(_RowsType)(models.ArrayModel)
 
 
 @register_model(_LanesType)
@@ -354,3 +364,26 @@ def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         itemsize=ir.Constant(_LONG, 8 * WIDTH), meminfo=None,
     )  # fmt: skip
     return out._getvalue()
+
+
+def _row_pointer(context: Any, builder: Any, rows: Any, index: Any) -> Any:
+    """Where a row starts. Numba would ask of each index whether it counts from the end: half the speed of small loops."""
+    array = context.make_array(_ROWS)(context, builder, rows)
+    (count,), (stride,) = (
+        cgutils.unpack_tuple(builder, x, 1) for x in (array.shape, array.strides)
+    )
+    if context.enable_boundscheck:
+        cgutils.do_boundscheck(context, builder, index, count, axis=0)
+    start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    return builder.bitcast(builder.gep(start, [builder.mul(index, stride)]), _VECTOR.as_pointer())
+
+
+@lower_builtin(operator.getitem, _RowsType, types.intp)
+def _lower_read(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.load(_row_pointer(context, builder, *args), align=8)
+
+
+@lower_builtin(operator.setitem, _RowsType, types.intp, _LanesType)
+def _lower_write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    builder.store(args[2], _row_pointer(context, builder, *args[:2]), align=8)
+    return context.get_dummy_value()

@@ -1,619 +1,491 @@
 """
-Global positivity of one voxel: interior point over the two parity Gram blocks, with its
-certificate.
+Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels in lanes at a time.
 
-The propagator is a Gaussian times p(x), x = r/mu, an even polynomial. p = z'Qz with Q positive
-semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]; Q
-splits into an even and an odd block. Polynomials enter by their values at n unisolvent points, not
-by coefficients, which makes the Schur complement an entrywise product of dense matrices [Lofberg &
-Parrilo 2004]. The dual unknowns eta are weights of these points, M = Z diag(eta) Z' their moment
-matrices.
+The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite coefficients c. p = z'Qz with
+Q positive semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]. Each voxel solves
+
+    minimise 1/2 c'Hc - g'c   subject to   p a sum of squares, and to B'c = 1 if E(0) is fixed
+
+Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s (s + 1) / 2:
+    c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
+    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows): polynomials enter by values,
+                      which makes the Schur complement an entrywise product [Lofberg & Parrilo 2004]
+    z_t      (s,)     z at point t, a row of Z
+    eta      (n,)     dual unknowns: weights of the points
+    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
+    A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
+
+With c0 the minimiser subject to B'c = 1 alone (if E(0) is free: of all c, and P = K H^-1 K'), w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B), the dual problem is
+
+    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
+
+A step towards Q M = mu I (HKM direction) with R = 0 (predictor), then R = mu W - sym(dQ dM W) of that one (corrector):
+
+    (P + S) deta = A*(R) - P eta - K c0,   S_tu = sum over blocks of (z_t'Q z_u) (z_t'W z_u)
+    dM = A deta,   dQ = R - Q - sym(Q dM W)
+
+A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what lies beside it.
 """
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from . import status
+from . import cones, lanes
+from . import status as bits
 from ._jit import CONTRACT, kernel, stage
-from ._types import Array, IntArray
-from .ordering import hermite_to_monomial, index_table, monomials, n_coef, origin_values, positions
-from .qp import pack, skipped, unpack
+from .cones import Tables
+from .lanes import WIDTH, every, pick, rows
+from .linalg import block_cholesky, block_copy, block_product, block_set
+from .qp import skipped
 
-# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that
-# the certificate needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT:
-# coefficients are NaN
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that the certificate
+# needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT: coefficients are NaN
 CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
-# of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
-RIDGE = 1e-8
-EPS = 2.220446049250313e-16
-
-
-class Tables(NamedTuple):
-    """
-    Constants of an order, blocks padded with zeros to m, a multiple of four.
-
-    The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the
-    cone, E(0) = 1.
-    """
-
-    sizes: IntArray  # (2,) of the even and the odd block
-    gram: IntArray  # (2, m, m) position of the monomial z_i z_j in `monomials`
-    share: Array  # (2, m, m) 1 / number of entries that make this monomial
-    Z: Array  # (2, m, n) z at the points, times the root of the points' weights
-    values: Array  # (n, n) Hermite basis (rows) at the points, times their weights
-    to_monomial: Array  # (n, n) Hermite -> monomial coefficients
-    to_hermite: Array  # (n, n) its inverse
-    eta: Array  # (n,) dual unknowns that give the Gaussian's moments
-    Q: Array  # (2, m, m) reference Gram matrices
-    reference: Array  # (n,) values of the reference polynomial
+INSIDE = 0.98  # of the way to the boundary of the cones
+# rows of Work.lane; ACTIVE is 1 while a lane is worked on
+ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, MU, SEARCHES, LOW, HIGH, MARGIN = range(10)
 
 
 class Work(NamedTuple):
-    """Scratch of one voxel."""
+    """Scratch of WIDTH voxels, arrays [row][WIDTH]; L and `full` serve products and factors."""
 
-    A: Array  # (2n+2, 2n+2)
-    P: Array  # (n, n)
-    S: Array  # (n, n)
-    vectors: Array  # (8, n)
-    tall: Array  # (2, 2, m, n) by block: QZ, WZ
-    square: Array  # (6, 2, m, m) Q, M, W = M^-1, dQ, dM, X of both blocks
-    small: Array  # (2m, 2m)
+    P: Array  # ((n + 3) (n + 4) / 2,) packed, rows n and n + 1 of B and g
+    S: Array  # ((n + 1) (n + 2) / 2,) H or P + S, then its Cholesky factor
+    Q: Array  # (e4,)
+    M: Array
+    W: Array
+    dQ: Array
+    dM: Array
+    R: Array
+    L: Array
+    full: Array  # (3, m m) whole matrices of a block
+    T: Array  # see `cones.whiten`
+    U: Array  # (4 m,) products with four points, or a column
+    V: Array
+    eta: Array  # (n4,)
+    deta: Array
+    c0: Array  # values K c0 of the minimiser without cones
+    gradient: Array  # P eta + K c0
+    point: Array  # (n4,) values A*(Q); other vectors
+    lane: Array  # (10,) see the row names
+    step: Array  # (1,)
+    trial: Array  # (1,) a step to be tried
+    total: Array  # (1,) sum or factor
+    pivot: Array  # (1,) smallest pivot of the last elimination
 
 
-def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
-    """
-    Exponents of z, even and odd degrees; (1,3), (7,3), (7,13), (22,13), (22,34) rows at orders 2 ..
-    10.
-    """
-    degrees = range(order // 2 + 1)
-    z = np.array(
-        [(n - i - j, j, i) for n in degrees for i in range(n + 1) for j in range(n + 1 - i)],
-        np.int64,
+class Answer(NamedTuple):
+    """Results of V voxels, written in place."""
+
+    c: Array  # (n, V) coefficients in the order of the block kernels
+    info: Array  # (4, V) relative gap, iterations, margin proved (0: no proof), amount of the reference blended in
+    status: IntArray  # (V,) CERTIFIED asks for an answer, anything else leaves the voxel out
+
+
+def workspace(t: Tables) -> Work:
+    """Scratch for an order."""
+    n, e, m = len(t.B), len(t.moments), t.Z.shape[2]
+
+    def empty(*shape: int) -> Array:
+        return lanes.empty(*shape, WIDTH)
+
+    packed = (empty(e) for _ in range(7))
+    P, S, full = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
+    vectors = (empty(len(t.K)) for _ in range(5))
+    return Work(
+        P,
+        S,
+        *packed,
+        full,
+        empty(t.K.size),
+        empty(4 * m),
+        empty(4 * m),
+        *vectors,
+        empty(10),
+        *(empty(1) for _ in range(4)),
     )
-    odd = z.sum(axis=1) % 2 == 1
-    return z[~odd], z[odd]
 
 
-def _polynomials(x: Array, exponents: IntArray) -> Array:
-    """Monomials (n, len(exponents)) at points (n, 3)."""
-    return np.asarray(np.prod(x[:, None, :] ** exponents[None, :, :], axis=2))
-
-
-def _points(order: int) -> tuple[Array, Array]:
-    """
-    Points (n, 3) whose values determine p, and weights (n,): greedy choice on spheres, condition
-    below 60.
-    """
-    shells = order // 2 + 1
-    k = np.arange(3 * shells * (order + 1)) + 0.5
-    z, phi = 1.0 - k / len(k), math.pi * (1 + 5**0.5) * k
-    half_sphere = np.stack(
-        [np.sqrt(1 - z * z) * np.cos(phi), np.sqrt(1 - z * z) * np.sin(phi), z], axis=1
+def answers(n: int, voxels: int) -> Answer:
+    """Room for the answers of some voxels; the lanes that are left over ask for none."""
+    V = lanes.padded(voxels)
+    return Answer(
+        lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, NO_FIT)
     )
-    radii = 0.8 * math.sqrt(2 * order + 1) * np.cos(math.pi * np.arange(shells) / (order + 1))
-    x = np.concatenate([np.zeros((1, 3)), *(r * half_sphere for r in radii)])
-    basis = _polynomials(x, monomials(order)) @ hermite_to_monomial(order)
-    rest, chosen = basis * np.exp(-0.25 * np.sum(x * x, axis=1))[:, None], []
-    for _ in range(n_coef(order)):
-        norms = np.sum(rest * rest, axis=1)
-        chosen.append(int(np.argmax(norms)))
-        q = rest[chosen[-1]] / math.sqrt(norms[chosen[-1]])
-        rest = rest - np.outer(rest @ q, q)
-    return x[chosen], 1.0 / np.linalg.norm(basis[chosen], axis=1)
 
 
-@lru_cache
-def tables(order: int) -> Tables:
-    """
-    Tables of an even order 2 .. 10 (writable arrays, though shared: kernels compile once for these
-    and scratch).
-    """
-    n, blocks, where = n_coef(order), gram_exponents(order), positions(monomials(order))
-    m = (max(len(b) for b in blocks) + 3) // 4 * 4
-    C, B = hermite_to_monomial(order).copy(), origin_values(index_table(order))
-    x, weight = _points(order)
-    gram, share, count = np.zeros((2, m, m), np.int64), np.zeros((2, m, m)), np.zeros(n)
-    Z, Q = np.zeros((2, m, n)), np.zeros((2, m, m))
-    moments = np.linalg.solve(C.T, B)  # of N(0, 1): the integral of Gaussian times p is sum(aB)
-    for k, block in enumerate(blocks):
-        s = len(block)
-        gram[k, :s, :s] = [[where[tuple((a + b).tolist())] for b in block] for a in block]
-        Z[k, :s] = (_polynomials(x, block) * np.sqrt(weight)[:, None]).T
-        Q[k, :s, :s] = np.linalg.inv(moments[gram[k, :s, :s]]) / sum(map(len, blocks))
-        count += np.bincount(gram[k, :s, :s].ravel(), minlength=n)
-        share[k, :s, :s] = 1.0
-    values = C.T @ (_polynomials(x, monomials(order)) * weight[:, None]).T
-    sizes, reference = (
-        np.array([len(b) for b in blocks], np.int64),
-        np.einsum("kit,kij,kjt->t", Z, Q, Z),
-    )
-    inverse, eta = (
-        np.asarray(np.linalg.solve(a, b), np.float64) for a, b in ((C, np.eye(n)), (values, B))
-    )
-    return Tables(sizes, gram, share / count[gram], Z, values, C, inverse, eta, Q, reference)
+# ---- the interior point ------------------------------------------------------------------------------------------------
 
 
 @kernel()
-def workspace(n: int, m: int) -> Work:
-    """Scratch for n coefficients and padded block size m = `Tables.Z.shape[1]`."""
-    A, P, S, small = (
-        np.zeros((2 * n + 2, 2 * n + 2)),
-        np.zeros((n, n)),
-        np.zeros((n, n)),
-        np.zeros((2 * m, 2 * m)),
-    )
-    return Work(A, P, S, np.zeros((8, n)), np.zeros((2, 2, m, n)), np.zeros((6, 2, m, m)), small)
-
-
-@kernel(fastmath=CONTRACT)
-def eliminate(A: Array, size: int, pivots: int) -> bool:
-    """
-    Eliminate the last `pivots` unknowns of symmetric A[:size, :size], lower triangle, in place: A =
-    L'L from the end.
-
-    The leading block becomes its Schur complement; False where a pivot is not positive. Going
-    backwards every inner loop starts at column 0, which LLVM vectorises; four pivots at a time, or
-    loads would bound the update.
-    """
-    stop, k1 = size - pivots, size
-    while k1 > stop:
-        k0 = max(k1 - 4, stop)
-        for k in range(k1 - 1, k0 - 1, -1):
-            row = A[k]
-            for p in range(k + 1, k1):
-                f, other = A[p, k], A[p]
-                for j in range(k + 1):
-                    row[j] -= f * other[j]
-            if not row[k] > 0.0:
-                return False
-            f = 1.0 / math.sqrt(row[k])
-            for j in range(k + 1):
-                row[j] *= f
-        r0, r1, r2, r3 = A[k0], A[min(k0 + 1, k1 - 1)], A[min(k0 + 2, k1 - 1)], A[k1 - 1]
-        for i in range(k0):
-            f0, f1, f2, f3, row = r0[i], r1[i], r2[i], r3[i], A[i]
-            if k1 - k0 < 4:  # a short last group: its repeated rows count once
-                f1, f2, f3 = f1 if k1 - k0 > 1 else 0.0, f2 if k1 - k0 > 2 else 0.0, 0.0
-            for j in range(i + 1):
-                row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-        k1 = k0
-    return True
-
-
-@kernel(fastmath=CONTRACT)
-def _solve_factored(L: Array, b: Array) -> None:
-    """Solve L'L x = b in place."""
-    for i in range(b.size - 1, -1, -1):
-        f, row = b[i] / L[i, i], L[i]
-        for j in range(i):
-            b[j] -= f * row[j]
-        b[i] = f
-    for i in range(b.size):
-        s, row = b[i], L[i]
-        for j in range(i):
-            s -= row[j] * b[j]
-        b[i] = s / row[i]
-
-
-@kernel(fastmath=CONTRACT)
-def _product(X: Array, Y: Array, s: int, columns: int, out: Array) -> None:
-    """Write X Y, s rows, s terms, `columns` columns."""
-    for i in range(s):
-        row = out[i]
-        for j in range(columns):
-            row[j] = 0.0
-        for k in range(s):
-            f, other = X[i, k], Y[k]
-            for j in range(columns):
-                row[j] += f * other[j]
+def _begin(status: IntArray, l0: int, lane: Array) -> int:
+    """Activate the lanes that ask for an answer; their number."""
+    count = 0
+    for l in range(WIDTH):
+        asked = status[l0 + l] == CERTIFIED
+        count += asked
+        for row in range(lane.shape[0]):
+            lane[row, l] = 0.0
+        lane[ACTIVE, l] = 1.0 if asked else 0.0
+        lane[SCALE, l] = 1.0
+    return count
 
 
 @kernel()
-def _invert(M: Array, s: int, A: Array, out: Array) -> bool:
-    """Inverse of positive definite M[:s, :s]: minus the Schur complement of [[0, I], [I, M]]."""
-    for i in range(s):
-        for j in range(s):
-            A[i, j] = 0.0
-            A[s + i, j] = 1.0 if i == j else 0.0
-            A[s + i, s + j] = M[i, j]
-    if not eliminate(A, 2 * s, s):
-        return False
-    for i in range(s):
-        for j in range(i + 1):
-            out[i, j] = out[j, i] = -A[i, j]
-    return True
+def _retire(lane: Array, pivot: Array) -> None:
+    """End the lanes whose factorisation failed."""
+    for l in range(WIDTH):
+        if not pivot[0, l] > 0.0:
+            lane[ACTIVE, l] = 0.0
 
 
-@kernel(fastmath=CONTRACT)
-def _moments(eta: Array, Z: Array, s: int, scaled: Array, out: Array) -> None:
-    """Write Z diag(eta) Z'."""
-    for i in range(s):
-        row = Z[i]
-        for t in range(eta.size):
-            scaled[t] = eta[t] * row[t]
-        for j in range(i + 1):
-            v, row = 0.0, Z[j]
-            for t in range(eta.size):
-                v += scaled[t] * row[t]
-            out[i, j] = out[j, i] = v
+@kernel(inline=True)
+def _residuals(t: Tables, w: Work) -> None:
+    """M, W, the gradient, the values of p and the gap <Q, M>."""
+    cones.gradient(w.P, w.eta, w.c0, t.B.size, w.gradient)
+    block_product(t.moments, w.eta, w.M)
+    block_product(t.values, w.Q, w.point)
+    block_copy(w.M, w.W, w.M.shape[0])
+    for k in range(2):
+        cones.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
+        _retire(w.lane, w.pivot)
+    cones.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
+    cones.inner(t.times, w.Q, w.M, w.total)
 
 
-@kernel(fastmath=CONTRACT)
-def _add_values(U: Array, Z: Array, s: int, factor: float, out: Array) -> None:
-    """Add factor z'Xz at the points, U = XZ."""
-    for i in range(s):
-        u, z = U[i], Z[i]
-        for t in range(out.size):
-            out[t] += factor * u[t] * z[t]
+@kernel(inline=True)
+def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
+    """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
+    active, lane = 0, w.lane
+    for l in range(WIDTH):
+        if lane[ACTIVE, l] > 0.0:
+            largest = residual = 0.0
+            for i in range(n):
+                largest = max(largest, abs(w.gradient[i, l]))
+                residual = max(residual, abs(w.gradient[i, l] - w.point[i, l]))
+            lane[GAP, l], lane[ITERATIONS, l] = w.total[0, l], iteration
+            if lane[GAP, l] <= tol * lane[SCALE, l] and residual <= 1e-6 * largest:
+                lane[CONVERGED, l], lane[ACTIVE, l] = 1.0, 0.0
+            elif last:
+                lane[ACTIVE, l] = 0.0
+            else:
+                active += 1
+    return active
 
 
-@kernel(fastmath=CONTRACT)
-def _add_schur(U: Array, V: Array, Z: Array, s: int, a: Array, b: Array, S: Array) -> None:
-    """S_tu += (z_t'Q z_u) (z_t'W z_u) in the lower triangle, U = QZ, V = WZ."""
-    for t in range(S.shape[0]):
-        for u in range(t + 1):
-            a[u], b[u] = 0.0, 0.0
-        for i in range(0, s, 4):  # the padding is zero
-            z0, z1, z2, z3 = Z[i], Z[i + 1], Z[i + 2], Z[i + 3]
-            f0, f1, f2, f3 = U[i, t], U[i + 1, t], U[i + 2, t], U[i + 3, t]
-            g0, g1, g2, g3 = V[i, t], V[i + 1, t], V[i + 2, t], V[i + 3, t]
-            for u in range(t + 1):
-                a[u] += f0 * z0[u] + f1 * z1[u] + f2 * z2[u] + f3 * z3[u]
-                b[u] += g0 * z0[u] + g1 * z1[u] + g2 * z2[u] + g3 * z3[u]
-        row = S[t]
-        for u in range(t + 1):
-            row[u] += a[u] * b[u]
+@kernel(inline=True)
+def _newton_matrix(t: Tables, w: Work) -> None:
+    """The Cholesky factor of P + S into w.S."""
+    n = t.B.size
+    block_copy(w.P, w.S, n * (n + 1) // 2)
+    for k in range(2):
+        o, s, Z = t.starts[k], t.sizes[k], t.Z[k]
+        for first in range(0, n, 4):
+            cones.four_columns(w.Q, o, s, Z, first, w.U)
+            cones.four_columns(w.W, o, s, Z, first, w.V)
+            cones.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
+    block_cholesky(w.S, n, w.pivot)
+    _retire(w.lane, w.pivot)
+
+
+@kernel(inline=True)
+def _direction(t: Tables, w: Work) -> None:
+    """deta, dM and dQ for the right-hand side R."""
+    n, e = t.B.size, t.gram.size
+    block_product(t.values, w.R, w.point)
+    cones.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
+    cones.substitute(w.S, n, w.deta)
+    block_product(t.moments, w.deta, w.dM)
+    cones.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
+    cones.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
+    cones.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
 
 
 @kernel()
-def _directions(
-    sizes: IntArray, Z: Array, square: Array, row: Array, center: float, second: float, dy: Array
+def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> bool:
+    """Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on."""
+    a, t = rows(lane, 0), rows(trial_step, 0)
+    on, trial = a[SEARCHES], t[0]
+    inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
+    low, high = pick(inside, 0.0, trial, a[LOW]), pick(on, inside, trial, a[HIGH])
+    trial = pick(on, 0.0, pick(low, 0.0, 0.5 * (low + high), 0.75 * trial), trial)
+    wide = pick(
+        low, 0.0, precision * high - low, 1.0
+    )  # without a step yet, or with one known too coarsely
+    a[LOW], a[HIGH], t[0] = low, high, trial
+    a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)
+    more = False
+    for l in range(WIDTH):
+        more |= lane[SEARCHES, l] > 0.0
+    return more
+
+
+@kernel(inline=True)
+def _step_length(t: Tables, w: Work, precision: float) -> None:
+    """
+    Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended.
+
+    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and bisects to `precision`.
+    """
+    a, step, trial = rows(w.lane, 0), rows(w.step, 0), rows(w.trial, 0)
+    step[0] = every(1.0 / INSIDE)
+    for k in range(2):
+        o, s = t.starts[k], t.sizes[k]
+        for X, D in ((w.Q, w.dQ), (w.M, w.dM)):
+            longest, more = step[0], True
+            trial[0] = longest
+            a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
+            while more:
+                cones.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
+                cones.pivots(w.L, o, s, w.pivot)
+                more = _bisect(w.lane, w.trial, w.pivot, precision)
+            step[0] = a[LOW]
+    step[0] *= INSIDE
+
+
+@kernel(inline=True)
+def _centre(t: Tables, w: Work) -> None:
+    """R = mu W - sym(dQ dM W), mu from the gap that the predictor's step would leave [Mehrotra]."""
+    lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
+    cones.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
+    cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
+    cones.inner(t.times, w.L, w.R, w.total)
+    for l in range(WIDTH):
+        lane[MU, l] = 0.0
+        if lane[ACTIVE, l] > 0.0:
+            ratio = w.total[0, l] / lane[GAP, l]
+            lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+    cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
+    r, inverse, mu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[MU]
+    for i in range(e):
+        r[i] = mu * inverse[i] - r[i]
+
+
+@kernel(inline=True)
+def _advance(t: Tables, w: Work) -> None:
+    """Move eta and Q; a lane whose step is too short ends where it is."""
+    for l in range(WIDTH):
+        if w.step[0, l] < 1e-8:
+            w.lane[ACTIVE, l] = w.step[0, l] = 0.0
+    cones.move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
+    cones.move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
+
+
+@kernel()
+def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
+    """
+    Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
+
+    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference: predictor, corrector,
+    one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute) and ITERATIONS of w.lane are written.
+    """
+    block_set(w.total, 1.0)
+    cones.fill(t.Q, w.total, w.Q)
+    for iteration in range(max_iter + 1):
+        _residuals(t, w)
+        if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
+            return
+        _newton_matrix(t, w)
+        block_set(w.R, 0.0)
+        for corrector in range(2):
+            if corrector:
+                _centre(t, w)
+            _direction(t, w)
+            _step_length(t, w, 0.95 * corrector)
+        _advance(t, w)
+
+
+# ---- the certificate ---------------------------------------------------------------------------------------------------
+
+
+@kernel()
+def certify(t: Tables, c: Array, w: Work) -> None:
+    """
+    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive semidefinite.
+
+    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be taken off; 0: no proof.
+    """
+    lane, margin = w.lane, w.step
+    cones.share_residual(t, c, w.Q, w.gradient, w.point)
+    cones.lower(t, w.Q, w.point, w.L)
+    for l in range(WIDTH):
+        margin[0, l] = 1.0
+    for k in range(2):
+        cones.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
+        for l in range(WIDTH):
+            if not w.pivot[0, l] > 0.0:
+                margin[0, l] = 0.0
+    cones.fill(t.Q, margin, w.W)
+    cones.inner(t.times, w.L, w.W, w.total)
+    for l in range(WIDTH):
+        lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
+
+
+@kernel(inline=True)
+def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
+    """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
+    active, lane, keep, blended = 0, w.lane, w.step, w.trial
+    for l in range(WIDTH):
+        amount, keep[0, l], blended[0, l] = answer.info[3, l0 + l], 1.0, 0.0
+        if not lane[ACTIVE, l] > 0.0:
+            continue
+        proved = lane[MARGIN, l] > 0.0
+        if not proved:
+            amount = max(10.0 * amount, 1e-12)
+        answer.info[2, l0 + l], answer.info[3, l0 + l] = lane[MARGIN, l], amount
+        if not proved and amount < 1e-2:
+            keep[0, l], blended[0, l] = 1.0 - amount, amount
+            active += 1
+            continue
+        lane[ACTIVE, l] = 0.0
+        for i in range(answer.c.shape[0]):
+            answer.c[i, l0 + l] = c[i, l] if proved else math.nan
+        answer.status[l0 + l] = (SHIFTED if amount > 0.0 else CERTIFIED) if proved else NO_FIT
+    return active
+
+
+@kernel(inline=True)
+def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
+    """
+    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into lanes from l0 on.
+
+    Lanes whose status is not CERTIFIED get NaN.
+    """
+    for l in range(WIDTH):
+        asked = answer.status[l0 + l] == CERTIFIED
+        w.lane[ACTIVE, l] = 1.0 if asked else 0.0
+        answer.info[2, l0 + l] = answer.info[3, l0 + l] = 0.0
+        for i in range(0 if asked else answer.c.shape[0]):
+            answer.c[i, l0 + l] = math.nan
+    active = 1
+    while active > 0:
+        block_product(t.hermite, w.Q, w.deta)
+        cones.normalise(t.B, w.deta, w.Q)
+        certify(t, w.deta, w)
+        active = _settle(w.deta, w, answer, l0)
+        cones.blend(t.Q, w.step, w.trial, w.Q)
+
+
+# ---- the problems ------------------------------------------------------------------------------------------------------
+
+
+@kernel(inline=True)
+def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
+    """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
+    n, lane = t.B.size, w.lane
+    cones.ridged(G, l0, n, w.S)
+    block_cholesky(w.S, n, w.pivot)
+    _retire(lane, w.pivot)
+    cones.whiten(w.S, t.K, g, l0, w.T)
+    cones.gram(w.T, n, n + 2, w.P)
+    cones.eliminate_origin(w.P, n, fixed, w.c0, w.total)
+    for l in range(WIDTH):
+        lane[SCALE, l] = w.total[0, l]
+        w.total[0, l] = 0.03 * lane[SCALE, l]
+        if not 0.0 < lane[SCALE, l] < math.inf:
+            lane[ACTIVE, l] = 0.0
+    cones.fill(t.eta, w.total, w.eta)
+
+
+@kernel()
+def solve(
+    G: Array, g: Array, t: Tables, fixed: int, max_iter: int, tol: float, w: Work, answer: Answer
 ) -> None:
     """
-    Steps dM = Z diag(dy) Z' and dQ = center W - Q - sym((Q dM + second X) W) of both blocks, then X
-    = dQ dM.
-    """
-    for k in range(2):
-        s, Q, W, dQ, dM, X = (
-            sizes[k],
-            square[0, k],
-            square[2, k],
-            square[3, k],
-            square[4, k],
-            square[5, k],
-        )
-        _moments(dy, Z[k], s, row, dM)
-        _product(Q, dM, s, s, dQ)
-        for i in range(s if second != 0.0 else 0):
-            for j in range(s):
-                dQ[i, j] += second * X[i, j]
-        _product(dQ, W, s, s, X)
-        for i in range(s):
-            for j in range(s):
-                dQ[i, j] = center * W[i, j] - Q[i, j] - 0.5 * (X[i, j] + X[j, i])
-        _product(dQ, dM, s, s, X)
-
-
-@kernel()
-def _longest_step(sizes: IntArray, square: Array, small: Array, precision: float) -> float:
-    """
-    Step <= 1, 2 % off the boundary of both cones: each matrix in turn shrinks it and bisects to
-    `precision`; or 0.
-    """
-    step = 1.0 / 0.98
-    for k in range(4):
-        X, D, s = square[k % 2, k // 2], square[k % 2 + 3, k // 2], sizes[k // 2]
-        low, trial, high = 0.0, step, step
-        while trial > 1e-9 and (low == 0.0 or low < precision * high):
-            for i in range(s):
-                for j in range(i + 1):
-                    small[i, j] = X[i, j] + trial * D[i, j]
-            low, high = (trial, high) if eliminate(small, s, s) else (low, trial)
-            trial = 0.5 * (low + high) if low > 0.0 else 0.75 * trial
-        step = low
-    return 0.98 * step
-
-
-@kernel()
-def _gap(sizes: IntArray, square: Array, step: float) -> float:
-    """
-    <Q, M> summed over the blocks, after a step; at step 0 the directions may be those of a voxel
-    that ended in NaN.
-    """
-    gap = 0.0
-    for k in range(2):
-        for i in range(sizes[k]):
-            for j in range(sizes[k]):
-                Q, M = square[0, k, i, j], square[1, k, i, j]
-                if step > 0.0:
-                    Q += step * square[3, k, i, j]
-                    M += step * square[4, k, i, j]
-                gap += Q * M
-    return gap
-
-
-@kernel()
-def _blend(Q: Array, keep: float, other: Array, amount: float) -> None:
-    """Q = keep Q + amount times the other; keep = 0 clears whatever was there."""
-    for k in range(2):
-        for i in range(Q.shape[1]):
-            for j in range(Q.shape[1]):
-                Q[k, i, j] = (keep * Q[k, i, j] if keep > 0.0 else 0.0) + amount * other[k, i, j]
-
-
-@kernel()
-def interior_point(
-    c1: Array,
-    eta: Array,
-    scale: float,
-    t: Tables,
-    max_iter: int,
-    tol: float,
-    work: Work,
-    info: Array,
-) -> bool:
-    """
-    Minimise 1/2 eta'P eta + c1'eta subject to M(eta) >= 0; the primal side is P eta + c1 = values
-    of z'Qz.
-
-    Primal-dual path following from the given eta and the reference Q: HKM direction, Mehrotra's
-    predictor and corrector, one step length because P couples both sides. Q stays positive
-    definite. True once the gap is below tol scale and the equation holds (to 1e-6: what rounding
-    leaves where H is singular). info[0] = gap / scale, info[1] = iterations.
-    """
-    n, size, square = eta.size, t.sizes[0] + t.sizes[1], work.square
-    gradient, dy, values, center = (
-        work.vectors[1],
-        work.vectors[2],
-        work.vectors[3],
-        work.vectors[4],
-    )
-    _blend(square[0], 0.0, t.Q, 1.0)
-    for iteration in range(max_iter + 1):
-        largest = residual = 0.0
-        for i in range(n):
-            gradient[i], values[i], center[i] = c1[i], 0.0, 0.0
-        for j in range(n):
-            f, row, target = eta[j], work.P[j], work.S[j]
-            for i in range(n):
-                gradient[i] += f * row[i]
-                target[i] = row[i]
-        for k in range(2):
-            s, Z, U, V = t.sizes[k], t.Z[k], work.tall[k, 0], work.tall[k, 1]
-            _moments(eta, Z, s, work.vectors[0], square[1, k])
-            if not _invert(square[1, k], s, work.small, square[2, k]):
-                return False
-            _product(square[0, k], Z, s, n, U)
-            _product(square[2, k], Z, s, n, V)
-            _add_values(U, Z, s, 1.0, values)
-            _add_values(V, Z, s, 1.0, center)
-        for i in range(n):
-            largest = max(largest, abs(gradient[i]))
-            residual = max(residual, abs(gradient[i] - values[i]))
-        gap = _gap(t.sizes, square, 0.0)
-        info[0], info[1] = gap / scale, iteration
-        if gap <= tol * scale and residual <= 1e-6 * largest:
-            return True
-        for k in range(2):
-            _add_schur(
-                work.tall[k, 0],
-                work.tall[k, 1],
-                t.Z[k],
-                t.sizes[k],
-                values,
-                work.vectors[5],
-                work.S,
-            )
-        if iteration == max_iter or not eliminate(work.S, n, n):
-            return False
-        for i in range(n):
-            dy[i] = -gradient[i]
-        _solve_factored(work.S, dy)
-        _directions(t.sizes, t.Z, square, work.vectors[0], 0.0, 0.0, dy)
-        ratio = _gap(t.sizes, square, _longest_step(t.sizes, square, work.small, 0.0)) / gap
-        mu = gap / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-        for i in range(n):
-            dy[i] = mu * center[i] - gradient[i]
-        for k in range(2):  # Mehrotra's second-order term, the values of z'dQ dM Wz
-            _product(square[5, k], work.tall[k, 1], t.sizes[k], n, work.tall[k, 0])
-            _add_values(work.tall[k, 0], t.Z[k], t.sizes[k], -1.0, dy)
-        _solve_factored(work.S, dy)
-        _directions(t.sizes, t.Z, square, work.vectors[0], mu, 1.0, dy)
-        step = _longest_step(t.sizes, square, work.small, 0.95)
-        if step < 1e-8:
-            return False
-        for i in range(n):
-            eta[i] += step * dy[i]
-        _blend(square[0], 1.0, square[3], step)
-    return False
-
-
-@kernel()
-def certify(c: Array, t: Tables, work: Work, info: Array) -> bool:
-    """
-    Correct the Gram matrices so that they stand for c exactly, and prove them positive
-    semidefinite.
-
-    Each entry enters one equation only, (Cc)_alpha = sum of the Q_ij with z_i z_j = x^alpha, so the
-    residual is shared among them. Proof: a Cholesky factorisation succeeds after the diagonal was
-    lowered by 4 s (s + 2) eps of itself (its rounding, Higham Thm 10.7) and by the row sums of what
-    rounding can leave in the residuals (Gershgorin). info[2] is the margin proved: this amount of
-    the reference Gram matrices can be taken off; 0 without a proof.
-    """
-    n, square, residual, bound, trace = c.size, work.square, work.vectors[0], work.vectors[1], 0.0
-    info[2] = 0.0
-    for i in range(n):
-        residual[i] = bound[i] = 0.0
-        for j in range(n):
-            term = t.to_monomial[i, j] * c[j]
-            residual[i] += term
-            bound[i] += abs(term)
-    for k in range(2):
-        for i in range(t.sizes[k]):
-            for j in range(t.sizes[k]):
-                square[0, k, i, j] = square[
-                    0, k, max(i, j), min(i, j)
-                ]  # symmetric to the last bit: one triangle is proved
-                residual[t.gram[k, i, j]] -= square[0, k, i, j]
-                bound[t.gram[k, i, j]] += abs(square[0, k, i, j])
-    for k in range(2):
-        s, Q, lowered, inverse = t.sizes[k], square[0, k], square[3, k], square[2, k]
-        for i in range(s):
-            slack = 0.0
-            for j in range(s):
-                a = t.gram[k, i, j]
-                Q[i, j] += residual[a] * t.share[k, i, j]
-                lowered[i, j] = Q[i, j]
-                slack += (n + 8) * EPS * bound[a] * t.share[k, i, j]
-            lowered[i, i] -= slack + 4.0 * s * (s + 2) * EPS * abs(Q[i, i])
-        if not _invert(lowered, s, work.small, inverse):
-            return False
-        for i in range(s):
-            for j in range(s):
-                trace += inverse[i, j] * t.Q[k, i, j]
-    info[2] = 1.0 / trace
-    return True
-
-
-@kernel()
-def _coefficients(t: Tables, work: Work, B: Array, c: Array) -> None:
-    """Hermite coefficients of z'Qz; both divided by E(0) = B'c."""
-    mono, square, origin = work.vectors[0], work.square, 0.0
-    for i in range(c.size):
-        mono[i] = 0.0
-    for k in range(2):
-        for i in range(t.sizes[k]):
-            for j in range(t.sizes[k]):
-                mono[t.gram[k, i, j]] += square[0, k, i, j]
-    for i in range(c.size):
-        c[i] = 0.0
-        for j in range(c.size):
-            c[i] += t.to_hermite[i, j] * mono[j]
-        origin += B[i] * c[i]
-    for i in range(c.size):
-        c[i] /= origin
-    _blend(square[0], 1.0 / origin, t.Q, 0.0)
-
-
-@kernel(inline=True)
-def conclude(B: Array, t: Tables, work: Work, c: Array, info: Array) -> int:
-    """
-    Certified coefficients of the Gram matrices work.square[0], with a share of the reference if
-    need be.
-    """
-    _coefficients(t, work, B, c)
-    while not certify(c, t, work, info):
-        info[3] = max(10.0 * info[3], 1e-12)
-        if not info[3] < 1e-2:
-            for i in range(c.size):
-                c[i] = math.nan
-            return NO_FIT
-        _blend(work.square[0], 1.0 - info[3], t.Q, info[3])
-        _coefficients(t, work, B, c)
-    return SHIFTED if info[3] > 0.0 else CERTIFIED
-
-
-@kernel(inline=True)
-def solve(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    t: Tables,
-    max_iter: int,
-    tol: float,
-    work: Work,
-    c: Array,
-    info: Array,
-) -> int:
-    """
-    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1; Hermite
-    coordinates in DIPY's order.
+    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the answer has E(0) = 1
+    either way), for V voxels, a multiple of WIDTH.
 
     Parameters
     ----------
-    H : (n, n) symmetric, a ridge is added. g, B : (n,). t : `tables(order)`. work : `workspace(n,
-        t.Z.shape[1])`.
-    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
-        takes 8 to 14).
-    c : (n,), written; its Gram matrices are left in work.square[0].
-    info : (4,), written: relative gap, iterations, margin (`certify`), amount of the reference
-        blended in.
-    Returns CERTIFIED, SHIFTED, NOT_CONVERGED or NO_FIT (H not positive definite, g zero or not
-    finite: c is NaN).
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g : (n, V).
+    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in w.Q.
+    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
+    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, SHIFTED, NOT_CONVERGED or
+        NO_FIT (left out; H not positive definite, g zero or not finite: c is NaN).
     """
-    n, A, ridge = g.size, work.A, 0.0
-    info[0] = info[1] = info[2] = info[3] = 0.0
-    for i in range(n):
-        c[i] = math.nan
-        ridge += RIDGE * H[i, i] / n
-    for i in range(n + 2):
-        for j in range(n + 2):
-            A[i, j] = 0.0
-    for i in range(n):
-        row = A[n + 2 + i]
-        for j in range(n):
-            row[j], row[n + 2 + j] = t.values[i, j], H[i, j]
-        row[n], row[n + 1], row[n + 2 + i] = g[i], B[i], row[n + 2 + i] + ridge
-    if not eliminate(A, 2 * n + 2, n):
-        return NO_FIT
-    scale, gB, BB = -0.5 * A[n, n], -A[n + 1, n], -A[n + 1, n + 1]
-    if not 0.0 < scale < math.inf:
-        return NO_FIT
-    c1, eta, w = work.vectors[6], work.vectors[7], A[n + 1]
-    for i in range(n):  # an equality eliminated: P = K H^-1 K' less its part along w = K H^-1 B
-        c1[i] = -A[n, i] - fixed * w[i] * (1.0 - gB) / BB
-        eta[i] = 0.03 * scale * t.eta[i]
+    lane, status = w.lane, answer.status
+    for l0 in range(0, status.size, WIDTH):
+        if _begin(status, l0, lane) > 0:
+            _pose(G, g, l0, t, fixed, w)
+            for l in range(WIDTH):
+                if not lane[ACTIVE, l] > 0.0:
+                    status[l0 + l] = NO_FIT
+            interior_point(t, max_iter, tol, w)
+        conclude(t, w, answer, l0)
+        for l in range(WIDTH):
+            answer.info[0, l0 + l] = answer.info[1, l0 + l] = 0.0
+            if status[l0 + l] != NO_FIT:
+                answer.info[0, l0 + l], answer.info[1, l0 + l] = (
+                    lane[GAP, l] / lane[SCALE, l],
+                    lane[ITERATIONS, l],
+                )
+                if not lane[CONVERGED, l] > 0.0:
+                    status[l0 + l] = NOT_CONVERGED
+
+
+@kernel(fastmath=CONTRACT)
+def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
+    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
+    x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)
+    for i in range(t.B.size):
+        mine[i], eta[i] = x[i], every(t.eta[i])
+    block_product(t.K, w.T, w.c0)
+    for i in range(t.B.size):
+        d[i] -= t.reference[i]
         for j in range(i + 1):
-            work.P[i, j] = work.P[j, i] = -A[i, j] - fixed * w[i] * w[j] / BB
-    converged = interior_point(c1, eta, scale, t, max_iter, tol, work, info)
-    status = conclude(B, t, work, c, info)
-    return NOT_CONVERGED if status != NO_FIT and not converged else status
+            p[i * (i + 1) // 2 + j] = every(t.reference[i] * t.reference[j])
 
 
 @kernel()
-def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, work: Work, info: Array) -> bool:
+def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer: Answer) -> None:
     """
-    Best Gram matrices of given coefficients with E(0) = 1, and whether they prove p >= 0.
+    Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >= 0.
 
-    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum
-    of squares left. `info` as in `solve`, except info[3]: the best m, known to about 1e-6.
+    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum of squares left.
+    `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6; proved where info[2] > 0.
     """
-    p, eta = work.vectors[6], work.vectors[7]
-    for i in range(c.size):  # minimise (m - 1)^2 / 2 with p - m reference = z'Qz
-        p[i], eta[i] = -t.reference[i], t.eta[i]
-        for j in range(c.size):
-            p[i] += t.values[j, i] * c[j]
-            work.P[i, j] = t.reference[i] * t.reference[j]
-    interior_point(p, eta, 1.0, t, max_iter, tol, work, info)
-    info[3] = 1.0
-    for i in range(c.size):
-        info[3] -= t.reference[i] * eta[i]
-    _blend(work.square[0], 1.0, t.Q, info[3])
-    return certify(c, t, work, info)
+    info, lane = answer.info, w.lane
+    for l0 in range(0, answer.status.size, WIDTH):
+        if _begin(answer.status, l0, lane) == 0:
+            continue
+        _margin_problem(c, l0, t, w)
+        interior_point(t, max_iter, tol, w)
+        for l in range(WIDTH):
+            m = 1.0
+            for i in range(t.B.size):
+                m -= t.reference[i] * w.eta[i, l]
+            info[0, l0 + l], info[1, l0 + l], info[3, l0 + l] = lane[GAP, l], lane[ITERATIONS, l], m
+            w.step[0, l], w.trial[0, l] = 1.0, m
+        cones.blend(t.Q, w.step, w.trial, w.Q)
+        certify(t, w.T, w)
+        for l in range(WIDTH):
+            info[2, l0 + l] = lane[MARGIN, l]
 
 
 @kernel()
-def scale(H: Array, g: Array, c: Array) -> None:
-    """The best multiple of c: on the ray through the optimum of a cone the objective has no slope."""
+def _best_scale(G: Array, g: Array, c: Array, l: int) -> float:
+    """E(0) of voxel l: on the ray through the optimum of a cone the objective has no slope."""
     slope = curvature = 0.0
-    for i in range(c.size):
-        slope += g[i] * c[i]
-        for j in range(c.size):
-            curvature += c[i] * H[i, j] * c[j]
-    for i in range(c.size):
-        c[i] *= slope / curvature
+    for i in range(g.shape[0]):
+        slope += g[i, l] * c[i, l]
+        for j in range(i):
+            curvature += 2.0 * c[i, l] * G[i * (i + 1) // 2 + j, l] * c[j, l]
+        curvature += c[i, l] * G[i * (i + 3) // 2, l] * c[i, l]
+    return slope / curvature
 
 
 class GlobalProblem(NamedTuple):
     """What `solve_block` needs besides the block."""
 
-    B: Array  # (n,)
-    fixed: int  # 1: E(0) = S0; 0: E(0) is free
     tables: Tables
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
+    work: Work
     max_iter: int
     tol: float
 
@@ -624,21 +496,37 @@ def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> No
     Solve the sum-of-squares problem of the first `count` voxels of a `blocks.Block`, with the
     margins of their certificates: a stage of `blocks.run`.
     """
-    n, t = problem.B.size, problem.tables
-    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(4)
-    work = workspace(n, t.Z.shape[1])
+    n, V = block.rhs.shape
+    if n == 1:  # order 0: the Gaussian is all there is
+        for l in range(V):
+            block.x[0, l], block.margin[0, l] = 1.0, 1.0
+        return
+    g, asked = np.empty((n, V)), np.empty(V, np.int64)
+    for l in range(V):
+        free = l < count and not skipped(block, l)
+        asked[l] = CERTIFIED if free else NO_FIT
+        for i in range(n):  # for data divided by S0
+            g[i, l] = block.rhs[i, l] / block.S0[0, l] if free else 0.0
+    answer = Answer(np.empty((n, V)), np.empty((4, V)), asked.copy())
+    solve(
+        block.G,
+        g,
+        problem.tables,
+        problem.fixed,
+        problem.max_iter,
+        problem.tol,
+        problem.work,
+        answer,
+    )
     for l in range(count):
-        if skipped(block, l):
-            continue
-        unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(
-            H, g, problem.B, problem.fixed, t, problem.max_iter, problem.tol, work, c, info
-        )
-        if problem.fixed == 0:
-            scale(H, g, c)
-        if answer == SHIFTED:
-            block.status[l] |= status.SHIFTED
-        elif answer != CERTIFIED:
-            block.status[l] |= status.NOT_CONVERGED
-        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[0], info[1], info[2]
-        pack(plan.moments.permutation, c, problem.B, l, block)
+        if asked[l] == CERTIFIED:
+            if problem.fixed == 0:
+                block.S0[0, l] *= _best_scale(block.G, g, answer.c, l)
+            for i in range(n):
+                block.x[i, l] = answer.c[i, l]
+            if answer.status[l] == SHIFTED:
+                block.status[l] |= bits.SHIFTED
+            elif answer.status[l] != CERTIFIED:
+                block.status[l] |= bits.NOT_CONVERGED
+            block.kkt[0, l], block.iterations[0, l] = answer.info[0, l], answer.info[1, l]
+            block.margin[0, l] = answer.info[2, l]

@@ -80,7 +80,7 @@ def _check_together(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> None:
     from ..indices import select
     from ..model import MapmriModel
-    from ..status import Status
+    from ..status import MEANING, Status
     from . import io, stream
 
     _check_together(args)
@@ -140,7 +140,9 @@ def fit(args: argparse.Namespace) -> None:
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {flag.name: int(((status & flag) != 0).sum()) for flag in (*Status, Status.NO_FIT)}
+        counts = {
+            flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
+        }
         notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
         level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
         log.log(

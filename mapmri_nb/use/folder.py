@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -186,7 +186,11 @@ def run_section(**more: Any) -> dict[str, Any]:
     versions = {
         name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
     }
-    return {"Date": datetime.now(UTC).isoformat(timespec="seconds"), "Versions": versions, **more}
+    return {
+        "Date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "Versions": versions,
+        **more,
+    }
 
 
 def save_fit(
