@@ -234,7 +234,7 @@ def solve_osqp(
             eigenvalues, e = np.linalg.eigh(u @ gradient[grams[k]] @ u.T)
             extra[k] = e.T[eigenvalues < 0.0] @ u
             lowest = min(lowest, eigenvalues[0])
-        mass = 1.0 if fixed else float(origin @ answer.x[:n])  # E(0) bounds the Gram matrices
+        mass = 1.0 if fixed else float(origin @ solution.x[:n])  # E(0) bounds the Gram matrices
         info[:2] = -lowest * mass * t.sizes.sum() / (0.5 * target @ target), count
         if info[0] <= tol:
             break

@@ -125,7 +125,10 @@ def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
         model = mapmri.MapmriModel(table, positivity=mode, noise="rician")
         fit = model.fit(y, sigma=100.0 / snr if given else None)
         assert (fit.status & (mapmri.Status.NO_FIT | mapmri.Status.UNSETTLED) == 0).all()
-        np.testing.assert_allclose(np.median(fit.sigma) * snr / 100.0, 1.0, atol=0.03)
+        # what positivity cannot fit counts as noise
+        np.testing.assert_allclose(
+            np.median(fit.sigma) * snr / 100.0, 1.0, atol=0.03 if mode is None else 0.05
+        )
         medians.append(np.median(fit.index_rows("rtop")))
         plain.append(
             np.median(mapmri.MapmriModel(table, positivity=mode).fit(y).index_rows("rtop"))

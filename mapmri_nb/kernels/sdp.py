@@ -15,7 +15,8 @@ Letters, for n coefficients; both parities of z have a block of their own, of s 
     Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
     A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
 
-With c0 the minimiser subject to B'c = 1 alone (if E(0) is free: of all c, and P = K H^-1 K'), w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B), the dual problem is
+With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if E(0) is free: c0 that
+of all c, P = K H^-1 K'), the dual problem is
 
     minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
 
