@@ -311,3 +311,23 @@ def test_rules_are_a_tuple_of_plain_values(table):
     rules = mapmri.MapmriModel(table).plan.rules
     assert isinstance(rules, origin.Rules)
     assert rules[:3] == (1.0, False, True)
+
+
+def test_dipys_options_give_dipys_mapl(table, crossing):
+    """MapmriModel with DIPY's options spelled out: its MAPL to 1e-5."""
+    dipy = pytest.importorskip("dipy.reconst.mapmri")
+    from dipy.core.gradients import gradient_table
+
+    y = rician(crossing, 4.0, 3)
+    fit = mapmri.MapmriModel(
+        table, laplacian=0.2, laplacian_of="signal", S0="free", bval_threshold=2100,
+        eigenvalue_threshold=1e-4, noise=None,
+    ).fit(y)  # fmt: skip
+    gtab = gradient_table(
+        table.bvals, bvecs=table.bvecs, big_delta=TAU + 0.01 / 3, small_delta=0.01, b0_threshold=50
+    )
+    model = dipy.MapmriModel(gtab, radial_order=6, laplacian_weighting=0.2, bval_threshold=2100)
+    for v in range(len(y)):
+        theirs = model.fit(y[v])
+        for name in ("rtop", "rtap", "rtpp", "msd"):
+            assert abs(fit.index_rows(name)[v] / float(getattr(theirs, name)()) - 1) < 1e-5
