@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import checks
 from . import fit as core_fit
 from . import model as core_model
+from .dipy_functions import *  # noqa: F403 - the names that code imports from DIPY's module
+from .dipy_functions import LAPLACIAN_PARTS, laplacian_part
 from .engine import Solver
 from .gradients import GradientTable
 from .kernels import blocks, laplacian, ordering, propagator, qp, status
@@ -33,13 +36,6 @@ Array = NDArray[np.float64]
 
 TAU_WITHOUT_DELTAS = 1 / (4 * math.pi**2)  # s: q is then sqrt(b)
 SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
-# Integrals of phi_n'' phi_m'', phi_n phi_m'' and phi_n phi_m at mu = 1, up to (-1)^n [Fick 2016,
-# Eq. 11-13]
-LAPLACIAN_PARTS: dict[str, tuple[Callable[[int, int], float], float]] = {
-    "S_mat": (laplacian.fourth_moment, 8 * math.pi**3.5),
-    "T_mat": (laplacian.second_moment, -2 * math.pi**1.5),
-    "U_mat": (lambda n, m: float(n == m), 0.5 / math.sqrt(math.pi)),
-}
 
 
 class MapmriModel:
@@ -54,7 +50,8 @@ class MapmriModel:
         weights to choose from.
     positivity_constraint, global_constraints : P >= 0 at points, or everywhere (both bases, with
         the Laplacian too).
-    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive".
+    pos_grid, pos_radius : points across the ball of the first, and its radius in mm or "adaptive";
+        "infinity" is `global_constraints`.
     anisotropic_scaling : the anisotropic basis, or else the isotropic one.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
     bval_threshold : s/mm^2, volumes strictly below it make the scale tensor.
@@ -77,6 +74,7 @@ class MapmriModel:
             laplacian_regularization,
             laplacian_weighting,
         )
+        global_constraints = bool(global_constraints) or pos_radius == "infinity"
         self.positivity_constraint, self.global_constraints = (
             positivity_constraint,
             global_constraints,
@@ -146,10 +144,7 @@ class MapmriModel:
             return np.asarray(T.T @ L @ T)
         if name not in LAPLACIAN_PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part, factor = LAPLACIAN_PARTS[name]
-        return np.array(
-            [[(-1) ** n * factor * part(n, m) for m in range(order + 1)] for n in range(order + 1)]
-        )
+        return laplacian_part(name, order)
 
     def fit(self, data: Any, mask: ArrayLike | None = None, **kwargs: Any) -> MapmriFit:
         """
@@ -159,10 +154,16 @@ class MapmriModel:
         fits change nothing.
         """
         threads = max(int(kwargs.get("n_jobs") or 0), 0) or None  # -1: all
-        mask = None if len(np.shape(data)) == 1 else mask
-        return MapmriFit(
-            self, self._core.fit(data, mask, threads=threads, progress=bool(kwargs.get("verbose")))
-        )
+        shape = tuple(checks.given("data", data).data.shape[:-1])
+        mask = None if len(shape) == 0 else mask
+        none = mask is not None and np.shape(mask) == shape and not np.any(np.asarray(mask))
+        # a mask keeps axes of length 1, and one with nothing inside is a part of a larger one here
+        inside = np.ones(shape, bool) if mask is None or none else mask
+        taken = checks.take(self._core.gtab, data, inside)
+        if none:
+            taken = taken._replace(inside=np.zeros(shape, bool))
+        progress = bool(kwargs.get("verbose"))
+        return MapmriFit(self, self._core.fit(taken, threads=threads, progress=progress))
 
 
 def _map(attribute: str, doc: str) -> property:
@@ -202,8 +203,17 @@ class MapmriFit:
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
         return MapmriFit(
-            self.model, core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab)
+            self.model,
+            core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab, self._fit.affine),
         )
+
+    @property
+    def fit_array(self) -> NDArray[Any]:
+        """The fits of the single voxels, an array of objects; None outside the mask."""
+        array = np.empty(self.shape, dtype=object)
+        for index in np.ndindex(self.shape):
+            array[index] = self[index]
+        return array
 
     def _rows(self, rows: NDArray[Any]) -> Any:
         """A volume of rows over the mask, zeros outside; of a single voxel its own row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .gradients import GradientTable
-from .indices import ANISOTROPIC_ONLY, INDICES
+from . import checks
+from .gradients import GradientTable, axes, turned
+from .indices import ANISOTROPIC_ONLY, INDICES, ON_REQUEST, TABLE
 from .kernels import blocks, frames, moments, noise, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .use import directions
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 
 def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
@@ -54,6 +57,13 @@ def _accessor(name: str, doc: str) -> Callable[[MapmriFit], Array]:
     return accessor
 
 
+def finished(name: str, values: Array, affine: Array | None, frame: str) -> Array:
+    """Index rows (..., 3) in scanner axes where there is an affine; no signs in colours."""
+    if TABLE[name].size == 3 and affine is not None:
+        values = turned(values, affine, frame, "scanner")
+    return np.abs(values) if name == "color_fa" else values
+
+
 def _sine(cosine_squared: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)))
 
@@ -72,6 +82,8 @@ class MapmriFit:
     S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
     sigma : (V,) of the noise, in the data's units; None where the model has no noise.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
+    affine : (4, 4), voxels to scanner space, where the data or the mask came with one, else None;
+        it may be set.
 
     Methods return volumes of the mask's shape, NaN outside it and where the status says there is no
     fit.
@@ -91,8 +103,10 @@ class MapmriFit:
         mask: NDArray[np.bool_],
         options: dict[str, Any],
         gtab: GradientTable,
+        affine: Array | None = None,
     ) -> None:
         self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        self.affine = affine
         for name in ATTRIBUTES:
             setattr(self, name, rows[name])
         self.order = int(options["radial_order"])
@@ -101,6 +115,23 @@ class MapmriFit:
         self.sigma: Array | None = rows.get("sigma")
         self._nine: Array | None = None
         self._hermite: Array | None = None
+
+    def __repr__(self) -> str:
+        fitted = int(((self.status & int(Status.NO_FIT)) == 0).sum())
+        told = ("basis", "radial_order", "laplacian", "positivity")
+        options = ", ".join(f"{name}={self.options.get(name)!r}" for name in told)
+        shape = " x ".join(map(str, self.mask.shape)) or "one voxel"
+        return f"MapmriFit({fitted} of {len(self.status)} voxels fitted, in {shape}; {options})"
+
+    def __getitem__(self, mask: ArrayLike) -> MapmriFit:
+        """The fit of the voxels of a mask, a bool volume of this fit's shape."""
+        keep = np.asarray(mask)
+        if keep.dtype != bool or keep.shape != self.mask.shape:
+            raise ValueError(
+                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
+            )
+        rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
+        return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """The stored rows over the mask."""
@@ -129,11 +160,13 @@ class MapmriFit:
 
     def index_rows(self, name: str) -> Array:
         """
-        An index by its name in `INDICES` as rows (V,); KeyError for another name, ValueError where
-        it has no meaning.
+        An index by its name in `TABLE` as rows (V,) or (V, 3), axes of the b-vectors; KeyError for
+        another name, ValueError where it has no meaning.
         """
-        if name not in INDICES:
-            raise KeyError(f"name: {name!r} is none of {', '.join(INDICES)}")
+        if name not in TABLE:
+            raise KeyError(f"name: {name!r} is none of {', '.join(TABLE)}")
+        if name in ON_REQUEST:
+            return self._on_request(name)
         if self.isotropic and name in ANISOTROPIC_ONLY:
             raise ValueError(
                 f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
@@ -154,9 +187,49 @@ class MapmriFit:
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
+    def _on_request(self, name: str) -> Array:
+        """Rows of an index of `ON_REQUEST`; those with three numbers are axes of the b-vectors."""
+        if name in ("rtop_root", "rtap_root"):
+            values = self.index_rows(name[:4])
+            root = np.abs(values) ** (1 / 3 if name == "rtop_root" else 1 / 2)
+            return np.asarray(np.copysign(root, values))
+        if name == "theta_po":
+            return np.asarray(np.arcsin(_sine(self._po_cosine(RADIAL))))
+        if name == "gfa":
+            from .use import directions
+
+            return directions.gfa(self.odf_field()(directions.sphere(362).vertices[:181]))
+        D = self.mu_tensor**2 / (2 * self.gtab.tau)
+        mean = D.mean(1)
+        parts: dict[str, Array] = {"md": mean, "ad": D[:, 0].copy(), "rd": D[:, 1:].mean(1)}
+        if name in parts:
+            return parts[name]
+        spread = ((D - mean[:, None]) ** 2).sum(1)
+        fa: Array = np.sqrt(1.5 * spread / (D**2).sum(1))
+        if name == "fa":
+            return fa
+        first: Array = (
+            self.R[:, :, 0] * (fa if name == "color_fa" else np.where(fa >= 0, 1, fa))[:, None]
+        )
+        return first
+
     def index(self, name: str) -> Array:
-        """The map of an index by its name in `INDICES`; errors as of `index_rows`."""
-        return self.volume(self.index_rows(name))
+        """
+        The map of an index by its name in `TABLE`; errors as of `index_rows`.
+
+        Axes are those of the scanner where the fit has an affine, else the b-vectors'.
+        """
+        return self.volume(finished(name, self.index_rows(name), self.affine, self.gtab.frame))
+
+    rtop_root = _accessor("rtop_root", "RTOP^(1/3), 1/mm; where RTOP < 0, less than 0, too.")
+    rtap_root = _accessor("rtap_root", "RTAP^(1/2), 1/mm; where RTAP < 0, less than 0, too.")
+    fa = _accessor("fa", "Fractional anisotropy of the scale tensor.")
+    md = _accessor("md", "Mean diffusivity of the scale tensor, mm^2/s.")
+    ad = _accessor("ad", "Largest eigenvalue of the scale tensor, mm^2/s.")
+    rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
+    gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
+    v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
+    color_fa = _accessor("color_fa", "FA |v1| (..., 3), red, green and blue for x, y and z.")
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
     rtap = _accessor(
@@ -284,37 +357,57 @@ class MapmriFit:
 
         return directions.OdfField(self.hermite_coef(), self.mu, self.R, self.order, s)
 
-    def odf(self, vectors: ArrayLike, s: float = 2) -> Array:
+    def odf(self, vectors: ArrayLike, s: float = 2, frame: str | None = None) -> Array:
         """
         Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq.
         32-35].
 
         Parameters
         ----------
-        vectors : (K, 3) directions in the frame of the b-vectors, or an object with `vertices`.
+        vectors : (K, 3) directions, or an object with `vertices`.
         s : any real number above -3; 0 is probability per solid angle, 2 sharpens.
+        frame : of the vectors: "image", "voxel" or "scanner"; default that of the b-vectors.
+            Another one needs the fit's `affine`.
         """
-        return self.volume(self.odf_field(s)(getattr(vectors, "vertices", vectors)))
+        vectors = getattr(vectors, "vertices", vectors)
+        if frame is not None:
+            vectors = turned(vectors, self.affine, frame, self.gtab.frame)
+        return self.volume(self.odf_field(s)(vectors))
 
-    def odf_sh(self, s: float = 2, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
+    def odf_sh(
+        self,
+        s: float = 2,
+        sh_order: int = 8,
+        sh_basis: str = "tournier07",
+        frame: str | None = None,
+    ) -> Array:
         """
-        The ODF in spherical harmonics (*mask.shape, n_sh), in the frame of the b-vectors; see
+        The ODF in spherical harmonics (*mask.shape, n_sh), in a frame as of `odf`; see
         `directions.odf_sh`.
         """
         from .use import directions
 
-        return self.volume(directions.odf_sh(self.odf_field(s), sh_order, sh_basis))
+        rows = directions.odf_sh(self.odf_field(s), sh_order, sh_basis)
+        if frame is not None:
+            turn = axes(self.affine, self.gtab.frame, frame)
+            rows = rows @ directions.sh_rotation(turn, sh_order, sh_basis).T
+        return self.volume(rows)
 
-    def peaks(self, s: float = 2, **kwargs: Any) -> tuple[Array, Array]:
-        """Peaks of the ODF: directions (*mask.shape, n, 3) and values; see `directions.peaks`."""
+    def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
+        """
+        Peaks of the ODF cut at degree 6: directions (*mask.shape, n, 3), in a frame as of `odf`,
+        and values; see `directions.peaks`.
+        """
         from .use import directions
 
         vectors, values = directions.peaks(self.odf_field(s), **kwargs)
+        if frame is not None:
+            vectors = turned(vectors, self.affine, self.gtab.frame, frame)
         return self.volume(vectors), self.volume(values)
 
-    def pdf(self, points: ArrayLike) -> Array:
+    def pdf(self, points: ArrayLike, frame: str | None = None) -> Array:
         """
-        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in the frame of the b-vectors.
+        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`.
         """
         from .use.directions import check_points
 
@@ -322,6 +415,9 @@ class MapmriFit:
             check_points("points", points),
             propagator.point_tables(self.order, propagator.PROPAGATOR),
         )
+        checks.displacements(r)
+        if frame is not None:
+            r = turned(r, self.affine, frame, self.gtab.frame)
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None, noisy: bool = False) -> Array:
@@ -330,18 +426,22 @@ class MapmriFit:
 
         Parameters
         ----------
-        gtab : the table (its own deltas are used); default: the fitted one. A fit with `grad_dev`
-            applies it to either.
+        gtab : the table (its own deltas are used); default: the fitted one. One in another frame is
+            turned by the fit's `affine`. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
         noisy : the expected magnitudes of these signals at the fit's sigma, which measured magnitudes
             compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
+        if 0 < table.bvals.max() < checks.LEAST_B:
+            text = "gtab: its largest b is %g s/mm2. In ms/um2? Then it is %g s/mm2"
+            log.warning(text, table.bvals.max(), 1000 * table.bvals.max())
+        qvecs = np.ascontiguousarray(turned(table.qvecs, self.affine, table.frame, self.gtab.frame))
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R
         if self.field is not None:  # E at (I + F) q in the frame R: q in the frame (I + F)'R
             R = R + np.swapaxes(self.field, 1, 2) @ R
-        out = propagator.values_at(self.hermite_coef(), self.mu, R, table.qvecs, tables)
+        out = propagator.values_at(self.hermite_coef(), self.mu, R, qvecs, tables)
         scale = self.S0 if S0 is None else np.asarray(S0, float)
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
@@ -359,7 +459,10 @@ class MapmriFit:
         return self.volume(out)
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write the fit as a folder that `load_fit` reads; see `mapmri_nb.io.save_fit`."""
+        """
+        Write the fit as a folder that `load_fit` reads; `affine=` (4, 4) is required where the data
+        came without. See `use.folder.save_fit`.
+        """
         from .use.folder import save_fit
 
         save_fit(self, folder, **kwargs)

@@ -5,6 +5,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from . import readers
 Array = NDArray[np.float64]
 File = readers.File
 
-LENGTH_TOLERANCE = 0.01  # a direction further than this from length 1 is a mistake, not rounding
-UNIT_ROUNDING = (
-    1e-14  # rows this close to length 1 stay as they are, so that a saved table reloads bit for bit
-)
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
+MOST_B = 1e6  # s/mm2: no scanner comes near it
+SHORTEST_PULSE, SHORTEST_PART = 1e-4, 1 / 200  # s, and of big_delta: no gradient pulse is shorter
+SAME_DIRECTION = 1.0  # degrees between two readings of one table, both rounded text
+FRAMES = ("image", "voxel", "scanner")
 
 
 class GradientTable:
@@ -30,14 +31,16 @@ class GradientTable:
     Parameters
     ----------
     bvals : (n,) b-values in s/mm2.
-    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` may have a
-        zero row.
+    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs none.
     big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never
         guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
     b0_threshold : volumes at or below this b (s/mm2) count as b = 0.
-    frame : "image" for FSL's convention (voxel axes, x negated where the affine's determinant is
-        positive), "scanner" for RAS millimetre axes (MRtrix).
+    frame : axes of `bvecs`: "image" for FSL's convention (voxel axes, x negated where the affine's
+        determinant is positive), "voxel" for voxel axes as they are (DIPY, QSIPrep, DSI Studio),
+        "scanner" for RAS millimetre axes (MRtrix).
+    bvec_scaling : what lengths mean that are neither all equal nor go with sqrt(b): "refuse" (an
+        error), "normalise" (nothing) or "amplitude" (the true b is b |v|^2).
 
     Attributes
     ----------
@@ -61,10 +64,9 @@ class GradientTable:
 
     def __init__(
         self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
-        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image",
+        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
     ) -> None:  # fmt: skip
-        _is_scanner(frame)  # or an error
-        self.frame, self.b0_threshold = frame, float(_floats("b0_threshold", b0_threshold))
+        self.frame, self.b0_threshold = _frame(frame), float(_floats("b0_threshold", b0_threshold))
         if self.b0_threshold < 0:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
@@ -73,9 +75,13 @@ class GradientTable:
                 f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
             )
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
+        text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
+        _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
+        self.bvals, self.bvecs = readers.directions(
+            self.bvals, bvecs, self.b0_threshold, bvec_scaling
+        )
         self.b0s_mask = self.bvals <= self.b0_threshold
-        self.bvecs = _unit_rows(_floats("bvecs", bvecs), self.bvals, self.b0s_mask)
-        self._timing = _timing(len(self), big_delta=big_delta, small_delta=small_delta, tau=tau)
+        self._timing = _timing(self.b0s_mask, big_delta=big_delta, small_delta=small_delta, tau=tau)
         self.big_delta, self.small_delta, given_tau = self._timing.values()
         taus = (
             given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
@@ -112,6 +118,15 @@ class GradientTable:
             self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame
         )
 
+    def __eq__(self, other: object) -> bool:
+        """True for a table with the same volumes, times, threshold and frame, bit for bit."""
+        if not isinstance(other, GradientTable):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.bvals.tobytes(), self.bvecs.tobytes(), self.frame))
+
     def __repr__(self) -> str:
         shells = ", ".join(f"{count} x {b:.0f}" for b, count in self.shells())
         return f"GradientTable({len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}; tau {self.taus.mean():.5g} s)"
@@ -129,18 +144,31 @@ class GradientTable:
 
     @classmethod
     def from_fsl(
-        cls, bval: File, bvec: File, *, json: File | None = None, **timing: Any
+        cls,
+        bval: File,
+        bvec: File,
+        *,
+        json: File | Iterable[File] | None = None,
+        volumes: Any = None,
+        **more: Any,
     ) -> GradientTable:
         """
-        Table from FSL's text (bvec in rows or columns) and a sidecar, which `timing`'s deltas or
-        tau override.
+        Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
+        constructor go before what they say. `volumes` (see `readers.volumes`) chooses some.
         """
-        return cls(*readers.fsl(bval, bvec), **readers.deltas(json, timing))
+        return cls._read(readers.fsl(bval, bvec), json, volumes, more)
 
     @classmethod
-    def from_mrtrix(cls, path: File, *, json: File | None = None, **timing: Any) -> GradientTable:
+    def from_mrtrix(
+        cls,
+        path: File,
+        *,
+        json: File | Iterable[File] | None = None,
+        volumes: Any = None,
+        **more: Any,
+    ) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
-        return cls(*readers.mrtrix(path), **{"frame": "scanner", **readers.deltas(json, timing)})
+        return cls._read(readers.mrtrix(path), json, volumes, more)
 
     @classmethod
     def from_bids(
@@ -150,21 +178,39 @@ class GradientTable:
         bval: File | None = None,
         bvec: File | None = None,
         json: File | None = None,
-        **timing: Any,
+        volumes: Any = None,
+        **more: Any,
     ) -> GradientTable:
         """
-        Table from the .bval, .bvec and .json beside a DWI (or beside any of its sidecars), unless
-        named.
+        Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
+        inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
+
+        Unless `frame`, `bval` or `bvec` is given, an MRtrix .b beside it goes before them; without
+        one, `frame` is "voxel" below a data set's description that names QSIPrep.
         """
-        beside = readers.beside(path)
-        json = json or (beside["json"] if beside["json"].is_file() else None)
-        return cls.from_fsl(bval or beside["bval"], bvec or beside["bvec"], json=json, **timing)
+        if more.get("frame") is None:
+            table = readers.mrtrix_beside(path)
+            if table and bval is None and bvec is None:
+                json = json or readers.beside(path)["json"]
+                return cls.from_mrtrix(table, json=json, volumes=volumes, **more)
+            if readers.along_voxels(bvec or path):
+                more["frame"] = "voxel"
+        found = readers.beside(path)
+        entries = readers.fsl(bval or found["bval"], bvec or found["bvec"])
+        return cls._read(entries, json or found["json"], volumes, more)
+
+    @classmethod
+    def _read(cls, entries: dict[str, Any], json: Any, volumes: Any, more: Any) -> GradientTable:
+        entries |= readers.deltas(json, more)
+        if volumes is not None:
+            entries = readers.chosen(entries, readers.volumes(volumes, entries["bvals"]))
+        return cls(**entries)
 
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
         """
-        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta (a
-        DIPY table).
+        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta. A
+        DIPY table's b-vectors run along the voxel axes; so are those without a `frame` read.
         """
         if isinstance(table, GradientTable):
             return table
@@ -176,7 +222,8 @@ class GradientTable:
             getattr(table, name, None) if tau is None else None
             for name in ("big_delta", "small_delta")
         )
-        return cls(table.bvals, table.bvecs, big, small, tau, getattr(table, "b0_threshold", 50))
+        threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
+        return cls(table.bvals, table.bvecs, big, small, tau, threshold, frame)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; `from_dict` gives the same table bit for bit."""
@@ -193,53 +240,82 @@ class GradientTable:
         return cls(**entries)
 
 
-def to_scanner(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
+def axes(affine: ArrayLike | None, source: str, target: str) -> Array:
     """
-    Vectors (..., 3) of a table's frame in scanner (RAS) axes; `affine` (4, 4) maps voxels to
-    scanner space.
+    Matrix (3, 3) whose columns are the axes of the frame `source` in the frame `target`.
+
+    `affine` (4, 4) maps voxels to scanner space; for a sheared one the axes are those of the
+    nearest rotation. A ValueError where the frames differ and it is None or singular.
     """
-    axes = np.eye(3) if _is_scanner(frame) else _image_axes(affine)
-    return np.asarray(np.asarray(vectors, np.float64) @ axes.T)
-
-
-def to_image(vectors: ArrayLike, affine: ArrayLike, frame: str = "scanner") -> Array:
-    """Vectors (..., 3) of a table's frame in FSL's image frame: the inverse of `to_scanner`."""
-    axes = _image_axes(affine) if _is_scanner(frame) else np.eye(3)
-    return np.asarray(np.asarray(vectors, np.float64) @ axes)
-
-
-def from_voxel(vectors: ArrayLike, affine: ArrayLike, frame: str = "image") -> Array:
-    """Vectors (..., 3) along voxel axes in a table's frame."""
-    image = np.asarray(vectors, np.float64) * _flip(affine)
-    return to_scanner(image, affine) if _is_scanner(frame) else image
-
-
-def _image_axes(affine: ArrayLike) -> Array:
-    """
-    Columns: the axes of FSL's image frame in scanner space; for a sheared affine those of the
-    nearest rotation.
-    """
-    flip, linear = _flip(affine), np.asarray(affine, np.float64)[:3, :3]
-    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
-    return np.asarray((left @ right) * flip)
-
-
-def _flip(affine: ArrayLike) -> Array:
-    """FSL's convention: signs (3,) of the image frame's axes along the voxel axes."""
+    if _frame(source) == _frame(target):
+        return np.eye(3)
+    if affine is None:
+        raise ValueError(
+            f"affine is missing: between the frames {source!r} and {target!r} it is needed. "
+            "Fit a nibabel image or set fit.affine"
+        )
     linear = _floats("affine", affine)[:3, :3]
     if np.linalg.det(linear) == 0:
         raise ValueError(f"affine is singular: {linear.tolist()}")
-    return np.array([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])
+    flip = np.diag([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])  # FSL's convention
+    if "scanner" not in (source, target):
+        return flip
+    left, _, right = np.linalg.svd(linear / np.linalg.norm(linear, axis=0))
+    voxel = left @ right if "voxel" in (source, target) else left @ right @ flip
+    return np.asarray(voxel if target == "scanner" else voxel.T)
 
 
-def _is_scanner(frame: str) -> bool:
-    if frame not in ("image", "scanner"):
-        raise ValueError(f"frame must be 'image' or 'scanner', not {frame!r}")
-    return frame == "scanner"
+def turned(vectors: ArrayLike, affine: ArrayLike | None, source: str, target: str) -> Array:
+    """Vectors (..., 3) of one frame in another; errors as of `axes`."""
+    return np.asarray(np.asarray(vectors, np.float64) @ axes(affine, source, target).T)
+
+
+def to_scanner(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image") -> Array:
+    """Vectors (..., 3) of a table's frame in scanner (RAS) axes."""
+    return turned(vectors, affine, frame, "scanner")
+
+
+def from_voxel(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image") -> Array:
+    """Vectors (..., 3) along voxel axes in a table's frame."""
+    return turned(vectors, affine, "voxel", frame)
+
+
+def same_directions(
+    table: dict[str, Any], scanner: dict[str, Any], affine: ArrayLike
+) -> dict[str, float]:
+    """
+    Largest angle, in degrees, between bvals and bvecs as they are in a file and those of the same
+    series along scanner axes, by the frame in which the first are read.
+
+    inf where another number of volumes or other b-values show that the series is not the same.
+    """
+    b, other = table["bvals"], scanner["bvals"]
+    lengths = [np.linalg.norm(entries["bvecs"], axis=1) for entries in (table, scanner)]
+    if len(b) != len(other) or not any(
+        np.allclose(x, other, rtol=0.1, atol=50) for x in (b, b * np.nan_to_num(lengths[0]) ** 2)
+    ):
+        return dict.fromkeys(FRAMES, np.inf)
+    use = (b > 50) & (other > 50)
+    use &= (np.nan_to_num(lengths[0]) > 0) & (np.nan_to_num(lengths[1]) > 0)
+    angles = {}
+    for frame in FRAMES:
+        vectors = turned(table["bvecs"][use], affine, frame, "scanner")
+        cosine = np.abs((vectors * scanner["bvecs"][use]).sum(1))
+        cosine /= lengths[0][use] * lengths[1][use]
+        angles[frame] = float(np.degrees(np.arccos(cosine.clip(0, 1))).max(initial=0))
+    return angles
+
+
+def _frame(frame: str) -> str:
+    if frame not in FRAMES:
+        raise ValueError(f"frame must be 'image', 'voxel' or 'scanner', not {frame!r}")
+    return frame
 
 
 def _floats(name: str, values: ArrayLike) -> Array:
     """Finite float64 array or an error that names the argument."""
+    if np.iscomplexobj(values):
+        raise TypeError(f"{name} must be real numbers, not {np.asarray(values).dtype}")
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -255,36 +331,21 @@ def _refuse(name: str, array: Array, bad: NDArray[np.bool_], what: str) -> None:
         raise ValueError(f"{name}{place} = {array[where]:.6g} {what}")
 
 
-def _unit_rows(bvecs: Array, bvals: Array, b0s_mask: NDArray[np.bool_]) -> Array:
-    n = len(bvals)
-    if bvecs.shape not in ((n, 3), (3, n)):
-        raise ValueError(
-            f"bvecs of shape {bvecs.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})"
-        )
-    rows = np.array(bvecs if bvecs.shape == (n, 3) else bvecs.T, order="C")
-    with np.errstate(over="ignore"):  # its length is inf, and refused
-        length = np.linalg.norm(rows, axis=1)
-    for i in np.flatnonzero(~b0s_mask & (np.abs(length - 1) > LENGTH_TOLERANCE)):
-        raise ValueError(
-            f"bvecs[{i}] = {rows[i].tolist()} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1"
-        )
-    off = (np.abs(length - 1) > UNIT_ROUNDING) & (length > 0)
-    rows[off] /= length[off, None]
-    return rows
-
-
-def _timing(n: int, **given: Any) -> dict[str, Any]:
+def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
     """Checked big_delta, small_delta, tau, in this order: None, a float, or (n,)."""
     for name, value in given.items():
         if value is not None:
-            array = _floats(name, value)
-            if array.shape not in ((), (n,)):
+            array = readers.times(name, value, b0s_mask)
+            if array.shape not in ((), b0s_mask.shape):
+                n = len(b0s_mask)
                 raise ValueError(f"{name} of shape {array.shape} does not go with {n} bvals")
             _refuse(name, array, array <= 0, "is not positive")
             _refuse(name, array, array > 1, "is above 1 s: milliseconds? Times are in seconds")
             given[name] = array.copy() if array.ndim else float(array)
     missing = [name for name in ("big_delta", "small_delta") if given[name] is None]
     if given["tau"] is not None:
+        tau = np.asarray(given["tau"])
+        _refuse("tau", tau, tau < SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
         if len(missing) < 2:
             raise ValueError(
                 f"tau = {given['tau']} came with big_delta or small_delta: give one or the other"
@@ -296,4 +357,7 @@ def _timing(n: int, **given: Any) -> dict[str, Any]:
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
+    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then it is"
+    text += f" {1000 * small.min():.6g} s: give both in seconds"
+    _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
     return given

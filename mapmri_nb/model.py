@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import checks, scales
 from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
@@ -18,7 +19,6 @@ from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
 from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
 from .kernels.origin import Rules
-from .status import Status
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -26,12 +26,7 @@ Array = NDArray[np.float64]
 MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
-LOW_B = 2100.0  # s/mm2, shells called 2000 jitter
-ATTENUATION = 1.5  # b D of the tensor that a threshold is judged by
-THIN_SPREAD = 2.0  # of `tensor_spread`: the tensor's elements scatter by 10 % at an SNR of 20
 FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
-MOST_FLOOR = 0.1  # of the voxels at the floor, without a warning
-LITTLE_DECAY = 0.5  # b D below which a tensor is hardly determined
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
@@ -67,6 +62,8 @@ class MapmriModel:
     coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
     preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
         positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
+    zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
+        outside the field of view before resampling); False takes it as a measured 0.
 
     Examples
     --------
@@ -89,6 +86,7 @@ class MapmriModel:
         bval_threshold: float | str | None = "auto",
         eigenvalue_threshold: float | None = None,
         static_diffusivity: float | None = None,
+        zero_is_missing: bool = True,
         laplacian_of: str = "deviation",
         S0: str = "fit",
         noise: str | None = None,
@@ -120,9 +118,9 @@ class MapmriModel:
         if coils != 1 and noise is None:
             raise ValueError(f"coils = {coils} is for noise='rician' or 'denoised' alone")
         if eigenvalue_threshold is not None:
-            _positive("eigenvalue_threshold", eigenvalue_threshold, "in mm2/s, or None")
+            _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
         if static_diffusivity is not None:
-            _positive("static_diffusivity", static_diffusivity, "in mm2/s")
+            _diffusivity("static_diffusivity", static_diffusivity)
             if self.basis != "isotropic":
                 raise ValueError(
                     f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
@@ -131,7 +129,7 @@ class MapmriModel:
             _choice("bval_threshold", bval_threshold, ("auto",))
         elif bval_threshold is not None:
             _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
-        threshold: float | None = scale_threshold(self.gtab)
+        threshold: float | None = scales.scale_threshold(self.gtab)
         if not isinstance(bval_threshold, str):
             threshold = bval_threshold
         self.options: dict[str, Any] = {
@@ -149,11 +147,14 @@ class MapmriModel:
             "S0": S0,
             "noise": self.noise,
             "coils": int(coils),
+            "zero_is_missing": bool(zero_is_missing),
         }
-        self.n_coef = ordering.n_coef(self.order)
+        self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
         use = self._tensor_volumes(threshold)
         without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
         needed = self.n_coef if without else 7
+        if not self.unregularised:
+            self._warn_of_shells()
         if self.unregularised:
             self._check_identifiable()
         elif len(self.gtab) < needed:
@@ -167,6 +168,10 @@ class MapmriModel:
     def plan(self) -> blocks.Plan:
         """Everything constant that the kernels need."""
         return self.engine.plan
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {options})"
 
     @property
     def unregularised(self) -> bool:
@@ -184,6 +189,11 @@ class MapmriModel:
                 f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
                 f"the smallest b is {b.min():g} s/mm2"
             )
+        if b.max() <= max(self.gtab.b0_threshold, checks.LEAST_B):
+            raise ValueError(
+                f"gtab has no weighted volume: its largest b is {b.max():g} s/mm2 (b0_threshold is "
+                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b in s/mm2"
+            )
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
         design = np.column_stack(
             [
@@ -197,7 +207,7 @@ class MapmriModel:
                 "pass bval_threshold=None or a larger one"
             )
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
-        if (spread := tensor_spread(self.gtab, bval_threshold)) > THIN_SPREAD:
+        if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
             log.warning(
                 "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% at an SNR of 20; "
                 "a larger bval_threshold (or None) takes more volumes",
@@ -229,6 +239,20 @@ class MapmriModel:
             "or pass laplacian=0.2 or positivity='global'"
         )
 
+    def _warn_of_shells(self) -> None:
+        """Beyond an order of twice the number of shells, a Laplacian or positivity decides."""
+        shells = self.gtab.shells()
+        if self.order > 2 * len(shells):
+            log.warning(
+                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at most, what is above "
+                "it follows from the regularisation alone",
+                self.order,
+                len(shells),
+                "s" * (len(shells) > 1),
+                ", ".join(f"{b:.0f}" for b, _ in shells),
+                2 * len(shells),
+            )
+
     def _solver(self) -> Solver:
         """What turns normal equations into coefficients."""
         if self.positivity == "grid":
@@ -247,7 +271,7 @@ class MapmriModel:
         gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
         floor, share = o["eigenvalue_threshold"], 0.0
         if floor is None:  # where nothing diffuses: 2 % of what the largest b sees
-            floor, share = 0.02 * ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
+            floor, share = 0.02 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
         rules = Rules(
             1.0 if o["S0"] == "fit" else 0.0,
             o["S0"] == "b0",
@@ -276,6 +300,7 @@ class MapmriModel:
             _public_map(self.order, isotropic),
             rules,
             self.laplacian_weights,
+            self.zero_is_missing,
         )
 
     def fit(
@@ -289,14 +314,17 @@ class MapmriModel:
         sigma: ArrayLike | None = None,
         threads: int | None = None,
         progress: bool = False,
+        quiet: bool = False,
     ) -> MapmriFit:
         """
         Fit every voxel of a mask.
 
         Parameters
         ----------
-        data : (..., n) array, memory map or nibabel proxy; NaN samples are missing samples.
-        mask : bool (...), default all voxels.
+        data : (..., n) array, memory map, nibabel image or proxy, or a file's path; NaN and masked
+            samples are missing samples, and so are zeros beside positive ones (`zero_is_missing`).
+        mask : (...), the same kinds, default all voxels: inside where it is not 0 or, if it has
+            more than two values, above 0.5; NaN is outside.
         scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3,
             3), columns e1 e2 e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or
             volumes of its shape.
@@ -304,118 +332,46 @@ class MapmriModel:
             tensor, S0, fit and GCV as they are, so that doubling all of them halves the Laplacian
             weight's effect.
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
-            column by column.
+            column by column. Images of these and of the mask are compared with the data's by
+            affine and turned to its axes (`grad_dev`: an error).
         sigma : of the noise in each of the two channels of each coil, in the data's units: a number, a
             volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
-        progress : show a bar.
+        progress : show a bar. quiet : no warning about zeros that pile up.
+
+        Raises
+        ------
+        TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
+        values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if not hasattr(data, "shape"):
-            data = np.asarray(data, dtype=np.float64)
-        shape = tuple(data.shape)
-        if len(shape) == 0 or shape[-1] != len(self.gtab):
-            raise ValueError(
-                f"data: its last axis must have the table's {len(self.gtab)} volumes, its shape is {shape}"
-            )
-        inside = np.ones(shape[:-1], bool) if mask is None else np.asarray(mask).astype(bool)
-        if inside.shape != shape[:-1]:
-            raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape[:-1]}")
         if threads is not None and not (_is_whole(threads) and threads >= 1):
             raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
-        mu, R = _given_scale(scale, inside)
-        weight, per_sample = _sample_weights(weights, shape)
-        field = _field(grad_dev, inside)
-        noise = self._sigma(sigma, inside)
+        taken = data
+        if not isinstance(data, checks.Taken):
+            taken = checks.take(self.gtab, data, mask, weights, grad_dev)
+        inside, field = taken.inside, taken.field
+        mu, R = checks.given_scale(scale, inside)
+        noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
-        arrays = [data, weights] if per_sample else [data]
-        for where, pieces in _progress(_slabs(arrays, inside), len(rows.status), progress):
+        zeros, signal = np.zeros(len(self.gtab), np.int64), 0
+        for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
-            w = _checked(pieces[1]) if per_sample else weight
-            part = self.engine.fit(blocks.Data(pieces[0], w, m, r, f, s), threads)
+            part = self.engine.fit(blocks.Data(y, w, m, r, f, s), threads)
             for whole, piece in zip(rows, part, strict=True):
                 whole[where] = piece
+            if self.zero_is_missing:
+                found, voxels = checks.count_zeros(y)
+                zeros, signal = zeros + found, signal + voxels
+        if not quiet:
+            checks.piled_up(zeros, signal, self.gtab)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
         if self.noise is None:
             del named["sigma"]
-        fit = MapmriFit(named, inside, self.options, self.gtab)
-        if scale is None:
-            self._judge_scales(fit)
+        fit = MapmriFit(named, inside, self.options, self.gtab, taken.affine)
+        if scale is None and not quiet:
+            scales.judge(fit)
         return fit
-
-    def _sigma(self, sigma: ArrayLike | None, inside: NDArray[np.bool_]) -> Array:
-        """The caller's sigma as rows (V,), (1,) for all voxels, or (0,) where it is estimated."""
-        if sigma is None:
-            if self.noise == "denoised" and inside.any():
-                raise ValueError("sigma: noise='denoised' needs it, residuals no longer hold it")
-            return np.zeros(0)
-        if self.noise is None:
-            raise ValueError("sigma is for noise='rician' or 'denoised' alone")
-        rows = np.array(sigma, dtype=np.float64)
-        if rows.shape == inside.shape and rows.ndim:
-            rows = rows[inside]
-        elif rows.shape == (*inside.shape, 1):
-            rows = rows[inside][:, 0]
-        elif rows.shape not in ((), (1,)):
-            raise ValueError(
-                f"sigma must be a number or have shape {inside.shape}, not {rows.shape}"
-            )
-        rows = np.atleast_1d(rows)
-        if not (np.isfinite(rows).all() and (rows > 0).all()):
-            raise ValueError(
-                f"sigma must be finite and positive inside the mask; found {rows.min()}"
-            )
-        return np.ascontiguousarray(rows)
-
-    def _judge_scales(self, fit: MapmriFit) -> None:
-        """Warn where the scale tensors of a fit cannot be trusted."""
-        done = fit.status & int(Status.NO_FIT) == 0
-        if not done.any():
-            return
-        floor = float((fit.status[done] & int(Status.FLOOR) != 0).mean())
-        if floor > MOST_FLOOR:
-            log.warning(
-                "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is too high for "
-                "them, or b up to bval_threshold = %s determines too little",
-                100 * floor, self.options["eigenvalue_threshold"], self.options["bval_threshold"],
-            )  # fmt: skip
-        used = self.options["bval_threshold"] or math.inf
-        rest, below = self.gtab.bvals > used, self.gtab.bvals <= used
-        md = float(np.median((fit.mu_tensor[done] ** 2).mean(1))) / (2.0 * self.gtab.tau)
-        if rest.any() and md * self.gtab.bvals[below].max() < LITTLE_DECAY:
-            log.warning(
-                "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly attenuates it and "
-                "%d volumes have more; pass bval_threshold=%.0f",
-                md, used, rest.sum(), 1.05 * min(ATTENUATION / md, self.gtab.bvals.max()),
-            )  # fmt: skip
-
-
-def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
-    """
-    Largest standard error of a combination of the scale tensor's elements over its diffusivity, for
-    noise of S0: by the volumes up to a threshold, for an isotropic tensor that leaves exp(-1.5) of
-    the signal there (at 2100 s/mm^2: 0.7e-3 mm^2/s). inf where they do not determine a tensor.
-    """
-    b = gtab.bvals
-    use = np.ones(len(b), bool) if threshold is None else b <= threshold
-    D = ATTENUATION / max(float(b.max()) if threshold is None else threshold, LOW_B)
-    X = np.column_stack([D * tensor.design_matrix(b[use], gtab.bvecs[use]), np.ones(use.sum())])
-    X *= np.exp(-D * b[use])[:, None]
-    if np.linalg.matrix_rank(X, tol=1e-6) < 7:
-        return math.inf
-    return float(np.sqrt(np.linalg.eigvalsh(np.linalg.inv(X.T @ X)[:6, :6])[-1]))
-
-
-def scale_threshold(gtab: GradientTable) -> float:
-    """
-    The b-value up to which volumes make the scale tensor: 2100 s/mm^2, or the first shell beyond at
-    which `tensor_spread` is small (or the last, if it nowhere is). A function of the table alone.
-    """
-    shells = sorted(b for b, _ in gtab.shells() if b > LOW_B)
-    for threshold in [LOW_B, *(1.05 * b for b in shells)]:
-        if tensor_spread(gtab, threshold) <= THIN_SPREAD:
-            return float(round(threshold))
-    return float(round(1.05 * shells[-1])) if shells else LOW_B
 
 
 def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
@@ -464,6 +420,14 @@ def _positive(name: str, value: Any, unit: str) -> None:
         raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
 
 
+def _diffusivity(name: str, value: Any) -> None:
+    _positive(name, value, "in mm2/s")
+    low, high = checks.DIFFUSIVITIES
+    factor, unit = (1e-3, "um2/ms") if value > high else (1e6, "m2/s")
+    hint = f"Was it in {unit}? Then it is {value * factor:g} mm2/s: give that"
+    checks.in_sense(name, value, low, high, "mm2/s", hint)
+
+
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
@@ -497,94 +461,20 @@ def _laplacian_weights(laplacian: Any) -> Array:
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
+    largest = float(weights.max())
+    hint = f"Was it in 1/m? Then it is {largest / 1000:g} 1/mm: give that"
+    checks.in_sense("laplacian", largest, 0.0, checks.MOST_WEIGHT, "1/mm", hint)
     return weights
 
 
-def _given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """The caller's (mu, R) as rows, or arrays of length 0."""
-    if scale is None:
-        return np.zeros((0, 3)), np.zeros((0, 3, 3))
-    if not (isinstance(scale, tuple | list) and len(scale) == 2):
-        raise ValueError(f"scale must be a pair (mu, R), not {scale!r}")
-    out = []
-    count = int(inside.sum())
-    for name, value, tail in (("mu", scale[0], (3,)), ("R", scale[1], (3, 3))):
-        array = np.array(value, dtype=np.float64)
-        if array.shape == tail:
-            array = array[None]
-        elif array.shape == inside.shape + tail and inside.ndim:
-            array = array[inside]
-        if array.shape not in ((1, *tail), (count, *tail)):
-            raise ValueError(
-                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
-            )
-        out.append(np.ascontiguousarray(array))
-    mu, R = out
-    if not (np.isfinite(mu).all() and (mu > 0).all()):
-        raise ValueError(
-            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
-        )
-    if (mu > 1.0).any():
-        raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
-    off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
-    if not off < 1e-6:
-        raise ValueError(
-            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
-        )
-    return mu, R
-
-
-def sample_slabs(
-    data: Any, inside: NDArray[np.bool_], weights: Any
-) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
     """
     Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
     """
-    weight, per_sample = _sample_weights(weights, np.shape(data))
-    for rows, pieces in _slabs([data, weights] if per_sample else [data], inside):
-        yield rows, pieces[0], _checked(pieces[1]) if per_sample else weight
-
-
-def _checked(weights: Array) -> Array:
-    """Weights, or an error; NaN weighs nothing."""
-    weights = np.nan_to_num(weights, nan=0.0, posinf=np.inf)
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(
-            f"weights must be finite and >= 0; found {weights[~(weights >= 0) | np.isinf(weights)][0]}"
-        )
-    return weights
-
-
-def _sample_weights(weights: Any, shape: tuple[int, ...]) -> tuple[Array, bool]:
-    """Weights per volume as one row, and whether they are per sample instead."""
-    if weights is None:
-        return np.ones((1, shape[-1])), False
-    if np.shape(weights) == shape and len(shape) > 1:
-        return np.ones((1, shape[-1])), True
-    if np.shape(weights) != shape[-1:]:
-        raise ValueError(
-            f"weights must have shape {shape[-1:]} or the data's {shape}, not {np.shape(weights)}"
-        )
-    return np.ascontiguousarray(_checked(np.array(weights, dtype=np.float64))[None]), False
-
-
-def _field(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
-    """Gradient non-linearity as rows (V, 3, 3); length 0 where there is none."""
-    if grad_dev is None:
-        return np.zeros((0, 3, 3))
-    F = np.asarray(grad_dev, dtype=np.float64)
-    if F.shape == (*inside.shape, 9):
-        F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
-    if F.shape != (*inside.shape, 3, 3):
-        raise ValueError(
-            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
-        )
-    rows = np.ascontiguousarray(F[inside])
-    if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
-        raise ValueError(
-            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
-        )
-    return rows
+    arrays = [taken.data, taken.weights] if taken.per_sample else [taken.data]
+    for rows, pieces in _slabs(arrays, taken.inside):
+        w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
+        yield rows, pieces[0], w
 
 
 def _slabs(
@@ -628,14 +518,14 @@ def _samples(y: NDArray[Any]) -> Array:
 
 
 def _progress(
-    pieces: Iterator[tuple[NDArray[np.int64], list[Array]]], total: int, show: bool
-) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
+    pieces: Iterator[tuple[NDArray[np.int64], Array, Array]], total: int, show: bool
+) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
     if not show:
         yield from pieces
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for where, samples in pieces:
-            yield where, samples
-            bar.update(len(where))
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece[0]))

@@ -1,6 +1,10 @@
 """The one enumeration of what happened in a voxel."""
 
 import enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .kernels import status
 
@@ -45,3 +49,38 @@ MEANING = {
     Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",
     Status.NOT_CONVERGED: "no fit: the solver did not converge",
 }
+
+IN_WORDS = {
+    Status.FLOOR: "had an eigenvalue raised to the floor",
+    Status.DROPPED: "had samples left out",
+    Status.RTOP_NOT_POSITIVE: "have an RTOP that is not positive",
+    Status.WEIGHT_AT_BOUND: "have a Laplacian weight at an end of GCV's range",
+    Status.BY_OSQP: "were answered by OSQP",
+    Status.SHIFTED: "were certified after a shift within rounding",
+}
+
+
+def in_words(status: NDArray[np.int64]) -> str:
+    """What happened in the voxels (V,) of a fit, as text: "3 voxels had samples left out; ..."."""
+
+    def voxels(some: Any) -> str:
+        count = int(np.count_nonzero(some))
+        return "1 voxel" if count == 1 else f"{count} voxels"
+
+    failed = (status & Status.NO_FIT) != 0
+    notes = [
+        f"{voxels(some)} {words}"
+        for flag, words in IN_WORDS.items()
+        if (some := ((status & flag) != 0) & ~failed).any()
+    ]
+    reasons = ", ".join(
+        f"{count} {MEANING[flag].removeprefix('no fit: ')}"
+        for flag in MEANING
+        if flag & Status.NO_FIT and (count := np.count_nonzero(status & flag))
+    )
+    end = "all were fitted"
+    if failed.any():
+        end = (
+            f"{'none' if failed.all() else voxels(~failed)} fitted, {voxels(failed)} not: {reasons}"
+        )
+    return "; ".join([*notes, end])

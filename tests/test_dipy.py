@@ -166,7 +166,7 @@ def test_positional_arguments_as_in_older_versions():
         ({"radial_order": -2}, "radial_order"),
         ({"laplacian_weighting": "notGCV"}, "laplacian"),
         ({"laplacian_weighting": -1.0}, "laplacian"),
-        ({"positivity_constraint": True, "pos_radius": "infinity"}, "pos_radius"),
+        ({"positivity_constraint": True, "pos_radius": "endless"}, "pos_radius"),
         ({"positivity_constraint": True, "pos_radius": -1}, "pos_radius"),
         ({"positivity_constraint": True, "pos_grid": 1}, "pos_grid"),
     ],
@@ -579,3 +579,20 @@ def test_global_constraint_equals_dipys_where_the_signal_is_a_propagators():
     ours = MapmriModel(GTAB, **options).fit(y)
     for name in ("rtop", "rtap", "rtpp", "msd"):
         assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=0.02, err_msg=name)
+
+
+def test_fit_array_is_that_of_a_multi_voxel_fit():
+    expected, found = both()
+    assert found.fit_array.shape == expected.fit_array.shape == MASK.shape
+    for index in np.ndindex(MASK.shape):
+        one, other = found.fit_array[index], expected.fit_array[index]
+        assert (one is None) == (other is None) == (not MASK[index])
+        if one is not None:
+            assert_allclose(one.rtop(), other.rtop(), rtol=1e-6)
+
+
+def test_infinite_radius_is_positivity_everywhere():
+    options = {"radial_order": 4, "positivity_constraint": True}
+    infinite = MapmriModel(GTAB, pos_radius="infinity", **options).fit(DATA, mask=MASK)
+    everywhere = MapmriModel(GTAB, global_constraints=True, **options).fit(DATA, mask=MASK)
+    assert_array_equal(infinite.mapmri_coeff, everywhere.mapmri_coeff)

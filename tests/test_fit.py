@@ -339,3 +339,42 @@ def test_gradient_nonlinearity_is_a_table_per_voxel(scheme, gtab, data, rng):
             np.testing.assert_allclose(fit.S0[v], alone.S0[0], rtol=1e-9)
             np.testing.assert_allclose(fit.predict()[v], alone.predict(), rtol=1e-9)
             np.testing.assert_allclose(fit.rmse()[v], alone.rmse(), rtol=1e-9)
+
+
+def test_maps_on_request():
+    """From the scale tensor and from the other maps; not among "all"; rows without a fit are NaN."""
+    from mapmri_nb.indices import ON_REQUEST, select
+
+    R = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    values = np.array([1.7e-3, 0.5e-3, 0.2e-3])
+    b, g = truth.scheme_3x60()
+    y = np.exp(-b * np.einsum("ni,ij,nj->n", g, R @ np.diag(values) @ R.T, g))
+    table = mapmri.GradientTable(b, g, big_delta=0.033, small_delta=0.009)
+    fit = mapmri.MapmriModel(table, 4).fit(np.stack([y, np.full_like(y, np.nan)]))
+    assert not set(ON_REQUEST) & set(select("all", "anisotropic"))
+    for name in ON_REQUEST:
+        found = fit.index(name)
+        assert found.shape == (2, 3) if ON_REQUEST[name].size == 3 else found.shape == (2,)
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all(), name
+        assert np.array_equal(getattr(fit, name)(), found, equal_nan=True)
+    one = {name: fit.index(name)[0] for name in ON_REQUEST}
+    assert one["ad"] == pytest.approx(1.7e-3, rel=1e-6)
+    assert one["rd"] == pytest.approx(0.35e-3, rel=1e-6)
+    assert one["md"] == pytest.approx(0.8e-3, rel=1e-6)
+    fa = np.sqrt(1.5 * ((values - 0.8e-3) ** 2).sum() / (values**2).sum())
+    assert one["fa"] == pytest.approx(fa, rel=1e-6)
+    assert abs(one["v1"] @ R[:, 0]) == pytest.approx(1)
+    assert one["color_fa"] == pytest.approx(fa * np.abs(R[:, 0]), rel=1e-5)
+    assert one["rtop_root"] ** 3 == pytest.approx(fit.rtop()[0])
+    assert one["rtap_root"] ** 2 == pytest.approx(fit.rtap()[0])
+    assert one["theta_po"] == fit.theta_po()[0]
+    assert 0 < one["gfa"] < 1
+    units = {name: index.unit("um") for name, index in ON_REQUEST.items()}
+    assert (units["md"], units["theta_po"], units["rtop_root"]) == ("um^2/s", "rad", "um^-1")
+    assert units["fa"] == "1"
+    fit.affine = np.diag([2.0, 2, 2, 1])  # FSL's b-vectors: x runs backwards
+    assert fit.v1()[0] == pytest.approx(one["v1"] * [-1, 1, 1])
+    assert fit.color_fa()[0] == pytest.approx(one["color_fa"])
+    with pytest.raises(ValueError, match="'fa' is not one of rtop"):
+        mapmri.uncertainty.posterior(mapmri.MapmriModel(table, 4), y, indices="fa")

@@ -69,7 +69,9 @@ def test_changed_input(kind, tmp_path, capsys, rng):
 @pytest.mark.nojit
 def test_damaged_saved_fit(tmp_path, capsys, rng):
     gtab = phantom.table(*phantom.small_scheme())
-    mapmri.MapmriModel(gtab, 2).fit(np.exp(-np.outer([0.5e-3, 1e-3], gtab.bvals))).save(tmp_path)
+    mapmri.MapmriModel(gtab, 2).fit(np.exp(-np.outer([0.5e-3, 1e-3], gtab.bvals))).save(
+        tmp_path, affine=np.eye(4)
+    )
     parts = [*tmp_path.glob("*mapmri_dwimap.json"), *tmp_path.glob("*dwimap.nii.gz")]
     assert len(parts) >= 8
     for path in parts:

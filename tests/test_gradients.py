@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mapmri_nb.gradients import GradientTable, to_image, to_scanner
+from mapmri_nb.gradients import GradientTable, to_scanner, turned
+from mapmri_nb.readers import undirected, volumes
 
 TIMES = {"big_delta": 0.0431, "small_delta": 0.0106}
 RNG = np.random.default_rng(7)
@@ -113,9 +114,219 @@ def test_directions_are_normalised_in_either_layout():
     assert gtab.bvecs.flags.c_contiguous
     vectors = np.eye(3)[[1, 2, 0]]  # three volumes: an array is taken as rows
     assert np.array_equal(GradientTable([1000] * 3, vectors, **TIMES).bvecs, vectors)
-    with_short_b0 = BVECS.copy()
-    with_short_b0[1] *= 0.5  # b = 5: no direction to speak of
-    np.testing.assert_allclose(table(bvecs=with_short_b0).bvecs, BVECS, atol=1e-15)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, 0.5, 7.0, 1e300])
+def test_a_volume_at_b0_needs_no_direction(junk):
+    """What is there and is no direction like the others' is not used."""
+    bvecs = BVECS.copy()
+    bvecs[:2, 0], bvecs[:2, 1:] = junk, 0
+    assert same(table(bvecs=bvecs), table(bvecs=changed(BVECS, 1, 0)))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"bvecs\[4, 0\] = .*: volume 4 at b = 1010 needs a d"):
+            table(bvecs=changed(bvecs, 4, bad))
+
+
+def text_of(folder, gtab, bvecs):
+    """The three readers on one table."""
+    np.savetxt(folder / "dwi.bval", gtab.bvals[None])
+    np.savetxt(folder / "dwi.bvec", bvecs.T)
+    np.savetxt(folder / "dwi.b", np.c_[bvecs, gtab.bvals])
+    files = folder / "dwi.bval", folder / "dwi.bvec"
+    yield GradientTable.from_fsl(*files, **TIMES)
+    yield GradientTable.from_bids(folder / "dwi.nii.gz", **TIMES)
+    yield GradientTable.from_mrtrix(folder / "dwi.b", frame="image", **TIMES)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        (np.full(7, 1.0208), "all 1.021"),
+        (np.full(7, 0.5), "all 0.5"),
+        (np.sqrt(BVALS / 4000), "go with sqrt(b)"),
+        (np.round(np.sqrt(BVALS / 3000), 2), "go with sqrt(b)"),
+    ],
+)
+def test_lengths_that_mean_nothing_are_normalised_and_it_is_said(tmp_path, caplog, lengths, words):
+    bvecs = BVECS * lengths[:, None]
+    with caplog.at_level(logging.INFO, "mapmri_nb"):
+        tables = [table(bvecs=bvecs), *text_of(tmp_path, table(), bvecs)]
+    assert caplog.text.count(words) == 4
+    for gtab in tables:
+        np.testing.assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)
+        np.testing.assert_array_equal(gtab.bvals, BVALS)
+
+
+def test_lengths_with_two_readings():
+    nominal, lengths = np.r_[0, 0, np.full(5, 3000.0)], np.r_[0, 0.1, 0.577, 0.5, 0.9, 1, 1]
+    bvecs = BVECS * lengths[:, None]
+    with pytest.raises(
+        ValueError, match=r"bvecs\[2\] = .* b = 3000 .*'normalise'.* = 998\.8.*'amp"
+    ):
+        table(bvals=nominal, bvecs=bvecs)
+    one = table(bvals=nominal, bvecs=bvecs, bvec_scaling="normalise")
+    np.testing.assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
+    np.testing.assert_array_equal(one.bvals, nominal)
+    two = table(bvals=np.full(7, 3000.0), bvecs=bvecs, bvec_scaling="amplitude")
+    np.testing.assert_allclose(two.bvals, 3000 * lengths**2)
+    assert two.b0s_mask.tolist() == [True, True] + [False] * 5
+    np.testing.assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
+    assert same(two, GradientTable.from_dict(json.loads(json.dumps(two.to_dict()))))
+    with pytest.raises(ValueError, match=r"bvec_scaling must be one of .*, not 'guess'"):
+        table(bvec_scaling="guess")
+
+
+@pytest.mark.parametrize("gap", [None, np.nan, 0])
+def test_times_with_gaps_at_b0_and_lists_of_one(tmp_path, gap):
+    big, small = [gap, gap, *[0.0431] * 5], [gap, 0.0106, *[0.0106] * 5]
+    gtab = table(big_delta=big, small_delta=small)
+    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert table(big_delta=[0.0431], small_delta=np.array([0.0106])) == table()
+    with pytest.raises(ValueError, match=r"big_delta\[3\] = "):
+        table(big_delta=changed(np.array(big, float), 3, np.nan if gap is None else gap))
+    write_fsl(tmp_path)
+    (tmp_path / "dwi.json").write_text(
+        json.dumps({"LargeDelta": [1e3 * b if b else gap for b in big], "SmallDelta": [10.6]})
+    )
+    gtab = GradientTable.from_bids(tmp_path / "dwi.nii")
+    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+
+
+@pytest.mark.parametrize("given", ["big_delta", "small_delta"])
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_one_delta_from_the_sidecar_one_from_the_caller(tmp_path, caplog, given, unit):
+    write_fsl(tmp_path)
+    key, value = ("SmallDelta", 0.0106) if given == "big_delta" else ("LargeDelta", 0.0431)
+    (tmp_path / "dwi.json").write_text(json.dumps({key: value * unit}))
+    with caplog.at_level(logging.INFO, "mapmri_nb"):
+        gtab = GradientTable.from_bids(tmp_path / "dwi.nii", **{given: TIMES[given]})
+    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert f"read as {'s' if unit == 1 else 'ms'}" in caplog.text
+    with pytest.raises(ValueError, match=rf"no pair .* without {given}"):
+        GradientTable.from_bids(tmp_path / "dwi.nii")
+
+
+def test_inherited_files(tmp_path):
+    """From the folder of the data set down; a nearer sidecar goes before a farther one."""
+    folder = tmp_path / "sub-1" / "ses-2" / "dwi"
+    folder.mkdir(parents=True)
+    write_fsl(tmp_path, "dwi")
+    write_fsl(tmp_path, "acq-other_dwi", bvals=BVALS * 2)
+    series = folder / "sub-1_ses-2_acq-a_run-1_dwi.nii.gz"
+    (tmp_path / "dwi.json").write_text('{"BigDelta": 0.06, "SmallDelta": 0.0106}')
+    (tmp_path / "sub-1" / "sub-1_acq-a_dwi.json").write_text('{"LargeDelta": 0.0431}')
+    (tmp_path / "sub-1" / "sub-2_dwi.json").write_text('{"LargeDelta": 0.08}')
+    assert GradientTable.from_bids(series) == table()
+    write_fsl(folder, "sub-1_acq-a_dwi", bvals=BVALS + 1)
+    assert GradientTable.from_bids(series).bvals[0] == 1
+    write_fsl(folder, "sub-1_run-1_dwi")
+    with pytest.raises(ValueError, match=r"run-1_dwi.bval both go with .*: name one with bval"):
+        GradientTable.from_bids(series)
+    write_fsl(folder, "sub-1_ses-2_acq-a_run-1_dwi", bvals=BVALS + 2)
+    assert GradientTable.from_bids(series).bvals[0] == 2
+
+
+def test_bvals_and_bvecs_beside_the_data(tmp_path):
+    write_fsl(tmp_path)
+    (tmp_path / "dwi.bval").rename(tmp_path / "bvals")
+    (tmp_path / "dwi.bvec").rename(tmp_path / "bvecs")
+    assert GradientTable.from_bids(tmp_path / "data.nii.gz", **TIMES) == table()
+    write_fsl(tmp_path, "data", bvals=BVALS + 1)
+    assert GradientTable.from_bids(tmp_path / "data.nii.gz", **TIMES).bvals[0] == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_encodings(tmp_path, encoding):
+    bval, bvec = write_fsl(tmp_path)
+    for path in (bval, bvec):
+        path.write_bytes(("# Hôpital\r\n" + path.read_text()).encode(encoding))
+    sidecar = {"InstitutionName": "Hôpital", "BigDelta": 0.0431, "SmallDelta": 0.0106}
+    text = json.dumps(sidecar, ensure_ascii=False)
+    (tmp_path / "dwi.json").write_bytes(text.encode(encoding))
+    assert GradientTable.from_bids(tmp_path / "dwi.nii") == table()
+
+
+def test_tables_of_four(tmp_path):
+    path = tmp_path / "dwi.b"
+    rows = np.c_[BVECS, BVALS]
+    np.savetxt(path, rows.T)
+    assert GradientTable.from_mrtrix(path, **TIMES) == table(frame="scanner")
+    bval, _ = write_fsl(tmp_path)
+    with pytest.raises(ValueError, match=r"dwi\.b has four rows, x y z b"):
+        GradientTable.from_fsl(bval, path, **TIMES)
+    np.savetxt(path, np.roll(rows, 1, axis=1))
+    with pytest.raises(ValueError, match="b is in the first column, as in DSI Studio"):
+        GradientTable.from_mrtrix(path, **TIMES)
+
+
+def test_trace_volume(tmp_path):
+    """No direction at b = 3000: refused with its likely cause, unless it is left out."""
+    bvals, bvecs = np.r_[BVALS, 3000], np.r_[BVECS, np.zeros((1, 3))]
+    with pytest.raises(ValueError, match=r"bvecs\[7\].* b = 3000 .*trace or ADC.*\(volumes="):
+        GradientTable(bvals, bvecs, **TIMES)
+    files = write_fsl(tmp_path, bvals=bvals, bvecs=bvecs)
+    assert GradientTable.from_fsl(*files, volumes="0:7", **TIMES) == table()
+    assert undirected(bvals, bvecs).tolist() == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("b<=3000", [0, 1, 2, 3, 4, 5]),
+        ("b<50", [0, 1]),
+        ("0:3,6", [0, 1, 2, 6]),
+        ("b>=50, b<2000", [2, 3, 4]),
+        ("-1", [6]),
+        ("::3", [0, 3, 6]),
+        ("1:,b==2995", [5]),
+        ([6, 0], [0, 6]),
+        (BVALS > 50, [2, 3, 4, 5, 6]),
+    ],
+)
+def test_choice_of_volumes(choice, expected):
+    assert volumes(choice, BVALS).tolist() == expected
+
+
+def test_choice_of_volumes_by_a_file(tmp_path):
+    path = tmp_path / "keep.txt"
+    path.write_text("0 1\n4")
+    assert volumes(path, BVALS).tolist() == [0, 1, 4]
+    assert volumes(str(path), BVALS).tolist() == [0, 1, 4]
+    for content, message in (("0 7", r"7 in .* one of 7"), ("1 1 0 1", "twice"), ("1.5", r"1\.5")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"volumes: .*{message}"):
+            volumes(path, BVALS)
+
+
+@pytest.mark.parametrize("choice", ["all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x"])
+def test_choices_that_name_no_volume(choice):
+    with pytest.raises(ValueError, match="volumes: "):
+        volumes(choice, BVALS)
+
+
+@pytest.mark.parametrize("content", [b"x" * 5000, b"1 2\n" + b"1 2 3\n" * 900, b"\x93" * 9000])
+def test_messages_stay_short_whatever_a_file_holds(tmp_path, content):
+    bval, bvec = write_fsl(tmp_path)
+    bvec.write_bytes(content)
+    side = tmp_path / "other.json"
+    side.write_bytes(b'{"BigDelta": ["' + b"x" * 5000 + b'"], "SmallDelta": 1}')
+    for call in (
+        lambda: GradientTable.from_fsl(bval, bvec, **TIMES),
+        lambda: GradientTable.from_mrtrix(bvec, **TIMES),
+        lambda: GradientTable.from_fsl(bval, bval, json=bvec),
+        lambda: GradientTable.from_fsl(bval, tmp_path / "dwi2.bvec", json=side),
+    ):
+        write_fsl(tmp_path, "dwi2")
+        with pytest.raises(ValueError, match=r"not|holds") as caught:
+            call()
+        assert len(str(caught.value)) < 300 + 3 * len(str(tmp_path))
+
+
+def test_equality():
+    assert table() == table()
+    for other in (table()[1:], table(frame="scanner"), table(small_delta=0.01), "a table", None):
+        assert table() != other
+    assert len({table()[0:2], table()[0:2], table()}) == 2  # a table may be a key
 
 
 def test_caller_arrays_stay_untouched():
@@ -170,7 +381,7 @@ def changed(array, where, value):
         ({"big_delta": None, "small_delta": None, "tau": 40}, r"tau = 40 .*milliseconds\?"),
         ({"b0_threshold": -1}, "b0_threshold must be .* not -1"),
         ({"b0_threshold": "low"}, "b0_threshold must be numbers: .*'low'"),
-        ({"frame": "voxel"}, "frame must be .* not 'voxel'"),
+        ({"frame": "voxels"}, "frame must be .* not 'voxels'"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -281,7 +492,9 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
     with pytest.raises(ValueError, match="holds a list, not names and values"):
         GradientTable.from_bids(side)
     side.write_text('{"BigDelta": 43100, "SmallDelta": 10600}')  # microseconds: neither of the two
-    with pytest.raises(ValueError, match=r"43\.1 is above 1 s"):
+    with pytest.raises(
+        ValueError, match=r"43100 is neither in s nor in ms. In us\? Then it is 0\.0431 s"
+    ):
         GradientTable.from_bids(side)
 
 
@@ -298,7 +511,7 @@ def test_of_anything_like_a_table():
     gtab = table()
     assert GradientTable.of(gtab) is gtab
     like = SimpleNamespace(bvals=BVALS, bvecs=BVECS, **TIMES)
-    assert same(GradientTable.of(like), gtab)
+    assert same(GradientTable.of(like), table(frame="voxel"))  # the meaning of a DIPY table
     bare = SimpleNamespace(
         bvals=BVALS, bvecs=BVECS, big_delta=None, small_delta=None, b0_threshold=2
     )
@@ -337,7 +550,7 @@ def test_scanner_axes_of_hand_made_images():
     assert np.array_equal(to_scanner([1, 0, 0], axes), [0, 0, -1])
     assert np.array_equal(to_scanner([0, 1, 0], axes), [1, 0, 0])
     assert np.array_equal(to_scanner([1, 0, 0], axes, "scanner"), [1, 0, 0])
-    assert np.array_equal(to_image([0, 0, 1], axes), [-1, 0, 0])
+    assert np.array_equal(turned([0, 0, 1], axes, "scanner", "image"), [-1, 0, 0])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -349,15 +562,17 @@ def test_scanner_axes_of_oblique_images(sign):
     voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
     expected = voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
     np.testing.assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
-    np.testing.assert_allclose(to_image(to_scanner(BVECS, affine), affine), BVECS, atol=1e-14)
-    np.testing.assert_allclose(to_image(BVECS, affine, "image"), BVECS)
+    np.testing.assert_allclose(
+        turned(to_scanner(BVECS, affine), affine, "scanner", "image"), BVECS, atol=1e-14
+    )
+    np.testing.assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
 
 
 def test_bad_affines_and_frames():
     with pytest.raises(ValueError, match=r"affine\[0, 1\] = nan"):
         to_scanner(BVECS, changed(np.eye(4), (0, 1), np.nan))
     with pytest.raises(ValueError, match="affine is singular"):
-        to_image(BVECS, np.diag([1.0, 0, 1, 1]))
+        turned(BVECS, np.diag([1.0, 0, 1, 1]), "scanner", "image")
     with pytest.raises(ValueError, match="frame must be"):
         to_scanner(BVECS, np.eye(4), "bvec")
 

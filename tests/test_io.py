@@ -63,7 +63,7 @@ def fit():
         "laplacian": (0.1, np.float64(0.2)),
         "positivity": None,
     }
-    return MapmriFit(rows, mask, options, gtab)
+    return MapmriFit(rows, mask, options, gtab, np.eye(4))
 
 
 def content(folder):
@@ -183,16 +183,19 @@ def test_masks_with_nan_scale_or_another_place(tmp_path, caplog):
     ]
     ones = image(tmp_path / "s.nii", np.ones(SHAPE, np.int16), slope=(2, 0))
     with caplog.at_level(logging.WARNING):
-        assert io.load_mask(ones, SHAPE, np.diag([2.0, 2, 2, 1])).all()
-    assert "different affines" in caplog.text
+        assert io.load_mask(ones, SHAPE).all()
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match=r"mask: .*s\.nii: it lies elsewhere than the data"):
+        io.load_mask(ones, SHAPE, np.diag([2.0, 2, 2, 1]))
 
 
 def test_bad_masks(tmp_path):
     with pytest.raises(
-        ValueError, match=r"mask: .*m\.nii has shape \(4, 3, 5\), the data \(4, 3, 6\)"
+        ValueError,
+        match=r"mask: .*m\.nii: its shape \(4, 3, 5\) differs from the data's \(4, 3, 6\)",
     ):
         io.load_mask(image(tmp_path / "m.nii", np.ones(SHAPE, np.uint8)), (4, 3, 6))
-    with pytest.raises(ValueError, match=r"mask: .*m\.nii is empty"):
+    with pytest.raises(ValueError, match=r"mask: .*m\.nii: no voxel is inside"):
         io.load_mask(image(tmp_path / "m.nii", np.zeros(SHAPE, np.uint8)), SHAPE)
 
 
@@ -205,7 +208,11 @@ def test_bad_masks(tmp_path):
     [
         (
             "data/sub-01_ses-2_desc-x_dwi.nii.gz",
-            "sub-01_ses-2_desc-x_model-mapmri_param-ngpar_dwimap.nii.gz",
+            "sub-01_ses-2_model-mapmri_param-ngpar_dwimap.nii.gz",
+        ),
+        (
+            "sub-01_desc-preproc_run-2_space-T1w_odd-1_acq-a_dwi.nii",
+            "sub-01_acq-a_run-2_odd-1_space-T1w_model-mapmri_param-ngpar_dwimap.nii.gz",
         ),
         ("dwi.nii", "model-mapmri_param-ngpar_dwimap.nii.gz"),
         ("scan7.nii.gz", "scan7_model-mapmri_param-ngpar_dwimap.nii.gz"),

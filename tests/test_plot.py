@@ -272,7 +272,7 @@ def test_glyphs_lie_in_their_voxels_along_the_fibres(fit):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("frame", ["image", "scanner"])
+@pytest.mark.parametrize("frame", ["image", "voxel", "scanner"])
 def test_glyphs_follow_the_affine(gtab, sign, frame):
     """
     A fibre along the voxel direction (1, 1, 0) is drawn so, whatever the affine and the table's
@@ -282,7 +282,7 @@ def test_glyphs_follow_the_affine(gtab, sign, frame):
     affine = np.eye(4)
     affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [2 * sign, 2, 2]
     along = affine[:3, :3] @ [1, 1, 0] / np.linalg.norm([2, 2])
-    e1 = along if frame == "scanner" else gradients.to_image(along, affine)
+    e1 = gradients.turned(along, affine, "scanner", frame)
     table = mapmri.GradientTable(
         gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame=frame
     )

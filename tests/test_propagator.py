@@ -7,9 +7,10 @@ import math
 import numpy as np
 import oracle
 import pytest
-from mapmri_nb.directions import quadrature, sphere
+from mapmri_nb.directions import OdfField, quadrature, sphere
 from oracle import isotropic_scale
 
+from mapmri_nb.kernels import odf as odf_kernels
 from mapmri_nb.kernels import ordering, propagator
 from mapmri_nb.kernels.hermite import propagator_rows
 
@@ -28,17 +29,14 @@ def draw(order, n, seed, low=3e-3, high=9e-3):
     return coef, rng.uniform(low, high, (n, 3)), rotation(rng, n)
 
 
-def evaluate(coef, mu, R, points, kind, s=0.0, copies=1):
-    tables = propagator.point_tables(oracle.order_of(coef[0]), kind, float(s))
-    return propagator.values_at(coef, mu, R, points, tables, copies)
-
-
-def odf(coef, mu, R, points, s, copies=1):
-    return evaluate(coef, mu, R, points, propagator.ODF, s, copies)
+def odf(coef, mu, R, points, s):
+    return OdfField(coef, mu, R, oracle.order_of(coef[0]), s)(points)
 
 
 def values(coef, mu, R, points, real_space):
-    return evaluate(coef, mu, R, points, propagator.PROPAGATOR if real_space else propagator.SIGNAL)
+    kind = propagator.PROPAGATOR if real_space else propagator.SIGNAL
+    tables = propagator.point_tables(oracle.order_of(coef[0]), kind)
+    return propagator.values_at(coef, mu, R, points, tables)
 
 
 def cosine(coef, mu, target, K):
@@ -197,10 +195,9 @@ def test_odf_of_strong_anisotropy_keeps_its_digits(order, ratio):
 @pytest.mark.nojit
 def test_second_half_repeats_the_first():
     coef, mu, R = draw(4, 2, 0)
-    half = np.ascontiguousarray(sphere(100).vertices[:50])
-    out = odf(coef, mu, R, half, 2, copies=2)
+    out, half = (odf(coef, mu, R, sphere(100).vertices[:n], 2) for n in (100, 50))
     assert np.array_equal(out[:, :50], out[:, 50:])
-    assert out == pytest.approx(odf(coef, mu, R, sphere(100).vertices, 2), rel=1e-12)
+    assert np.array_equal(out[:, :50], half)
 
 
 @pytest.mark.parametrize("order", [4, 6, 8])
@@ -225,7 +222,7 @@ def test_identities_on_sphere_and_circle(order):
 
 def test_moment_below_minus_three_is_refused():
     with pytest.raises(ValueError, match="-3"):
-        propagator.point_tables(4, propagator.ODF, -3.0)
+        odf_kernels.forms(*draw(4, 2, 0), 4, -3.0)
 
 
 @pytest.mark.nojit

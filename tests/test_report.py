@@ -70,7 +70,9 @@ def saved(tmp_path_factory):
         "Slabs": 3,
         "FittedNow": 1,
     }
-    io.save_fit(fit, folder, prefix="sub-<1>&", sources=["sub-<1>&_dwi.nii.gz"], run=run)
+    io.save_fit(
+        fit, folder, affine=np.eye(4), prefix="sub-<1>&", sources=["sub-<1>&_dwi.nii.gz"], run=run
+    )
     return folder, fit
 
 
@@ -171,7 +173,9 @@ def test_isotropic_and_fits_without_a_run_section(saved, tmp_path):
     """Indices without a meaning are left out; a JSON of another maker may lack the times."""
     _, fit = saved
     data = fit.predict()
-    io.save_fit(mapmri.MapmriModel(fit.gtab, 4, basis="isotropic").fit(data), tmp_path)
+    io.save_fit(
+        mapmri.MapmriModel(fit.gtab, 4, basis="isotropic").fit(data), tmp_path, affine=np.eye(4)
+    )
     (model,) = tmp_path.glob("*model-mapmri_dwimap.json")
     entries = json.loads(model.read_text())
     del entries["Run"], entries["Sources"]

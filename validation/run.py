@@ -20,7 +20,8 @@ import common
 import readme
 
 GROUPS = (
-    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "recovery", "noise",
+    "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "tracking",
+    "recovery", "noise",
     "uncertainty_case", "against_dipy", "peers", "real_data",
 )  # fmt: skip
 

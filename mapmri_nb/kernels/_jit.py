@@ -28,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., object])
 # and the bits differ.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
+BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
 _PID = os.getpid()
 
 
@@ -202,19 +203,18 @@ def plain(function: F) -> F:
 
 def n_threads(requested: int | None) -> int:
     """
-    Threads to use: by default Numba's current number, but 1 in a pool's thread, a worker or a
-    forked child.
+    Threads to use: by default Numba's current number, bounded by the variables of `BOUNDS`, but 1
+    in a pool's thread, a worker or a forked child.
     """
     if numba.config.DISABLE_JIT:
         return 1
     if requested is not None:
         return int(requested)
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
-    return (
-        1
-        if inside or multiprocessing.parent_process() is not None
-        else int(numba.get_num_threads())
-    )
+    if inside or multiprocessing.parent_process() is not None:
+        return 1
+    words = [os.environ.get(name, "").split(",")[0].strip() for name in BOUNDS]
+    return min([int(numba.get_num_threads()), *(int(w) for w in words if w.isdigit() and int(w))])
 
 
 @contextmanager

@@ -63,6 +63,7 @@ class Plan(NamedTuple):
     public: SparseMap  # block order to the basis' public coefficients
     rules: origin_rule.Rules
     laplacian_weights: Array  # (0,) GCV, (1,) fixed, more: the best of them
+    zero_is_missing: bool
 
 
 class Data(NamedTuple):
@@ -194,8 +195,8 @@ def _odd(values: Array, weight: Array) -> int:
 @stage()
 def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
-    Transpose the samples into y (n, V); one that is not finite, or of weight 0, is missing (value
-    0, weight 0).
+    Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
+    `zero_is_missing`, is missing (value 0, weight 0).
 
     The last block repeats its last voxel. Begins the status.
     """
@@ -215,7 +216,8 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         valid, logs, size, flags = 0, 0, 0.0, 0
         for k in range(n):
             value, factor = values[k], weight[k]
-            if not math.isfinite(value) or factor == 0.0:
+            zero = plan.zero_is_missing and value == 0.0
+            if not math.isfinite(value) or factor == 0.0 or zero:
                 value, factor = 0.0, 0.0
             y[k, l] = value
             w[k, l] = factor

@@ -1,5 +1,5 @@
 """
-Signal, propagator and ODF at points; overlaps with radial functions (PA, NG); negative mass.
+Signal and propagator at points; overlaps with radial functions (PA, NG); negative mass.
 
 Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it.
 Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import block_gather, block_product, exp, log
+from .linalg import block_gather, block_product, exp
 from .ordering import frozen, hermite_to_monomial, index_table, monomials
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
-SIGNAL, PROPAGATOR, ODF = 0, 1, 2
+SIGNAL, PROPAGATOR = 0, 1
 
 # ---- values at points
 # ------------------------------------------------------------------------------------------------
@@ -35,53 +35,23 @@ class PointTables(NamedTuple):
     """
 
     kind: int
-    s: float
-    table: Array  # (n_coef, m), coefficients to c, or (1, n_coef): a diagonal
-    cube: IntArray  # position in c of (a, b, c); m where there is none
+    sign: Array  # (n_coef,) coefficients to c
+    cube: IntArray  # position in c of (a, b, c); n_coef where there is none
     up: Array
     down: Array
 
 
 @lru_cache
-def point_tables(order: int, kind: int, s: float = 0.0) -> PointTables:
+def point_tables(order: int, kind: int) -> PointTables:
     """
-    Tables of `point_rows` for kind = SIGNAL, PROPAGATOR, or ODF with radial moment s, any real
-    number above -3.
-
-    Notes
-    -----
-    With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s)
-    dr [Ozarslan 2013, Eq. 32-35] is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2)
-    prod(mu) |t|^(3+s)); on the unit sphere x^2 = 1 - y^2 - z^2 leaves the fewest terms, x^a y^b z^c
-    with a <= 1.
+    Tables of `point_rows` for kind = SIGNAL or PROPAGATOR: orthonormal Hermite functions times
+    pi^(1/4), the Gaussian set aside.
     """
-    if not s > -3:
-        raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
-    k, poly, terms = np.arange(order, dtype=float), hermite_to_monomial(order), index_table(order)
-    if kind == ODF:
-        terms = terms[terms[:, 0] <= 1]
-    cube = np.full((terms[:, 0].max() + 1, order + 1, order + 1), len(terms), np.int64)
+    k, terms = np.arange(order, dtype=float), index_table(order)
+    cube = np.full((order + 1,) * 3, len(terms), np.int64)
     cube[tuple(terms.T)] = np.arange(len(terms))
-    if kind != ODF:  # orthonormal Hermite functions times pi^(1/4), the Gaussian set aside
-        sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
-        return PointTables(
-            kind, s, frozen(sign[None]), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1))
-        )
-    table = np.zeros((len(poly), len(terms)))
-    for row, (a, b, c) in enumerate(monomials(order).tolist()):
-        power, half = (a + b + c + s + 3) / 2, a // 2
-        for i in range(half + 1):
-            for j in range(half + 1 - i):
-                count = math.factorial(half) / math.prod(map(math.factorial, (i, j, half - i - j)))
-                weight = (
-                    (-1.0) ** (i + j)
-                    * count
-                    * 2 ** (power - 1)
-                    * math.gamma(power)
-                    / (2 * math.pi) ** 1.5
-                )
-                table[:, cube[a % 2, b + 2 * i, c + 2 * j]] += weight * poly[row]
-    return PointTables(kind, s, frozen(table), frozen(cube), np.ones(order), np.zeros(order))
+    sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
+    return PointTables(kind, frozen(sign), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
 
 
 @kernel(fastmath=CONTRACT)
@@ -97,14 +67,11 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
 
 
 @kernel(fastmath=CONTRACT)
-def _factors(x: Array, lanes: int, first: int, up: Array, down: Array, f: Array) -> None:
-    """
-    f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0; on the first axis n
-    < `first`.
-    """
+def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
+    """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0."""
     for i in range(3):
         xi = x[i]
-        for n in range(up.size if i > 0 else first - 1):
+        for n in range(up.size):
             a, b, f0, f1, f2 = up[n], down[n], f[i, max(n - 1, 0)], f[i, n], f[i, n + 1]
             for l in range(lanes):
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
@@ -138,39 +105,11 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
 
 
 @kernel(fastmath=CONTRACT)
-def _radial(x: Array, lanes: int, kind: int, power: float, factor: Array) -> None:
-    """
-    Factor of each point x (3, L): exp(-|x|^2/2); for the ODF |x|^power, and x is normalised in
-    place.
-    """
+def _gaussian(x: Array, lanes: int, factor: Array) -> None:
+    """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
     a, b, c = x[0], x[1], x[2]
-    if kind == ODF:
-        for l in range(lanes):
-            square = a[l] * a[l] + b[l] * b[l] + c[l] * c[l]
-            inverse = 1.0 / math.sqrt(square)
-            a[l] *= inverse
-            b[l] *= inverse
-            c[l] *= inverse
-            factor[l] = exp(0.5 * power * log(square))
-    else:  # cut at 1e-304, where no Hermite polynomial makes up for it
-        for l in range(lanes):
-            factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
-
-
-@kernel(fastmath=CONTRACT)
-def _coefficients(table: Array, a: Array, c: Array) -> None:
-    """
-    Set c = a @ table, or the product with a diagonal, for a (n,); c has one entry more and keeps
-    it.
-    """
-    m = table.shape[1]
-    for k in range(m):
-        c[k] = a[k] * table[0, k] if table.shape[0] == 1 else 0.0
-    if table.shape[0] > 1:
-        for n in range(a.size):
-            row, an = table[n], a[n]
-            for k in range(m):
-                c[k] += an * row[k]
+    for l in range(lanes):
+        factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
 @kernel()
@@ -185,18 +124,16 @@ def point_rows(
     stop: int,
 ) -> None:
     """
-    Signal, propagator or ODF of each voxel at the same points [Ozarslan 2013, Eq. 22, 23, 32-35].
+    Signal or propagator of each voxel at the same points [Ozarslan 2013, Eq. 22, 23].
 
     Parameters
     ----------
     coef : (V, n). mu : (V, 3) mm. R : (V, 3, 3).
-    points : (3, K) in the frame of the b-vectors: q (1/mm), r (mm), or unit directions.
-    tables : `point_tables`.
-    out : (V, K), written: E, P (1/mm^3) or ODF_s (mm^s); (V, 2K) has the same values again for the
-        antipodes.
+    points : (3, K) in the frame of the b-vectors: q (1/mm) or r (mm).
+    tables : `point_tables`. out : (V, K), written: E or P (1/mm^3).
     """
     size, K = tables.cube.shape[1], points.shape[1]
-    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.table.shape[1] + 1)
+    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.sign.size + 1)
     inner, total, factor, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(3)
     for i in range(3):
         for l in range(LANES):
@@ -205,34 +142,25 @@ def point_rows(
         constant = 1.0
         for i in range(3):
             scale[i] = 2.0 * math.pi * mu[v, i] if tables.kind == SIGNAL else 1.0 / mu[v, i]
-            if tables.kind == ODF:
-                constant /= mu[v, i]
-            elif tables.kind == PROPAGATOR:
+            if tables.kind == PROPAGATOR:
                 constant /= math.sqrt(2.0 * math.pi) * mu[v, i]
-        _coefficients(tables.table, coef[v], c)
+        for k in range(tables.sign.size):
+            c[k] = tables.sign[k] * coef[v, k]
         row = out[v]
         for first in range(0, K, LANES):
             lanes = min(LANES, K - first)
             _project(points, first, lanes, R[v], scale, x)
-            _radial(x, lanes, tables.kind, -(3.0 + tables.s), factor)
-            _factors(x, lanes, tables.cube.shape[0], tables.up, tables.down, f)
+            _gaussian(x, lanes, factor)
+            _factors(x, lanes, tables.up, tables.down, f)
             _series(c, tables.cube, f, lanes, inner, total)
             for l in range(lanes):
                 row[first + l] = constant * factor[l] * total[l]
-        if row.size == 2 * K:
-            for k in range(K):
-                row[K + k] = row[k]
 
 
-def values_at(
-    coef: Array, mu: Array, R: Array, points: Array, tables: PointTables, copies: int = 1
-) -> Array:
-    """
-    `point_rows` at points (K, 3) on all threads: (V, K), or (V, 2K) with the antipodes where copies
-    = 2.
-    """
+def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTables) -> Array:
+    """`point_rows` at points (K, 3) on all threads: (V, K)."""
     a, m, f, p = (np.ascontiguousarray(x, float) for x in (coef, mu, R, np.transpose(points)))
-    out = np.empty((len(coef), copies * len(points)))
+    out = np.empty((len(coef), len(points)))
     spread(partial(point_rows, a, m, f, p, tables, out), len(coef), 16, n_threads(None))
     return out
 

@@ -1,12 +1,15 @@
 """What each command of ``mapmri-nb`` does; everything heavy is imported where it is used."""
 
 import argparse
+import errno
 import logging
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
 
@@ -25,17 +28,17 @@ WARMUP_MODES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _table(args: argparse.Namespace, beside: Path) -> Any:
-    """
-    Gradient table from the files named, or from those beside a series; deltas on the command line
-    go first.
-    """
-    from ..gradients import GradientTable
+def _saved(args: argparse.Namespace) -> Any:
+    """The fit that DIR and PREFIX name, and the folder for what is made of it."""
+    from . import folder
 
-    files = {"bval": args.bval, "bvec": args.bvec, "json": args.json}
-    return GradientTable.from_bids(
-        beside, **files, big_delta=args.big_delta, small_delta=args.small_delta
-    )
+    model = folder.model_file(args.dir, args.prefix)
+    out = getattr(args, "out", None) or model.parent
+    return folder.read_fit(model), out
+
+
+def _sidecar(image: Path) -> Path:
+    return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def _usable(path: Path, data: Any, gtab: Any) -> Any:
@@ -77,44 +80,38 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
 
 
-def fit(args: argparse.Namespace) -> None:
+def fit(args: argparse.Namespace) -> list[Path]:
+    from .. import checks
     from ..indices import select
+    from ..kernels._jit import n_threads
     from ..model import MapmriModel
-    from ..status import MEANING, Status
-    from . import io, stream
+    from ..status import Status, in_words
+    from . import folder, io, stream, summary
 
     _check_together(args)
     start = time.perf_counter()
     image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
     opening = time.perf_counter() - start
-    gtab = _table(args, args.dwi)
+    more, count = _distortions(args, image), image.data.shape[-1]
+    idle = _idle(more["weights"][1]) if "weights" in more else False
+    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
+    if "grad_dev" in more:
+        checks.field_frame(gtab.frame, image.affine)
     names = select(args.indices, args.basis)
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "radial_order", "basis", "laplacian", "solver", "bval_threshold", "eigenvalue_threshold",
-            "laplacian_of", "preset", "coils",
-        )
-    }  # fmt: skip
-    options |= {"S0": args.s0, "noise": None if args.noise == "none" else args.noise}
-    model = MapmriModel(
-        gtab, positivity=None if args.positivity == "none" else args.positivity, **options
-    )
-    if len(gtab) != image.data.shape[-1]:
-        raise ValueError(
-            f"{args.dwi} has {image.data.shape[-1]} volumes, its gradient table {len(gtab)}"
-        )
+    model = MapmriModel(gtab, **arguments(args, MapmriModel))
+    if len(keep) < count:
+        image = image._replace(data=io.Chosen(image.data, keep))
+        if "weights" in more:
+            path, found = more["weights"]
+            more["weights"] = path, found[keep] if found.ndim == 1 else io.Chosen(found, keep)
     mask = (
         io.load_mask(args.mask, image.data.shape[:3], image.affine)
         if args.mask
         else _usable(args.dwi, image.data, gtab)
     )
-    more = _distortions(args, image)
-    sources = tuple(
-        path.name
-        for path in (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
-        if isinstance(path, Path)
-    )
+    regions = summary.regions(mask, args.labels, image.affine)
+    inputs = (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
+    sources = tuple(str(path.absolute()) for path in inputs if isinstance(path, Path))
     job = stream.Job(
         model,
         args.dwi,
@@ -128,6 +125,7 @@ def fit(args: argparse.Namespace) -> None:
         sources,
         more,
         opening,
+        regions,
     )
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
@@ -135,26 +133,36 @@ def fit(args: argparse.Namespace) -> None:
 
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    run = {"Threads": args.threads, "Engine": args.engine}
+    effective = {
+        name: value for name, value in vars(args).items() if name not in ("run", "command")
+    }
+    effective["volumes"] = args.volumes and keep
+    run = {
+        "Threads": n_threads(args.threads),
+        "Engine": args.engine,
+        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+    }
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
     if status is not None:
-        counts = {
-            flag.name: int(((status & flag) != 0).sum()) for flag in (*MEANING, Status.NO_FIT)
-        }
-        notes = "".join(f"; {count} {name}" for name, count in counts.items() if count)
-        level = logging.WARNING if counts["NO_FIT"] == len(status) else logging.INFO
-        log.log(
-            level,
-            "%d voxels in %.1f s%s; results in %s",
-            len(status),
-            time.perf_counter() - start,
-            notes,
-            args.out,
-        )
+        seconds = time.perf_counter() - start
+        text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
+        if len(status) and ((status & Status.NO_FIT) != 0).all():
+            raise ValueError(f"{text}. Their status is in {args.out}")
+        log.info("%s; results in %s", text, args.out)
     if args.bootstrap or args.posterior:
         _error_bars(args, job)
+    return folder.files(args.out, prefix)
+
+
+def _idle(weights: Any) -> Any:
+    """Volumes (n,) whose weight is 0, in an image in every voxel."""
+    import numpy as np
+
+    if len(weights.shape) == 1:
+        return weights == 0
+    return np.array([not np.any(weights[..., k]) for k in range(weights.shape[-1])])
 
 
 def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path | None, Any]]:
@@ -164,39 +172,45 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path |
     """
     import numpy as np
 
+    from .. import checks
     from ..readers import read_numbers
     from . import io
 
     more: dict[str, tuple[Path | None, Any]] = {}
-    wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
-    for name, path in (("weights", args.weights), ("grad_dev", args.grad_dev)):
-        if path is None:
+    shape = image.data.shape[:3]
+    wanted = {"weights": image.data.shape, "grad_dev": (*shape, 9), "sigma": (*shape, 1)}
+    for name in wanted:
+        path = getattr(args, name)
+        if not isinstance(path, Path):
             continue
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
             found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
         else:
-            found = io.load_dwi(path).data
+            place = checks.Given(*io.read_nii(path))
+            found = checks.aligned(
+                f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
+            )
+            found = checks.squeezed(found, None, True)
+            if name == "sigma" and found.shape == shape:
+                found = np.asarray(found)[..., None]
         if found.shape != wanted[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
             )
         more[name] = path, found
-    if isinstance(args.sigma, Path):
-        found, shape = np.asarray(io.read_nii(args.sigma).data), image.data.shape[:3]
-        if found.shape not in (shape, (*shape, 1)):
-            raise ValueError(f"--sigma: {args.sigma} has shape {found.shape}, not {shape}")
-        more["sigma"] = args.sigma, found.reshape(*shape, 1)
-    elif args.sigma is not None:
+    if args.sigma is not None and not isinstance(args.sigma, Path):
         more["sigma"] = None, np.array([args.sigma])
     return more
 
 
 def _error_bars(args: argparse.Namespace, job: Any) -> None:
     """Maps of sd and 95 % interval beside the index maps."""
+    from ..indices import INDICES
     from . import folder, uncertainty
 
     start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    common = {"indices": job.names, "threads": args.threads, **options}
+    names = [name for name in job.names if name in INDICES]
+    common = {"indices": names, "threads": args.threads, **options}
     entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
     if args.bootstrap:
         entries = {
@@ -209,7 +223,7 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}
-    for name in job.names:
+    for name in names:
         for kind, values, what in (
             ("sd", found.sd[name], "sd"),
             ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
@@ -221,89 +235,170 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
         "fill": float(args.fill),
         "force": args.force or args.resume,
     }
+    units["model"] = folder.model_section(job.model.options)
     folder.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
     log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
-def indices(args: argparse.Namespace) -> None:
-    from ..indices import select
-    from . import folder
+def indices(args: argparse.Namespace) -> list[Path]:
+    """What is there already is kept, unless --force replaces it."""
+    import json
 
-    fit, affine, prefix, _ = folder.read_fit(args.dir)
-    maps, out = (
-        {name: fit.index(name) for name in select(args.indices, fit.options["basis"])},
-        args.out or args.dir,
-    )
+    from ..indices import TABLE, select
+    from . import folder, io, summary
+
+    saved, out = _saved(args)
+    within = summary.regions(saved.fit.mask, args.labels, saved.affine)
+    names = select(args.indices, saved.fit.options["basis"])
+    images = {n: Path(out) / io.map_name(saved.prefix, TABLE[n].label) for n in names}
+    kept = [name for name, image in images.items() if image.exists() and not args.force]
+    for name in kept:
+        wanted = TABLE[name].unit(args.units), "NaN" if args.fill == "nan" else 0
+        entries = json.loads(_sidecar(images[name]).read_text())
+        found = entries.get("Units"), entries.get("FillValue")
+        if found != wanted:
+            text = "is there already with unit {} and fill {}, not {} and {}"
+            text = text.format(*found, *wanted)
+            raise FileExistsError(errno.EEXIST, f"{text} (force replaces)", str(images[name]))
+    maps = {name: saved.fit.index(name) for name in names if name not in kept}
     folder.write_maps(
-        out, prefix, maps, affine, units=args.units, fill=float(args.fill), force=args.force
-    )
-    log.info("%d maps in %s", len(maps), out)
+        out, saved.prefix, maps, saved.affine, units=args.units, fill=float(args.fill), force=True,
+        model=folder.model_section(saved.fit.options),
+    )  # fmt: skip
+    rows: summary.Rows = []
+    every = ((name, maps[name] if name in maps else saved.fit.index(name)) for name in names)
+    for _ in summary.gathered(every, within, args.units, rows):
+        pass
+    with io.staged(out, force=True) as stage:
+        table = summary.name_of(saved.prefix)
+        summary.write(stage / table, rows, old=Path(out) / table)
+    log.info("%d maps in %s%s", len(maps), out, f"; {len(kept)} were there" if kept else "")
+    return [path for image in images.values() for path in (image, _sidecar(image))]
 
 
-def odf(args: argparse.Namespace) -> None:
+def odf(args: argparse.Namespace) -> list[Path]:
     """
     Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
     them.
     """
-    import numpy as np
+    from . import directions, folder
+    from .names import map_name
 
-    from ..gradients import to_scanner
-    from . import folder
-    from .directions import sh_rotation
-
-    fit, affine, prefix, _ = folder.read_fit(args.dir)
-    coef = fit.odf_sh(s=args.s, sh_order=args.sh_order, sh_basis=args.sh_basis)
-    F = to_scanner(np.eye(3), affine, fit.gtab.frame).T
-    vectors, heights = fit.peaks(s=args.s)
-    peaks = to_scanner(vectors, affine, fit.gtab.frame) * heights[..., None]
+    (fit, affine, prefix, _), out = _saved(args)
+    vectors, heights = fit.peaks(s=args.s, frame="scanner", sh_order=args.sh_order)
+    scale = directions.tracking_factor(fit.gtab, args.s)
     maps = {
-        "odf": coef @ sh_rotation(F, args.sh_order, args.sh_basis).T,
-        "peaks": peaks.reshape(*fit.mask.shape, -1),
+        "odf": scale * fit.odf_sh(args.s, args.sh_order, args.sh_basis, frame="scanner"),
+        "peaks": (scale * vectors * heights[..., None]).reshape(*fit.mask.shape, -1),
     }
     basis = "MRtrix3" if args.sh_basis == "tournier07" else args.sh_basis
     axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
     sh = {"Type": "sh", "SphericalHarmonicBasis": basis, "SphericalHarmonicDegree": args.sh_order}
-    text = f"ODF, radial moment s = {args.s:g}, scanner (RAS) axes"
-    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh}}
+    text = f"ODF, radial moment s = {args.s:g}, in mm^s times ScaleFactor, scanner (RAS) axes"
+    common = {"RadialMoment": args.s, "ScaleFactor": scale}
+    sidecars = {"odf": {"Description": text, "OrientationEncoding": axes | sh} | common}
+    axes |= {"Type": "3vector"}
     text = f"peaks of the {text}; length: height"
-    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes | {"Type": "3vector"}}
-    folder.write_maps(
-        args.out or args.dir, prefix, maps, affine, force=args.force, sidecars=sidecars
-    )
+    sidecars["peaks"] = {"Description": text, "OrientationEncoding": axes} | common
+    found = folder.write_maps(
+        out, prefix, maps, affine, fill=float(args.fill), force=args.force, sidecars=sidecars,
+        model=folder.model_section(fit.options),
+    )  # fmt: skip
+    for path in found:
+        log.info("%s", path)
+    if args.pam5:
+        found.append(
+            _pam5(fit, affine, args, scale, Path(out) / map_name(prefix, "peaks", ".pam5"))
+        )
+    if args.sh_basis == "tournier07":
+        log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *found[:1] * 2)
+    return [path for image in found for path in (image, _sidecar(image)) if path.exists()]
 
 
-def predict(args: argparse.Namespace) -> None:
+def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: Path) -> Path:
+    """Peaks and harmonics as DIPY keeps them for its trackers: along the voxel axes, legacy basis."""
     import numpy as np
 
+    from . import io
+    from .directions import sphere
+
+    try:
+        from dipy.core.sphere import Sphere
+        from dipy.direction.peaks import PeaksAndMetrics
+        from dipy.io.peaks import save_pam
+    except ImportError as error:
+        raise ImportError(f"--pam5 needs DIPY with h5py ({error})") from None
+    pam, ball = PeaksAndMetrics(), sphere(724).vertices
+    vectors, heights = fit.peaks(s=args.s, frame="voxel", sh_order=args.sh_order)
+    index = np.nan_to_num(vectors) @ ball.T
+    pam.peak_indices = np.where(np.isnan(heights), -1, index.argmax(-1)).astype(np.int32)
+    pam.peak_dirs, pam.peak_values = np.nan_to_num(vectors), np.nan_to_num(scale * heights)
+    sh = fit.odf_sh(args.s, args.sh_order, "descoteaux07_legacy", frame="voxel")
+    pam.shm_coeff, pam.gfa = np.nan_to_num(scale * sh), np.nan_to_num(fit.gfa())
+    pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
+    pam.total_weight, pam.ang_thr = 0.5, 60
+    with io.staged(path.parent, args.force) as stage:
+        save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]
+    return path
+
+
+def predict(args: argparse.Namespace) -> list[Path]:
+    import numpy as np
+
+    from .. import readers
+    from ..gradients import GradientTable
     from . import folder, io
 
     if not args.out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    lonely = [
+    given = [
         name
-        for name in ("json", "big_delta", "small_delta")
-        if not args.bval and getattr(args, name) is not None
+        for name in ("json", *arguments(args, GradientTable))
+        if getattr(args, name) is not None
     ]
-    if lonely:
+    if given and not (args.bval or args.grad):
         raise ValueError(
-            f"--{lonely[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own timing"
+            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own"
         )
-    saved = folder.read_fit(args.dir)
-    signal = saved.fit.predict(_table(args, args.bval) if args.bval else None)
+    (fit, affine, _, _), _ = _saved(args)
+    gtab = fit.gtab
+    if args.bval or args.grad:
+        same = gtab.frame if gtab.frame == "voxel" else None
+        gtab, _ = table_of(args, args.bval or args.grad, affine, same)
+    elif args.volumes is not None:
+        gtab = gtab[readers.volumes(args.volumes, gtab.bvals)]
+    signal = fit.predict(gtab)
+    signal[np.isnan(signal)] = float(args.fill)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)
-        io.write_nii(stage / args.out.name, pieces, signal.shape, np.float32, saved.affine)
+        shape = folder.image_shape(fit.mask.shape, signal.shape[-1:])
+        io.write_nii(stage / args.out.name, pieces, shape, np.float32, affine)
+    log.info("%d volumes in %s", signal.shape[-1], args.out)
+    return [args.out]
 
 
-def report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> list[Path]:
+    """Named by its prefix where the folder holds several fits."""
+    from . import folder
     from .report import write_report
 
-    log.info("%s", write_report(args.dir, args.out, args.force))
+    if args.out and args.out.is_dir():
+        raise ValueError(
+            f"--out: {args.out} is a folder, the page needs a name: {args.out / 'report.html'}"
+        )
+    model = folder.model_file(args.dir, args.prefix)
+    prefix = folder.prefix_of_fit(model)
+    several = len(folder.model_files(model.parent)) > 1
+    out = args.out or model.with_name(
+        f"{prefix}_report.html" if several and prefix else "report.html"
+    )
+    log.info("%s", write_report(model, out, args.force))
+    return [out]
 
 
-def demo(args: argparse.Namespace) -> None:
+def demo(args: argparse.Namespace) -> list[Path]:
     """`fit` as a user would type it, on both samples."""
     import numpy as np
 
@@ -339,6 +434,7 @@ def demo(args: argparse.Namespace) -> None:
             + "".join(f"{median:13.4g}" for median in medians)
         )
     print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
+    return sorted(path for name in fits for path in (args.out / name).iterdir())
 
 
 def warmup(args: argparse.Namespace) -> None:
@@ -371,10 +467,9 @@ def info(args: argparse.Namespace) -> None:
     from importlib import metadata
 
     import llvmlite.binding
-    import numba
 
     from .. import __version__
-    from ..kernels._jit import CACHE_DIR
+    from ..kernels._jit import CACHE_DIR, n_threads
 
     facts = {
         "mapmri_nb": __version__,
@@ -396,7 +491,7 @@ def info(args: argparse.Namespace) -> None:
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
     facts["threads"] = (
-        f"{numba.get_num_threads()} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
+        f"{n_threads(None)} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
     )
     sizes = (
         [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]

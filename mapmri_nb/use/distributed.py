@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import checks
 from ..fit import MapmriFit
 from ..gradients import GradientTable
-from ..indices import select
+from ..indices import TABLE, select
 from ..model import MapmriModel
 from ..status import Status
 from .stream import Engine, Slabs, Tables, layout, values
@@ -96,6 +97,12 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
     return engine
 
 
+def _inside(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(shape, bool)
+    return checks.inside_of("mask", checks.given("mask", mask).data, shape)
+
+
 def _block(
     data: NDArray[Any], inside: NDArray[np.bool_], spec: str, names: list[str], outside: list[float]
 ) -> Any:
@@ -130,14 +137,18 @@ def fit(
         raise ValueError(
             f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}"
         )
-    names = select(indices, model.basis)
+    checks.given("data", data)
+    names = select(indices, model.basis, {n: i for n, i in TABLE.items() if i.size == 1})
     data = data.rechunk({-1: -1})
     shape, chunks = data.shape[:-1], data.chunks[:-1]
-    inside = (
-        da.ones(shape, dtype=bool, chunks=chunks) if mask is None else da.asarray(mask).astype(bool)
-    )
-    if inside.shape != shape:
-        raise ValueError(f"mask: its shape {inside.shape} differs from the data's {shape}")
+    if isinstance(mask, da.Array):  # is not computed here
+        if mask.dtype.kind not in "biu" or mask.shape != shape:
+            raise TypeError(
+                f"mask: a dask array must be bool and of shape {shape}, not {mask.dtype} and {mask.shape}"
+            )
+        inside = mask.astype(bool)
+    else:
+        inside = da.asarray(_inside(mask, shape), chunks=chunks)
     kinds = layout(model) | {name: np.zeros(0) for name in names}
     outside: list[float] = []
     for name, row in kinds.items():
@@ -170,6 +181,6 @@ def collect(
     import dask
 
     (found,) = dask.base.compute({name: volumes[name] for name in layout(model)})
-    inside = np.ones(found["status"].shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    inside = _inside(mask, found["status"].shape)
     rows = {name: np.ascontiguousarray(volume[inside]) for name, volume in found.items()}
     return MapmriFit(rows, inside, model.options, model.gtab)

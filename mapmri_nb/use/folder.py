@@ -20,11 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from .. import __version__
 from ..fit import MapmriFit
 from ..gradients import GradientTable
-from ..indices import INDICES, unit_factor
+from ..indices import TABLE, unit_factor
 from ..kernels.ordering import index_table, iso_index_table
 from ..status import MEANING, Status
 from .io import (
     File,
+    Image,
     Mask,
     read_nii,
     require_space,
@@ -35,7 +36,7 @@ from .io import (
     write_json,
     write_nii,
 )
-from .names import DESCRIPTION, map_name
+from .names import DESCRIPTION, IGNORE, label_of, map_name, prefix_of, uris
 
 T = TypeVar("T")
 
@@ -75,47 +76,62 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
 }
 
 
+def files(folder: File, prefix: str) -> list[Path]:
+    """Everything that is there of the fit of a prefix, ascending."""
+    folder, stem = Path(folder), glob.escape(prefix)
+    maps = folder.glob(map_name(stem, "*", ".*"))
+    rest = (
+        map_name(stem, "", ".json"),
+        map_name(stem, "", "").removesuffix("dwimap") + "summary.tsv",
+    )
+    return sorted([*maps, *(path for name in rest for path in folder.glob(name))])
+
+
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
     """
     To be asked before a long fit: FileExistsError over old results, PermissionError where none can
     be written.
     """
-    folder, stem = Path(folder), glob.escape(prefix)
-    old = sorted(
-        [*folder.glob(map_name(stem, "*", ".*")), *folder.glob(map_name(stem, "", ".json"))]
-    )
+    old = files(folder, prefix)
     if old and not force:
         raise FileExistsError(
             errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0])
         )
-    require_writable(folder)
+    require_writable(Path(folder))
 
 
-def write_description(stage: Path) -> None:
-    """BIDS's description of a derivative data set."""
-    by = [{"Name": "mapmri_nb", "Version": __version__}]
-    entries = {
+def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
+    """BIDS's description of a derivative data set, and what its validator is to pass over."""
+    entries: dict[str, Any] = {
         "Name": "MAP-MRI fits",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": by,
+        "GeneratedBy": [{"Name": "mapmri_nb", "Version": __version__}],
     }
-    write_json(stage / DESCRIPTION, entries)
+    write_json(stage / DESCRIPTION, entries | ({"DatasetLinks": links} if links else {}))
+    (stage / IGNORE).write_text("*_dwimap.*\n*.html\n*.png\n")
 
 
 def write_maps(
     folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *, units: str = "mm", fill: float = np.nan,
-    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None,
+    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None, model: dict[str, Any] | None = None,
 ) -> list[Path]:  # fmt: skip
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
-    Those of `INDICES` come in mm and are written in `units`, others as they are; `fill` replaces
-    NaN; `sidecars` holds more JSON entries by name.
+    Those of `TABLE` come in mm and are written in `units`, others as they are; `fill` replaces
+    NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
     """
     with staged(folder, force) as stage:
-        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {})
+        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {}, model)
     return [Path(folder) / name for name in names]
+
+
+def load_map(path: File) -> Image:
+    """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
+    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
+    factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
+    return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
 def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
@@ -132,14 +148,14 @@ def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> 
 
 def stage_maps(
     stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
-    sidecars: dict[str, dict[str, Any]],
+    sidecars: dict[str, dict[str, Any]], model: dict[str, Any] | None = None,
 ) -> list[str]:  # fmt: skip
     """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
 
     def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
-        index = INDICES.get(base)
-        label = (index.label if index else "".join(filter(str.isalnum, base))) + mark + kind
+        index = TABLE.get(base)
+        label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
@@ -147,7 +163,12 @@ def stage_maps(
         entries: dict[str, Any] = (
             {"Description": index.long_name, "Units": index.unit(units)} if index else {}
         )
+        if index and index.size == 3:
+            axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
+            kind = "dec" if name == "color_fa" else "3vector"
+            entries["OrientationEncoding"] = axes | {"Type": kind}
         entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
+        entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)
 
@@ -162,12 +183,11 @@ def model_entries(
     """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
     isotropic = options["basis"] == "isotropic"
     table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
-    url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
     return {
         "Description": "MAP-MRI fit; lengths in mm, times in s",
         "FormatVersion": FORMAT_VERSION,
         "Software": {"Name": "mapmri_nb", "Version": __version__},
-        "Model": {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options},
+        "Model": model_section(options),
         "CoefficientOrder": {
             "Indices": "j l m" if isotropic else "n1 n2 n3",
             "Table": table.tolist(),
@@ -176,6 +196,12 @@ def model_entries(
         "GradientTable": gtab.to_dict(),
         **more,
     }
+
+
+def model_section(options: dict[str, Any]) -> dict[str, Any]:
+    """The model and its parameters, for the fit's JSON and for each map's."""
+    url = "https://doi.org/10.1016/j.neuroimage.2013.04.016"
+    return {"Description": "Mean apparent propagator MRI", "URL": url, "Parameters": options}
 
 
 def run_section(**more: Any) -> dict[str, Any]:
@@ -201,9 +227,15 @@ def save_fit(
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
     description.
 
-    `affine` (default: identity) maps voxels to scanner space; `prefix` as of `prefix_of`; `sources`
-    names the input files; `run` goes into the JSON's run section.
+    `affine` (default: the fit's; required where it has none) maps voxels to scanner space; `prefix`
+    as of `prefix_of`; `sources` are the input files (absolute paths become BIDS URIs); `run` goes
+    into the JSON's run section.
     """
+    affine = fit.affine if affine is None else affine
+    if affine is None:
+        raise ValueError(
+            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+        )
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (
         Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
@@ -217,7 +249,7 @@ def save_fit(
             8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
             "save",
         )
-        stage_fit(stage, prefix, parts, where, entries, np.eye(4) if affine is None else affine)
+        stage_fit(stage, prefix, parts, where, entries, affine)
 
 
 class Part(NamedTuple):
@@ -227,6 +259,16 @@ class Part(NamedTuple):
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
     columns: Iterable[NDArray[Any]]
+
+
+def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
+    """
+    Shape of the image of a part: a mask's axes, at least three, then one for what a voxel has.
+    NIfTI has seven axes; those of the mask beyond its sixth are one with it, in file order.
+    """
+    axes = (*shape, 1, 1, 1)[: max(3, len(shape))]
+    rest, last = [math.prod(axes[5:])][: len(axes[5:])], [math.prod(tail)][: len(tail)]
+    return (*axes[:5], *rest, *last)
 
 
 def stage_fit(
@@ -246,7 +288,7 @@ def stage_fit(
     def write(
         key: str, dtype: np.dtype[Any], tail: tuple[int, ...], columns: Iterable[NDArray[Any]]
     ) -> tuple[str, dict[str, Any]]:
-        label, unit, text = PARTS.get(key, ("".join(filter(str.isalnum, key)), "arbitrary", key))
+        label, unit, text = PARTS.get(key, (label_of(key), "arbitrary", key))
         whole = dtype.kind in "iub"
         kind, fill = (
             (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
@@ -258,7 +300,7 @@ def stage_fit(
         write_nii(
             stage / name,
             pieces,
-            (*shape, 1, 1)[:3] + ((math.prod(tail),) if tail else ()),
+            image_shape(shape, tail),
             kind,
             affine,
         )
@@ -267,14 +309,15 @@ def stage_fit(
             if key == "status"
             else {}
         )
-        write_json(
-            stage / map_name(prefix, label, ".json"), {"Description": text, "Units": unit, **levels}
-        )
+        sidecar = {"Description": text, "Units": unit, **levels, "Model": entries["Model"]}
+        write_json(stage / map_name(prefix, label, ".json"), sidecar)
         return key, {"File": name, "Shape": list(tail)}
 
     files = dict(_side_by_side(write, parts))
-    write_json(stage / map_name(prefix, "", ".json"), entries | {"Parts": files})
-    write_description(stage)
+    sources, links = uris(entries.get("Sources", []))
+    entries = entries | {"Sources": sources, "Parts": files}
+    write_json(stage / map_name(prefix, "", ".json"), entries)
+    write_description(stage, links)
 
 
 class SavedFit(NamedTuple):
@@ -301,7 +344,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     FileNotFoundError, ValueError
         No fit, several, an unknown format version, or parts that do not go together.
     """
-    model = _model_file(Path(folder), prefix)
+    model = model_file(Path(folder), prefix)
     try:
         entries = json.loads(model.read_text())
         if entries["FormatVersion"] != FORMAT_VERSION:
@@ -327,7 +370,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
         )
         raise ValueError(f"{model}: {reason}") from None
-    mask = (np.asarray(status).reshape(shape) & OUTSIDE) == 0
+    mask = np.asarray((np.asarray(status).reshape(shape, order="F") & OUTSIDE) == 0)
     if within is not None and np.shape(within) != shape:
         raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
@@ -340,27 +383,41 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
-    prefix = model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
-    return SavedFit(MapmriFit(rows, mask, options, gtab), affine, prefix, entries)
+    found = MapmriFit(rows, mask, options, gtab, affine)
+    return SavedFit(found, affine, prefix_of_fit(model), entries)
 
 
-def _model_file(folder: Path, prefix: str | None) -> Path:
-    """The JSON of the one fit in a folder, or of the one named."""
-    models = (
-        [folder]
-        if folder.is_file()
-        else sorted(folder.glob("*" + map_name("", "", ".json")))
-        if prefix is None
-        else []
-    )
-    if len(models) > 1:
-        raise ValueError(
-            f"{folder} holds several fits, name one by its prefix: {[model.name for model in models]}"
+def model_files(folder: File) -> list[Path]:
+    """The JSONs of the fits in a folder, ascending."""
+    return sorted(Path(folder).glob("*" + map_name("", "", ".json")))
+
+
+def prefix_of_fit(model: Path) -> str:
+    """The prefix of a fit by the name of its JSON."""
+    return model.name.removesuffix(map_name("", "", ".json")).removesuffix("_")
+
+
+def model_file(folder: File, prefix: str | None = None) -> Path:
+    """
+    The JSON of the one fit in a folder, or of the one named: by its prefix, or by its series.
+    """
+    folder = Path(folder)
+    models = [folder] if folder.is_file() else model_files(folder)
+    names = [repr(prefix_of_fit(model)) for model in models]
+    names[4:] = [f"... ({len(names)} fits)"] if len(names) > 4 else []
+    if prefix is not None and not folder.is_file():
+        for spelling in (prefix, prefix_of(prefix)):
+            if (model := folder / map_name(spelling, "", ".json")).is_file():
+                return model
+        there = f"; there are {', '.join(names)}" if names else ""
+        raise FileNotFoundError(
+            errno.ENOENT, f"no saved fit of the prefix {prefix!r}{there}", str(folder)
         )
-    model = models[0] if models else folder / map_name(prefix or "", "", ".json")
-    if not model.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(model))
-    return model
+    if len(models) > 1:
+        raise ValueError(f"{folder} holds several fits, name one by its prefix: {', '.join(names)}")
+    if not models:
+        raise FileNotFoundError(errno.ENOENT, "no saved fit", str(folder))
+    return models[0]
 
 
 def load_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> MapmriFit:

@@ -21,7 +21,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .names import DESCRIPTION
+from .. import checks, readers
+from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
 from .names import prefix_of as prefix_of
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .folder import load_fit as load_fit
+    from .folder import load_map as load_map
     from .folder import read_fit as read_fit
     from .folder import save_fit as save_fit
     from .folder import write_maps as write_maps
@@ -42,7 +44,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         """What `folder` offers under this room's name too."""
-        if name in ("load_fit", "read_fit", "save_fit", "write_maps"):
+        if name in ("load_fit", "load_map", "read_fit", "save_fit", "write_maps"):
             from . import folder
 
             return getattr(folder, name)
@@ -76,12 +78,36 @@ class Scaled:
         return self[...].astype(dtype or np.float64, copy=False)
 
 
+class Chosen:
+    """Some volumes of a series (..., n), each read only where indexed."""
+
+    def __init__(self, data: Any, keep: NDArray[np.int64]) -> None:
+        self.shape, self.ndim, self.dtype = (*data.shape[:-1], len(keep)), data.ndim, data.dtype
+        self._raw, self._keep = data, keep
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        key = key if isinstance(key, tuple) else (key,)
+        whole = key[-1] is Ellipsis or (Ellipsis not in key[:1] and len(key) < self.ndim)
+        if whole:  # the last axis is not named
+            return np.asarray(np.asarray(self._raw[key])[..., self._keep])
+        return np.asarray(self._raw[(*key[:-1], self._keep[key[-1]])])
+
+    def reshape(self, *shape: int, order: Any) -> Chosen:
+        """Another shape of the same series; its last axis stays the volumes."""
+        shape = (*shape[:-1], self._raw.shape[-1])
+        return Chosen(self._raw.reshape(*shape, order=order), self._keep)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[...].astype(dtype or self.dtype, copy=False)
+
+
 def release(data: Any) -> None:
     """
     Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
     process's own.
     """
-    data = data._raw if isinstance(data, Scaled) else data
+    while isinstance(data, Scaled | Chosen):
+        data = data._raw
     while isinstance(data, np.ndarray):
         data = data.base
     if isinstance(data, mmap.mmap):
@@ -164,8 +190,9 @@ def read_nii(path: File) -> Image:
 
 
 def load_dwi(path: File) -> Image:
-    """A diffusion series, (x, y, z, n); errors as in `read_nii`."""
+    """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
     image = read_nii(path)
+    image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(
             f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
@@ -175,24 +202,12 @@ def load_dwi(path: File) -> Image:
 
 def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None) -> Mask:
     """
-    Mask of an image of any type, True where it is neither 0 nor NaN; another place than `affine` is
-    warned of.
+    Mask of an image of any type for a series of `shape` and `affine`, inside as of
+    `checks.inside_of`; compared, and turned to the series' axes, as of `checks.aligned`.
     """
-    image = read_nii(path)
-    values = np.asarray(image.data)
-    if values.shape == (*shape, 1):
-        values = values[..., 0]
-    if values.shape != tuple(shape):
-        raise ValueError(f"mask: {path} has shape {values.shape}, the data {tuple(shape)}")
-    mask = np.asarray((values != 0) & ~np.isnan(values))
-    if not mask.any():
-        raise ValueError(f"mask: {path} is empty")
-    if affine is not None and not np.allclose(image.affine, affine, atol=1e-3):
-        log.warning(
-            "mask: %s and the data have different affines; voxels are matched by their indices",
-            path,
-        )
-    return mask
+    place = None if affine is None else np.asarray(affine, np.float64)
+    values = checks.aligned(f"mask: {path}", checks.Given(*read_nii(path)), tuple(shape), place)
+    return checks.inside_of(f"mask: {path}", values, tuple(shape))
 
 
 def require_space(folder: File, size: int, purpose: str) -> None:
@@ -250,11 +265,13 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
     for a fit.
 
     An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
-    the old one of its name. An existing dataset description stays.
+    the old one of its name. What describes the data set goes to its root, above the folders of
+    subject, session and `dwi`; what is there stays as it is.
     """
     models = sorted(stage.glob("*" + map_name("", "", ".json")))
     files = [file for file in sorted(stage.iterdir()) if file not in models] + models
-    for target in (folder / file.name for file in files if file.name != DESCRIPTION):
+    shared = (DESCRIPTION, IGNORE)
+    for target in (folder / file.name for file in files if file.name not in shared):
         if target.exists() and not force:
             raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
     for model in models if force else []:
@@ -262,16 +279,21 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
         for old in (folder / model.name, *folder.glob(f"{stem}_param-*_dwimap.*")):
             old.unlink(missing_ok=True)
     for file in files:
-        if file.name != DESCRIPTION or not (folder / DESCRIPTION).exists():
-            os.replace(file, folder / file.name)
+        target = (readers.levels(folder)[-1] if file.name in shared else folder) / file.name
+        if file.name not in shared or not target.exists():
+            os.replace(file, target)
 
 
 def write_json(path: Path, entries: dict[str, Any]) -> None:
-    """JSON in the order given; arrays become lists, NaN is an error."""
-    text = json.dumps(
-        entries, indent=1, allow_nan=False, default=lambda value: np.asarray(value).tolist()
-    )
-    path.write_text(text + "\n")
+    """JSON in the order given, each list or array on one line; NaN is an error."""
+    path.write_text(_object(entries, "") + "\n", encoding="utf-8")
+
+
+def _object(value: Any, pad: str) -> str:
+    if not (isinstance(value, dict) and value):
+        return json.dumps(value, allow_nan=False, default=lambda x: np.asarray(x).tolist())
+    lines = (f"{pad} {json.dumps(k)}: {_object(v, pad + ' ')}" for k, v in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
 
 
 def write_nii(
@@ -286,7 +308,7 @@ def write_nii(
     """
     if np.shape(affine) != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
-    shape = (*shape, 1, 1)[: max(3, len(shape))]
+    shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
     header["magic"] = header.single_magic
@@ -310,6 +332,7 @@ def write_nii(
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
     """Where in a file (x fastest) each row over the mask (C order) lies, (V,)."""
+    mask = np.atleast_1d(mask)
     return np.asarray(np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F"), np.int64)
 
 

@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
+from .. import __version__, checks
+from ..fit import finished
+from ..indices import TABLE
 from ..model import MapmriModel
-from . import folder, io
+from . import folder, io, summary
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
@@ -59,10 +61,11 @@ class Job(NamedTuple):
     names: list[str]  # of the index maps, as `units` and `fill`
     units: str = "mm"
     fill: float = math.nan
-    sources: tuple[str, ...] = ()  # names of the input files, for the JSON
+    sources: tuple[str, ...] = ()  # the input files, for the JSON
     # weights, grad_dev, sigma: file (None: a number), and its numbers (n,) or image (x, y, z, n)
     more: dict[str, tuple[Path | None, Any]] = {}  # noqa: RUF012
     opening: float = 0.0  # seconds that opening the series took, unpacking included
+    regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
@@ -73,7 +76,7 @@ class Job(NamedTuple):
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
-            "sources": self.sources,
+            "sources": [Path(source).name for source in self.sources],
         } | {
             name: _stamp(path) if path else value.tolist()
             for name, (path, value) in self.more.items()
@@ -197,11 +200,11 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
     v).
     """
-    fit = model.fit(
-        **(samples if isinstance(samples, dict) else {"data": samples}), threads=threads
-    )
+    samples = samples if isinstance(samples, dict) else {"data": samples}
+    fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
-    return np.concatenate([*rows, *(fit.index(name)[None] for name in names)])
+    maps = [fit.index_rows(name).reshape(len(fit.status), -1).T for name in names]
+    return np.concatenate([*rows, *maps])
 
 
 def on_threads(threads: int | None) -> Engine:
@@ -217,9 +220,16 @@ def on_threads(threads: int | None) -> Engine:
 
 
 def _read(
-    inputs: dict[str, Any], where: NDArray[np.int64], todo: list[int], reading: dict[int, float]
+    inputs: dict[str, Any],
+    where: NDArray[np.int64],
+    todo: list[int],
+    reading: dict[int, float],
+    zeros: list[Any],
 ) -> Slabs:
-    """Samples of the slabs to do, from runs of each volume; `where` are positions in the file."""
+    """
+    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `zeros`
+    adds up what `checks.count_zeros` finds.
+    """
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * SLAB : (slab + 1) * SLAB]
@@ -228,6 +238,7 @@ def _read(
             for name, image in inputs.items()
         }
         reading[slab] = time.perf_counter() - start
+        zeros[:] = (a + b for a, b in zip(zeros, checks.count_zeros(samples["data"]), strict=True))
         yield slab, samples
 
 
@@ -301,19 +312,19 @@ def fit_series(
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    columns = sum(sizes) + len(job.names)
+    count = sum(TABLE[name].size for name in job.names)
+    columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
-        io.require_space(
-            hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * len(job.names)), "fit"
-        )
+        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        source = closing(_ahead(_read(inputs, where, todo, reading)))
+        zeros: list[Any] = [0, 0]
+        source = closing(_ahead(_read(inputs, where, todo, reading, zeros)))
         with ThreadPoolExecutor(1) as writer, source as slabs:
             kept: Future[None] | None = None
             with closing(engine(job.model, job.names, slabs)) as tables:
@@ -324,6 +335,8 @@ def fit_series(
                     bar.update(table.shape[1])
             if kept is not None:
                 kept.result()
+        if job.model.zero_is_missing and todo:
+            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
         start = time.perf_counter()
         spent = dict(
             zip(
@@ -344,12 +357,25 @@ def fit_series(
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
         def maps() -> Iterator[tuple[str, Array]]:
-            for k, name in enumerate(job.names, sum(sizes)):
-                (volume,) = io.volumes([store.column(k)], where, job.mask.size, np.float64, np.nan)
-                yield name, volume.reshape(job.mask.shape, order="F")
+            k = sum(sizes)
+            for name in job.names:
+                columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
+                k += len(columns)
+                found = np.stack(columns, -1)
+                found = finished(name, found, job.image.affine, job.model.gtab.frame)
+                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
+                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
+                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
 
         with io.staged(job.folder, force, within=hidden) as stage:
-            folder.stage_maps(stage, job.prefix, maps(), job.image.affine, job.units, job.fill, {})
+            model = folder.model_section(job.model.options)
+            rows: summary.Rows = []
+            within = job.regions or {"mask": job.mask}
+            given = summary.gathered(maps(), within, job.units, rows)
+            folder.stage_maps(
+                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
+            )
+            summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
             )

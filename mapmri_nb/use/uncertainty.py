@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import checks
 from ..fit import RADIAL, MapmriFit, fit_rows
 from ..indices import INDICES, select
 from ..kernels import blocks, hermite, laplacian, ordering, propagator, scalars
@@ -117,13 +118,13 @@ def bootstrap(
     """
     if model.noise == "denoised":
         raise ValueError("bootstrap: not for noise='denoised', whose residuals are no noise")
-    if n % 1 or n < 2:
+    if not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 replicates, not {n!r}")
-    if seed % 1 or seed < 0:
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
     if hc not in LEVERAGE_POWER:
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
-    names = select(indices, model.basis)
+    names = select(indices, model.basis, INDICES)
 
     linear = hold and model.positivity is None and model.noise is None
 
@@ -188,7 +189,7 @@ def posterior(
     """
     if model.positivity is not None:
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
-    names = select(indices, model.basis)
+    names = select(indices, model.basis, INDICES)
 
     def propagate(fit: MapmriFit, voxel: Voxel) -> Array:
         rss = float(np.sum(voxel.w * (voxel.y - voxel.fitted) ** 2))
@@ -229,7 +230,9 @@ def _voxelwise(
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
     slab.
     """
-    fit = model.fit(data, mask, threads=threads, **fit_options)
+    scale = fit_options.pop("scale", None)
+    taken = checks.take(model.gtab, data, mask, **fit_options)
+    fit = model.fit(taken, scale=scale, threads=threads)
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
 
@@ -243,7 +246,7 @@ def _voxelwise(
 
     workers = n_threads(threads)
     with one_thread():  # the replicates of one voxel are not worth threads of their own
-        for rows, y, w in sample_slabs(data, fit.mask, fit_options.get("weights")):
+        for rows, y, w in sample_slabs(taken):
             spread(partial(some, rows, y, w), len(rows), 1, workers)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
     return Uncertainty(
@@ -260,7 +263,7 @@ def _linear_problem(
         np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M
     )
     laplacian.matrix(fit.mu[v].copy(), index, L)
-    w = np.where(np.isfinite(y), w, 0.0)
+    w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
     gtab, rules, b0 = model.gtab, model.plan.rules, np.where(model.gtab.b0s_mask, w, 0.0)
     B, decay = (
         ordering.origin_values(index),

@@ -1,0 +1,449 @@
+"""What people hand over: arrays of any kind, images, masks, companions, units; nothing silently wrong."""
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import phantom
+import pytest
+import truth
+
+import mapmri_nb as mapmri
+from mapmri_nb import checks, distributed, uncertainty
+from mapmri_nb import dipy as drop_in
+from mapmri_nb.status import Status, in_words
+
+AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -100], [0, 0, 2.5, -70], [0, 0, 0, 1]])  # LAS
+SHAPE = (2, 3, 4)
+B, G = truth.scheme([12, 20, 30], [1000, 2000, 3000], 3)
+FIBRE = np.array([1.0, 1, 0.5]) / 1.5
+
+
+@pytest.fixture(scope="module")
+def gtab():
+    return mapmri.GradientTable(B, G, big_delta=0.0431, small_delta=0.0106)
+
+
+@pytest.fixture(scope="module")
+def model(gtab):
+    return mapmri.MapmriModel(gtab, 4)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return 100 * phantom.signals(24, B, G, seed=2).reshape(*SHAPE, -1)
+
+
+def image(values, affine=AFFINE):
+    return nib.Nifti1Image(values, affine)
+
+
+def reoriented(values, axes, affine=AFFINE):
+    """The same image in space with its axes stored along other directions."""
+    start = nib.orientations.io_orientation(affine)
+    return image(values, affine).as_reoriented(
+        nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axes))
+    )
+
+
+# ---- arrays
+
+
+class Frame:
+    """As much of a table of pandas as is asked for."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def to_numpy(self):
+        return self.values
+
+
+def test_anything_that_holds_real_numbers_is_the_same_series(model, data, tmp_path):
+    want, data = model.fit(data.astype(np.float32)), data.astype(np.float32)
+    nib.save(image(data), tmp_path / "dwi.nii.gz")
+    nib.save(image(data[:, :, :, None]), tmp_path / "five.nii")
+    loaded = nib.load(tmp_path / "dwi.nii.gz")
+    with_affine = (loaded, loaded.dataobj, tmp_path / "dwi.nii.gz", str(tmp_path / "five.nii"))
+    for series in with_affine:
+        fit = model.fit(series)
+        assert phantom.same(fit, want)
+        assert np.array_equal(fit.affine, AFFINE)
+    flat = model.fit(Frame(data.reshape(24, -1)))
+    assert np.array_equal(flat.coef, want.coef)
+    assert flat.affine is None
+    assert phantom.same(model.fit(data.tolist()), model.fit(np.array(data.tolist())))
+    assert np.array_equal(model.fit(data, image(np.ones(SHAPE, np.uint8))).affine, AFFINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        (lambda y: (y * np.exp(1j)).astype(np.complex64), "complex64"),
+        (lambda y: y.astype(str), "<U"),
+        (lambda y: y.astype(object), "object"),
+        (lambda y: y.astype("m8[s]"), "timedelta64"),
+        (lambda y: y > 0, "bool"),
+        (lambda y: None, "object"),
+        (lambda y: y.astype([("r", float), ("i", float)]), r"\('r', '<f8'\)"),
+        (lambda y: image(y * 1j), "complex128"),
+        (lambda y: Frame(y.astype(object)), "object"),
+    ],
+)
+def test_other_types_are_named(gtab, model, data, change, dtype):
+    """In the library, the drop-in, on a cluster and for error bars."""
+    bad = change(data)
+    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
+        model.fit(bad)
+    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
+        drop_in.MapmriModel(gtab, 4).fit(bad)
+    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
+        uncertainty.posterior(model, bad)
+    if isinstance(bad, np.ndarray):
+        da = pytest.importorskip("dask.array")
+        with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
+            distributed.fit(model, da.from_array(bad, chunks=bad.shape))
+        if bad.dtype.kind != "b":
+            for name in ("mask", "weights"):
+                with pytest.raises(
+                    TypeError, match=f"{name} must hold real numbers, not .*{dtype}"
+                ):
+                    model.fit(data, **{name: bad[..., 0] if name == "mask" else bad})
+
+
+def test_masked_samples_are_missing(model, data):
+    missing = np.random.default_rng(0).random(data.shape) < 0.1
+    want = model.fit(np.where(missing, np.nan, data))
+    assert phantom.same(model.fit(np.ma.masked_array(data, missing)), want)
+    whole = (100 * data).astype(np.int16)
+    want = model.fit(np.where(missing, np.nan, whole))
+    assert phantom.same(model.fit(np.ma.masked_array(whole, missing)), want)
+    mask = np.ma.masked_array(np.ones(SHAPE), missing[..., 0])
+    assert np.array_equal(model.fit(data, mask).mask, ~missing[..., 0])
+
+
+def test_axes_of_length_1_are_left_out_and_it_is_said(model, data, caplog):
+    with caplog.at_level(logging.INFO, "mapmri_nb"):
+        assert phantom.same(model.fit(data[:, :, :, None]), model.fit(data))
+        assert f"(2, 3, 4, 1, {len(B)}) is read as (2, 3, 4, {len(B)})" in caplog.text
+        assert model.fit(data[:, :, :, None, None]).mask.shape == SHAPE
+    assert phantom.same(model.fit(data, np.ones((*SHAPE, 1))), model.fit(data))
+    for shape in ((2, 3, 1), (1,), (2, 1)):  # slices and lists of voxels keep theirs
+        assert (
+            model.fit(data.reshape(-1, len(B))[: np.prod(shape)].reshape(*shape, -1)).mask.shape
+            == shape
+        )
+    kept = model.fit(data[:, :, :, None], np.ones((*SHAPE, 1), bool))  # the mask asks for it
+    assert kept.mask.shape == (*SHAPE, 1)
+
+
+# ---- masks
+
+
+def test_masks_of_every_kind(model, data, caplog, tmp_path):
+    want = np.random.default_rng(3).random(SHAPE) < 0.5
+    for mask in (
+        want.astype(np.uint8),
+        255 * want.astype(np.int16),
+        np.where(want, 1.0, np.nan),
+        np.where(want, 0.3, 0),
+        image(want.astype(np.uint8)),
+        image(want[..., None].astype(np.float32)),
+    ):
+        assert np.array_equal(model.fit(data, mask).mask, want)
+    assert "more than two" not in caplog.text
+    soft = np.where(want, 0.6, 0.4) + np.random.default_rng(4).uniform(-0.09, 0.09, SHAPE)
+    soft[0, 0, 0] = -0.02 if not want[0, 0, 0] else 1.04  # rings, as an interpolation leaves them
+    assert np.array_equal(model.fit(data, soft).mask, want)
+    assert "mask: values from" in caplog.text
+    nib.save(image(soft), tmp_path / "soft.nii")  # the command line's way
+    assert np.array_equal(mapmri.io.load_mask(tmp_path / "soft.nii", SHAPE, AFFINE), want)
+    for empty in (np.zeros(SHAPE), np.full(SHAPE, np.nan), -want.astype(int)):
+        with pytest.raises(ValueError, match="mask: no voxel is inside"):
+            model.fit(data, empty)
+
+
+# ---- companions
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL", "ASR"])
+def test_companions_stored_otherwise_are_turned(model, data, caplog, axes):
+    """A flip or a permutation of the axes of the same space: the same voxels are meant."""
+    rng = np.random.default_rng(5)
+    half = np.zeros(SHAPE, np.uint8)
+    half[0], half[1, 0, 0] = 1, 1
+    weights = rng.integers(0, 4, data.shape).astype(np.float32)
+    series = image(data)
+    with caplog.at_level(logging.INFO, "mapmri_nb"):
+        fit = model.fit(series, reoriented(half, axes), weights=reoriented(weights, axes))
+    assert phantom.same(fit, model.fit(series, half, weights=weights))
+    for name in ("mask", "weights"):
+        assert (
+            f"{name}: its axes are stored otherwise than the data's; turned to them" in caplog.text
+        )
+    F = rng.normal(size=(*SHAPE, 9)) * 0.01
+    want = model.fit(series, grad_dev=image(F))
+    assert phantom.same(want, model.fit(data, grad_dev=F))
+    with pytest.raises(ValueError, match="grad_dev: its axes are stored in another order"):
+        model.fit(series, grad_dev=reoriented(F, axes))
+
+
+def moved(*shift):
+    affine = AFFINE.copy()
+    affine[:3, 3] += shift
+    return affine
+
+
+def tilted(degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return turn @ AFFINE
+
+
+@pytest.mark.parametrize("name", ["mask", "weights", "grad_dev"])
+def test_companions_of_another_space_are_refused(model, data, caplog, name):
+    sizes = {"mask": (), "weights": (len(B),), "grad_dev": (9,)}
+    values = np.full(SHAPE + sizes[name], 0.01 if name == "grad_dev" else 1.0)
+    for affine in (moved(3, 0, 0), tilted(10), AFFINE @ np.diag([1, 1, 1.2, 1]), np.eye(4)):
+        with pytest.raises(ValueError, match=f"{name}: it lies elsewhere than the data"):
+            model.fit(image(data), **{name: image(values, affine)})
+    with pytest.raises(ValueError, match=f"{name}: it lies elsewhere than the data"):
+        model.fit(image(data), **{name: image(values[:, :2])})
+    assert "shifted" not in caplog.text
+    model.fit(image(data), **{name: image(values, moved(0.3, 0, 0))})
+    assert f"{name} is shifted against the data by up to 0.15 voxels" in caplog.text
+
+
+def test_a_field_needs_the_axes_of_its_components(data):
+    F = image(np.zeros((*SHAPE, 9)), np.diag([2.0, 2, 2, 1]))
+    series = image(data, np.diag([2.0, 2, 2, 1]))
+    for frame in ("voxel", "scanner"):
+        table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame=frame)
+        if frame == "scanner":  # along these very voxel axes, but x is that of FSL's negated
+            assert np.allclose(
+                mapmri.gradients.axes(np.diag([2.0, 2, 2, 1]), "voxel", frame), np.eye(3)
+            )
+        with pytest.raises(ValueError, match=r"grad_dev: its components are along .* FSL's"):
+            mapmri.MapmriModel(table, 4).fit(series, grad_dev=F)
+    las = np.diag([-2.0, 2, 2, 1])  # where the determinant is negative, image and voxel are one
+    table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame="voxel")
+    mapmri.MapmriModel(table, 4).fit(image(data, las), grad_dev=image(np.zeros((*SHAPE, 9)), las))
+
+
+# ---- zeros
+
+
+def test_zeros_outside_the_field_of_view_are_missing(gtab, model, data):
+    """Three of the samples of every voxel: as missing ones 1 %, as measured ones far more."""
+    zeros = data.copy()
+    zeros[..., [14, 34, 54]] = 0
+    fit = model.fit(zeros)
+    assert phantom.same(fit, model.fit(np.where(zeros == 0, np.nan, zeros)))
+    assert np.array_equal(fit.status, np.full(24, Status.DROPPED))
+    taken = mapmri.MapmriModel(gtab, 4, zero_is_missing=False).fit(zeros)
+    error = [np.abs(f.rtop() / model.fit(data).rtop() - 1).max() for f in (fit, taken)]
+    assert error[0] < 0.02
+    assert error[1] > 0.05
+    negative = np.where(zeros == 0, -1e-9, zeros)  # measured: as good as 0 as data
+    np.testing.assert_allclose(model.fit(negative).rtop(), taken.rtop(), rtol=1e-6)
+    one, two = (
+        drop_in.MapmriModel(gtab, 4).fit(y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
+    )
+    assert np.array_equal(one.rtop(), two.rtop())
+    one, two = (
+        uncertainty.posterior(model, y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
+    )
+    assert np.array_equal(one.sd["rtop"], two.sd["rtop"])
+    assert (model.fit(0 * data).status & Status.NO_SIGNAL).all()
+
+
+def test_zeros_that_pile_up_are_warned_of(gtab, model, data, caplog):
+    some = data.copy()
+    some[..., 14] = 0  # of every shell alike: a volume out of the field of view
+    some[..., 50] = 0
+    model.fit(some)
+    assert caplog.text == ""
+    clipped = np.where((data < np.quantile(data[..., 40:], 0.2)) & (B > 2500), 0, data)
+    model.fit(clipped)
+    assert "samples of the top shell are exactly 0" in caplog.text
+    caplog.clear()
+    mapmri.MapmriModel(gtab, 4, zero_is_missing=False).fit(clipped)
+    assert caplog.text == ""
+
+
+# ---- units and sense
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "message"),
+    [
+        (1e-3, {}, r"no weighted volume: its largest b is 3 .*In ms/um2 that is 3000 s/mm2"),
+        (1e-3, {"b0_threshold": 0}, r"no weighted volume: its largest b is 3 "),
+        (0, {}, r"no weighted volume: its largest b is 0 "),
+        (1e6, {}, r"bvals\[\d+\] = 1e\+09 s/mm2 is out of any sense. In s/m2\? Then divide .* 1e6"),
+    ],
+)
+def test_b_in_other_units(scale, options, message):
+    with pytest.raises(ValueError, match=message):
+        mapmri.MapmriModel(mapmri.GradientTable(scale * B, G, 0.0431, 0.0106, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eigenvalue_threshold": 0.1}, r"= 0\.1 mm2/s .*um2/ms\? Then it is 0\.0001"),
+        ({"eigenvalue_threshold": 1e-10}, r"= 1e-10 mm2/s .*m2/s\? Then it is 0\.0001"),
+        ({"basis": "isotropic", "static_diffusivity": 0.7}, r"= 0\.7 mm2/s .* 0\.0007 mm2/s"),
+        ({"basis": "isotropic", "static_diffusivity": 7e-10}, r"= 7e-10 mm2/s .* 0\.0007 mm2/s"),
+        ({"laplacian": 200}, r"laplacian = 200 1/mm .*1/m\? Then it is 0\.2"),
+        ({"laplacian": [0.1, 500]}, r"laplacian = 500 1/mm"),
+    ],
+)
+def test_options_out_of_any_sense(gtab, options, message):
+    with pytest.raises(ValueError, match=message):
+        mapmri.MapmriModel(gtab, 4, **options)
+
+
+def test_points_out_of_any_sense(model, data):
+    fit = model.fit(data)
+    for unit, word in ((20, r"In um\? Then it is 0\.02 mm"), (2e-5, r"In m\? Then it is 0\.02 mm")):
+        with pytest.raises(ValueError, match=word):
+            fit.pdf([[0, 0, 0], [unit, 0, 0]])
+    assert np.isfinite(fit.pdf([[0, 0, 0]])).all()
+
+
+def test_deltas_of_mixed_units():
+    for small, reading in ((1.06e-5, "0.0106"), (2e-4, "0.2"), (9e-5, "0.09")):
+        with pytest.raises(
+            ValueError, match=f"small_delta = .* beside big_delta = 0.0431 s.*is {reading} s"
+        ):
+            mapmri.GradientTable(B, G, 0.0431, small)
+    assert mapmri.GradientTable(B, G, 0.0431, 5e-4).tau > 0  # a short pulse of a strong gradient
+
+
+def test_order_beyond_the_shells_is_warned_of(gtab, caplog):
+    mapmri.MapmriModel(gtab, 6)
+    assert caplog.text == ""
+    for top, order, most in ((1500, 6, 2), (1500, 4, 2), (2500, 6, 4), (3500, 8, 6)):
+        caplog.clear()
+        mapmri.MapmriModel(gtab[top > B], order)
+        assert f"radial_order: {order} on" in caplog.text
+        assert f"determine order {most} at most" in caplog.text
+
+
+def test_counts_in_words():
+    status = np.array([0, Status.DROPPED, Status.DROPPED | Status.FLOOR])
+    assert in_words(status) == (
+        "1 voxel had an eigenvalue raised to the floor; 2 voxels had samples left out; all were fitted"
+    )
+    status = np.array([0, 0, Status.NO_SIGNAL, Status.DROPPED | Status.TOO_FEW, Status.TOO_FEW])
+    assert in_words(status) == (
+        "2 voxels fitted, 3 voxels not: 1 no usable signal, 2 too few valid samples"
+    )
+    assert in_words(status[2:]).startswith("none fitted, 3 voxels not: ")
+
+
+# ---- saving
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(), (1,), (7,), (2, 3), (2, 3, 4), (2, 2, 3, 2), (1, 2, 1, 2, 2), (1, 2, 1, 2, 1, 2, 3)],
+)
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_saved_fits_of_every_shape_come_back(gtab, data, tmp_path, shape, basis):
+    count = int(np.prod(shape))
+    mask = np.arange(count).reshape(shape) != 1
+    series = data.reshape(24, -1)[:count].reshape(*shape, -1)
+    fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(series, mask)
+    with pytest.raises(ValueError, match="affine is missing"):
+        fit.save(tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+    fit.save(tmp_path / "fit", affine=AFFINE)
+    back = mapmri.load_fit(tmp_path / "fit")
+    assert back.mask.shape == shape
+    assert np.array_equal(back.mask, mask)
+    assert np.array_equal(back.rtop(), fit.rtop(), equal_nan=True)
+    for name, rows in fit.rows().items():
+        assert np.array_equal(back.rows()[name], rows, equal_nan=True), name
+    assert np.array_equal(back.affine, AFFINE)
+    back.save(tmp_path / "again")  # and it is remembered
+    assert np.array_equal(mapmri.load_fit(tmp_path / "again").affine, AFFINE)
+
+
+# ---- frames
+
+
+def acquisition(affine, frame):
+    """Signals of one fibre along FIBRE in scanner space, by a table in any of the frames."""
+    scanner = G
+    tensor = 2e-4 * np.eye(3) + 1.5e-3 * np.outer(FIBRE, FIBRE)
+    y = 100 * np.exp(-B * np.einsum("ni,ij,nj->n", scanner, tensor, scanner))
+    vectors = mapmri.gradients.turned(scanner, affine, "scanner", frame)
+    return mapmri.GradientTable(B, vectors, 0.0431, 0.0106, frame=frame), np.tile(y, (2, 1, 1, 1))
+
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = phantom.random_rotation(np.random.default_rng(8)) * [2, 2, 2.5]
+
+
+@pytest.mark.parametrize(
+    "flip", [np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1]), np.diag([-1.0, -1, 1, 1])]
+)
+def test_one_acquisition_in_three_frames(flip):
+    """Peaks, ODF, harmonics, propagator and prediction are those of one and the same fibre."""
+    affine = OBLIQUE @ flip
+    fits = {}
+    for frame in ("image", "voxel", "scanner"):
+        table, y = acquisition(affine, frame)
+        fits[frame] = mapmri.MapmriModel(table, 6, laplacian=0.05).fit(image(y, affine))
+    vectors = np.random.default_rng(1).normal(size=(20, 3))
+    vectors /= np.linalg.norm(vectors, axis=1)[:, None]
+    want = fits["scanner"]
+    peak = want.peaks()[0][0, 0, 0, 0]
+    for frame, fit in fits.items():
+        turned = mapmri.gradients.turned(vectors, affine, "scanner", frame)
+        found = fit.peaks(frame="scanner")[0][0, 0, 0, 0]
+        assert np.degrees(np.arccos(min(1, abs(found @ peak)))) < 0.1
+        np.testing.assert_allclose(fit.odf(vectors, frame="scanner"), want.odf(vectors), rtol=1e-9)
+        np.testing.assert_allclose(fit.odf(turned), want.odf(vectors), rtol=1e-9)
+        np.testing.assert_allclose(
+            fit.odf_sh(frame="scanner"), want.odf_sh(), atol=1e-9 * np.abs(want.odf_sh()).max()
+        )
+        r = 0.01 * vectors
+        np.testing.assert_allclose(
+            fit.pdf(r, frame="scanner"), want.pdf(r), atol=1e-9 * want.rtop().max()
+        )
+        for other in fits:  # one acquisition, told in another frame
+            table, _ = acquisition(affine, other)
+            np.testing.assert_allclose(fit.predict(table), want.predict(), rtol=1e-9)
+    fit = fits["image"]
+    fit.affine = None
+    for call in (
+        lambda: fit.predict(acquisition(affine, "scanner")[0]),
+        lambda: fit.peaks(frame="voxel"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"affine is missing: between the frames .* set fit\.affine"
+        ):
+            call()
+
+
+def test_a_table_of_dipy_is_along_voxel_axes(data):
+    gradients = pytest.importorskip("dipy.core.gradients")
+    theirs = gradients.gradient_table(B, bvecs=G, big_delta=0.0431, small_delta=0.0106)
+    voxel = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame="voxel")
+    assert mapmri.MapmriModel(theirs).gtab.frame == "voxel"
+    affine = np.diag([2.0, 2, 2, 1])
+    fits = [mapmri.MapmriModel(t, 4).fit(image(data, affine)) for t in (theirs, voxel)]
+    assert phantom.same(*fits)
+    one, two = (fit.peaks(frame="scanner")[0] for fit in fits)
+    assert np.array_equal(one, two, equal_nan=True)
+    assert drop_in.MapmriModel(theirs, 4)._core.gtab.frame == "voxel"
+
+
+def test_checks_of_sigma_can_use_the_same(model, data):
+    """A companion by name: compared and turned as the others are."""
+    sigma = np.arange(24.0).reshape(SHAPE) + 1
+    got = checks.companion("sigma", reoriented(sigma, "RAS"), data.shape, AFFINE)
+    assert np.array_equal(np.asarray(got), sigma)
