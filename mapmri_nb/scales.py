@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import numpy as np
 
-from .fit import MapmriFit
 from .gradients import GradientTable
 from .kernels import tensor
 from .status import Status
@@ -49,7 +49,7 @@ def scale_threshold(gtab: GradientTable) -> float:
     return float(round(1.05 * shells[-1])) if shells else LOW_B
 
 
-def judge(fit: MapmriFit) -> None:
+def judge(fit: Any) -> None:
     """Warn where the scale tensors of a fit cannot be trusted."""
     done = fit.status & int(Status.NO_FIT) == 0
     if not done.any():
