@@ -9,7 +9,7 @@ import truth
 import mapmri_nb as mapmri
 from mapmri_nb import positivity
 from mapmri_nb.kernels import origin, qp
-from mapmri_nb.model import scale_threshold, tensor_spread
+from mapmri_nb.scales import scale_threshold, tensor_spread
 
 TAU = 0.03
 GAUSSIAN = truth.MIXTURES["(1.7,.3,.3)"]
