@@ -50,7 +50,7 @@ def given(name: str, value: Any) -> Given:
     elif isinstance(getattr(value, "file_like", None), str):  # its proxy: the file knows the affine
         from .use import io
 
-        affine = io.read_nii(value.file_like).affine
+        affine = io.affine_of(value.file_like)
     elif hasattr(value, "to_numpy"):
         value = value.to_numpy()
     dtype = getattr(value, "dtype", None)

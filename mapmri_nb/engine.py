@@ -108,24 +108,28 @@ class Engine:
         return self._stages[key]
 
     def fit(
-        self, data: blocks.Data, threads: int | None = None, laplacian_weight: Array | None = None
+        self,
+        data: blocks.Data,
+        threads: int | None = None,
+        laplacian_weight: Array | None = None,
+        out: blocks.Out | None = None,
     ) -> blocks.Out:
         """
-        Results of all rows of `data`.
+        Results of all rows of `data`, in `out` if given.
 
         laplacian_weight : (1,) holds the weight of a model that would choose it.
         """
         plan, count = self.plan, n_threads(threads)
         if laplacian_weight is not None:
             plan = plan._replace(laplacian_weights=laplacian_weight)
-        out = blocks.new_rows(len(data.y), plan.moments.origin.size)
+        if out is None:
+            out = blocks.new_rows(len(data.y), plan.moments.origin.size)
         if self.solver.kernel is None:
             self._in_python(plan, data, out, count)
             return out
         self._compiled(plan, data, out, count)
-        if (
-            strained := out.status & STRAINED != 0
-        ).any():  # seen for the first time: they get a stage
+        strained = out.status & STRAINED != 0
+        if strained.any():  # for the first time: from now on the pass has their stage
             self._own_frame = True
             _again(self._compiled, strained, plan, data, out, count)
         if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():

@@ -357,9 +357,14 @@ class MapmriModel:
         zeros, signal = np.zeros(len(self.gtab), np.int64), 0
         for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
-            part = self.engine.fit(blocks.Data(y, w, m, r, f, s), threads)
-            for whole, piece in zip(rows, part, strict=True):
-                whole[where] = piece
+            samples = blocks.Data(y, w, m, r, f, s)
+            if np.all(np.diff(where) == 1):  # written in place
+                first, stop = where[0], where[-1] + 1
+                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
+            else:
+                part = self.engine.fit(samples, threads)
+                for whole, piece in zip(rows, part, strict=True):
+                    whole[where] = piece
             if self.zero_is_missing:
                 found, voxels = checks.count_zeros(y)
                 zeros, signal = zeros + found, signal + voxels

@@ -255,8 +255,8 @@ def test_volumes_are_nan_outside_and_where_nothing_was_fitted(fits, basis):
         assert np.array_equal(np.isfinite(rows).all(1), fit.status & mapmri.Status.NO_FIT == 0), (
             name
         )
-    with pytest.raises(KeyError, match="name: 'fa' is none of rtop"):
-        fit.index("fa")
+    with pytest.raises(KeyError, match="name: 'kurtosis' is none of rtop"):
+        fit.index("kurtosis")
     for K in (-1, 1.5):
         with pytest.raises(ValueError, match=f"K must be a whole number from 0, not {K}"):
             fit.pa(K)

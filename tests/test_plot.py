@@ -17,9 +17,10 @@ from mapmri_nb import gradients
 matplotlib = pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.collections import PathCollection, PolyCollection  # noqa: E402
+from matplotlib.collections import PathCollection  # noqa: E402
 
 from mapmri_nb import plot  # noqa: E402
+from mapmri_nb.use import glyphs, views  # noqa: E402
 
 SHAPE = (4, 3, 2)
 
@@ -109,11 +110,11 @@ def test_any_axis(fit, axis, shape):
 
 
 def test_default_slice_and_bad_ones(fit):
-    assert plot.view_of(fit.mask)[:2] == (2, 1), "the larger mask"
-    assert plot.view_of(np.ones((5, 1, 7), bool))[:2] == (1, 0)
-    assert plot.view_of(np.ones((5, 6, 7), bool))[:2] == (2, 3), "of equals the middle one"
+    assert plot.view_of(fit.mask)[1:3] == (2, 1), "the larger mask"
+    assert plot.view_of(np.ones((5, 1, 7), bool))[1:3] == (1, 0)
+    assert plot.view_of(np.ones((5, 6, 7), bool))[1:3] == (2, 3), "of equals the middle one"
     assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
-    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, not 3"):
+    with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or one of .*, not 3"):
         plot.view_of(fit.mask, axis=3)
     with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 2"):
         plot.view_of(fit.mask, index=2)
@@ -137,7 +138,7 @@ def test_one_range_for_all_fits_and_robust(gtab, data, fit):
         pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in (fit, other)])
         limits = [a.images[0].get_clim() for a in shown if a.images[0].get_array().max() in pooled]
         assert len(set(limits)) == 1
-        assert limits[0] == pytest.approx(np.nanpercentile(pooled, plot.ROBUST))
+        assert limits[0] == pytest.approx(views.limits(pooled))
 
 
 def test_layout_and_labels_as_the_tutorial_has_them(fit):
@@ -203,6 +204,9 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
         ("rtap^(1/2)", "mm", "mm⁻¹", lambda f: np.sqrt(f.rtap())),
         ("rmse", "um", "units of the data", lambda f: f.rmse()),
         ("negative_mass", "um", "1", lambda f: f.negative()[1]),
+        ("md", "um", "µm²/s", lambda f: f.index("md") * 1e6),
+        ("rtop_root", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
+        ("theta_po", "um", "rad", lambda f: f.theta_po()),
     ],
 )
 def test_maps_by_name(fit, name, units, unit, value):
@@ -214,7 +218,7 @@ def test_maps_by_name(fit, name, units, unit, value):
 def test_wrong_calls_are_named(fit, gtab, data):
     with pytest.raises(ValueError, match="'rtxp'"):
         plot.compare_maps([fit], ["rtxp"])
-    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume"):
+    for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume", "v1"):
         with pytest.raises(ValueError, match=re.escape(repr(name))):
             plot.map_of(fit, name)
     with pytest.raises(ValueError, match="at least one of each, not 0 and 1"):
@@ -238,15 +242,16 @@ def test_wrong_calls_are_named(fit, gtab, data):
 
 def glyph_axes(figure):
     """
-    Long axis of each glyph in the picture, (n, 2) unit vectors, and its centre and largest radius.
+    Long axis of each glyph in the picture, (n, 2) unit vectors, and its largest radius in voxels, by
+    the voxel on the screen.
     """
-    (collection,) = [
-        c
-        for a in figure.axes
-        for c in a.collections
-        if isinstance(c, PolyCollection) and len(c.get_paths()) > 9
-    ]
-    points = np.array([p.vertices[:3] for p in collection.get_paths()]).reshape(-1, 2)
+    (image,) = [im for a in figure.axes for im in a.images if np.ndim(im.get_array()) == 3]
+    pixels = np.asarray(image.get_array())
+    left, right, bottom, top = image.get_extent()
+    i, j = np.nonzero(pixels[..., 3])
+    x = left + (right - left) * (j + 0.5) / pixels.shape[1]
+    y = bottom + (top - bottom) * (i + 0.5) / pixels.shape[0]
+    points = np.stack([x, y], 1)
     centres = np.round(points)
     out = {}
     for centre in np.unique(centres, axis=0):
@@ -271,6 +276,52 @@ def test_glyphs_lie_in_their_voxels_along_the_fibres(fit):
     }, "no glyph where there is no fit"
 
 
+def test_the_painter_draws_the_surface():
+    """A sphere, and an ellipsoid askew, against their outlines and, colour by direction, their front."""
+    n, pixels = 19, 64
+    v = glyphs.nodes(n)
+    A = np.diag([1.0, 0.35, 0.35])
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+    Q = np.linalg.inv(turn @ A @ A @ turn.T)
+    radius = np.stack([np.full(len(v), 0.8), np.einsum("ki,ij,kj->k", v, Q, v) ** -0.5])
+    tiles = glyphs.paint(radius, n, pixels, lambda d, r: np.abs(d))
+    line = (np.arange(pixels) + 0.5) / pixels * 2 - 1
+    y, x = np.meshgrid(line, line, indexing="ij")
+    assert ((tiles[0, ..., 3] > 0) == (np.hypot(x, y) < 0.8)).mean() > 0.99
+    shadow = np.linalg.inv(np.linalg.inv(Q)[:2, :2])  # outline of the ellipsoid's projection
+    inside = np.einsum("...i,ij,...j->...", np.stack([x, y], -1), shadow, np.stack([x, y], -1)) < 1
+    assert ((tiles[1, ..., 3] > 0) == inside).mean() > 0.985
+    middle = tiles[0, pixels // 2, pixels // 2].astype(int)
+    assert middle[2] > 5 * max(middle[0], middle[1]), "the front of a sphere looks at the viewer"
+    laid = glyphs.lay(tiles, np.array([[0.5, 0.5], [1.5, 0.5]]), 2, 1)
+    np.testing.assert_array_equal(laid[:, :pixels], tiles[0])
+
+
+def test_regions_of_glyphs(fit):
+    """Corners in canonical voxels, a mask, or the fit's own mask; and what is wrong is named."""
+    part = glyph_axes(plot.odf_slice(fit, index=0, region=(1, 3, 0, 2)))
+    assert set(part) == {(1, 0), (2, 0), (1, 1), (2, 1)}
+    chosen = np.zeros(SHAPE, bool)
+    chosen[2, 1, 0] = True
+    figure = plot.odf_slice(fit, index=0, region=chosen)
+    assert set(glyph_axes(figure)) == {(2, 1)}
+    assert figure.axes[0].get_xlim() == (1.5, 2.5)
+    mirrored = plot.odf_slice(
+        fit, index=0, region=(0, 1, 1, 3), affine=np.eye(4), background="rtpp"
+    )
+    assert {x for x, _ in glyph_axes(mirrored)} == {3}, "x runs to the left"
+    assert "RTPP" in mirrored.axes[0].get_title()
+    for region in (
+        (0, 9, 0, 2),
+        (2, 1, 0, 2),
+        (0, 1, 0),
+        np.ones((2, 2), bool),
+        np.zeros(SHAPE, bool),
+    ):
+        with pytest.raises(ValueError, match="region"):
+            plot.odf_slice(fit, index=0, region=region)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("frame", ["image", "voxel", "scanner"])
 def test_glyphs_follow_the_affine(gtab, sign, frame):
@@ -287,8 +338,15 @@ def test_glyphs_follow_the_affine(gtab, sign, frame):
         gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame=frame
     )
     one = mapmri.MapmriModel(table, radial_order=4).fit(tensor_signal(table, e1)[None, None, None])
-    ((axis, _),) = glyph_axes(plot.odf_slice(one, axis=2, affine=affine)).values()
-    assert abs(axis @ [1, 1]) / np.sqrt(2) > 0.99
+    figure = plot.odf_slice(one, axis=2, affine=affine)
+    ((axis, _),) = glyph_axes(figure).values()
+    view = plot.view_of(one.mask, axis=2, affine=affine)
+    stored = np.zeros((3, 3))
+    for c, (a, flip) in enumerate(zip(view.orientation.order, view.orientation.flip, strict=True)):
+        stored[c, a] = -1 if flip else 1
+    expected = (view.screen @ stored @ [1, 1, 0])[:2]
+    assert np.linalg.norm(expected) > 0.9, "the fibre is seen"
+    assert abs(axis @ expected) / np.linalg.norm(expected) > 0.98
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, [1, 0]), (1, [1, 0])])
@@ -355,7 +413,16 @@ def test_overview(fit, tmp_path):
     shown, bars = panels(figure)
     assert (tmp_path / "o.png").stat().st_size > 20000
     titles = [a.get_title() for a in shown]
-    for word in ("RTOP^(1/3)", "RTAP^(1/2)", "RTPP", "MSD", "QIV", "NG", "PA", "LAPNORM"):
+    for word in (
+        "RTOP$^{1/3}$",
+        "RTAP$^{1/2}$",
+        "RTPP",
+        "MSD",
+        "QIV",
+        "NG",
+        "PA",
+        r"$\|\Delta E\|^2$",
+    ):
         assert word in titles
     assert len(bars) == len(shown) == 9
     np.testing.assert_allclose(
@@ -406,3 +473,158 @@ def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
     np.testing.assert_allclose(
         want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05
     )
+
+
+# ---- orientation
+# -----------------------------------------------------------------------------------------------------
+
+
+def reoriented(volume, affine, codes):
+    """A volume (RAS) and its affine stored along other axes: ``LPS``, ``PIR`` ..."""
+    letters = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for stored, letter in enumerate(codes):
+        axis, sign = letters[letter]
+        change[axis, stored] = sign
+        change[axis, 3] += (volume.shape[axis] - 1) * (sign < 0)
+    order = [letters[c][0] for c in codes]
+    out = volume.transpose(*order, *range(3, volume.ndim))
+    return np.flip(out, [k for k, c in enumerate(codes) if letters[c][1] < 0]), affine @ change
+
+
+@pytest.fixture(scope="module")
+def stored(gtab):
+    """One phantom without a symmetry, fitted from four storage orders, its affine oblique."""
+    rng = np.random.default_rng(5)
+    shape = (6, 7, 5)
+    e1 = rng.normal(size=(*shape, 3))
+    e1 /= np.linalg.norm(e1, axis=-1, keepdims=True)
+    angle = 0.2
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * [2.0, 2.0, 3.0], [-7, 5, 11]
+    table = mapmri.GradientTable(
+        gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, frame="scanner"
+    )
+    series = tensor_signal(table, e1) * rng.uniform(1, 2, (*shape, 1))
+    mask = rng.uniform(size=shape) > 0.2
+    mask[:, :, 3] = True
+    mask[0, 0, 3] = False
+    out = {}
+    for codes in ("RAS", "LAS", "LPS", "PIR"):
+        data, A = reoriented(series, affine, codes)
+        inside, _ = reoriented(mask, affine, codes)
+        out[codes] = mapmri.MapmriModel(table, radial_order=4).fit(data, inside), A
+    return out
+
+
+def pixels_of(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+PICTURES = {
+    "maps": lambda fit, **view: plot.compare_maps([fit], ["rtop^(1/3)", "ng_par"], **view),
+    "odf": lambda fit, **view: plot.odf_slice(fit, size=(400, 450), **view),
+    "overview": lambda fit, **view: plot.overview(fit, **view),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("overview", {}),
+        ("maps", {"axis": "coronal", "index": 4}),
+        ("odf", {}),
+        ("odf", {"axis": 0, "convention": "neurological"}),
+    ],
+)
+def test_storage_order_does_not_show(stored, kind, where):
+    """RAS, LAS, LPS, PIR: the same pixels, but for rounding."""
+    pictures = [pixels_of(PICTURES[kind](fit, affine=A, **where)) for fit, A in stored.values()]
+    assert pictures[0].std() > 20
+    for other in pictures[1:]:
+        assert other.shape == pictures[0].shape
+        assert (np.abs(other - pictures[0]).max(-1) > 2).mean() < 1e-3
+
+
+def test_letters_and_conventions(stored):
+    """Radiological: the patient's left is on the right. The value under each letter is that side's."""
+    for fit, A in stored.values():
+        sides = {}
+        for convention in views.CONVENTIONS:
+            view = plot.view_of(fit.mask, affine=A, convention=convention)
+            sides[convention] = view.letters
+            place = (
+                np.stack(np.meshgrid(*map(np.arange, fit.mask.shape), indexing="ij"), -1)
+                @ A[:3, :3].T
+            )
+            x = view.cut(place[..., 0])
+            assert np.all(np.diff(x, axis=1) * (1 if view.letters[1] == "R" else -1) > 0)
+            assert np.all(np.diff(view.cut(place[..., 1]), axis=0) > 0)
+        assert sides == {"radiological": "RLPA", "neurological": "LRPA"}
+        figure = plot.compare_maps([fit], ["msd"], affine=A)
+        assert "".join(t.get_text() for t in figure.axes[0].texts) == "RLPA"
+        assert "axial slice, z = " in figure.get_supxlabel()
+        assert "radiological" in figure.get_supxlabel()
+        side = plot.view_of(fit.mask, "sagittal", affine=A)
+        assert side.letters == "PAIS"
+        assert side.size == pytest.approx([2, 3])
+    with pytest.raises(ValueError, match=r"convention must be one of .*, not 'left'"):
+        plot.view_of(fit.mask, convention="left")
+    with pytest.raises(ValueError, match="affine"):
+        plot.view_of(fit.mask, affine=np.zeros((4, 4)))
+
+
+def test_the_fits_own_affine_is_taken(stored):
+    fit, A = stored["LPS"]
+    fit.affine = A
+    own = plot.compare_maps([fit], ["msd"])
+    assert "".join(t.get_text() for t in own.axes[0].texts) == "RLPA"
+    del fit.affine
+
+
+# ---- paper
+
+
+def test_paper_and_formats(fit, tmp_path):
+    figure = plot.compare_maps(
+        [fit], ["rtop"], figsize=(3, 4), dpi=200, filename=tmp_path / "a.png"
+    )
+    assert tuple(figure.get_size_inches()) == (3, 4)
+    assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (800, 600)
+    plot.odf_slice(fit, index=0, figsize=(3, 3), filename=tmp_path / "a.pdf")
+    plot.propagator(fit, (2, 1, 1), tmp_path / "a.svg", figsize=(6, 3))
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert "e1 (µm)" in (tmp_path / "a.svg").read_text(encoding="utf-8"), "text stays text"
+
+
+def test_long_tails_do_not_stretch_a_range():
+    """A fifth of the voxels a hundred times larger: the range is that of the others."""
+    rng = np.random.default_rng(0)
+    tissue, fluid = rng.normal(1, 0.2, 4000), rng.normal(100, 20, 1000)
+    low, high = views.limits(np.concatenate([tissue, fluid, [np.nan]]))
+    assert 0.2 < low < 0.8
+    assert 1.4 < high < 3
+    assert views.limits(tissue) == pytest.approx(np.percentile(tissue, views.ROBUST), abs=0.05)
+    assert views.limits(np.full(9, 2.0)) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "page"),
+    [
+        ("rtop^(1/3)", "RTOP$^{1/3}$", "RTOP<sup>1/3</sup>"),
+        ("ng_par", r"NG$_\parallel$", "NG<sub>∥</sub>"),
+        ("ng_perp", r"NG$_\perp$", "NG<sub>⊥</sub>"),
+        ("pa_dti", r"PA$_{DTI}$", "PA<sub>DTI</sub>"),
+        ("lapnorm", r"$\|\Delta E\|^2$", "‖ΔE‖<sup>2</sup>"),
+        ("msd", "MSD", "MSD"),
+    ],
+)
+def test_names_are_typeset(fit, name, label, page):
+    assert plot.map_of(fit, name).label == label
+    assert views.html(label) == page

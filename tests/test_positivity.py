@@ -239,6 +239,20 @@ def test_kkt_residual_is_scale_free_and_sees_every_condition():
     centre = np.eye(len(c))[0] / B[0]
     assert positivity.kkt_residual(H, rhs, B, grid.K, centre) > 1e-3  # feasible, not optimal
     assert positivity.kkt_residual(H, rhs, B, grid.K, np.full(len(c), np.nan)) == np.inf
+    top = 1e308 / np.abs(H).max()
+    for scale in (
+        1e-300,
+        1e150,
+        top,
+    ):  # where squares leave float64, and at its end: no warning, which would be an error
+        assert positivity.kkt_residual(scale * H, scale * rhs, B, grid.K, wrong) == pytest.approx(
+            residual, rel=1e-6
+        )
+    apart = [
+        positivity.kkt_residual(a * H, b * rhs, B, grid.K, d * c)
+        for a, b, d in ((1, top, 1), (top, 1, 1), (1, 1, 1e307))
+    ]
+    assert min(apart) > 1e-3
 
 
 def test_pull_makes_any_point_feasible():

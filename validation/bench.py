@@ -166,7 +166,7 @@ def flops(model):
     products = s.high.size + 2 * s.low.size + 2 * 28 * n
     turns = 0 if model.plan.isotropic else 9 * (t.shears.shape[1] + 2 * t.shears_low.shape[1])
     total = 2 * (products + maps + turns) + n_coef**3 / 3 + 2 * n_coef**2
-    if model.plan.weights.size != 1:
+    if model.plan.laplacian_weights.size != 1:
         own = np.searchsorted(bounds, np.arange(n_coef), "right") - 1
         along = (
             np.arange(n_coef) - bounds[own]

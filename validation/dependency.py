@@ -150,7 +150,7 @@ def main():
         (base / "code" / "work.py").write_text(WORK)
         block = re.search(
             r"## Kernels from your own.*?```python\n(.*?)```",
-            (ROOT / "README.md").read_text(),
+            (ROOT / "docs" / "authors.md").read_text(),
             re.S,
         )[1]
         (base / "code" / "other" / "__init__.py").write_text(

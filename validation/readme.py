@@ -125,6 +125,34 @@ def speed():
     return markdown(columns, rows, short) + f"\n\n{note}"
 
 
+SIX = ("MAPL 0.2", "MAPL GCV", "isotropic 0.2", "CMAPL 0.2", "MAP+", "MAPL+ 0.2")
+
+
+def six():
+    """Six modes at order 6: microseconds a voxel and the ratio to DIPY, from bench.json."""
+    if not (bench := load("bench")):
+        return None
+    rows = [
+        [r["mode"], r["us"], r.get("us_threads"), r.get("dipy_ms"), r.get("ratio")]
+        for r in bench["modes"]
+        if r["order"] == 6 and r["mode"] in SIX
+    ]
+    columns = ["order 6", "us a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
+    e = bench["environment"]
+    note = f"{bench['scheme']}; {e['cpu']}, {e['date']}."
+    return markdown(columns, rows, short) + f"\n\n{note}"
+
+
+def accuracy():
+    """One sentence: how many cases pass, and which fail."""
+    if not groups():
+        return None
+    judged = [(r["group"], c) for r in groups() for c in r["cases"] if c["passed"] is not None]
+    failed = [f"{group}: {c['name']}" for group, c in judged if not c["passed"]]
+    which = f"These fail: {'; '.join(failed)}." if failed else "None fails."
+    return f"{len(judged) - len(failed)} of {len(judged)} validation cases pass. {which}"
+
+
 def start():
     """Import, first fit and cache, from bench.json."""
     if not (bench := load("bench")):
@@ -223,14 +251,18 @@ def write_validation():
             "machine": machine(),
             "speed": speed(),
             "start": start(),
+            "counted": counted(),
+            "recovery": recovery(),
+            "large": large(),
+            "fuzz": fuzz(),
+            "lines": lines(),
         },
     )
 
 
 def write_top():
     """Fill README.md."""
-    tables = {"speed": speed(), "start": start(), "validation": counted(), "lines": lines()}
-    fill(TOP, tables | {"recovery": recovery(), "large": large(), "fuzz": fuzz()})
+    fill(TOP, {"six": six(), "accuracy": accuracy()})
 
 
 if __name__ == "__main__":

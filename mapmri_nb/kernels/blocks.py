@@ -180,6 +180,11 @@ def new_rows(count: int, n: int) -> Out:
     )  # fmt: skip
 
 
+def cut(rows: Out, first: int, stop: int) -> Out:
+    """Views of rows first to stop - 1."""
+    return Out(*[array[first:stop] for array in rows])
+
+
 # ---- from samples to scales
 
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -306,6 +307,14 @@ def parser() -> argparse.ArgumentParser:
         **a_file,
         help="(default: report.html beside the fit, after its PREFIX where it has neighbours)",
     )
+    add("--dwi", **a_file, help="the fitted series (default: where it was, if it is still there)")
+    text = "radiological (patient's left on the right, default) or neurological"
+    add("--convention", choices=("radiological", "neurological"), default="radiological", help=text)
+
+    add = command(commands.cite, "methods paragraph and BibTeX of a fit or a mode; of all without")
+    add("dir", nargs="?", **a_folder, help="folder of a saved fit")
+    add("prefix", nargs="?", metavar="PREFIX", help="which fit, where the folder has several")
+    add("--mode", choices=("MAP", "MAPL", "CMAP", "CMAPL", "MAP+", "MAPL+"), help="instead of DIR")
 
     add = command(commands.demo, "fit the two bundled samples, print and write their maps", quiet)
     text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
@@ -399,6 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = parser().parse_args(argv)
+        args.typed = shlex.join(["mapmri-nb", *(sys.argv[1:] if argv is None else argv)])
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     handler = logging.StreamHandler(sys.stderr)

@@ -134,14 +134,18 @@ def fit(args: argparse.Namespace) -> list[Path]:
         engine = on_cluster(args.scheduler, args.threads)
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     effective = {
-        name: value for name, value in vars(args).items() if name not in ("run", "command")
+        name: value for name, value in vars(args).items() if name not in ("run", "command", "typed")
     }
     effective["volumes"] = args.volumes and keep
     run = {
         "Threads": n_threads(args.threads),
         "Engine": args.engine,
         "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
+        "Command": getattr(args, "typed", None),
+        "Series": str(args.dwi.absolute()),
     }
+    if len(keep) < count:
+        run["Volumes"] = keep.tolist()
     status = stream.fit_series(
         job, engine, resume=args.resume, force=args.force, progress=progress, run=run
     )
@@ -394,8 +398,26 @@ def report(args: argparse.Namespace) -> list[Path]:
     out = args.out or model.with_name(
         f"{prefix}_report.html" if several and prefix else "report.html"
     )
-    log.info("%s", write_report(model, out, args.force))
+    more = {"dwi": args.dwi, "convention": args.convention}
+    log.info("%s", write_report(model, out, args.force, **more))
     return [out]
+
+
+def cite(args: argparse.Namespace) -> list[Path]:
+    """All papers, or those of a fit or a mode with its paragraph."""
+    from . import references
+
+    if args.dir and args.mode:
+        raise ValueError(f"--mode {args.mode} goes without DIR")
+    if not (args.dir or args.mode):
+        print(references.bibtex())
+        return []
+    if args.dir:
+        options = _saved(args)[0].fit.options
+    else:
+        options = references.defaults(args.mode)
+    print(*references.methods(options), sep="\n\n")
+    return []
 
 
 def demo(args: argparse.Namespace) -> list[Path]:

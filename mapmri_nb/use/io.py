@@ -189,6 +189,12 @@ def read_nii(path: File) -> Image:
     return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine)
 
 
+def affine_of(path: File) -> NDArray[np.float64]:
+    """The affine (4, 4) of an image, by its header alone."""
+    image: Any = nib.load(path)
+    return np.asarray(image.affine, np.float64)
+
+
 def load_dwi(path: File) -> Image:
     """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
     image = read_nii(path)

@@ -2,137 +2,43 @@
 Pictures of a fit: maps side by side, ODF glyphs, one voxel's signal and propagator, an overview.
 
 Figures are made without pyplot, so that no state is left behind and no display is needed. Slices
-are shown as they lie in the array, first axis to the right, second upwards.
+are shown in the closest canonical axes (see `views`), with letters at their edges; `filename` may
+end in .png, .pdf, .svg or what else matplotlib writes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
     import matplotlib as mpl
-    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 except ImportError:
     raise ImportError("pictures need matplotlib: pip install 'mapmri_nb[plot]'") from None
 
 from ..fit import MapmriFit
 from ..gradients import GradientTable, from_voxel
-from ..indices import INDICES, unit_factor
+from . import glyphs
 from .directions import gfa, sphere
+from .views import Map, View, limits, power
+from .views import map_of as map_of
+from .views import view_of as view_of
 
 Array = NDArray[np.float64]
-matplotlib = mpl  # for the report: the words about a missing package stand here once
+Region = Sequence[int] | NDArray[np.bool_] | None
 
-ALIASES = {
-    "norm_of_laplacian_signal": "lapnorm",
-    "ng_parallel": "ng_par",
-    "ng_perpendicular": "ng_perp",
-}  # DIPY's names
-OTHERS = {
-    "rmse": "units of the data",
-    "r2": "1",
-    "negative_mass": "1",
-}  # maps that are no index, and their units
-ROBUST = (2.0, 98.0)  # percentiles that make a map's range
-OUTSIDE, NO_FIT = (
-    "0.88",
-    "crimson",
-)  # colours of what is outside the mask, and of voxels inside it without a value
-GLYPHS = ((60, 724), (400, 362), (10**9, 100))  # up to so many voxels, glyphs of so many vertices
+# Colours of what is outside the mask, and of voxels inside it without a value.
+OUTSIDE, NO_FIT = "0.88", "crimson"
 OVERVIEW = ("rtop^(1/3)", "rtap^(1/2)", "rtpp", "msd", "qiv", "ng", "pa", "lapnorm")
-LIGHT = np.array([-0.4, 0.5, 0.77])  # from the upper left, in front
-SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
-
-
-class Map(NamedTuple):
-    """A volume with its name, and its unit ("1": none)."""
-
-    values: Array
-    label: str
-    unit: str
-
-
-class View(NamedTuple):
-    """
-    A slice: the axis it is normal to, its index on it, the axes to the right and upwards, the
-    affine if known.
-    """
-
-    axis: int
-    at: int
-    right: int
-    up: int
-    affine: Any
-
-    def cut(self, volume: NDArray[Any]) -> Any:
-        """The slice of a volume as rows from the bottom up."""
-        return np.take(_three(volume), self.at, self.axis).T
-
-    @property
-    def size(self) -> Array:
-        """Width and height of a voxel."""
-        affine = np.eye(3) if self.affine is None else np.asarray(self.affine, float)[:3, :3]
-        return np.asarray(np.linalg.norm(affine, axis=0)[[self.right, self.up]])
-
-
-def power(base: str, exponent: int) -> str:
-    """A power as text, "mm⁻³"."""
-    return base if exponent == 1 else base + str(exponent).translate(SUPERSCRIPTS)
-
-
-def map_of(fit: Any, name: str, units: str = "mm") -> Map:
-    """
-    A map by its name (ours or DIPY's), "rmse", "r2", "negative_mass", or the root of one:
-    "rtop^(1/3)".
-    """
-    root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
-    base, n = (root[1], int(root[2])) if root else (name, 1)
-    base = base if hasattr(fit, base) else ALIASES.get(base, base)
-    index = INDICES.get(ALIASES.get(base, base))
-    if (index is None and base not in OTHERS) or (index.power if index else 0) % n:
-        raise ValueError(
-            f"maps: {name!r} is none of {', '.join([*INDICES, *ALIASES, *OTHERS])}, nor a whole root of one"
-        )
-    values = fit.negative()[1] if base == "negative_mass" else getattr(fit, base)()
-    length = index.power // n if index else 0
-    unit = power("µm" if units == "um" else "mm", length) if length else OTHERS.get(base, "1")
-    values = np.sign(values) * np.abs(values) ** (1 / n) * unit_factor(length, units)
-    short = (index.name if index else base).upper().replace("_", " ")
-    return Map(values, short if n == 1 else f"{short}^(1/{n})", unit)
-
-
-def view_of(
-    mask: NDArray[np.bool_], axis: int | None = None, index: int | None = None, affine: Any = None
-) -> View:
-    """
-    The slice `index` along `axis`; by default normal to an axis of length 1, or the last, where the
-    mask is largest.
-
-    `affine` (4, 4) gives the proportions of voxels, and turns the table's directions into voxel
-    axes (without it they are taken for voxel axes as they are).
-    """
-    mask = _three(mask)
-    if axis is None:
-        axis = mask.shape.index(1) if mask.shape.count(1) == 1 else 2
-    if axis not in (0, 1, 2):
-        raise ValueError(f"axis must be 0, 1 or 2, not {axis!r}")
-    right, up = (a for a in range(3) if a != axis)
-    counts = (
-        mask.sum((right, up)) - np.linspace(-0.5, 0.5, mask.shape[axis]) ** 2
-    )  # of equals, the middle one
-    at = counts.argmax() if index is None else index
-    if at not in range(mask.shape[axis]):
-        raise ValueError(
-            f"index must lie in 0 .. {mask.shape[axis] - 1} along axis {axis}, not {index!r}"
-        )
-    return View(axis, int(at), right, up, affine)
+NODES = 19  # directions along an edge of the cube that an ODF is computed on: 5 degrees apart
+WINDOW = 14  # voxels along an edge of the overview's glyphs, at most
 
 
 def compare_maps(
@@ -146,10 +52,11 @@ def compare_maps(
 
     Parameters
     ----------
-    fits : fits over volumes of one shape. maps : names, see `map_of`. units : of length, "mm" or
-        "um".
+    fits : fits over volumes of one shape. maps : names, see `views.map_of`. units : of length, "mm"
+        or "um".
     map_kwargs : arguments of imshow (vmin, vmax, cmap, ...), one dict for all maps or one each.
-    view_kwargs : axis, index, affine: the slice, see `view_of`.
+    view_kwargs : axis, index, affine (default: the first fit's, if it knows one), convention: the
+        slice, see `views.view_of`; figsize (inches) and dpi: the paper.
     """
     fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
@@ -165,17 +72,19 @@ def compare_maps(
             f"map_labels, map_kwargs: as many as maps ({len(maps)}), not {len(map_labels or maps)}, {len(kwargs)}"
         )
     columns = [[map_of(fit, name, units) for fit in fits] for name in maps]
-    masks = [
-        np.asarray(getattr(fit, "mask", True)) | np.zeros(columns[0][0].values.shape, bool)
-        for fit in fits
-    ]
-    view = view_of(np.logical_or.reduce(masks), **view_kwargs)
+    shapes = [m.values.shape for column in columns for m in column]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"fits: their volumes differ in shape: {sorted(set(shapes))}")
+    masks = [np.asarray(getattr(fit, "mask", True)) | np.zeros(shapes[0], bool) for fit in fits]
+    paper, view = _paper_and_view(fits[0], np.logical_or.reduce(masks), view_kwargs)
     turned = len(fits) > len(maps)  # more columns than rows
     shape = (len(maps), len(fits)) if turned else (len(fits), len(maps))
     height, width = np.shape(view.cut(masks[0])) * view.size[::-1]
     cell = 2.9 * np.clip(height / width, 0.4, 2.0) + 0.3
     figure = new_figure(
-        0.6 + 3.0 * shape[1] + 0.8 * turned * shape[0], 0.5 + shape[0] * cell + 0.6 * (not turned)
+        0.6 + 3.0 * shape[1] + 0.8 * turned * shape[0],
+        0.5 + shape[0] * cell + 0.6 * (not turned),
+        **paper,
     )
     axes = figure.subplots(*shape, squeeze=False)
     axes = axes.T if turned else axes
@@ -191,41 +100,58 @@ def compare_maps(
         colour_bar(
             figure, picture, list(axes[:, j]), column[0], cuts, "right" if turned else "bottom"
         )
-    figure.supxlabel(caption(view), fontsize=8, color="0.4")
+    figure.supxlabel(view.caption, fontsize=8, color="0.35")
     return _saved(figure, filename)
 
 
 def odf_slice(
-    fit: MapmriFit, s: float = 2, colormap: str = "plasma", scale: float = 0.5, filename: Any = None,
-    size: tuple[int, int] = (600, 600), **view_kwargs: Any,
+    fit: MapmriFit, s: float = 2, colormap: str | None = None, scale: float = 0.5, filename: Any = None,
+    size: tuple[int, int] | None = None, region: Region = None, **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
     """
-    ODF glyphs of a slice over its generalised fractional anisotropy; each glyph is scaled to its
-    own maximum.
+    ODF glyphs of a slice over a map; each glyph is scaled to its own maximum.
 
     Parameters
     ----------
-    s : radial moment of the ODF. colormap : colours of ODF / maximum. scale : largest radius, in
-        voxels.
-    size : pixels. view_kwargs : axis, index, affine: the slice, see `view_of`.
+    s : radial moment of the ODF. colormap : colours of ODF / maximum; by default colours say the
+        direction (red: left to right, green: back to front, blue: up; scanner axes).
+    scale : largest radius, in voxels. size : pixels at 100 per inch, or figsize (inches); by
+        default so that every voxel has a quarter of an inch, within 5 to 20 inches.
+    region : (x0, x1, y0, y1), canonical voxels across and up, the ends left out; or a bool volume
+        like the mask; default: the slice cropped to the mask.
+    view_kwargs : axis, index, affine, convention: the slice, see `views.view_of`; background: name
+        of the map below, by default "gfa", and units, "mm" or "um", of length in it; figsize, dpi.
     """
-    figure = new_figure(size[0] / 100, size[1] / 100)
-    _glyphs(figure, figure.subplots(), fit, view_of(fit.mask, **view_kwargs), s, colormap, scale)
+    background = view_kwargs.pop("background", "gfa"), view_kwargs.pop("units", "mm")
+    paper, view = _paper_and_view(fit, fit.mask, view_kwargs)
+    left, right, low, high, keep = _window(view, fit.mask, region)
+    if size is not None:
+        paper = {"figsize": (size[0] / 100, size[1] / 100)} | paper
+    inches = np.array([right - left, high - low]) * view.size / view.size.min() * 0.25
+    inches *= np.clip(1.0, 4.5 / inches.max(), 18 / inches.max())
+    figure = new_figure(*(inches + np.array([0.7, 1.5])).clip(3.2), **paper)
+    axes = figure.subplots()
+    _glyphs(
+        figure, axes, fit, view, keep, {"s": s, "colormap": colormap, "scale": scale}, background
+    )
+    axes.set(xlim=(left - 0.5, right - 0.5), ylim=(low - 0.5, high - 0.5))
     return _saved(figure, filename)
 
 
-def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None) -> Figure:
+def signal(
+    fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None, **paper: Any
+) -> Figure:
     """
     Samples of one voxel against b, coloured by their angle to e1, the fit along and across e1, and
     the residuals.
 
-    `data` is the series (..., n) or the voxel's own n samples.
+    `data` is the series (..., n) or the voxel's own n samples; `paper`: figsize (inches), dpi.
     """
     one, table = _voxel(fit, voxel), fit.gtab
     y = np.asarray(data[tuple(voxel)] if np.ndim(data) > 1 else data, float)
     if y.shape != (len(table),):
         raise ValueError(f"data: the table has {len(table)} volumes, the voxel {y.shape}")
-    figure = new_figure(7.5, 5.5)
+    figure = new_figure(7.5, 5.5, **paper)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     angle = np.degrees(np.arccos(np.clip(np.abs(table.bvecs @ one.R[0, :, 0]), 0, 1)))
     b0, style = table.b0s_mask, {"s": 12, "cmap": "viridis", "vmin": 0, "vmax": 90}
@@ -260,12 +186,12 @@ def signal(fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None
     return _saved(figure, filename)
 
 
-def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Figure:
+def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None, **paper: Any) -> Figure:
     """
     Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched where P is
-    negative.
+    negative. `paper`: figsize (inches), dpi.
     """
-    one, figure = _voxel(fit, voxel), new_figure(9.5, 4.4)
+    one, figure = _voxel(fit, voxel), new_figure(9.5, 4.4, **paper)
     panels, levels = figure.subplots(1, 2), 10.0 ** np.arange(-4, 0.01, 0.5)
     origin, least = float(one.pdf(np.zeros((1, 3)))[0, 0]), np.inf
     for panel, (a, b) in zip(panels, ((0, 1), (1, 2)), strict=True):
@@ -293,32 +219,42 @@ def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None) -> Fi
 
 
 def overview(
-    fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None = None, title: str = ""
-) -> Figure:
-    """One picture of a fit: eight maps of a slice in micrometres, and its ODF glyphs."""
-    view = view_of(fit.mask, affine=affine)
+    fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None = None, title: str = "",
+    **view_kwargs: Any,
+) -> Figure:  # fmt: skip
+    """
+    One picture of a fit: eight maps of a slice in micrometres, and ODF glyphs of the part of it
+    where most fibres lie in it, framed in the map of PA.
+
+    `view_kwargs`: axis, index, convention, figsize, dpi, as of `compare_maps`.
+    """
+    paper, view = _paper_and_view(fit, fit.mask, {"affine": affine} | view_kwargs)
     height, width = np.shape(view.cut(fit.mask)) * view.size[::-1]
     inches = np.clip(width / height, 0.4, 2.0) * np.array([2.1, 5.6])  # of a map, of the glyphs
     small, large = np.maximum(inches, [1.4, 3.8])  # as wide as their titles
-    figure = new_figure(4 * small + large + 1.0, 7)
+    figure = new_figure(4 * small + large + 1.0, 7, **paper)
     rows = np.array(OVERVIEW).reshape(2, 4).tolist()
     panels = figure.subplot_mosaic(
         [[*row, "odf"] for row in rows], width_ratios=(*[small] * 4, large)
     )
     for name in OVERVIEW:
-        m = map_of(fit, name, "um")
+        m, axes = map_of(fit, name, "um"), panels[name]
         cut = view.cut(m.values)
-        colour_bar(
-            figure,
-            show_map(panels[name], m, fit.mask, view, cut, {}),
-            [panels[name]],
-            m,
-            cut,
-            "bottom",
-        )
-        panels[name].set_title(m.label)
-    _glyphs(figure, panels["odf"], fit, view, 2, "plasma", 0.5)
+        colour_bar(figure, show_map(axes, m, fit.mask, view, cut, {}), [axes], m, cut, "bottom")
+        axes.set_title(m.label)
+    toward = _table_axes(view, fit.gtab.frame, view.screen[2:])[0]
+    seen = 1 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
+    left, right, low, high, keep = _window(
+        view, fit.mask, None, view.cut(fit.pa() * fit.volume(seen))
+    )
+    _glyphs(figure, panels["odf"], fit, view, keep, {}, ("gfa", "mm"))
+    panels["odf"].set(xlim=(left - 0.5, right - 0.5), ylim=(low - 0.5, high - 0.5))
+    if keep.sum() < view.cut(fit.mask).sum():
+        frame = Rectangle((left - 0.5, low - 0.5), right - left, high - low)
+        frame.set(fill=False, edgecolor="w", linewidth=1)
+        panels["pa"].add_patch(frame)
     figure.suptitle(title)
+    figure.supxlabel(view.caption, fontsize=8, color="0.35")
     return _saved(figure, filename)
 
 
@@ -326,30 +262,33 @@ def overview(
 # -----------------------------------------------------------------------------------------
 
 
-def _three(volume: NDArray[Any]) -> NDArray[Any]:
-    if not 1 <= volume.ndim <= 3:
-        raise ValueError(
-            f"a picture needs a volume of up to 3 dimensions, not of shape {volume.shape}"
-        )
-    return volume.reshape(volume.shape + (1,) * (3 - volume.ndim))
+def _paper_and_view(
+    fit: Any, mask: NDArray[np.bool_], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], View]:
+    """`figsize` and `dpi` of what was asked for, and the slice that the rest describes."""
+    paper = {name: kwargs[name] for name in ("figsize", "dpi") if kwargs.get(name) is not None}
+    rest = {name: value for name, value in kwargs.items() if name not in ("figsize", "dpi")}
+    if rest.get("affine") is None:
+        rest["affine"] = getattr(fit, "affine", None)
+    return paper, view_of(mask, **rest)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, its size in inches."""
+def new_figure(
+    width: float, height: float, figsize: tuple[float, float] | None = None, dpi: float = 100
+) -> Figure:
+    """An empty figure, its size in inches: `figsize`, or what suits the picture."""
     return Figure(
-        figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(compress=True, h_pad=0.14)
+        figsize=figsize or (width, height),
+        dpi=dpi,
+        layout=ConstrainedLayoutEngine(compress=True, h_pad=0.14),
     )
 
 
 def _saved(figure: Figure, filename: Any) -> Figure:
     if filename is not None:
-        figure.savefig(filename)
+        with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text
+            figure.savefig(filename, dpi=figure.dpi)
     return figure
-
-
-def caption(view: View) -> str:
-    """What a slice shows, in words."""
-    return f"slice {'xyz'[view.axis]} = {view.at}: {'xyz'[view.right]} to the right, {'xyz'[view.up]} upwards"
 
 
 def show_map(
@@ -357,15 +296,11 @@ def show_map(
 ) -> Any:
     """
     One map; the range of `pooled` (other fits' values too) unless `kwargs` say otherwise; missing
-    values in red.
+    values in red; letters at the edges.
     """
-    cut, inside, finite = view.cut(m.values), view.cut(mask), pooled[np.isfinite(pooled)]
-    low, high = np.percentile(finite, ROBUST) if finite.size else (0.0, 1.0)
-    options: dict[str, Any] = {
-        "vmin": low,
-        "vmax": high if high > low else low + (abs(low) or 1.0),
-        "cmap": "viridis",
-    } | kwargs
+    cut, inside = view.cut(m.values), view.cut(mask)
+    low, high = limits(pooled)
+    options: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "viridis"} | kwargs
     style = {"origin": "lower", "interpolation": "nearest", "aspect": view.size[1] / view.size[0]}
     picture = axes.imshow(np.ma.masked_invalid(cut), **style, **options)
     missing = inside & ~np.isfinite(cut)
@@ -374,6 +309,13 @@ def show_map(
             np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT])
         )
     axes.set(facecolor=OUTSIDE, xticks=[], yticks=[])
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
+    for letter, (x, y) in zip(view.letters, places, strict=False):
+        across = {0.02: "left", 0.98: "right"}.get(x, "center")
+        along = {0.02: "bottom", 0.98: "top"}.get(y, "center")
+        text = axes.text(x, y, letter, ha=across, va=along, transform=axes.transAxes, fontsize=8)
+        text.set(fontweight="bold", color="w", clip_on=True, zorder=9)
+        text.set_path_effects([withStroke(linewidth=2, foreground="k")])
     return picture
 
 
@@ -416,7 +358,13 @@ def colour_bar(
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     extend = ("neither", "min", "max", "both")[(pooled < low).any() + 2 * (pooled > high).any()]
-    style = {"location": place, "extend": extend, "shrink": shrink, "aspect": 18, "ticks": Ticks()}
+    style = {
+        "location": place,
+        "extend": extend,
+        "shrink": shrink,
+        "aspect": 18 if shrink > 0.6 else 26,
+        "ticks": Ticks(),
+    }
     text = mpl.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
     figure.colorbar(
         picture, ax=axes, label=" ".join(words) or "no unit", format=text, **style
@@ -442,54 +390,109 @@ def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
     return _part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
 
 
+def _window(
+    view: View, mask: NDArray[np.bool_], region: Region, wanted: Array | None = None
+) -> tuple[int, int, int, int, NDArray[np.bool_]]:
+    """
+    Ends of a part of the slice on the screen (left, right, low, high), and the voxels in it that
+    are drawn.
+
+    `region` as of `odf_slice`; with `wanted` (rows, columns), where its sum over `WINDOW` voxels is
+    largest.
+    """
+    keep = view.cut(mask)
+    if region is not None and np.ndim(region) > 1:
+        if np.shape(region) != mask.shape:
+            raise ValueError(
+                f"region: its shape {np.shape(region)} differs from the mask's {mask.shape}"
+            )
+        keep, region = keep & view.cut(np.asarray(region, bool)), None
+    if region is None:
+        if not keep.any():
+            raise ValueError(f"region: no voxel of the mask lies in it; {view.caption}")
+        rows, columns = (np.flatnonzero(keep.any(axis)) for axis in (1, 0))
+        left, right, low, high = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    else:
+        n = keep.shape[::-1]
+        if len(region) != 4 or not all(
+            0 <= a < b <= m for a, b, m in zip(region[::2], region[1::2], n, strict=True)
+        ):
+            raise ValueError(f"region must be (x0, x1, y0, y1) within {n} voxels, not {region!r}")
+        left, right, low, high = region
+        if view.mirrored:
+            left, right = n[0] - right, n[0] - left
+    if wanted is not None:
+        sums = np.nan_to_num(wanted)[low:high, left:right].cumsum(0).cumsum(1)
+        sums = np.pad(sums, ((1, 0), (1, 0)))
+        h, w = min(WINDOW, high - low), min(WINDOW, right - left)
+        total = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+        up, across = np.unravel_index(total.argmax(), total.shape)
+        left, low = left + int(across), low + int(up)
+        right, high = left + w, low + h
+    inside = np.zeros_like(keep)
+    inside[low:high, left:right] = True
+    return int(left), int(right), int(low), int(high), keep & inside
+
+
+def _table_axes(view: View, frame: str, canonical: Array) -> Array:
+    """Directions (n, 3) along canonical voxel axes in the frame of a table."""
+    stored, affine = view.orientation.stored(canonical), view.orientation.stored_affine
+    return stored if affine is None else from_voxel(stored, affine, frame)
+
+
 def _glyphs(
-    figure: Any, axes: Any, fit: MapmriFit, view: View, s: float, colormap: str, scale: float
-) -> None:
+    figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_], options: dict[str, Any],
+    background: tuple[str, str],
+) -> None:  # fmt: skip
+    """The ODFs of the voxels `keep` (rows, columns) of a slice, painted over a map of it (its name and
+    units).
     """
-    Shaded surfaces r(v) = scale ODF(v) / max ODF, the faces turned to the viewer, farthest first.
-    """
-    mask = _three(fit.mask)
-    slab = mask & (np.arange(mask.shape[view.axis]) == view.at).reshape(
-        np.roll([-1, 1, 1], view.axis)
-    )
-    part = _part(fit, slab[mask])
-    ball = sphere(next(n for limit, n in GLYPHS if len(part.coef) <= limit))
-    affine = view.affine
-    odf = np.maximum(
-        part.odf(
-            ball.vertices if affine is None else from_voxel(ball.vertices, affine, fit.gtab.frame),
-            s,
-        ),
-        0.0,
-    )
-    background = np.full(mask.shape, np.nan)
-    background[slab] = gfa(odf)
-    m, cut = Map(background, "GFA", "1"), view.cut(background)
-    colour_bar(
-        figure, show_map(axes, m, mask, view, cut, {"cmap": "gray"}), [axes], m, cut, "bottom", 0.4
-    )
-    axes.set(title=f"ODF, s = {s:g}, over GFA\neach scaled to its maximum", xlabel=caption(view))
-    peak = odf.max(1, keepdims=True)
+    s, scale = options.get("s", 2.0), options.get("scale", 0.5)
+    numbers = np.full(fit.mask.shape, -1)
+    numbers[fit.mask] = np.arange(len(fit.coef))
+    slab = view.cut(numbers)
+
+    def values(part: MapmriFit, screen: Array) -> Array:
+        """ODFs along directions on the screen."""
+        vectors = _table_axes(view, part.gtab.frame, screen @ view.screen)
+        return np.maximum(part.odf(vectors, s), 0.0)
+
+    if background[0] == "gfa":
+        whole = np.isin(np.arange(len(fit.coef)), slab)
+        m = Map(np.full(fit.mask.shape, np.nan), "GFA", "1")
+        rows = np.full(len(fit.coef), np.nan)
+        rows[whole] = gfa(values(_part(fit, whole), sphere(100).vertices))
+        m.values[fit.mask] = rows
+    else:
+        m = map_of(fit, *background)
+    cut = view.cut(m.values)
+    dim = mpl.colors.LinearSegmentedColormap.from_list("dim", ["0", "0.6"])
+    picture = show_map(axes, m, fit.mask, view, cut, {"cmap": dim})
+    colour_bar(figure, picture, [axes], m, cut, "bottom", 0.5)
+    axes.set_title(f"ODF, s = {s:g}, over {m.label}")
+    places = np.argwhere(keep)[:, ::-1]
+    radius = values(_part(fit, np.isin(np.arange(len(fit.coef)), slab[keep])), glyphs.nodes(NODES))
+    radius = radius[np.argsort(np.argsort(slab[keep]))]  # rows come as in the mask
+    peak = radius.max(1, keepdims=True)
     good = np.flatnonzero(peak[:, 0] > 0)
-    radius = odf[good] / peak[good]
-    toward = -1.0 if view.axis == 1 else 1.0  # right, up, toward the viewer: a right-handed frame
-    surface = (
-        radius[..., None] * ball.vertices[:, [view.right, view.up, view.axis]] * [1.0, 1.0, toward]
-    )
-    corners = surface[:, ball.faces]  # (V, faces, 3 corners, 3)
-    normal = np.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
-    voxel, face = np.nonzero(normal[..., 2] > 0)
-    order = np.argsort(corners[voxel, face, :, 2].sum(1), kind="stable")
-    voxel, face = voxel[order], face[order]
-    n = normal[voxel, face]
-    shade = 0.45 + 0.55 * np.clip(n @ LIGHT / np.linalg.norm(n, axis=1), 0, 1)
-    colours = mpl.colormaps[colormap](radius[voxel[:, None], ball.faces[face]].mean(1))
-    colours[:, :3] *= shade[:, None]
-    places = np.argwhere(slab)[good][:, [view.right, view.up]]
-    polygons = (
-        places[voxel][:, None]
-        + scale * (view.size.min() / view.size) * corners[voxel, face][..., :2]
-    )
-    axes.add_collection(
-        PolyCollection(polygons, facecolors=colours, edgecolors=colours, linewidths=0.15)
-    )
+    if not good.size:
+        return
+    shown, places = radius[good] / peak[good], places[good]
+    width = 2 * scale * view.size.min() / view.size  # of a tile, in voxels
+    extent = np.ptp(places, 0) + 1
+    room = 1.5 * figure.dpi * min(figure.get_size_inches() / extent)
+    pixels = int(np.clip(room * width.min(), 16, 128))
+    turn = view.screen @ view.orientation.axes.T
+    names = options.get("colormap")
+
+    def colour(directions: Array, r: Array) -> Array:
+        if names is None:
+            return np.asarray(0.1 + 0.9 * np.abs(directions @ turn))
+        return np.asarray(mpl.colormaps[names](np.clip(r, 0, 1))[:, :3])
+
+    corner = places.min(0) - 0.5
+    tiles = glyphs.paint(shown, NODES, pixels, colour)
+    laid = glyphs.lay(tiles, (places - corner) / width, *(extent / width))
+    ends = [corner[0], corner[0] + extent[0], corner[1], corner[1] + extent[1]]
+    style = {"origin": "lower", "aspect": view.size[1] / view.size[0], "zorder": 3}
+    axes.imshow(laid, extent=ends, **style)

@@ -1,93 +1,426 @@
-"""One self-contained HTML page on a saved fit: no script, no network, every picture inside."""
+"""
+One self-contained HTML page on a saved fit: a verdict, maps to walk through, single voxels,
+residuals, statuses, a methods paragraph. Nothing comes from elsewhere; its script and style are
+`report.js` and `report.css`.
+"""
 
 from __future__ import annotations
 
-import base64
 import errno
-import io as streams
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..fit import MapmriFit
+from ..gradients import to_scanner
 from ..indices import ANISOTROPIC_ONLY, INDICES
 from ..status import MEANING, Status
-from . import io, plot
+from . import io, payload, references
 from .folder import SavedFit, read_fit
+from .views import CONVENTIONS, Map, Orientation, html, map_of, three
 
-MODES = {(False, None): "MAP", (True, None): "MAPL", (False, "grid"): "CMAP", (True, "grid"): "CMAPL",
-         (False, "global"): "MAP+", (True, "global"): "MAPL+"}  # fmt: skip
+Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
+
 SHORT = {"rtop": "rtop^(1/3)", "rtap": "rtap^(1/2)"}  # shown as lengths, like RTPP
-STYLE = """
-body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc }
-table { border-collapse: collapse } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top }
-th { font-weight: 600 } td.n { text-align: right; font-variant-numeric: tabular-nums } .note { color: #666; font-size: .9rem }
-.cards, .beside { display: flex; gap: 1rem; margin-top: 1rem } .cards { flex-wrap: wrap } img { max-width: 100% }
-.cards img, .beside img { width: 18rem } .beside img { flex: none; align-self: start }
-.swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888; vertical-align: -.1em }
-"""
+QUALITY = ("rmse", "r2", "negative_mass")
+TEXTS = {
+    "rmse": "root mean squared residual, b = 0 included",
+    "r2": "coefficient of determination, b = 0 included",
+    "negative_mass": "integral of -P where P is below zero; physics allows none",
+}
+# Thresholds of the verdict; the page states them.
+FITTED, MASS, SHARE, ODD, FEW = 0.99, 0.05, 0.05, 0.02, 0.005
+LIKE = 25  # volumes of nearest b that a volume is compared with
+VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among them, and times their median
+LAYER = 2.0  # a volume's worst slice, times the median of worst slices
+FLOOR = 3.0  # signal over RMSE: below it a magnitude is mostly noise
+BARS = 40
 
 
-def write_report(folder: io.File, out: io.File | None = None, force: bool = False) -> Path:
+class Finding(NamedTuple):
+    """A line of the verdict."""
+
+    fine: bool
+    what: str
+    measured: str
+    threshold: str
+    advice: str
+
+
+def write_report(
+    folder: io.File, out: io.File | None = None, force: bool = False, *, dwi: io.File | None = None,
+    convention: str = CONVENTIONS[0],
+) -> Path:  # fmt: skip
     """
     The page on the fit in `folder`, by default `report.html` in it; the path written.
+
+    Parameters
+    ----------
+    dwi : the series that was fitted, for samples and residuals per volume; by default where the
+        fit's JSON says, if it is there. convention : "radiological" or "neurological".
 
     Raises
     ------
     FileExistsError
         The page is there already and `force` is not given. Errors of a folder that is no fit: see
-        `folder.read_fit`.
+        `folder.read_fit`; ValueError: a `dwi` of another shape than the fit.
     """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
     base = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     target = base / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "out must be a file, not a folder", str(target))
     saved = read_fit(folder)
     if target.exists() and not force:
         raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
+    data = _series(saved, dwi)
+    text = page(saved, data, convention, _links(base, saved.prefix, target.parent))
     with io.staged(target.parent, force) as stage:
-        (stage / target.name).write_text(page(saved), encoding="utf-8")
+        (stage / target.name).write_text(text, encoding="utf-8")
     return target
 
 
-def page(saved: SavedFit) -> str:
-    """The HTML of a saved fit."""
-    fit = saved.fit
-    view = plot.view_of(fit.mask, affine=saved.affine)
-    names = [SHORT.get(n, n) for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
-    maps = [plot.map_of(fit, name, "um") for name in names]
-    quality = [plot.map_of(fit, name) for name in ("rmse", "r2", "negative_mass")]
-    if len(np.unique(fit.laplacian_weight[np.isfinite(fit.laplacian_weight)])) > 1:
-        quality.append(plot.Map(fit.volume(fit.laplacian_weight), "Laplacian weight", "mm⁻¹"))
+def _series(saved: SavedFit, dwi: io.File | None) -> Any:
+    """Samples of the series, None where it is not found."""
+    known = saved.entries.get("Run", {}).get("Series")
+    if dwi is None and (known is None or not Path(known).is_file()):
+        log.info("no samples in the report: name the series by dwi")
+        return None
+    path = Path(known if dwi is None else dwi)
+    data = io.load_dwi(path).data
+    if (chosen := saved.entries.get("Run", {}).get("Volumes")) and data.shape[-1] > max(chosen):
+        data = np.asarray(data)[..., chosen]
+    shape = (*three(saved.fit.mask).shape, len(saved.fit.gtab))
+    if data.shape != shape:
+        if dwi is None:
+            return None
+        raise ValueError(f"dwi: {path} has shape {data.shape}, the fit {shape}")
+    return data
+
+
+def _links(base: Path, prefix: str, start: Path) -> list[tuple[str, str]]:
+    """Files of the fit: name and address relative to the page."""
+    found = sorted(p for p in base.glob(f"{prefix}*") if p.is_file() and p.suffix != ".html")
+    return [(p.name, Path(os.path.relpath(p, start)).as_posix()) for p in found]
+
+
+def page(
+    saved: SavedFit,
+    data: Any = None,
+    convention: str = CONVENTIONS[0],
+    links: list[tuple[str, str]] | None = None,
+) -> str:
+    """The HTML of a saved fit; `data` (..., n) is its series."""
+    fit, here = saved.fit, Path(__file__)
+    names = [n for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
+    maps = {name: map_of(fit, SHORT.get(name, name), "um") for name in names}
+    maps |= {name: map_of(fit, name) for name in QUALITY}
+    texts = {name: INDICES[name].long_name for name in names} | TEXTS
+    weights = fit.laplacian_weight[np.isfinite(fit.laplacian_weight)]
+    if len(np.unique(weights)) > 1:
+        maps["weight"] = Map(fit.volume(fit.laplacian_weight), "Laplacian weight", "mm⁻¹")
+        texts["weight"] = "chosen in each voxel"
+    orientation = Orientation.of(saved.affine, fit.mask.shape)
+    grid = payload.Grid(fit, orientation, len(maps) + 4)
+    odd = payload.outliers(fit, maps["negative_mass"].values[fit.mask], MASS)
+    content, volumes = _content(fit, grid, maps, odd, data, convention)
+    for entry, name in zip(content["maps"], maps, strict=True):
+        entry["text"] = texts[name]
+    findings = _findings(fit, maps, odd, volumes)
     title = f"MAP-MRI fit {saved.prefix}".strip()
-    glyphs = plot.odf_slice(fit, size=(1100, 1000), affine=saved.affine)
-    texts = [INDICES[name.partition("^")[0]].long_name for name in names]
-    parts = [
-        f"<h1>{escape(title)}</h1><p class='note'>Maps: {plot.caption(view)}. Histograms and tables: the whole mask.</p>",
-        "<h2>What was fitted, and how</h2>" + _table(_facts(fit, saved)),
-        "<h2>Timing</h2>" + _table(_timing(fit, saved)),
-        "<h2>Indices</h2>" + _summary(maps, texts) + _cards(maps, fit, view),
-        "<h2>Status</h2>" + _status(fit, view),
-        "<h2>Residuals and negative mass</h2><p class='note'>RMSE and R² over all valid samples, b = 0 included. Negative "
-        "mass: the integral of -P where the propagator P is below zero; physics allows none.</p>"
-        + _cards(quality, fit, view),
-        "<h2>Orientation distribution functions</h2>" + _image(glyphs, "ODF glyphs of the slice"),
+    paragraph, bibtex = references.methods(fit.options)
+    fill = {
+        "TITLE": escape(title),
+        "STYLE": here.with_suffix(".css").read_text(encoding="utf-8"),
+        "SCRIPT": here.with_suffix(".js").read_text(encoding="utf-8"),
+        "DATA": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        "VERDICT": _verdict(fit, findings),
+        "INDICES": _summary(maps, texts),
+        "VOLUMES": _volumes(fit, volumes),
+        "STATUS": _status(fit),
+        "METHODS": f"<p id='methods-text'>{escape(paragraph)}</p><pre id='bibtex' tabindex='0'>{escape(bibtex)}</pre>",
+        "FACTS": _pairs(_facts(fit, saved)),
+        "TIMING": _pairs(_timing(fit, saved)),
+        "FILES": "".join(f"<li><a href='{escape(to, quote=True)}'>{escape(name)}</a></li>" for name, to in links or []),
+    }  # fmt: skip
+    text = here.with_suffix(".html").read_text(encoding="utf-8")
+    pieces = text.split("@@")  # text, NAME, text, NAME, ...
+    return "".join(fill[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _content(
+    fit: MapmriFit, grid: payload.Grid, maps: dict[str, Map], odd: NDArray[np.bool_], data: Any, convention: str
+) -> tuple[dict[str, Any], Array | None]:  # fmt: skip
+    """What the script reads, and the residuals of each volume (2, n) where there is a series."""
+    content: dict[str, Any] = {"convention": convention} | grid.entries()
+    content["maps"] = [grid.quantised(m, m.values[fit.mask]) for m in maps.values()]
+    axes = fit.R[:, :, 0]
+    if grid.orientation.stored_affine is not None:
+        axes = to_scanner(axes, grid.orientation.stored_affine, fit.gtab.frame)
+    strength = np.nan_to_num(maps["pa"].values[fit.mask])[:, None]
+    colour = np.nan_to_num(np.abs(axes)) * np.clip(strength, 0, 1)
+    content["colour"] = payload.pack(np.round(255 * colour[grid.rows]).astype("u1"))
+    kinds, which = np.unique(fit.status, return_inverse=True)
+    content["status"] = {
+        "data": payload.pack(which.reshape(-1)[grid.rows].astype("u1")),
+        "kinds": [[int(kind), _meaning(kind), bool(kind & Status.NO_FIT)] for kind in kinds],
+    }
+    table = fit.gtab
+    content["table"] = {
+        "b": np.round(table.bvals, 2).tolist(),
+        "b0": table.b0s_mask.tolist(),
+        "g": payload.pack(np.nan_to_num(table.bvecs).astype("<f4")),
+    }
+    used = len(json.dumps(content))
+    n = len(table)
+    curve, plane, ball = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1), 181
+    each = (curve + plane + ball + 28 + (2 * n if data is not None else 0)) * 4 / 3
+    rows = payload.choose(grid, fit, odd, int((payload.LIMIT - used) / each))
+    samples, volumes = None, None
+    if data is not None:
+        layer = np.argwhere(fit.mask.reshape((*fit.mask.shape, 1, 1)[:3]))[
+            :, grid.orientation.order[2]
+        ]
+        volumes, samples = payload.each_volume(fit, data, layer, rows)
+    content["voxels"] = payload.each_voxel(fit, rows, grid.orientation, samples)
+    place = np.full(len(fit.coef), -1)
+    place[grid.rows] = np.arange(len(grid.rows))
+    content["voxels"] |= {
+        "at": payload.pack(place[rows].astype("<i4")),  # -1: between the voxels of a coarser grid
+        "odd": payload.pack(odd[rows].astype("u1")),
+    }
+    return content, volumes
+
+
+# ---- the verdict
+
+
+def _findings(
+    fit: MapmriFit, maps: dict[str, Map], odd: NDArray[np.bool_], volumes: Array | None
+) -> list[Finding]:
+    """What was looked at, as measured, with its threshold."""
+    status, V = fit.status, max(len(fit.status), 1)
+
+    def share(flag: Status) -> float:
+        return float(((status & flag) != 0).sum()) / V
+
+    def flagged(flag: Status, what: str, most: float, advice: str) -> Finding:
+        found = share(flag)
+        return Finding(found <= most, what, f"{found:.2%} of voxels", f"at most {most:.1%}", advice)
+
+    mass = maps["negative_mass"].values[fit.mask]
+    heavy = float((mass > MASS).sum()) / V
+    fitted = 1 - share(Status.NO_FIT)
+    shells = fit.gtab.shells()
+    out = [
+        Finding(fitted >= FITTED, "Voxels with a fit", f"{fitted:.2%} of voxels", f"at least {FITTED:.0%}",
+                "see the statuses below; a mask that reaches outside the head is the usual cause"),
+        Finding(len(shells) > 1, "Shells", f"{len(shells)} beside b0", "at least 2",
+                "one shell cannot tell the radial shape of the propagator: indices are extrapolated"),
+        flagged(Status.RTOP_NOT_POSITIVE, "RTOP not positive", FEW, "use positivity, or a lower radial order"),
+        Finding(heavy <= SHARE, f"Negative mass above {MASS:g}", f"{heavy:.2%} of voxels", f"at most {SHARE:.0%}",
+                "RTOP and NG of these voxels are doubtful: use positivity, or a larger Laplacian weight"),
+        flagged(Status.FLOOR, "Scale tensor raised to the floor", SHARE, "look at the mask and at the series at low b"),
+        flagged(Status.DROPPED, "Voxels with missing samples", SHARE,
+                "they rest on fewer samples: look at the edge of the mask"),
+    ]  # fmt: skip
+    if fit.options["laplacian"] not in (None, 0, 0.0) and not isinstance(
+        fit.options["laplacian"], int | float
+    ):
+        out.append(
+            flagged(
+                Status.WEIGHT_AT_BOUND,
+                "Weight at an end of its range",
+                SHARE,
+                "widen the range of weights",
+            )
+        )
+    strange = float(odd.sum()) / V
+    advice = "open them below: motion, vessels and the edge of the mask are the usual causes"
+    what, measured = "Outlier voxels (RMSE, negative mass, RTOP)", f"{strange:.2%} of voxels"
+    out.append(Finding(strange <= ODD, what, measured, f"at most {ODD:.0%}", advice))
+    if shells:
+        ratio = _signal_to_residual(fit, shells[-1][0])
+        advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
+        what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
+        out.append(
+            Finding(ratio >= FLOOR, what, f"{ratio:.2g} times", f"at least {FLOOR:g}", advice)
+        )
+    if volumes is not None:
+        bad = np.flatnonzero(_outlier_volumes(fit, volumes))
+        named = (
+            "none"
+            if not len(bad)
+            else f"{len(bad)}: " + ", ".join(map(str, bad[:12])) + " ..." * (len(bad) > 12)
+        )
+        out.append(Finding(not len(bad), "Outlier volumes", named, f"z ≤ {VOLUME_Z:g} among volumes of like b",
+                           "look at these volumes of the series; leave them out by weight 0"))  # fmt: skip
+    return out
+
+
+def _signal_to_residual(fit: MapmriFit, b: float) -> float:
+    """Median over voxels of the mean fitted signal of the outermost shell, over RMSE."""
+    good = np.flatnonzero((fit.status & Status.NO_FIT) == 0)
+    if not len(good):
+        return float("nan")
+    some = payload.part(fit, good[:: -(-len(good) // 2000)])
+    outer = fit.gtab[np.flatnonzero(fit.gtab.bvals >= 0.95 * b)]
+    mean = some.predict(outer).mean(1)
+    return float(np.median(mean / np.maximum(some.rows()["rmse"], 1e-12 * np.abs(some.S0))))
+
+
+def _outlier_volumes(fit: MapmriFit, volumes: Array) -> NDArray[np.bool_]:
+    """Volumes whose residuals, or those of their worst slice, stand out among those of like b."""
+    b, out = fit.gtab.bvals, np.zeros(len(fit.gtab), bool)
+    for k in np.flatnonzero(~fit.gtab.b0s_mask):
+        near = np.argsort(np.abs(b - b[k]) + 1e9 * fit.gtab.b0s_mask, kind="stable")[:LIKE]
+        for values, more in zip(volumes, (VOLUME_MORE, LAYER), strict=True):
+            alike = values[near][np.isfinite(values[near])]
+            if not len(alike):  # no slice has voxels enough
+                continue
+            middle = np.median(alike)
+            spread = 1.4826 * np.median(np.abs(alike - middle))
+            out[k] |= values[k] > max(middle + VOLUME_Z * spread, more * middle)
+    return out
+
+
+def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
+    doubtful = [f for f in findings if not f.fine]
+    count = int(((fit.status & Status.NO_FIT) == 0).sum())
+    text = f"{count:,} of {len(fit.status):,} voxels in the mask were fitted. "
+    if doubtful:
+        named = "; ".join(f.what for f in doubtful)
+        text += f"{len(doubtful)} of {len(findings)} checks ask for a look: {named}."
+    else:
+        text += "Nothing stands out."
+    rows = [
+        (
+            escape(f.what),
+            f"<span class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
+            *map(escape, (f.measured, f.threshold, "" if f.fine else f.advice)),
+        )
+        for f in sorted(findings, key=lambda f: f.fine)
     ]
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
-    return (
-        f"<!DOCTYPE html>\n<html lang='en'><head>{head}</head>\n<body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
+    mood = "look" if doubtful else "fine"
+    table = _table(("check", "verdict", "measured", "threshold", "what to do"), rows)
+    return f"<p class='verdict {mood}'>{escape(text)}</p>{table}"
+
+
+# ---- tables and small pictures
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], name: str = "wide") -> str:
+    """A table of HTML cells, the first of each row its heading; numbers stand to the right."""
+
+    def cell(text: str) -> str:
+        number = re.fullmatch(r"[-+\d.,e]+ ?%?|nan", text)
+        return f"<td class='n'>{text}</td>" if number else f"<td>{text}</td>"
+
+    head = "".join(f"<th scope='col'>{h}</th>" for h in heads)
+    head = f"<thead><tr>{head}</tr></thead>" if head else ""
+    body = "".join(
+        f"<tr><th scope='row'>{first}</th>{''.join(map(cell, rest))}</tr>" for first, *rest in rows
     )
+    table = f"<table>{head}<tbody>{body}</tbody></table>"
+    label = f"Table: {heads[0]}" if heads else "Table"
+    return f"<div class='{name}' tabindex='0' role='group' aria-label='{label}'>{table}</div>"
+
+
+def _pairs(rows: dict[str, str]) -> str:
+    return _table((), ((escape(k), escape(v)) for k, v in rows.items()), "facts")
+
+
+def _histogram(values: Array) -> str:
+    """Bars between the 0.5 and 99.5 % percentiles, as SVG."""
+    if not values.size:
+        return ""
+    low, high = np.percentile(values, (0.5, 99.5))
+    counts = np.histogram(values, BARS, (low, high) if high > low else None)[0]
+    heights = np.round(34 * counts / max(counts.max(), 1), 1)
+    bars = "".join(f"M{4 * k} 36v-{h:g}h3.4v{h:g}z" for k, h in enumerate(heights) if h)
+    label = f"histogram from {low:.3g} to {high:.3g}"
+    paths = f"<path d='{bars}'/><path class='base' d='M0 36.5h{4 * BARS}'/>"
+    return f"<svg class='hist' viewBox='0 0 {4 * BARS} 37' role='img' aria-label='{label}'>{paths}</svg>"
+
+
+def _summary(maps: dict[str, Map], texts: dict[str, str]) -> str:
+    rows = []
+    for name, m in maps.items():
+        finite = m.values[np.isfinite(m.values)]
+        numbers = np.percentile(finite, (5, 50, 95)) if finite.size else [np.nan] * 3
+        unit = "" if m.unit == "1" else m.unit
+        cells = (*(f"{x:.4g}" for x in numbers), unit, _histogram(finite), escape(texts[name]))
+        rows.append((html(m.label), *cells))
+    heads = ("map", "5 %", "median", "95 %", "unit", "0.5 to 99.5 %", "meaning")
+    return _table(heads, rows)
+
+
+def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
+    """A bar for each volume, a dot for its worst slice; outliers in red, with their numbers."""
+    if volumes is None:
+        return "<p>The series was not at hand: name it by <code>--dwi</code>.</p>"
+    bad, n = _outlier_volumes(fit, volumes), len(fit.gtab)
+    top, width, height = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0, 150.0
+    step, parts = width / n, []
+    for k, pair in enumerate(volumes.T):
+        mean, worst = np.nan_to_num(pair)
+        text = f"volume {k}, b = {fit.gtab.bvals[k]:.0f}: {mean:.2f}, worst slice {worst:.2f}"
+        h, x, dot = height * mean / top, k * step, height - height * worst / top
+        shade = "bad" if bad[k] else "b0" if fit.gtab.b0s_mask[k] else "bar"
+        bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
+        dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
+        parts.append(
+            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' d='{dash}'/></g>"
+        )
+    line = f"<path class='base' d='M0 {height - height / top:.1f}h{width:g}'/>"
+    label = f"Residual of each of {n} volumes; {int(bad.sum())} stand out"
+    box = f"viewBox='0 0 {width:g} {height:g}' preserveAspectRatio='none'"
+    picture = (
+        f"<svg class='volumes' {box} role='img' aria-label='{label}'>{''.join(parts)}{line}</svg>"
+    )
+    rows = [
+        (str(k), f"{fit.gtab.bvals[k]:.0f}", f"{volumes[0, k]:.2f}", f"{volumes[1, k]:.2f}")
+        for k in np.flatnonzero(bad)[:50]
+    ]
+    if not rows:
+        return picture + "<p>No volume stands out.</p>"
+    return picture + _table(
+        ("volume that stands out", "b (s/mm²)", "residual", "worst slice"), rows
+    )
+
+
+def _meaning(kind: Any) -> str:
+    texts = [text for flag, text in MEANING.items() if kind & flag]
+    return "; ".join(texts) or "fitted, nothing to note"
+
+
+def _status(fit: MapmriFit) -> str:
+    kinds, counts = np.unique(fit.status, return_counts=True)
+    rows = []
+    for k, (kind, count) in enumerate(zip(kinds, counts, strict=True)):
+        swatch = f"<span class='swatch' data-kind='{k}'></span> {kind}"
+        rows.append((swatch, str(count), f"{count / len(fit.status):.1%}", escape(_meaning(kind))))
+    return _table(("status", "voxels", "share", "meaning"), rows)
 
 
 def _facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     options, gtab, entries = fit.options, fit.gtab, saved.entries
-    weighted = options["laplacian"] not in (None, 0, 0.0)
     shells = gtab.shells()
-    many = f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"
+    many = (
+        f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"
+        if shells
+        else "b0 only"
+    )
     few = ", ".join(f"{n} at b = {b:.0f}" for b, n in shells) + " s/mm²"
     times = {"Δ": gtab.big_delta, "δ": gtab.small_delta, "τ": gtab.taus}
     ranges = {k: (1e3 * np.min(v), 1e3 * np.max(v)) for k, v in times.items() if v is not None}
@@ -99,18 +432,19 @@ def _facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     }
     software, run = entries["Software"], entries.get("Run", {})
     versions = ", ".join(f"{name} {version}" for name, version in run.get("Versions", {}).items())
-    return {
-        "Model": f"{MODES[weighted, options['positivity']]}, {options['basis']} basis, radial order {options['radial_order']}"
+    rows = {
+        "Model": f"{references.mode(options)}, {options['basis']} basis, radial order {options['radial_order']}"
         f" ({fit.coef.shape[1]} coefficients)",
         "Options": ", ".join(f"{k} {v}" for k, v in plain.items()),
         "Data": ", ".join(entries.get("Sources", [])) or "not recorded",
         "Volume": f"{' x '.join(map(str, fit.mask.shape))}, {len(fit.coef)} voxels in the mask",
         "Measurements": f"{len(gtab)} volumes: {int(gtab.b0s_mask.sum())} b0, "
-        + (few if len(shells) < 9 else many),
+        + (few if 0 < len(shells) < 9 else many),
         "Pulse timing": timing,
         "Frame of b-vectors": gtab.frame,
         "Software": f"{software['Name']} {software['Version']} ({versions})",
     }
+    return rows | ({"Command": run["Command"]} if run.get("Command") else {})
 
 
 def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
@@ -120,86 +454,14 @@ def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     }
     if seconds := run.get("Seconds", {}):
         rows["Seconds"] = ", ".join(f"{name.lower()} {seconds[name]:.3g}" for name in seconds)
-        each = 1e6 * seconds.get("Fitting", 0.0) / max(len(fit.coef), 1)
-        rows["Fitting a voxel"] = f"{each:.0f} µs (all threads together, compilation included)"
+        compiling = run.get("Compiling")
+        if compiling is not None:
+            rows["Seconds"] += f"; compiling {compiling:.3g} of them"
+        net = seconds.get("Fitting", 0.0) - (compiling or 0.0)
+        how = "compilation included" if compiling is None else "without compilation"
+        rows["Fitting a voxel"] = (
+            f"{1e6 * net / max(len(fit.coef), 1):.0f} µs (all threads together, {how})"
+        )
     if run.get("Slabs", 0) > run.get("FittedNow", 0):
         rows["Resumed"] = f"{run['FittedNow']} of {run['Slabs']} slabs were fitted by the last run"
     return rows
-
-
-def _table(rows: dict[str, str]) -> str:
-    cells = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
-    return f"<table>{cells}</table>"
-
-
-def _summary(maps: list[plot.Map], texts: list[str]) -> str:
-    rows = [
-        "<tr><th>Index</th><th>5 %</th><th>median</th><th>95 %</th><th>unit</th><th>meaning</th></tr>"
-    ]
-    for m, text in zip(maps, texts, strict=True):
-        finite = m.values[np.isfinite(m.values)]
-        numbers = np.percentile(finite, (5, 50, 95)) if finite.size else [np.nan] * 3
-        cells = "".join(f"<td class='n'>{x:.4g}</td>" for x in numbers)
-        unit = "" if m.unit == "1" else m.unit
-        rows.append(
-            f"<tr><th>{escape(m.label)}</th>{cells}<td>{unit}</td><td>{escape(text)}</td></tr>"
-        )
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _cards(maps: list[plot.Map], fit: MapmriFit, view: plot.View) -> str:
-    """A picture per map: the slice with its colour bar, the histogram below."""
-    images = []
-    for m in maps:
-        figure, cut = plot.new_figure(3.6, 5.0), view.cut(m.values)
-        top, bottom = figure.subplots(2, 1, height_ratios=(3.2, 1))
-        text = plot.colour_bar(
-            figure, plot.show_map(top, m, fit.mask, view, cut, {}), [top], m, cut, "bottom"
-        )
-        values = m.values[np.isfinite(m.values)]
-        low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
-        bottom.hist(values, bins=60, range=(low, high) if high > low else None, color="#3b6fb5")
-        bottom.xaxis.set(
-            major_locator=plot.Ticks(), major_formatter=text
-        )  # in the unit of the colour bar
-        bottom.tick_params(labelsize=8)
-        bottom.set(yticks=[], xlabel="whole mask, 0.5 to 99.5 %")
-        bottom.spines[["top", "right", "left"]].set_visible(False)
-        top.set_title(m.label)
-        images.append(_image(figure, f"{m.label} ({m.unit}): map and histogram"))
-    return f"<div class='cards'>{''.join(images)}</div>"
-
-
-def _status(fit: MapmriFit, view: plot.View) -> str:
-    """Map of the combinations of flags that occur, and their legend."""
-    kinds, which, counts = np.unique(fit.status, return_inverse=True, return_counts=True)
-    colours = plot.matplotlib.colormaps["tab20"](np.arange(len(kinds)) % 20)
-    colours[kinds == 0] = plot.matplotlib.colors.to_rgba("#cfe8cf")
-    colours[(kinds & Status.NO_FIT) != 0] = plot.matplotlib.colors.to_rgba(plot.NO_FIT)
-    figure = plot.new_figure(4.2, 4.2)
-    options = {
-        "cmap": plot.matplotlib.colors.ListedColormap(colours),
-        "vmin": -0.5,
-        "vmax": len(kinds) - 0.5,
-    }
-    volume: NDArray[np.float64] = fit.volume(which.reshape(-1).astype(float))
-    axes = figure.subplots()
-    plot.show_map(axes, plot.Map(volume, "status", "1"), fit.mask, view, view.cut(volume), options)
-    axes.set_title("status")
-    rows = []
-    for kind, colour, count in zip(kinds, colours, counts, strict=True):
-        texts = [text for flag, text in MEANING.items() if kind & flag] or [
-            "fitted, nothing to note"
-        ]
-        swatch = f"<span class='swatch' style='background:{plot.matplotlib.colors.to_hex(colour)}'></span>"
-        share = f"<td class='n'>{count}</td><td class='n'>{count / len(fit.status):.1%}</td>"
-        rows.append(f"<tr><td>{swatch} {kind}</td>{share}<td>{escape('; '.join(texts))}</td></tr>")
-    head = "<tr><th>status</th><th>voxels</th><th></th><th>meaning</th></tr>"
-    return f"<div class='beside'>{_image(figure, 'status map')}<table>{head}{''.join(rows)}</table></div>"
-
-
-def _image(figure: Any, text: str) -> str:
-    stream = streams.BytesIO()
-    figure.savefig(stream, format="png")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f"<img alt='{escape(text, quote=True)}' src='data:image/png;base64,{data}'>"

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,6 +252,28 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     return np.ascontiguousarray(samples.T)
 
 
+@contextmanager
+def _compiling(run: dict[str, Any]) -> Iterator[None]:
+    """Keep the seconds that the compiler takes in `run`."""
+    from numba.core import event
+
+    class Timer(event.Listener):
+        depth, start = 0, 0.0
+
+        def on_start(self, event: Any) -> None:
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Timer()):
+        yield
+
+
 def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """The slabs, each read in a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as reader:
@@ -287,7 +309,7 @@ def fit_series(
     """
     from tqdm import tqdm
 
-    key = job.key()
+    key, run = job.key(), dict(run)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
@@ -317,6 +339,7 @@ def fit_series(
     with (
         Store(hidden, key, len(where), resume) as store,
         tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+        _compiling(run),
     ):
         bar.update(min(len(where), SLAB * len(store.seconds)))
         rest = 8 * columns * (len(where) - SLAB * len(store.seconds))

@@ -230,9 +230,9 @@ def _voxelwise(
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
     slab.
     """
-    scale = fit_options.pop("scale", None)
-    taken = checks.take(model.gtab, data, mask, **fit_options)
-    fit = model.fit(taken, scale=scale, threads=threads)
+    companions = {name: value for name, value in fit_options.items() if name != "scale"}
+    taken = checks.take(model.gtab, data, mask, **companions)
+    fit = model.fit(taken, scale=fit_options.get("scale"), threads=threads)
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
 

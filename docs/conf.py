@@ -1,0 +1,37 @@
+"""Sphinx: pages in Markdown, API from docstrings, a gallery that is drawn when the pages are built."""
+
+import warnings
+
+import mapmri_nb
+
+project = "mapmri_nb"
+author = "mapmri_nb developers"
+copyright = author
+version = release = mapmri_nb.__version__
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery"]
+html_theme = "alabaster"
+html_theme_options = {"description": "MAP-MRI in Numba", "page_width": "72rem"}
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+numpydoc_show_class_members = False
+autodoc_member_order = "bysource"
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "download_all_examples": False,
+    "show_memory": False,
+    "remove_config_comments": True,
+    "matplotlib_animations": False,
+    "min_reported_time": 1e9,
+}
+suppress_warnings = ["config.cache"]
+warnings.filterwarnings("ignore", message=".*FigureCanvasAgg is non-interactive.*")
