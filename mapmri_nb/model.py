@@ -286,7 +286,8 @@ class MapmriModel:
             samples = blocks.Data(y, w, m, r, f)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
-                self.engine.fit(samples, threads, out=rows._make(a[first:stop] for a in rows))
+                own: list[Any] = [a[first:stop] for a in rows]
+                self.engine.fit(samples, threads, out=blocks.Out(*own))
             else:
                 part = self.engine.fit(samples, threads)
                 for whole, piece in zip(rows, part, strict=True):
