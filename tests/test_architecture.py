@@ -28,6 +28,7 @@ FLOORS = {
     "data": 1,
     "checks": 2,
     "engine": 1,
+    "scales": 2,
     "fit": 3,
     "sos": 3,
     "positivity": 3,
