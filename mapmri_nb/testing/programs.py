@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import warnings
 from math import pi
 from typing import Any, Protocol
@@ -106,9 +105,6 @@ class Ours(Program):
     name = "mapmri_nb"
 
     def _model(self, table: Table, order: int, options: dict[str, Any]) -> mapmri_nb.MapmriModel:
-        known = inspect.signature(mapmri_nb.MapmriModel.__init__).parameters
-        standard = {"laplacian_of": "signal", "S0": "free"}  # all that a model without them does
-        options = {k: o for k, o in options.items() if k in known or standard.get(k) != o}
         return mapmri_nb.MapmriModel(gradient_table(table), order, **options)
 
     def fit(self, table: Table, signals: Array, *, order: int, **options: Any) -> Any:
