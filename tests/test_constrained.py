@@ -281,7 +281,7 @@ def test_global_by_osqp_is_near_the_optimum():
     """The reference route: certified, feasible, a little above the interior point."""
     gtab = table()
     y = signals(gtab, 2, seed=3)
-    options = {"laplacian": 0.2, "positivity": "global"}
+    options = {"laplacian": 0.2, "positivity": "global", "preset": "paper"}
     auto, osqp = (mapmri.MapmriModel(gtab, 4, solver=s, **options).fit(y) for s in ("auto", "osqp"))
     assert np.all(osqp.status & Status.BY_OSQP)
     assert check_rows(osqp).all()
@@ -342,7 +342,7 @@ def test_bits_depend_on_the_voxel_alone(mode, basis):
     gtab = table()
     y = signals(gtab, 75, 0.1)
     model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity=mode)
-    capped_at(24 if mode == "grid" else None, model)
+    capped_at(12 if mode == "grid" else None, model)
     fit = model.fit(y, threads=1)
     if mode == "grid":
         assert 0 < np.count_nonzero(fit.status & Status.BY_OSQP) < len(y)
@@ -436,7 +436,8 @@ def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     gtab, weight = table(), 0.02
     smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
     y = np.vstack([signals(gtab, 5, 0.1), smooth])
-    fit, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode).fit(y), 0
+    model, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode, preset="paper"), 0
+    fit = model.fit(y)
     B = oracle.aniso_origin(4)
     for v in range(len(y)):
         M, L = (
