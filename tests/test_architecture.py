@@ -67,6 +67,7 @@ ONLY_IN = {
         "testing/strategies.py",
     },
 }
+# The plan says 500, 10 200 and 700: the library is larger than planned, see the changelog.
 MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 640, 17000, 1750  # docstrings and comments count
 
 
