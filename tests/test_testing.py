@@ -30,10 +30,15 @@ def test_mapmri_nb_holds(name):
                                         tissue="water", noise="chi")),
         ("order_of_samples", Case(seed=300, order=10, scheme="b0 anywhere", shells=1, volumes=300,
                                   tissue="water", noise="chi")),
+        ("rotation_of_directions", Case(seed=37551368, scheme="grid", b_max=6000.0, snr=200.0,
+                                        laplacian=None)),
     ],
 )  # fmt: skip
 def test_found_by_longer_searches(name, case):
-    """Order 10 lost 2e-8 here while the penalty was that of the whole signal."""
+    """
+    Order 10 lost 2e-8 here while the penalty was that of the whole signal; bval_threshold="auto"
+    saw the frame of a grid.
+    """
     check(Ours(), name, case)
 
 
