@@ -36,8 +36,8 @@ ANY_ORDER = st.sampled_from([2, 4, 6, 8, 10, 0])
 def linearity(program: Program, case: Case) -> None:
     """
     RTOP, RTAP, RTPP, MSD, 1/QIV, E, P and ODF of f a + (1 - f) b are f times those of a plus (1 -
-    f) times those of b. Tolerance: 1e3 eps of the largest for each of the n functions; isotropic: times the condition of the
-    map between the bases.
+    f) times those of b. Tolerance: 1e3 eps of the largest for each of the n functions; isotropic:
+    times the condition of the map between the bases.
     """
     a, (mu, R), rng = case.coefficients(2), case.frame(), case.rng(6)
     f = rng.uniform(0, 1)
