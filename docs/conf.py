@@ -2,6 +2,8 @@
 
 import warnings
 
+from sphinx_gallery.scrapers import figure_rst
+
 import mapmri_nb
 
 project = "mapmri_nb"
@@ -24,7 +26,22 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 numpydoc_show_class_members = False
 autodoc_member_order = "bysource"
+
+
+def figures(block, block_vars, gallery_conf):
+    """Save the name `figure` of an example: the library draws without pyplot."""
+    figure = block_vars["example_globals"].pop("figure", None)
+    if figure is None:
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    figure.savefig(path)
+    return figure_rst([path], gallery_conf["src_dir"])
+
+
 sphinx_gallery_conf = {
+    "image_scrapers": (figures,),
+    "plot_gallery": True,
+    "abort_on_example_error": True,
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
     "download_all_examples": False,

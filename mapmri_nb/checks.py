@@ -287,6 +287,27 @@ def field_rows(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
     return rows
 
 
+def sigma_rows(sigma: Any, noise: str | None, inside: NDArray[np.bool_]) -> Array:
+    """The caller's sigma as rows (V,), (1,) for all voxels, or (0,) where it is estimated."""
+    if sigma is None:
+        if noise == "denoised" and inside.any():
+            raise ValueError("sigma: noise='denoised' needs it, residuals no longer hold it")
+        return np.zeros(0)
+    if noise is None:
+        raise ValueError("sigma is for noise='rician' or 'denoised' alone")
+    rows = np.array(given("sigma", sigma).data, dtype=np.float64)
+    if rows.shape == inside.shape and rows.ndim:
+        rows = rows[inside]
+    elif rows.shape == (*inside.shape, 1):
+        rows = rows[inside][:, 0]
+    elif rows.shape not in ((), (1,)):
+        raise ValueError(f"sigma must be a number or have shape {inside.shape}, not {rows.shape}")
+    rows = np.atleast_1d(rows)
+    if not (np.isfinite(rows).all() and (rows > 0).all()):
+        raise ValueError(f"sigma must be finite and positive inside the mask; found {rows.min()}")
+    return np.ascontiguousarray(rows)
+
+
 def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
     """The caller's (mu, R) as rows, or arrays of length 0."""
     if scale is None:

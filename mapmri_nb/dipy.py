@@ -115,6 +115,8 @@ class MapmriModel:
             if self.bval_threshold == np.inf
             else float(np.nextafter(self.bval_threshold, 0.0)),
             eigenvalue_threshold=eigenvalue_threshold,
+            laplacian_of="signal",
+            S0="b0" if positivity_constraint else "free",
             static_diffusivity=None
             if anisotropic_scaling or dti_scale_estimation
             else static_diffusivity,
@@ -396,7 +398,7 @@ class _Ball(GridSolver):
     MAX_ITER = 1000
 
     def __init__(self, order: int, pos_grid: int, pos_radius: float | str) -> None:
-        super().__init__(order, "osqp")
+        super().__init__(order, "osqp", fixed=True)
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
         adaptive = pos_radius == "adaptive"
@@ -413,7 +415,7 @@ class _Ball(GridSolver):
         place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
         index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
         for l in range(count):
-            if block.status[l] & status.NO_FIT:
+            if qp.skipped(block, l):
                 continue
             r = self.points * (self.radius or 5**0.5 * block.mu_tensor[:, l].max())
             propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
@@ -421,7 +423,7 @@ class _Ball(GridSolver):
             K /= np.linalg.norm(K, axis=1)[:, None]
             octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
             grid = qp.GridRows(octant, place, bounds)
-            qp.solve_voxels(qp.GridProblem(self.B, grid, self.max_iter), plan, block, l, l + 1)
+            qp.solve_voxels(qp.GridProblem(self.B, 1, grid, self.max_iter), plan, block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED
                 self.by_osqp(plan, block, l, K)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import blocks
+from .kernels import blocks, noise
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import padded
 from .kernels.status import NOT_CONVERGED, STRAINED
@@ -157,6 +157,14 @@ class Engine:
             for i0 in range(start, stop, V):
                 blocks.run_stages(stages.before, plan, data, block, out, i0, stop)
                 self.solver.answer(plan, block, min(V, stop - i0))
+                while len(stages.correct) and block.noise.step[0] < noise.STEPS:
+                    blocks.run_stages(stages.correct, plan, data, block, out, i0, stop)
+                    if block.noise.moving[0] == 0:
+                        break
+                    first = block.noise.step[0] <= noise.STEPS_OF_SCALES
+                    again = stages.again if first else stages.later
+                    blocks.run_stages(again, plan, data, block, out, i0, stop)
+                    self.solver.answer(plan, block, min(V, stop - i0))
                 blocks.run_stages(stages.after, plan, data, block, out, i0, stop)
 
         self._spread(span, len(data.y), threads)

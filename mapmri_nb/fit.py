@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import checks
 from .gradients import GradientTable, axes, turned
 from .indices import ANISOTROPIC_ONLY, INDICES, ON_REQUEST, TABLE
-from .kernels import blocks, frames, moments, ordering, propagator, scalars, tensor
+from .kernels import blocks, frames, moments, noise, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns
 from .kernels.linalg import block_map, sparse_map
@@ -80,6 +80,7 @@ class MapmriFit:
         tensor's.
     R : (V, 3, 3), columns e1 e2 e3. field : (V, 3, 3) gradient non-linearity or None.
     S0 : (V,). laplacian_weight : (V,) 1/mm. status : (V,) of `Status`.
+    sigma : (V,) of the noise, in the data's units; None where the model has no noise.
     mask : bool volume. gtab : the gradient table. options : what the model was told.
     affine : (4, 4), voxels to scanner space, where the data or the mask came with one, else None;
         it may be set.
@@ -111,6 +112,7 @@ class MapmriFit:
         self.order = int(options["radial_order"])
         self.isotropic = options["basis"] == "isotropic"
         self.field: Array | None = rows.get("field")
+        self.sigma: Array | None = rows.get("sigma")
         self._nine: Array | None = None
         self._hermite: Array | None = None
 
@@ -418,7 +420,7 @@ class MapmriFit:
             r = turned(r, self.affine, frame, self.gtab.frame)
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
-    def predict(self, gtab: Any = None, S0: ArrayLike | None = None) -> Array:
+    def predict(self, gtab: Any = None, S0: ArrayLike | None = None, noisy: bool = False) -> Array:
         """
         Signals S0 E at a gradient table, (*mask.shape, n).
 
@@ -427,6 +429,8 @@ class MapmriFit:
         gtab : the table (its own deltas are used); default: the fitted one. One in another frame is
             turned by the fit's `affine`. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
+        noisy : the expected magnitudes of these signals at the fit's sigma, which measured magnitudes
+            compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         if 0 < table.bvals.max() < checks.LEAST_B:
@@ -445,7 +449,14 @@ class MapmriFit:
             raise ValueError(
                 f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}"
             )
-        return self.volume(out * scale[..., None])
+        out = np.ascontiguousarray(out * scale[..., None])
+        if noisy:
+            if "sigma" not in self._rows:
+                raise ValueError("noisy=True needs a fit with noise='rician' or 'denoised'")
+            sigma, coils = np.ascontiguousarray(self._rows["sigma"]), int(self.options["coils"])
+            call = partial(noise.expected_rows, out, sigma, coils, out)
+            spread(call, len(out), blocks.VOXELS, n_threads(None))
+        return self.volume(out)
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """

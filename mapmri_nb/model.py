@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks
+from . import checks, scales
 from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
+from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
+from .kernels.origin import Rules
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -24,6 +26,7 @@ Array = NDArray[np.float64]
 MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
+FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
@@ -42,10 +45,23 @@ class MapmriModel:
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
-    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all.
-    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues.
+    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100, or
+        the first shell beyond up to which the table determines a tensor (`scale_threshold`).
+    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the voxel's
+        own mean diffusivity.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
+    laplacian_of : "deviation" (from the Gaussian S0_b e_0 of the basis, S0_b the mean of the b0
+        volumes: Gaussians come out exact at any weight) or "signal" [Fick 2016].
+    S0 : "fit" (E(0) is fitted, S0_b is one more sample at q = 0 with the weight of all b0 volumes),
+        "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
+    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
+        and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
+        scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
+        2006], sigma must be given.
+    coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
+    preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
+        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
     zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
         outside the field of view before resampling); False takes it as a measured 0.
 
@@ -67,11 +83,25 @@ class MapmriModel:
         laplacian: float | str | Sequence[float] | None = 0.2,
         positivity: str | None = None,
         solver: str = "auto",
-        bval_threshold: float | None = 2100,
-        eigenvalue_threshold: float = 1e-4,
+        bval_threshold: float | str | None = "auto",
+        eigenvalue_threshold: float | None = None,
         static_diffusivity: float | None = None,
         zero_is_missing: bool = True,
+        laplacian_of: str = "deviation",
+        S0: str = "fit",
+        noise: str | None = None,
+        coils: int = 1,
+        preset: str | None = None,
     ) -> None:
+        if preset is not None:
+            _choice("preset", preset, ("paper",))
+            given = {
+                "bval_threshold": bval_threshold, "eigenvalue_threshold": eigenvalue_threshold,
+                "laplacian_of": laplacian_of, "S0": S0, "noise": noise,
+            }  # fmt: skip
+            bval_threshold, eigenvalue_threshold, laplacian_of, S0, noise = _paper(
+                given, positivity
+            )
         self.gtab = GradientTable.of(gtab)
         self.order = _order(radial_order)
         self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
@@ -80,15 +110,28 @@ class MapmriModel:
         )
         self.solver = _choice("solver", solver, ("auto", "osqp"))
         self.laplacian_weights = _laplacian_weights(laplacian)
-        _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
+        self.noise = None if noise is None else _choice("noise", noise, ("rician", "denoised"))
+        _choice("laplacian_of", laplacian_of, ("signal", "deviation"))
+        _choice("S0", S0, ("fit", "free", "b0"))
+        if not (_is_whole(coils) and 1 <= coils <= MOST_COILS):
+            raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
+        if coils != 1 and noise is None:
+            raise ValueError(f"coils = {coils} is for noise='rician' or 'denoised' alone")
+        if eigenvalue_threshold is not None:
+            _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
         if static_diffusivity is not None:
             _diffusivity("static_diffusivity", static_diffusivity)
             if self.basis != "isotropic":
                 raise ValueError(
                     f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
                 )
-        if bval_threshold is not None:
-            _positive("bval_threshold", bval_threshold, "in s/mm2, or None")
+        if isinstance(bval_threshold, str):
+            _choice("bval_threshold", bval_threshold, ("auto",))
+        elif bval_threshold is not None:
+            _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
+        threshold: float | None = scales.scale_threshold(self.gtab)
+        if not isinstance(bval_threshold, str):
+            threshold = bval_threshold
         self.options: dict[str, Any] = {
             "radial_order": self.order,
             "basis": self.basis,
@@ -97,21 +140,29 @@ class MapmriModel:
             else _plain(laplacian),
             "positivity": self.positivity,
             "solver": self.solver,
-            "bval_threshold": bval_threshold,
-            "eigenvalue_threshold": float(eigenvalue_threshold),
+            "bval_threshold": threshold,
+            "eigenvalue_threshold": eigenvalue_threshold,
             "static_diffusivity": static_diffusivity,
+            "laplacian_of": laplacian_of,
+            "S0": S0,
+            "noise": self.noise,
+            "coils": int(coils),
             "zero_is_missing": bool(zero_is_missing),
         }
         self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
-        use = self._tensor_volumes(bval_threshold)
+        use = self._tensor_volumes(threshold)
+        without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
+        needed = self.n_coef if without else 7
         if not self.unregularised:
-            needed = 7
             self._warn_of_shells()
-        else:
-            needed = self.n_coef
+        if self.unregularised:
             self._check_identifiable()
-        plan = self._plan(use, float(eigenvalue_threshold), static_diffusivity, needed)
-        self.engine = Engine(plan, self._solver())
+        elif len(self.gtab) < needed:
+            raise ValueError(
+                f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)} volumes: "
+                "without a Laplacian they are not determined; pass laplacian=0.2 or a smaller order"
+            )
+        self.engine = Engine(self._plan(use, static_diffusivity, needed), self._solver())
 
     @property
     def plan(self) -> blocks.Plan:
@@ -156,6 +207,12 @@ class MapmriModel:
                 "pass bval_threshold=None or a larger one"
             )
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
+        if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
+            log.warning(
+                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% at an SNR of 20; "
+                "a larger bval_threshold (or None) takes more volumes",
+                use.sum(), bval_threshold, 5 * spread,
+            )  # fmt: skip
         return use
 
     def condition(self, order: int) -> float:
@@ -201,17 +258,28 @@ class MapmriModel:
         if self.positivity == "grid":
             from .positivity import GridSolver
 
-            return GridSolver(self.order, self.solver)
+            return GridSolver(self.order, self.solver, self.options["S0"] == "b0")
         if self.positivity == "global":
             from .sos import GlobalSolver
 
-            return GlobalSolver(self.order, self.solver)
+            return GlobalSolver(self.order, self.solver, self.options["S0"] == "b0")
         return Solver()
 
     def _plan(
-        self, use: NDArray[np.bool_], floor: float, static_diffusivity: float | None, needed: int
+        self, use: NDArray[np.bool_], static_diffusivity: float | None, needed: int
     ) -> blocks.Plan:
-        gtab, isotropic = self.gtab, self.basis == "isotropic"
+        gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
+        floor, share = o["eigenvalue_threshold"], 0.0
+        if floor is None:  # where nothing diffuses: 5 % of what the largest b sees
+            floor, share = 0.05 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
+        rules = Rules(
+            1.0 if o["S0"] == "fit" else 0.0,
+            o["S0"] == "b0",
+            o["laplacian_of"] == "deviation",
+            {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
+            o["coils"],
+            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+        )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         )
@@ -220,7 +288,8 @@ class MapmriModel:
             self.order,
             isotropic,
             float(gtab.tau),
-            floor,
+            float(floor),
+            share,
             u0,
             needed,
             tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
@@ -229,6 +298,7 @@ class MapmriModel:
             laplacian.tables(self.order),
             gcv.tables(self.order),
             _public_map(self.order, isotropic),
+            rules,
             self.laplacian_weights,
             self.zero_is_missing,
         )
@@ -241,6 +311,7 @@ class MapmriModel:
         scale: tuple[ArrayLike, ArrayLike] | None = None,
         weights: Any = None,
         grad_dev: Any = None,
+        sigma: ArrayLike | None = None,
         threads: int | None = None,
         progress: bool = False,
         quiet: bool = False,
@@ -263,6 +334,8 @@ class MapmriModel:
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
             column by column. Images of these and of the mask are compared with the data's by
             affine and turned to its axes (`grad_dev`: an error).
+        sigma : of the noise in each of the two channels of each coil, in the data's units: a number, a
+            volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
         progress : show a bar. quiet : no warning about zeros that pile up.
@@ -279,11 +352,12 @@ class MapmriModel:
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
         inside, field = taken.inside, taken.field
         mu, R = checks.given_scale(scale, inside)
+        noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         zeros, signal = np.zeros(len(self.gtab), np.int64), 0
         for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
-            m, r, f = (a[where] if len(a) > 1 else a for a in (mu, R, field))
-            samples = blocks.Data(y, w, m, r, f)
+            m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
+            samples = blocks.Data(y, w, m, r, f, s)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
                 self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
@@ -297,7 +371,26 @@ class MapmriModel:
         if not quiet:
             checks.piled_up(zeros, signal, self.gtab)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
-        return MapmriFit(named, inside, self.options, self.gtab, taken.affine)
+        if self.noise is None:
+            del named["sigma"]
+        fit = MapmriFit(named, inside, self.options, self.gtab, taken.affine)
+        if scale is None and not quiet:
+            scales.judge(fit)
+        return fit
+
+
+def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
+    """The options of the published method; an error where the caller asked for others."""
+    default = {"bval_threshold": "auto", "eigenvalue_threshold": None, "laplacian_of": "deviation",
+               "S0": "fit", "noise": None}  # fmt: skip
+    paper = {"bval_threshold": 2100, "eigenvalue_threshold": 1e-4, "laplacian_of": "signal",
+             "S0": "free" if positivity is None else "b0", "noise": None}  # fmt: skip
+    for name, value in given.items():
+        if value not in (default[name], paper[name]):
+            raise ValueError(
+                f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}"
+            )
+    return tuple(paper.values())
 
 
 def _public_map(order: int, isotropic: bool) -> SparseMap:

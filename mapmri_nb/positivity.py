@@ -130,10 +130,10 @@ def _whitening(H: Array) -> Array:
     return np.linalg.solve(np.linalg.cholesky(H), np.eye(len(H)))
 
 
-def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
+def osqp_problem(H: Array, g: Array, B: Array, K: Array, fixed: bool = True) -> Problem:
     """
-    The QP min c'Hc/2 - g'c, B'c = 1, K c >= 0 in OSQP's form: min z'Pz/2 + q'z subject to l <= A z
-    <= u.
+    The QP min c'Hc/2 - g'c, K c >= 0, and B'c = 1 if `fixed` (else B'c >= 0) in OSQP's form: min
+    z'Pz/2 + q'z subject to l <= A z <= u.
 
     Written in whitened variables z = L'c / |L^-1 g| with LL' = H + SHIFT tr(H)/n, rows of A scaled
     to norm 1, so P is close to the identity, |q| = 1 and the solver's tolerances are relative.
@@ -153,7 +153,8 @@ def osqp_problem(H: Array, g: Array, B: Array, K: Array) -> Problem:
     q, A = -W @ g, np.vstack([B, K]) @ W.T
     norms, scale = np.linalg.norm(A, axis=1), np.linalg.norm(q)
     low, high = np.zeros(len(A)), np.full(len(A), inf)
-    low[0] = high[0] = 1.0 / (norms[0] * scale)
+    if fixed:
+        low[0] = high[0] = 1.0 / (norms[0] * scale)
     return W @ _ridged(H) @ W.T, q / scale, A / norms[:, None], low, high
 
 
@@ -174,14 +175,16 @@ def _osqp(
     return np.asarray(result.x, float), int(result.info.iter)
 
 
-def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, int, int]:
+def solve_osqp(
+    H: Array, g: Array, B: Array, K: Array, fixed: bool = True
+) -> tuple[Array, float, int, int]:
     """
     Solve the grid QP of one voxel by OSQP: the definition of CMAP and CMAPL.
 
     The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows
     close to active are solved alone and the worst violations of the whole grid join them until none
-    is left. A violation of rounding size is removed by a step towards the Gaussian e_0 / B_0, which
-    is strictly feasible.
+    is left. A violation of rounding size is removed by a step towards the Gaussian, which is strictly
+    feasible.
 
     Returns
     -------
@@ -194,7 +197,7 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
         return none
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # samples near 1e308
-            problem, W = osqp_problem(H, g, B, K), _whitening(_ridged(H, SHIFT))
+            problem, W = osqp_problem(H, g, B, K, fixed), _whitening(_ridged(H, SHIFT))
             scale = float(np.linalg.norm(W @ g))
     except np.linalg.LinAlgError:
         return none
@@ -205,7 +208,7 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
     held = np.zeros(len(K), bool)
     for k in range(ROUNDS):
         trial = scale * (W.T @ z)
-        residual = kkt_residual(H, g, B, K, trial)
+        residual = kkt_residual(H, g, B, K, trial, fixed)
         if residual < best:
             best, c = residual, trial
         if best <= ACCURATE or not np.all(np.isfinite(trial)):
@@ -217,31 +220,31 @@ def solve_osqp(H: Array, g: Array, B: Array, K: Array) -> tuple[Array, float, in
         )
         iterations += more
     c = pull(B, K, c)
-    best = kkt_residual(H, g, B, K, c)
+    best = kkt_residual(H, g, B, K, c, fixed)
     return c, best, iterations, qp.SOLVED if best <= TOLERANCE else qp.INACCURATE
 
 
 def pull(B: Array, K: Array, c: Array) -> Array:
     """
-    The nearest point to c with K c >= 0 on the way to the Gaussian e_0 / B_0, whose every row is
-    positive.
+    The nearest point to c with K c >= 0 on the way to the Gaussian of the same E(0), whose every row
+    is positive.
     """
     centre = np.zeros_like(c)
-    centre[0] = 1.0 / B[0]
-    low, room = K @ c, K[:, 0] / B[0]
+    centre[0] = (B @ c) / B[0]
+    low, room = K @ c, K[:, 0] * centre[0]
     bad = low < 0
     t = float(np.max(-low[bad] / (room[bad] - low[bad]), initial=0.0))
     return (1.0 - t) * c + t * centre if t > 0 else c
 
 
-def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
+def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool = True) -> float:
     """
     Relative KKT residual of any c: 0 at the optimum of the grid QP, the same for s H and s g at any
     scale s.
 
     The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
     multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
-    peak of K c; and |B'c - 1|. It is inf where c, g or H is not finite, H is not positive, g is 0
+    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not positive, g is 0
     or K c has no positive element.
     """
     from scipy.optimize import lsq_linear
@@ -261,7 +264,7 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
         return inf
     active = np.flatnonzero(p < ACTIVE * peak)
     rest = W @ (h * t / unit * (_ridged(H) @ c) - s / unit * g)
-    b /= np.linalg.norm(b)
+    b /= np.linalg.norm(b) if fixed else inf
     free = np.eye(len(g)) - np.outer(b, b)  # the multiplier of B is free: project its direction out
     A, rest = free @ (W @ K[active].T), free @ rest
     complementarity = 0.0
@@ -278,7 +281,7 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array) -> float:
         stationarity
         + complementarity
         + max(0.0, -float(p.min()) / peak)
-        + abs(t * float(B @ c) - 1.0)
+        + (abs(t * float(B @ c) - 1.0) if fixed else 0.0)
     )
 
 
@@ -294,18 +297,20 @@ class GridSolver(Solver):
     MAX_ITER = 10000  # noise takes some hundred steps, a spike at order 10 6000 (OSQP gives it up)
     finishes = True
 
-    def __init__(self, order: int, solver: str = "auto") -> None:
-        self.order, self.max_iter = order, self.MAX_ITER
+    def __init__(self, order: int, solver: str = "auto", fixed: bool = False) -> None:
+        self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
         self.kernel = qp.solve_block if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
     def problem(self) -> qp.GridProblem:
-        return qp.GridProblem(self.B, normalised_grid(self.order).rows, self.max_iter)
+        return qp.GridProblem(
+            self.B, int(self.fixed), normalised_grid(self.order).rows, self.max_iter
+        )
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         K = normalised_grid(self.order).K
         for l in range(count):
-            if not block.status[l] & status.NO_FIT:
+            if not qp.skipped(block, l):
                 self.by_osqp(plan, block, l, K)
 
     def by_osqp(self, plan: blocks.Plan, block: blocks.Block, l: int, K: Array) -> None:
@@ -313,15 +318,17 @@ class GridSolver(Solver):
         place, n = plan.moments.permutation, len(self.B)
         H, g = np.empty((n, n)), np.empty(n)
         qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
-        c, block.kkt[0, l], block.iterations[0, l], verdict = solve_osqp(H, g, self.B, K)
+        c, block.kkt[0, l], block.iterations[0, l], verdict = solve_osqp(
+            H, g, self.B, K, self.fixed
+        )
         block.status[l] |= status.BY_OSQP
         if verdict != qp.SOLVED:
             block.status[l] |= status.NOT_CONVERGED
-        qp.pack(place, c, l, block.x)
+        qp.pack(place, c, self.B, l, block)
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
         c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
         if self.kernel is not None:
             rows = normalised_grid(self.order).rows
-            qp.solve_many(H, g, self.B, rows, self.max_iter, c, failed)
+            qp.solve_many(H, g, self.B, int(self.fixed), rows, self.max_iter, c, failed)
         return c, failed != 0

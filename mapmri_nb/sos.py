@@ -123,7 +123,7 @@ def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop:
             H = _in_lanes(
                 np.broadcast_to(np.eye(n)[np.tril_indices(n)], (len(v), n * (n + 1) // 2))
             )
-            sdp.solve(H, _in_lanes(c[v] * (1.0 + cones.RIDGE)), t, 80, 1e-14, work, answer)
+            sdp.solve(H, _in_lanes(c[v] * (1.0 + cones.RIDGE)), t, 1, 80, 1e-14, work, answer)
             away = answer.c.T[: len(v)] - c[v]  # NaN where there is no fit
             out.distance[v] = np.linalg.norm(away, axis=1) / np.linalg.norm(c[v], axis=1)
 
@@ -134,7 +134,13 @@ def _in_lanes(rows: Array) -> Array:
 
 
 def solve_osqp(
-    H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5
+    H: Array,
+    g: Array,
+    B: Array,
+    order: int,
+    rounds: int = 40,
+    tol: float = 2e-5,
+    fixed: bool = True,
 ) -> tuple[int, Array, Array]:
     """
     The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route, orders 2 to 6.
@@ -142,6 +148,7 @@ def solve_osqp(
     Parameters
     ----------
     H : (n, n) positive semidefinite. g, B : (n,), as there.
+    fixed : whether E(0) = 1 is asked for; the answer has E(0) = 1 either way.
     rounds, tol : at most so many QPs, to a proved gap of tol g'H^-1 g / 2 (a few 1e-4 of the objective; 10 or so).
 
     Returns
@@ -199,8 +206,8 @@ def solve_osqp(
             [[np.eye(n), -A], [origin[None, :], np.zeros((1, K))], [np.zeros((K, n)), np.eye(K)]]
         )
         low, high = (
-            np.r_[np.zeros(n), 1.0, np.zeros(K)],
-            np.r_[np.zeros(n), 1.0, np.full(K, np.inf)],
+            np.r_[np.zeros(n), float(fixed), np.zeros(K)],
+            np.r_[np.zeros(n), 1.0 if fixed else np.inf, np.full(K, np.inf)],
         )
         solver = osqp.OSQP()
         settings = {
@@ -227,7 +234,8 @@ def solve_osqp(
             eigenvalues, e = np.linalg.eigh(u @ gradient[grams[k]] @ u.T)
             extra[k] = e.T[eigenvalues < 0.0] @ u
             lowest = min(lowest, eigenvalues[0])
-        info[:2] = -lowest * t.sizes.sum() / (0.5 * target @ target), count
+        mass = 1.0 if fixed else float(origin @ solution.x[:n])  # E(0) bounds the Gram matrices
+        info[:2] = -lowest * mass * t.sizes.sum() / (0.5 * target @ target), count
         if info[0] <= tol:
             break
     entries = np.concatenate(packed)
@@ -243,26 +251,30 @@ class GlobalSolver(Solver):
     MAX_ITER = 10000
     TOLERANCE = 1e-9  # of the duality gap
 
-    def __init__(self, order: int, solver: str = "auto") -> None:
+    def __init__(self, order: int, solver: str = "auto", fixed: bool = False) -> None:
         if solver == "osqp" and not 2 <= order <= 6:
             raise ValueError(
                 f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
             )
-        self.order, self.max_iter = order, self.MAX_ITER
+        self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
         self.kernel = sdp.solve_block if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
     def problem(self) -> sdp.GlobalProblem:
         t = cones.tables(self.order)
-        return sdp.GlobalProblem(t, sdp.workspace(t), self.max_iter, self.TOLERANCE)
+        return sdp.GlobalProblem(
+            t, int(self.fixed), sdp.workspace(t), self.max_iter, self.TOLERANCE
+        )
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         place, n = plan.moments.permutation, len(self.B)
         H, g = np.empty((n, n)), np.empty(n)
         for l in range(count):
-            if not block.status[l] & status.NO_FIT:
+            if not qp.skipped(block, l):
                 qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
-                verdict, c, info = solve_osqp(H, g, self.B, self.order)
+                verdict, c, info = solve_osqp(H, g, self.B, self.order, fixed=self.fixed)
+                if not self.fixed:  # of the cone's ray: the objective has no slope at its optimum
+                    c *= (g @ c) / (c @ H @ c)
                 block.status[l] |= status.BY_OSQP | FLAGS[verdict]
                 block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[:3]
-                qp.pack(place, c, l, block.x)
+                qp.pack(place, c, self.B, l, block)

@@ -22,12 +22,14 @@ class Status(enum.IntFlag):
     WEIGHT_AT_BOUND = status.WEIGHT_AT_BOUND
     BY_OSQP = status.BY_OSQP
     SHIFTED = status.SHIFTED
+    OUT_OF_RANGE = status.OUT_OF_RANGE
     OUTSIDE = 128  # of the mask: in volumes only
     NO_SIGNAL = status.NO_SIGNAL
     TOO_FEW = status.TOO_FEW
     NOT_DEFINITE = status.NOT_DEFINITE
     NO_ORIGIN = status.NO_ORIGIN
     NOT_CONVERGED = status.NOT_CONVERGED
+    UNSETTLED = status.UNSETTLED
     NO_FIT = status.NO_FIT
 
 
@@ -38,7 +40,9 @@ MEANING = {
     Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
     Status.BY_OSQP: "answered by OSQP after the compiled solver",
     Status.SHIFTED: "certified positive after a shift within rounding",
+    Status.OUT_OF_RANGE: "an index is outside its range: MSD, RTAP, RTPP or QIV not positive, or |E| above 1 beyond noise",
     Status.OUTSIDE: "outside the mask",
+    Status.UNSETTLED: "the correction of the noise floor did not settle",
     Status.NO_SIGNAL: "no fit: no usable signal",
     Status.TOO_FEW: "no fit: too few valid samples",
     Status.NOT_DEFINITE: "no fit: normal equations not positive definite",

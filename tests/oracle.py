@@ -1,5 +1,5 @@
 """
-Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports mapmri_nb.
+Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
 
 Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
 frame R (columns); functions that take no R work in that frame. Every formula is checked by
@@ -10,6 +10,8 @@ from math import factorial, gamma, lgamma, pi, sqrt
 
 import numpy as np
 from scipy import optimize, special
+
+from mapmri_nb.testing.truths import isotropic_scale, pa_rescale
 
 # ---------------------------------------------------------------- orders, bases
 
@@ -338,21 +340,6 @@ def radial_sum(j, el, s):
         choose = gamma(x + 1) / (gamma(x - j + k + 2) * factorial(j - k - 1))
         total += (-1) ** k * choose * gamma(t + k) * 2 ** (t + k) / factorial(k)
     return total
-
-
-def pa_rescale(cos2, eps=0.4):
-    """PA from cos^2 of the angle between P and its isotropic counterpart."""
-    t = sqrt(max(0.0, 1 - cos2))
-    return t ** (3 * eps) / (1 - 3 * t**eps + 3 * t ** (2 * eps))
-
-
-def isotropic_scale(mu):
-    """u0: positive root of the cubic, closed form."""
-    x, y, z = np.square(mu)
-    a, b, c = (x + y + z) / 3, -(x * y + x * z + y * z) / 3, -x * y * z
-    p, s = b - a**2 / 3, 2 * a**3 / 27 - a * b / 3 + c
-    angle = np.arccos(np.clip(3 * s / (2 * p) * sqrt(-3 / p), -1, 1))
-    return sqrt(2 * sqrt(-p / 3) * np.cos(angle / 3) - a / 3)
 
 
 def pa_cos2(a, mu, k_max=5):

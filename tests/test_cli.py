@@ -131,6 +131,34 @@ def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
     assert not list((tmp_path / "1").glob("*ngpar*"))
 
 
+def test_noise_and_rules(brain, tmp_path):
+    """Sigma as a number, as an image and by the fit: the library's numbers, and a map of sigma."""
+    image = nib.load(brain)
+    volume = np.full(image.shape[:3], 25.0, np.float32)
+    volume[0] = 30.0
+    nib.save(nib.Nifti1Image(volume, image.affine), tmp_path / "sigma.nii")
+    words = ["--noise", "rician", "--radial-order", 2, "--s0", "free", "--laplacian-of", "signal"]
+    words += ["--eigenvalue-threshold", 2e-4, "--bval-threshold", "none", "--quiet"]
+    model = mapmri.MapmriModel(
+        mapmri.GradientTable.from_bids(brain), 2, noise="rician", S0="free", laplacian_of="signal",
+        eigenvalue_threshold=2e-4, bval_threshold=None,
+    )  # fmt: skip
+    for k, (given, sigma) in enumerate(
+        ((["--sigma", 25], 25.0), (["--sigma", tmp_path / "sigma.nii"], volume), ([], None))
+    ):
+        out = tmp_path / str(k)
+        assert command("fit", brain, "--out", out, *words, *given) == 0
+        fit = mapmri.load_fit(out)
+        again = model.fit(np.asarray(image.dataobj), fit.mask, sigma=sigma)
+        np.testing.assert_array_equal(fit.coef, again.coef)
+        np.testing.assert_array_equal(fit.sigma, again.sigma)
+        if sigma is not None:
+            np.testing.assert_allclose(
+                read(out, "sigma")[fit.mask], np.broadcast_to(sigma, fit.mask.shape)[fit.mask]
+            )
+        assert fit.options["noise"] == "rician"
+
+
 @pytest.mark.parametrize("laplacian", ["none", "gcv", "0.05", "0.05,0.5"])
 def test_laplacian_spellings(brain, tmp_path, laplacian):
     words = [
@@ -658,6 +686,10 @@ def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
         (["--seed", 1], ["--seed goes with --bootstrap"]),
         (["--reestimate"], ["--reestimate goes with --bootstrap"]),
         (["--scheduler", "tcp://x"], ["--scheduler tcp://x goes with --engine dask"]),
+        (["--sigma", 3], ["--sigma goes with --noise"]),
+        (["--coils", 4], ["--coils goes with --noise"]),
+        (["--noise", "denoised"], ["--noise denoised needs --sigma"]),
+        (["--preset", "paper", "--noise", "rician"], ["--preset paper", "--noise"]),
         (["--weights", "nowhere.txt"], ["nowhere.txt"]),
         (["--mask", "/"], ["/", "a folder"]),
         (["--mask", "nowhere.nii"], ["nowhere.nii"]),

@@ -33,13 +33,23 @@ def series(tmp_path, monkeypatch):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_blocks_run(page, series):
-    names, path = {"__name__": "page"}, f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    names, path = (
+        {"__name__": "page"},
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
     for kind, code in BLOCK.findall(page.read_text(encoding="utf8")):
         if INSTALLS in code:
-            assert code.strip() in (ROOT / ".ci" / "run").read_text() + (ROOT / "README.md").read_text()
+            assert (
+                code.strip()
+                in (ROOT / ".ci" / "run").read_text() + (ROOT / "README.md").read_text()
+            )
         elif kind == "bash":
             done = subprocess.run(
-                ["bash", "-ec", code], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+                ["bash", "-ec", code],
+                env=os.environ | {"PATH": path},
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         else:
@@ -53,4 +63,6 @@ def test_equations_name_their_functions():
         function = getattr(importlib.import_module(f"mapmri_nb.kernels.{room}"), name)
         source = inspect.getsource(getattr(function, "py_func", inspect.unwrap(function)))
         for letter in re.findall(r"`(\w+)`", letters):
-            assert re.search(rf"\b{letter}\b", source.split(":", 1)[1]), f"{room}.{name} has no {letter}"
+            assert re.search(rf"\b{letter}\b", source.split(":", 1)[1]), (
+                f"{room}.{name} has no {letter}"
+            )

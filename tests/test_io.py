@@ -16,7 +16,7 @@ import pytest
 
 import mapmri_nb
 from mapmri_nb import io
-from mapmri_nb.fit import ATTRIBUTES, LANE_COLUMNS, MapmriFit
+from mapmri_nb.fit import ATTRIBUTES, MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 from mapmri_nb.use import folder as fits
@@ -430,7 +430,7 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
 def test_load_fit_gives_a_fit(tmp_path, fit):
     rows = fit.rows()
     v = len(rows["S0"])
-    rows |= {name: np.full(v, np.nan) for name in (*ATTRIBUTES, *LANE_COLUMNS) if name not in rows}
+    rows |= {name: np.full(v, np.nan) for name in (*ATTRIBUTES, "rmse", "r2", "margin") if name not in rows}
     made = MapmriFit(rows, fit.mask, fit.options, fit.gtab)
     made.save(tmp_path, affine=AFFINE)
     read = mapmri_nb.load_fit(tmp_path)

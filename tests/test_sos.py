@@ -77,7 +77,7 @@ def solve_lanes(order, problems, work=None, tol=1e-9, max_iter=50, at=None):
         G[:, l], g[:, l] = one[0][np.ix_(place, place)][i, j], one[1][place]
     answer.status[at] = sdp.CERTIFIED
     work = sdp.workspace(cones.tables(order)) if work is None else work
-    sdp.solve(G, g, cones.tables(order), max_iter, tol, work, answer)
+    sdp.solve(G, g, cones.tables(order), 1, max_iter, tol, work, answer)
     c = np.empty((len(at), len(place)))
     c[:, place] = answer.c.T[at]
     return answer.status[at], c, answer.info.T[at], work

@@ -111,7 +111,7 @@ def closed_form(fit, y, w, hc=2, v=0):
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
     """For the linear indices within 5 / sqrt(2 B)."""
     gtab, B, w = table(), 1500, 0.05
-    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w)
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper")
     y = noisy(gtab, rng, sigma=0.005)
     found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
     fit = found.fit
@@ -164,7 +164,9 @@ def test_posterior_meets_sampling(basis, rng):
     """Draws of a ~ N(a_hat, s^2 (M'M + w L)^-1) through the indices of a fit."""
     gtab, w, B = table(), 0.2, 800
     y = noisy(gtab, rng, sigma=0.002, name="WM3")
-    found = uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w), y)
+    found = uncertainty.posterior(
+        mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper"), y
+    )
     fit = found.fit
     M, L, _ = pieces(fit)
     H = M.T @ M + w * L
@@ -206,15 +208,15 @@ def test_many_answers_of_one_matrix(order, weight, rng):
     H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
     g = np.ascontiguousarray((noisy(gtab, rng, 40, sigma=0.1) / 700) @ M)
     c, failed, one, info = np.empty_like(g), np.empty(40, np.int64), np.empty(len(B)), np.empty(3)
-    qp.solve_many(H, g, B, grid.rows, 2000, c, failed)
+    qp.solve_many(H, g, B, 1, grid.rows, 2000, c, failed)
     work, active = qp.workspace(len(B), grid.rows.values.shape[1]), set()
     assert not failed.any()
     for k in range(40):
-        assert qp.solve(H, g[k], B, grid.rows, 2000, work, one, info) == qp.SOLVED
+        assert qp.solve(H, g[k], B, 1, grid.rows, 2000, work, one, info) == qp.SOLVED
         active.add(int(info[2]))
         np.testing.assert_allclose(c[k], one, atol=1e-10)
     assert order < 4 or len(active) > 3  # they differ in what holds them
-    qp.solve_many(H, g, B, grid.rows, 0, c, failed)
+    qp.solve_many(H, g, B, 1, grid.rows, 0, c, failed)
     assert failed.all()
 
 
@@ -254,7 +256,7 @@ def test_leverage_of_weighted_fits(rng):
     """h_k = w_k m_k'(M'WM + w L)^-1 m_k, also in the fit's own field."""
     gtab = table()
     weights, field = rng.uniform(0, 2, len(gtab)), 0.05 * rng.standard_normal((1, 3, 3))
-    model = mapmri.MapmriModel(gtab, 4, laplacian=0.1)
+    model = mapmri.MapmriModel(gtab, 4, laplacian=0.1, preset="paper")
     y = noisy(gtab, rng)
     fit = model.fit(y, weights=weights, grad_dev=field)
     voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)

@@ -21,7 +21,7 @@ import readme
 
 GROUPS = (
     "golden", "integrals", "gaussians", "restricted", "gcv_case", "constrained", "crossings", "tracking",
-    "recovery",
+    "recovery", "noise",
     "uncertainty_case", "against_dipy", "peers", "real_data",
 )  # fmt: skip
 

@@ -18,17 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import frames, gcv, lanes, laplacian, moments, rotation, tensor
+from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
+from . import origin as origin_rule
 from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
 from .status import (
     DROPPED,
+    FLOOR,
     NO_FIT,
     NO_ORIGIN,
     NO_SIGNAL,
     NOT_DEFINITE,
+    OUT_OF_RANGE,
     RTOP_NOT_POSITIVE,
     STRAINED,
     TOO_FEW,
@@ -38,7 +41,7 @@ from .status import (
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
 # rows of Block.scalars and columns of Out.scalars, in this order
 SCALARS = (
-    "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin",
+    "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin", "sigma",
 )  # fmt: skip
 
 
@@ -49,6 +52,7 @@ class Plan(NamedTuple):
     isotropic: bool
     tau: float  # s
     floor: float  # mm2/s, smallest eigenvalue
+    share: float  # of the mean diffusivity, smallest eigenvalue where that is more
     static_scale: float  # mm, u0 given by static_diffusivity; 0: from the tensor
     needed: int  # fewest valid samples
     tensor: tensor.TensorTables
@@ -57,6 +61,7 @@ class Plan(NamedTuple):
     lap: laplacian.LaplacianTables
     gcv: gcv.GcvTables
     public: SparseMap  # block order to the basis' public coefficients
+    rules: origin_rule.Rules
     laplacian_weights: Array  # (0,) GCV, (1,) fixed, more: the best of them
     zero_is_missing: bool
 
@@ -72,6 +77,7 @@ class Data(NamedTuple):
     mu: Array  # (voxels, 3) given scales
     R: Array  # (voxels, 3, 3) given frames
     field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
+    sigma: Array = np.zeros(0)  # (voxels,) of the noise
 
 
 class Out(NamedTuple):
@@ -110,8 +116,10 @@ class Block(NamedTuple):
     factors: Array  # (6, V) `laplacian.factors`
     bound: IntArray  # (V,)
     status: IntArray  # (V,)
+    row: Array  # (1, V) weight of the sample at q = 0
+    noise: noise.Work
     few: Array  # (9,) scratch of one voxel
-    scalars: Array  # (9, V): the rows below, which are views of it
+    scalars: Array  # (10, V): the rows below, which are views of it
     S0: Array
     laplacian_weight: Array
     yy: Array  # y'Wy
@@ -121,12 +129,16 @@ class Block(NamedTuple):
     kkt: Array
     iterations: Array
     margin: Array  # of the certificate of positivity
+    sigma: Array  # of the noise; NaN where it is not modelled
 
 
 class Stages(NamedTuple):
     """Addresses of compiled stages; without the compiler, the functions themselves."""
 
     before: Unsigned  # up to the normal equations
+    again: Unsigned  # the same of corrected samples
+    later: Unsigned  # the same at the scales there are
+    correct: Unsigned  # the correction of the noise; empty: none
     solve: Unsigned  # (1,)
     after: Unsigned  # from coefficients to results
     key: int  # of the types that they were compiled for
@@ -152,6 +164,8 @@ def new_block(plan: Plan, V: int) -> Block:
         *empty(6, 6, 3, 3, 3, 3, (n + 1) * (n + 2) // 2, n, n, n, 1, 6),
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
+        *empty(1),
+        noise.workspace(samples, n, V, plan.rules.noise == noise.RICIAN),
         np.zeros(9),
         scalars,
         *(scalars[k : k + 1] for k in range(len(SCALARS))),
@@ -196,7 +210,8 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     for l in range(block.status.size):
         v = min(i0 + l, data.y.shape[0] - 1)
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
-        block.valid[0, l], block.status[l] = n, 0
+        block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
+        block.sigma[0, l] = math.nan
         if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
             for k in range(n):
                 y[k, l] = values[k]
@@ -242,7 +257,9 @@ def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
 @stage()
 def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the tensor."""
-    frames.fitted_frames(plan.floor, block)
+    for l in range(block.status.size):
+        block.status[l] &= ~FLOOR
+    frames.fitted_frames(plan.floor, plan.share, block)
     frames.scales(plan, block)
     for l in range(block.status.size):
         for i in range(3):
@@ -337,22 +354,37 @@ def sum_squares(y: Array, w: Array, out: Array) -> None:
 def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Laplacian weight by generalised cross-validation."""
     sum_squares(block.y, block.w, block.yy)
+    for l in range(block.status.size):
+        block.pivot[0, l] = block.valid[0, l]
+        if plan.rules.row > 0.0:
+            block.yy[0, l] += block.row[0, l] * block.S0[0, l] ** 2
+            block.pivot[0, l] += 1.0
+    if plan.rules.deviation:
+        origin_rule.deviation(block, 1.0)
     gcv.choose(
-        block.G, block.rhs, block.mu, block.yy, block.valid, plan.gcv, plan.laplacian_weights,
+        block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
+    if plan.rules.deviation:
+        origin_rule.deviation(block, -1.0)
     for l in range(block.status.size):
+        block.status[l] &= ~WEIGHT_AT_BOUND
         if block.bound[l] != 0:
             block.status[l] |= WEIGHT_AT_BOUND
 
 
 @stage()
 def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """G = M'M + weight L."""
+    """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
+    if plan.rules.deviation:
+        laplacian.add_first_column(
+            plan.lap, block.factors, block.laplacian_weight, block.S0, block.rhs
+        )
     for l in range(block.status.size):
-        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
+        if block.noise.settled[l] == 0:
+            block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
 
 
 # ---- from the normal equations to results
@@ -372,6 +404,8 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
         for i in range(n):
             last[n * (n + 1) // 2 + i] = b[i]
     block_cholesky(block.G, n, block.pivot)
+    if plan.rules.fixed:
+        origin_rule.fix(origin, block.G, block.S0, block.public)
     block_backsolve(block.G, n, block.x)
     for l in range(0, block.G.shape[1], WIDTH):
         c, total = rows(block.x, l), every(0.0)
@@ -404,11 +438,14 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
 
 @kernel(fastmath=CONTRACT, inline=True)
 def _residuals(block: Block) -> None:
-    """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E."""
+    """
+    RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
+    block.pivot takes its largest size.
+    """
     for l in range(0, block.y.shape[1], WIDTH):
         a, weight, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
         S0, count = rows(block.S0, l)[0], rows(block.valid, l)[0]
-        mean = square = variance = every(0.0)
+        mean = square = variance = top = every(0.0)
         for k in range(block.y.shape[0]):
             mean += a[k]  # missing samples are 0
         count = pick(count, 1.0, count, 1.0)
@@ -418,18 +455,39 @@ def _residuals(block: Block) -> None:
             error, distance = a[k] - S0 * e[k], a[k] - mean
             square += used * error * error
             variance += used * distance * distance
+            size = used * pick(e[k], 0.0, e[k], -e[k])
+            top = pick(size, top, size, top)
         rows(block.r2, l)[0] = pick(variance, 0.0, 1.0 - square / variance, math.nan)
         rows(block.rmse, l)[0] = sqrt(square / count)
+        rows(block.pivot, l)[0] = top
 
 
 @stage(CONTRACT)
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The fitted signal, and what it leaves of the data."""
-    work = block.moments
-    if not plan.isotropic or data.field.shape[0] > 0:
-        rotation.rotate_back(plan.moments.shears_low, work.angles, work.low)
-    moments.signal(plan.scheme, work, work.gy)
+    """What the fitted signal leaves of the data."""
     _residuals(block)
+
+
+@kernel(inline=True)
+def _out_of_range(plan: Plan, block: Block, l: int) -> bool:
+    """
+    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
+    above 1 by more than three times the residual.
+    """
+    t, m = plan.moments, block.mu
+    msd = qiv = rtap = rtpp = 0.0
+    for i in range(t.origin.size):
+        if t.origin[i] != 0.0:
+            a, n = t.origin[i] * block.x[i, l], t.index[i]
+            one = 1.0 if n[0] % 4 == 0 else -1.0
+            two = 1.0 if (n[1] + n[2]) % 4 == 0 else -1.0
+            rtpp += one * a
+            rtap += two * a
+            for k in range(3):
+                msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
+                qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
+    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
+    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
 
 
 @stage()
@@ -457,6 +515,8 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
                 block.status[l] |= NOT_DEFINITE
             elif not at_origin[l] > 0.0:
                 block.status[l] |= RTOP_NOT_POSITIVE
+            if _out_of_range(plan, block, l):
+                block.status[l] |= OUT_OF_RANGE
         v = i0 + l
         out.status[v] = block.status[l]
         none = math.nan if block.status[l] & NO_FIT else 0.0  # added to everything
@@ -498,6 +558,15 @@ def run(
         for k in range(len(stages.before)):
             call(stages.before[k], (plan, data, block, out, i0, stop))
         call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
+        while len(stages.correct) > 0 and block.noise.step[0] < noise.STEPS:
+            for k in range(len(stages.correct)):
+                call(stages.correct[k], (plan, data, block, out, i0, stop))
+            if block.noise.moving[0] == 0:
+                break
+            after = stages.again if block.noise.step[0] <= noise.STEPS_OF_SCALES else stages.later
+            for k in range(len(after)):
+                call(after[k], (plan, data, block, out, i0, stop))
+            call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
         for k in range(len(stages.after)):
             call(stages.after[k], (plan, data, block, out, i0, stop))
 
@@ -511,22 +580,25 @@ def run_stages(
         call(stages[k], (plan, data, block, out, i0, stop))
 
 
-def stages_of(
-    plan: Plan, given: bool, field: bool, in_own_frame: bool
-) -> tuple[list[Any], list[Any]]:
+def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
     """
-    The stages before and after the solver: scales given or from the tensor, gradients non-linear or
-    linear, moments in the own frame of voxels that need it or left marked STRAINED.
+    The stages before, again, later, of the correction, and after the solver: scales given or from
+    the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
+    left marked STRAINED.
     """
-    before: list[Any] = [read]
+    scales: list[Any] = [fit_tensor, *[undo_field] * field, tensor_scales]
     if given:
-        before += [given_scales]
-    else:
-        before += [fit_tensor, *[undo_field] * field, tensor_scales]
-    before += [*[bend] * field, fixed_moments, *[skew] * field, hermite_moments]
-    before += [*[own_frame] * in_own_frame, equations]
-    before += [*[choose_weight] * (plan.laplacian_weights.size != 1), regularise]
-    return before, [synthesise, *[unskew] * field, residuals, write]
+        scales = [given_scales]
+    scales += [bend] * field
+    rules, chosen = plan.rules, plan.laplacian_weights.size != 1
+    later = [fixed_moments, *[skew] * field, hermite_moments, *[own_frame] * in_own_frame]
+    later += [equations, *[origin_rule.sample_at_origin] * (rules.row > 0.0)]
+    later += [*[choose_weight] * chosen, regularise]
+    fitted, rician = [synthesise, *[unskew] * field, noise.signals], rules.noise == noise.RICIAN
+    first = [read, *[noise.invert] * (rules.noise == noise.DENOISED), *[noise.keep] * rician]
+    before = [*first, *scales, *later, *[noise.count_parameters] * rician]
+    after = [*fitted, *[noise.expected_signals] * rician, residuals, write]
+    return before, [*scales, *later], later, [*fitted, noise.correct] * rician, after
 
 
 def compiled(
@@ -537,11 +609,15 @@ def compiled(
     The stages of a mode, compiled for these types. `solver` : the kernel that takes (problem, plan,
     block, count), or None.
     """
-    before, after = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
+    lists = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
     rest = (plan, data, block, out, 0, 0)
+    before, again, later, correct, after = (address(stages, *rest) for stages in lists)
     return Stages(
-        address(before, *rest),
+        before,
+        again,
+        later,
+        correct,
         address([] if solver is None else [solver], problem, plan, block, 0),
-        address(after, *rest),
+        after,
         types_key((problem, plan, data, block, out)),
     )

@@ -392,13 +392,16 @@ def gram(T: Array, n: int, count: int, P: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
-def eliminate_origin(P: Array, n: int, c0: Array, scale: Array) -> None:
-    """The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves, and g'H^-1 g / 2; rows n, n + 1 of P are those of B and g."""
+def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> None:
+    """
+    The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g / 2; rows n, n + 1 of P are
+    those of B and g.
+    """
     p, c, r, q = rows(P, 0), rows(c0, 0), n * (n + 1) // 2, (n + 1) * (n + 2) // 2
     BB, gB = p[r + n], p[q + n]
     rows(scale, 0)[0] = 0.5 * p[q + n + 1]
     for t in range(n):
-        f = p[r + t] / BB
+        f = fixed * p[r + t] / BB
         c[t] = p[q + t] + (1.0 - gB) * f
         for u in range(t + 1):
             p[t * (t + 1) // 2 + u] -= f * p[r + u]

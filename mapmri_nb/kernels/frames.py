@@ -16,9 +16,11 @@ from .status import FLOOR, NO_SIGNAL
 
 
 @kernel(inline=True)
-def fitted_frames(floor: float, block: Any) -> None:
+def fitted_frames(floor: float, share: float, block: Any) -> None:
     """
-    Eigenvalues, floored, and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
+    Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
+
+    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
     """
     b, status, values, R = block.tensor.b, block.status, block.values, block.R
     a, eigenvalues = block.few[:6], block.few[6:]
@@ -32,10 +34,14 @@ def fitted_frames(floor: float, block: Any) -> None:
             for i in range(6):
                 a[i] = 0.0
         tensor.eigen3(a, eigenvalues, R[l])
+        lowest = 0.0
+        for i in range(3):
+            lowest += max(eigenvalues[i], 0.0) * share / 3.0
+        lowest = max(floor, lowest)
         for i in range(3):
             values[i, l] = eigenvalues[i]
-            if not eigenvalues[i] > floor:
-                values[i, l] = floor
+            if not eigenvalues[i] > lowest:
+                values[i, l] = lowest
                 status[l] |= FLOOR
 
 

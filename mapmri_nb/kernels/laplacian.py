@@ -132,3 +132,19 @@ def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
             for k in range(t.pointer[e], t.pointer[e + 1]):
                 total += t.coefficient[k] * a[t.factor[k]]
             g[t.target[e]] += w * total
+
+
+@kernel(fastmath=CONTRACT)
+def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
+    """
+    rhs (n, V) += weight S0 L e_0: what the Laplacian of the deviation from the Gaussian S0 e_0 adds
+    to M'y.
+    """
+    for l in range(0, f.shape[1], WIDTH):
+        a, scale, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(rhs, l)
+        for e in range(t.target.size):
+            if t.column[t.pointer[e]] == 0:
+                total = every(0.0)
+                for k in range(t.pointer[e], t.pointer[e + 1]):
+                    total += t.coefficient[k] * a[t.factor[k]]
+                b[t.row[t.pointer[e]]] += scale * total

@@ -1,11 +1,11 @@
 """
-Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to B'c = 1 and K
-c >= 0.
+Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and to
+B'c = 1 where `fixed` is 1 (0: E(0) is free).
 
 The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the
 most violated row enters and rows whose multiplier turns negative leave. Every iterate is optimal
-for the rows it holds, so the objective only grows and no feasible start is needed. B is the first
-row and never leaves. The grid is symmetric under a change of sign of any axis, so K is kept for one
+for the rows it holds, so the objective only grows and no feasible start is needed. B, if fixed, is the
+first row and never leaves. The grid is symmetric under a change of sign of any axis, so K is kept for one
 octant: four sums over the parity classes price four rows at once.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
-from .status import NO_FIT, NOT_CONVERGED
+from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
 # of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three
@@ -272,7 +272,15 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 @kernel(inline=True)
 def _judge(
-    H: Array, g: Array, B: Array, grid: GridRows, work: QpWork, q: int, ridge: float, c: Array
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    work: QpWork,
+    q: int,
+    ridge: float,
+    c: Array,
 ) -> float:
     """
     Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
@@ -295,14 +303,14 @@ def _judge(
         w[k] += ridge * c[k] - g[k]
         row[k] = B[k]
     for j in range(q):
-        if j > 0:
+        if j >= fixed:
             _row(grid, work.active[j], row)
             most, least = max(most, u[j]), min(least, u[j])
-        r[j] = 0.0 if j > 0 else -1.0
+        r[j] = 0.0 if j >= fixed else -1.0
         for k in range(c.size):
             r[j] += row[k] * c[k]
             w[k] -= u[j] * row[k]
-    residual = abs(r[0]) - (least / most if most > 0.0 else 0.0)
+    residual = (abs(r[0]) if fixed > 0 else 0.0) - (least / most if most > 0.0 else 0.0)
     _times(work, g, z)
     _times(work, w, d)
     for k in range(c.size):
@@ -325,7 +333,8 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, B: Array, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork, c: Array, info: Array
+    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork,
+    c: Array, info: Array,
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
@@ -337,16 +346,19 @@ def _pursue(
         row[k] = B[k]
     p, sheds = -1, 0
     while True:
-        if q > 0:
+        if q >= fixed:
             p, worst, peak = _worst(grid, c, work, q)
             while (
                 p < 0 or worst > -VIOLATION * peak
             ):  # no row is violated: judge, shed the drift of an ill-conditioned H
-                info[0], info[2] = _judge(H, g, B, grid, work, q, ridge, c) - worst / peak, q - 1
+                info[0], info[2] = (
+                    _judge(H, g, B, fixed, grid, work, q, ridge, c) - worst / peak,
+                    q - fixed,
+                )
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
                 sheds += 1
-                for j in range(q - 1, 0, -1):
+                for j in range(q - 1, fixed - 1, -1):
                     if (
                         u[j] < 0.0
                     ):  # held by drift alone; the next step moves c to the minimiser without it
@@ -363,7 +375,7 @@ def _pursue(
                 return CAPPED
             _back(work.R, q, d, r)
             partial, l = math.inf, NONE
-            for j in range(1, q):
+            for j in range(fixed, q):
                 if r[j] > 0.0 and u[j] < partial * r[j]:
                     partial, l = u[j] / r[j], j
             gap, norm = bound, free
@@ -402,11 +414,19 @@ def _ridge(H: Array) -> float:
 
 @kernel(inline=True)
 def solve(
-    H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, work: QpWork, c: Array, info: Array
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    max_iter: int,
+    work: QpWork,
+    c: Array,
+    info: Array,
 ) -> int:
     """
-    Minimise c'Hc/2 - g'c subject to B'c = 1 and K c >= 0, with RIDGE tr(H)/n added to the diagonal
-    of H.
+    Minimise c'Hc/2 - g'c subject to K c >= 0, and to B'c = 1 if `fixed` is 1, with RIDGE tr(H)/n
+    added to the diagonal of H.
 
     Parameters
     ----------
@@ -426,34 +446,34 @@ def solve(
         return NOT_POSITIVE
     _times(work, g, work.vectors[0])
     _combine(work.J, NONE, work.vectors[0], c)
-    return _pursue(H, g, B, grid, ridge, max_iter, NONE, work, c, info)
+    return _pursue(H, g, B, fixed, grid, ridge, max_iter, NONE, work, c, info)
 
 
 @kernel()
-def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
+def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     """
     From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
     still held.
 
-    With t = R^-T e_0 the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
+    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
     negative u leave.
     """
     R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
     _times(work, g, d)
-    worst = 1
-    while worst > 0:
+    worst = fixed
+    while worst >= 0:
         for i in range(q):
-            s = 1.0 if i == 0 else 0.0
+            s = 1.0 if i < fixed else 0.0
             for k in range(i):
                 s -= R[k, i] * t[k]
             t[i] = s / R[i, i]
             work.vectors[4, i] = t[i] - d[i]
         _back(R, q, work.vectors[4], u)
-        worst = 0
-        for j in range(1, q):
-            if u[j] < 0.0 and (worst == 0 or u[j] < u[worst]):
+        worst = -1
+        for j in range(fixed, q):
+            if u[j] < 0.0 and (worst < 0 or u[j] < u[worst]):
                 worst = j
-        if worst > 0:
+        if worst >= 0:
             _drop(work, worst, q)
             q -= 1
     for i in range(q):
@@ -464,7 +484,14 @@ def _restart(work: QpWork, q: int, g: Array, c: Array) -> int:
 
 @kernel()
 def solve_many(
-    H: Array, g: Array, B: Array, grid: GridRows, max_iter: int, c: Array, failed: IntArray
+    H: Array,
+    g: Array,
+    B: Array,
+    fixed: int,
+    grid: GridRows,
+    max_iter: int,
+    c: Array,
+    failed: IntArray,
 ) -> None:
     """
     `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
@@ -483,8 +510,8 @@ def solve_many(
     for v in range(g.shape[0]):
         for k in range(n):
             mean[k] += g[v, k] / g.shape[0]
-    usable = solve(H, mean, B, grid, max_iter, work, c[0], info) == SOLVED
-    held, ridge = int(info[2]) + 1, _ridge(H)
+    usable = solve(H, mean, B, fixed, grid, max_iter, work, c[0], info) == SOLVED
+    held, ridge = int(info[2]) + fixed, _ridge(H)
     for i in range(n):
         active[i] = work.active[i]
         for k in range(n):
@@ -497,10 +524,10 @@ def solve_many(
                 for k in range(n):
                     work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
             info[1] = 0.0
-            q = _restart(work, held, g[v], c[v])
+            q = _restart(work, held, fixed, g[v], c[v])
             failed[v] = (
                 1
-                if _pursue(H, g[v], B, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
+                if _pursue(H, g[v], B, fixed, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
                 else 0
             )
 
@@ -512,6 +539,7 @@ class GridProblem(NamedTuple):
     """What `solve_block` needs besides the block."""
 
     B: Array  # (n,)
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
     grid: GridRows
     max_iter: int
 
@@ -530,10 +558,28 @@ def unpack(place: Unsigned, G: Array, rhs: Array, S0: float, l: int, H: Array, g
 
 
 @kernel()
-def pack(place: Unsigned, c: Array, l: int, x: Array) -> None:
-    """Coefficients of one voxel from DIPY's order into column l of x (n, V)."""
+def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
+    """
+    Coefficients of one voxel from DIPY's order into column l of a block; E(0) is divided out and
+    goes to S0.
+    """
+    origin = 0.0
     for i in range(c.size):
-        x[i, l] = c[place[i]]
+        origin += B[i] * c[i]
+    block.S0[0, l] *= origin
+    if not origin > 0.0 and math.isfinite(origin):
+        block.status[l] |= NO_ORIGIN
+    for i in range(c.size):
+        block.x[i, l] = c[place[i]] / origin
+
+
+@kernel()
+def skipped(block: Any, l: int) -> bool:
+    """Whether voxel l needs no answer: it has no fit, or is settled and keeps what it has."""
+    if block.noise.settled[l] != 0:
+        block.S0[0, l] = block.noise.held[0, l]
+        return True
+    return (block.status[l] & NO_FIT) != 0
 
 
 @kernel()
@@ -546,14 +592,18 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
     H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
     work = workspace(n, problem.grid.values.shape[1])
     for l in range(start, stop):
-        if block.status[l] & NO_FIT:
+        if skipped(block, l):
             continue
         unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        if solve(H, g, problem.B, problem.grid, problem.max_iter, work, c, info) != SOLVED:
-            block.status[l] |= NOT_CONVERGED
+        answer = solve(
+            H, g, problem.B, problem.fixed, problem.grid, problem.max_iter, work, c, info
+        )
         block.kkt[0, l] = info[0]
         block.iterations[0, l] = info[1]
-        pack(plan.moments.permutation, c, l, block.x)
+        if answer != SOLVED:
+            block.status[l] |= NOT_CONVERGED
+            continue
+        pack(plan.moments.permutation, c, problem.B, l, block)
 
 
 @stage(allocates=True)

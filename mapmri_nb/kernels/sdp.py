@@ -4,7 +4,7 @@ Global positivity: an interior point over two parity Gram blocks and its certifi
 The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite coefficients c. p = z'Qz with
 Q positive semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]. Each voxel solves
 
-    minimise 1/2 c'Hc - g'c   subject to   B'c = 1 and p a sum of squares
+    minimise 1/2 c'Hc - g'c   subject to   p a sum of squares, and to B'c = 1 if E(0) is fixed
 
 Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s (s + 1) / 2:
     c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
@@ -15,7 +15,8 @@ Letters, for n coefficients; both parities of z have a block of their own, of s 
     Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
     A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
 
-With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B), the dual problem is
+With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if E(0) is free: c0 that
+of all c, P = K H^-1 K'), the dual problem is
 
     minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
 
@@ -39,6 +40,7 @@ from ._jit import CONTRACT, kernel, stage
 from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
+from .qp import skipped
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -375,7 +377,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
 
 
 @kernel(inline=True)
-def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
+def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
     n, lane = t.B.size, w.lane
     cones.ridged(G, l0, n, w.S)
@@ -383,7 +385,7 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
     _retire(lane, w.pivot)
     cones.whiten(w.S, t.K, g, l0, w.T)
     cones.gram(w.T, n, n + 2, w.P)
-    cones.eliminate_origin(w.P, n, w.c0, w.total)
+    cones.eliminate_origin(w.P, n, fixed, w.c0, w.total)
     for l in range(WIDTH):
         lane[SCALE, l] = w.total[0, l]
         w.total[0, l] = 0.03 * lane[SCALE, l]
@@ -394,10 +396,11 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, w: Work) -> None:
 
 @kernel()
 def solve(
-    G: Array, g: Array, t: Tables, max_iter: int, tol: float, w: Work, answer: Answer
+    G: Array, g: Array, t: Tables, fixed: int, max_iter: int, tol: float, w: Work, answer: Answer
 ) -> None:
     """
-    Minimise 1/2 c'Hc - g'c subject to B'c = 1 and p a sum of squares, for V voxels, a multiple of WIDTH.
+    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the answer has E(0) = 1
+    either way), for V voxels, a multiple of WIDTH.
 
     Parameters
     ----------
@@ -410,7 +413,7 @@ def solve(
     lane, status = w.lane, answer.status
     for l0 in range(0, status.size, WIDTH):
         if _begin(status, l0, lane) > 0:
-            _pose(G, g, l0, t, w)
+            _pose(G, g, l0, t, fixed, w)
             for l in range(WIDTH):
                 if not lane[ACTIVE, l] > 0.0:
                     status[l0 + l] = NO_FIT
@@ -466,10 +469,23 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
             info[2, l0 + l] = lane[MARGIN, l]
 
 
+@kernel()
+def _best_scale(G: Array, g: Array, c: Array, l: int) -> float:
+    """E(0) of voxel l: on the ray through the optimum of a cone the objective has no slope."""
+    slope = curvature = 0.0
+    for i in range(g.shape[0]):
+        slope += g[i, l] * c[i, l]
+        for j in range(i):
+            curvature += 2.0 * c[i, l] * G[i * (i + 1) // 2 + j, l] * c[j, l]
+        curvature += c[i, l] * G[i * (i + 3) // 2, l] * c[i, l]
+    return slope / curvature
+
+
 class GlobalProblem(NamedTuple):
     """What `solve_block` needs besides the block."""
 
     tables: Tables
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
     work: Work
     max_iter: int
     tol: float
@@ -488,14 +504,27 @@ def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> No
         return
     g, asked = np.empty((n, V)), np.empty(V, np.int64)
     for l in range(V):
-        free = l < count and block.status[l] & bits.NO_FIT == 0
+        free = l < count and not skipped(block, l)
         asked[l] = CERTIFIED if free else NO_FIT
         for i in range(n):  # for data divided by S0
             g[i, l] = block.rhs[i, l] / block.S0[0, l] if free else 0.0
-    answer = Answer(block.x, np.empty((4, V)), asked)
-    solve(block.G, g, problem.tables, problem.max_iter, problem.tol, problem.work, answer)
+    answer = Answer(np.empty((n, V)), np.empty((4, V)), asked.copy())
+    solve(
+        block.G,
+        g,
+        problem.tables,
+        problem.fixed,
+        problem.max_iter,
+        problem.tol,
+        problem.work,
+        answer,
+    )
     for l in range(count):
-        if block.status[l] & bits.NO_FIT == 0:
+        if asked[l] == CERTIFIED:
+            if problem.fixed == 0:
+                block.S0[0, l] *= _best_scale(block.G, g, answer.c, l)
+            for i in range(n):
+                block.x[i, l] = answer.c[i, l]
             if answer.status[l] == SHIFTED:
                 block.status[l] |= bits.SHIFTED
             elif answer.status[l] != CERTIFIED:

@@ -52,12 +52,22 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _number(text: str) -> float | None:
-    """A number or ``none``."""
+def _number(text: str) -> float | str | None:
+    """A number, ``none`` or ``auto``."""
+    if text.lower() in ("none", "auto"):
+        return None if text.lower() == "none" else "auto"
     try:
-        return None if text.lower() == "none" else float(text)
+        return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number, none nor auto") from None
+
+
+def _sigma(text: str) -> float | Path:
+    """A number, or the path of an image."""
+    try:
+        return float(text)
+    except ValueError:
+        return _path(text)
 
 
 def _weights(text: str) -> Any:
@@ -196,15 +206,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="missing|data",
         help="what samples of exactly 0 beside positive ones are (default: missing)",
     )
-    or_none: dict[str, Any] = {"type": _number, "default": 2100, "metavar": "B|none"}
-    add("--bval-threshold", **or_none, help="largest b of the scale tensor, s/mm2 (default: 2100)")
-    add(
-        "--eigenvalue-threshold",
-        type=float,
-        default=1e-4,
-        metavar="D",
-        help="floor of the scale tensor's eigenvalues, mm2/s (default: 1e-4)",
-    )
+    threshold: dict[str, Any] = {"type": _number, "default": "auto", "metavar": "auto|B|none"}
+    text = "largest b of the scale tensor, s/mm2 (default: auto, 2100 or what the table needs)"
+    add("--bval-threshold", **threshold, help=text)
+    text = "smallest eigenvalue of the scale tensor, mm2/s (default: a tenth of the voxel's mean)"
+    add("--eigenvalue-threshold", type=float, metavar="D", help=text)
+    text = "what the Laplacian smooths: the deviation from the tensor's Gaussian (default) or the signal"
+    add("--laplacian-of", choices=("deviation", "signal"), default="deviation", help=text)
+    text = "E(0) by the fit with the mean b0 as one more sample (default), free, or the mean b0"
+    add("--s0", dest="S0", choices=("fit", "free", "b0"), default="fit", help=text)
+    text = "raw (rician) or denoised magnitudes, whose noise floor is modelled (default: none)"
+    add("--noise", choices=("none", "rician", "denoised"), default="none", help=text)
+    text = "of the noise: a number or a 3-D NIfTI (default: by the fit)"
+    add("--sigma", type=_sigma, metavar="S|F", help=text)
+    text = "coils whose sum of squares the image is (default: 1)"
+    add("--coils", type=int, default=1, metavar="L", help=text)
+    text = "paper: the published method, signal Laplacian, E(0) free (given with --positivity), b <= 2100"
+    add("--preset", choices=("paper",), help=text)
     add(
         "--static-diffusivity",
         type=float,

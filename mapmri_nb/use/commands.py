@@ -67,6 +67,11 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
     if args.bootstrap is not None and args.bootstrap < 2:
         raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
+    if args.noise == "none" and (args.sigma is not None or args.coils != 1):
+        name = "--sigma" if args.sigma is not None else "--coils"
+        raise ValueError(f"{name} goes with --noise rician or denoised")
+    if args.noise == "denoised" and args.sigma is None:
+        raise ValueError("--noise denoised needs --sigma")
     if args.bootstrap is None and (args.reestimate or args.seed is not None):
         raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
     if args.seed is not None and args.seed < 0:
@@ -105,8 +110,8 @@ def fit(args: argparse.Namespace) -> list[Path]:
         else _usable(args.dwi, image.data, gtab)
     )
     regions = summary.regions(mask, args.labels, image.affine)
-    inputs = (args.dwi, args.mask, args.weights, args.grad_dev)
-    sources = tuple(str(path.absolute()) for path in inputs if path)
+    inputs = (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
+    sources = tuple(str(path.absolute()) for path in inputs if isinstance(path, Path))
     job = stream.Job(
         model,
         args.dwi,
@@ -164,19 +169,23 @@ def _idle(weights: Any) -> Any:
     return np.array([not np.any(weights[..., k]) for k in range(weights.shape[-1])])
 
 
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, Any]]:
+def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path | None, Any]]:
     """
-    Weights and gradient non-linearity by the names that `MapmriModel.fit` has for them: file and
+    Weights, gradient non-linearity and sigma by the names that `MapmriModel.fit` has for them: file and
     numbers.
     """
+    import numpy as np
+
     from .. import checks
     from ..readers import read_numbers
     from . import io
 
-    more: dict[str, tuple[Path, Any]] = {}
-    wanted = {"weights": image.data.shape, "grad_dev": (*image.data.shape[:3], 9)}
-    for name, path in (("weights", args.weights), ("grad_dev", args.grad_dev)):
-        if path is None:
+    more: dict[str, tuple[Path | None, Any]] = {}
+    shape = image.data.shape[:3]
+    wanted = {"weights": image.data.shape, "grad_dev": (*shape, 9), "sigma": (*shape, 1)}
+    for name in wanted:
+        path = getattr(args, name)
+        if not isinstance(path, Path):
             continue
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
             found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
@@ -186,11 +195,15 @@ def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path, 
                 f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
             )
             found = checks.squeezed(found, None, True)
+            if name == "sigma" and found.shape == shape:
+                found = np.asarray(found)[..., None]
         if found.shape != wanted[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
             )
         more[name] = path, found
+    if args.sigma is not None and not isinstance(args.sigma, Path):
+        more["sigma"] = None, np.array([args.sigma])
     return more
 
 

@@ -64,6 +64,7 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     ),
     "rmse": ("rmse", "arbitrary", "root mean squared residual"),
     "r2": ("r2", "1", "coefficient of determination"),
+    "sigma": ("sigma", "arbitrary", "sigma of the noise of one channel"),
     "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
     "iterations": ("iterations", "1", "steps of the constrained solver"),
     "field": (

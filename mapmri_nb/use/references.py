@@ -73,7 +73,20 @@ REFERENCES = {
         "OSQP: an operator splitting solver for quadratic programs",
         "Mathematical Programming Computation", "12", "637--672", 2020, "10.1007/s12532-020-00179-2",
     ),
+    "koay2006": Paper(
+        "Koay and Basser 2006",
+        "Koay, Cheng Guan and Basser, Peter J.",
+        "Analytically exact correction scheme for signal extraction from noisy magnitude MR signals",
+        "Journal of Magnetic Resonance", "179", "317--322", 2006, "10.1016/j.jmr.2006.01.016",
+    ),
 }  # fmt: skip
+
+
+SIGNAL_AT_ORIGIN = {
+    "fit": "The signal at q = 0 was fitted, the mean of the b0 volumes being one more sample.",
+    "free": "The signal at q = 0 was fitted.",
+    "b0": "The signal at q = 0 was the mean of the b0 volumes.",
+}
 
 
 def mode(options: Mapping[str, Any]) -> str:
@@ -85,7 +98,8 @@ def mode(options: Mapping[str, Any]) -> str:
 def defaults(name: str) -> dict[str, Any]:
     """Options of `MapmriModel` for a mode by its name, as they are by default."""
     weighted, positivity = {name: key for key, name in MODES.items()}[name]
-    options = {"radial_order": 6, "basis": "anisotropic", "bval_threshold": 2100.0}
+    options = {"radial_order": 6, "basis": "anisotropic", "bval_threshold": None}
+    options |= {"laplacian_of": "deviation", "S0": "fit", "noise": None, "coils": 1}
     return options | {"laplacian": 0.2 if weighted else None, "positivity": positivity}
 
 
@@ -115,8 +129,12 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         if not how:
             among = "" if weight == "gcv" else f" among {', '.join(f'{w:g}' for w in weight)}"
             how = f"a weight chosen{among} by generalised cross-validation in each voxel ({cite('craven1978')})"
+        deviation = options.get("laplacian_of") == "deviation"
+        of = (
+            "the signal's deviation from the scale tensor's Gaussian" if deviation else "the signal"
+        )
         text.append(
-            f"The squared norm of the Laplacian of the signal was penalised ({cite('fick2016')}) with {how}."
+            f"The squared norm of the Laplacian of {of} was penalised ({cite('fick2016')}) with {how}."
         )
     if options["positivity"] == "global":
         text.append(
@@ -124,6 +142,14 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         )
     elif options["positivity"] == "grid":
         text.append("The propagator was constrained to be nonnegative on a grid of displacements.")
+    text.append(SIGNAL_AT_ORIGIN[options.get("S0", "free")])
+    floor = f"{'noncentral chi' if options.get('coils', 1) > 1 else 'Rician'}"
+    if options.get("noise") == "rician":
+        text.append(
+            f"The {floor} law of the magnitudes was modelled by expectation and maximisation."
+        )
+    elif options.get("noise") == "denoised":
+        text.append(f"The {floor} expectation of the magnitudes was inverted ({cite('koay2006')}).")
     if options["positivity"] and options.get("solver") == "osqp":
         text.append(f"The quadratic programs were solved by OSQP ({cite('stellato2020')}).")
     text.append(

@@ -62,7 +62,8 @@ class Job(NamedTuple):
     units: str = "mm"
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # the input files, for the JSON
-    more: dict[str, tuple[Path, Any]] = {}  # noqa: RUF012 - weights, grad_dev: file, and its numbers (n,) or image (x, y, z, n)
+    # weights, grad_dev, sigma: file (None: a number), and its numbers (n,) or image (x, y, z, n)
+    more: dict[str, tuple[Path | None, Any]] = {}  # noqa: RUF012
     opening: float = 0.0  # seconds that opening the series took, unpacking included
     regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
@@ -76,7 +77,10 @@ class Job(NamedTuple):
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
             "sources": [Path(source).name for source in self.sources],
-        } | {name: _stamp(path) for name, (path, _) in self.more.items()}
+        } | {
+            name: _stamp(path) if path else value.tolist()
+            for name, (path, value) in self.more.items()
+        }
         return dict(
             json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
         )

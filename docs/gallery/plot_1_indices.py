@@ -1,0 +1,20 @@
+"""
+Index maps
+==========
+
+RTOP, MSD, QIV and NG of a slice of cat spinal cord, by the default mode.
+"""
+
+from mapmri_nb import GradientTable, MapmriModel, io
+from mapmri_nb.data import sample_dwi
+from mapmri_nb.use import plot
+
+dwi = sample_dwi("catcord")
+image = io.load_dwi(dwi)
+mask = io.load_mask(str(dwi).replace("_dwi.", "_mask."), image.data.shape[:3], image.affine)
+table = GradientTable.from_bids(dwi)
+
+fit = MapmriModel(table, radial_order=6).fit(image.data, mask)
+figure = plot.compare_maps(
+    [fit], ["rtop", "msd", "qiv", "ng"], fit_labels=["MAPL"], affine=image.affine
+)

@@ -1,0 +1,333 @@
+"""The noise floor, the rule for S0, the Laplacian of the deviation, and thresholds, through the model."""
+
+import logging
+
+import numpy as np
+import pytest
+import truth
+
+import mapmri_nb as mapmri
+from mapmri_nb import positivity
+from mapmri_nb.kernels import origin, qp
+from mapmri_nb.scales import scale_threshold, tensor_spread
+
+TAU = 0.03
+GAUSSIAN = truth.MIXTURES["(1.7,.3,.3)"]
+MODES = [(None, 1e-9), ("grid", 1e-5), ("global", 1e-3)]
+
+
+@pytest.fixture(scope="module")
+def table():
+    """18 b0 and three shells of 90."""
+    return mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU)
+
+
+@pytest.fixture(scope="module")
+def crossing(table):
+    """A clean crossing of two fibres, S0 = 100."""
+    return 100.0 * truth.mixture_signal(*truth.MIXTURES["X60"], table.bvals, table.bvecs)
+
+
+def rician(clean, sigma, voxels, seed=0, coils=1):
+    """Magnitudes (voxels, n) of a clean signal (n,)."""
+    parts = sigma * np.random.default_rng(seed).standard_normal((2 * coils, voxels, len(clean)))
+    parts[0] += clean
+    return np.sqrt((parts**2).sum(0))
+
+
+@pytest.mark.parametrize(("mode", "bound"), MODES)
+@pytest.mark.parametrize("laplacian", [0.2, 5.0, "gcv", [0.1, 1.0]])
+@pytest.mark.parametrize("rule", ["fit", "free", "b0"])
+def test_gaussians_are_exact(table, mode, bound, laplacian, rule):
+    """At any weight and by every rule for S0."""
+    y = 100.0 * truth.mixture_signal(*GAUSSIAN, table.bvals, table.bvecs)[None]
+    want = truth.mixture_truth(*GAUSSIAN, TAU)
+    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=laplacian, S0=rule).fit(y)
+    for name in ("rtop", "rtap", "rtpp", "msd"):
+        assert abs(fit.index_rows(name)[0] / want[name] - 1) < bound
+    assert abs(fit.S0[0] / 100.0 - 1) < bound
+
+
+@pytest.mark.parametrize(("mode", "bound"), MODES)
+def test_isotropic_gaussian_is_exact_in_the_isotropic_basis(table, mode, bound):
+    """The deviation is from the basis' own first function."""
+    y = 50.0 * np.exp(-0.8e-3 * table.bvals)[None]
+    fit = mapmri.MapmriModel(table, basis="isotropic", positivity=mode, laplacian=1.0).fit(y)
+    want = (4 * np.pi * 0.8e-3 * TAU) ** -1.5
+    assert abs(fit.index_rows("rtop")[0] / want - 1) < bound
+
+
+def test_deviation_solves_its_normal_equations(table, crossing):
+    """(M'M + w L + k B B') c = M'y + w S0 L e_0 + k S0 B, written out in NumPy."""
+    import oracle
+
+    y = rician(crossing, 3.0, 1)
+    fit = mapmri.MapmriModel(table, laplacian=0.3).fit(y)
+    M = oracle.phi_matrix(6, fit.mu[0], table.qvecs @ fit.R[0])
+    L, B = oracle.laplacian_matrix(6, fit.mu[0]), oracle.aniso_origin(6)
+    b0 = table.b0s_mask
+    D = fit.mu_tensor[0] ** 2 / (2 * TAU)
+    S0 = np.mean(y[0, b0] * np.exp(table.bvals[b0] * ((table.bvecs[b0] @ fit.R[0]) ** 2 @ D)))
+    k = b0.sum()
+    c = np.linalg.solve(
+        M.T @ M + 0.3 * L + k * np.outer(B, B), M.T @ y[0] + 0.3 * S0 * L[:, 0] + k * S0 * B
+    )
+    np.testing.assert_allclose(fit.S0[0], B @ c, rtol=1e-9)
+    np.testing.assert_allclose(fit.coef[0], c / (B @ c), atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", [None, "grid", "global"])
+def test_b0_rule_is_the_limit_of_the_row(table, crossing, mode):
+    """E(0) = S0 holds exactly; a free fit that meets the mean b0 is the same fit."""
+    y = rician(crossing, 4.0, 3)
+    nailed = mapmri.MapmriModel(table, positivity=mode, S0="b0").fit(y)
+    one = mapmri.MapmriModel(table, positivity=mode, S0="fit").fit(y)
+    free = mapmri.MapmriModel(table, positivity=mode, S0="free").fit(y)
+    gap_one, gap_free = (np.abs(f.S0 / nailed.S0 - 1) for f in (one, free))
+    assert (gap_one < gap_free).all()
+    assert (gap_free > 1e-6).all()
+    assert np.abs(nailed.coef @ mapmri.kernels.ordering.origin_values(
+        mapmri.kernels.ordering.index_table(6)) - 1).max() < 1e-9  # fmt: skip
+
+
+def test_free_cone_by_osqp_and_by_the_active_set(table, crossing):
+    """Both routes give one answer where E(0) is free."""
+    y = rician(crossing, 5.0, 4)
+    a = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02).fit(y)
+    b = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02, solver="osqp").fit(y)
+    assert (b.status & mapmri.Status.BY_OSQP != 0).all()
+    np.testing.assert_allclose(a.coef, b.coef, atol=2e-6)
+    np.testing.assert_allclose(a.S0, b.S0, rtol=1e-7)
+
+
+def test_free_cone_is_optimal():
+    """KKT residual of the compiled answer without the equality, by the function that OSQP's is judged by."""
+    rng, order = np.random.default_rng(5), 4
+    grid, B = positivity.normalised_grid(order), mapmri.kernels.ordering.origin_values(
+        mapmri.kernels.ordering.index_table(order)
+    )  # fmt: skip
+    n, m = grid.rows.values.shape
+    A = rng.standard_normal((60, n))
+    H, g = A.T @ A, A.T @ rng.standard_normal(60)
+    work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
+    assert qp.solve(H, g, B, 0, grid.rows, 2000, work, c, info) == qp.SOLVED
+    assert positivity.kkt_residual(H, g, B, grid.K, c, fixed=False) < 1e-8
+    assert positivity.kkt_residual(H, g, B, grid.K, 1.01 * c, fixed=False) > 1e-4
+
+
+@pytest.mark.parametrize("mode", [None, "grid", "global"])
+@pytest.mark.parametrize("given", [True, False])
+def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
+    """RTOP at SNR 12 and at 40: 10 % and more apart without the model of the noise."""
+    medians, plain = [], []
+    for snr in (12.0, 40.0):
+        y = rician(crossing, 100.0 / snr, 150, seed=int(snr))
+        model = mapmri.MapmriModel(table, positivity=mode, noise="rician")
+        fit = model.fit(y, sigma=100.0 / snr if given else None)
+        assert (fit.status & (mapmri.Status.NO_FIT | mapmri.Status.UNSETTLED) == 0).all()
+        # what positivity cannot fit counts as noise
+        np.testing.assert_allclose(
+            np.median(fit.sigma) * snr / 100.0, 1.0, atol=0.03 if mode is None else 0.05
+        )
+        medians.append(np.median(fit.index_rows("rtop")))
+        plain.append(
+            np.median(mapmri.MapmriModel(table, positivity=mode).fit(y).index_rows("rtop"))
+        )
+    assert abs(medians[0] / medians[1] - 1) < 0.04
+    assert plain[0] / plain[1] - 1 > 0.08
+
+
+@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
+def test_voxels_are_alone(table, crossing, basis):
+    """An answer is the same bits beside other voxels, which settle sooner or later."""
+    y = np.concatenate([rician(crossing, s, 40, seed=int(s)) for s in (2.0, 10.0, 25.0)])
+    model = mapmri.MapmriModel(table, basis=basis, noise="rician")
+    whole = model.fit(y)
+    for v in (3, 50, 110):
+        one = model.fit(y[v : v + 1])
+        assert np.array_equal(one.coef[0], whole.coef[v])
+        assert one.sigma[0] == whole.sigma[v]
+        assert one.status[0] == whole.status[v]
+
+
+def test_noise_free_data_stay(table, crossing):
+    """Without noise the correction changes nothing."""
+    plain = mapmri.MapmriModel(table, laplacian=None).fit(crossing[None])
+    fit = mapmri.MapmriModel(table, laplacian=None, noise="rician").fit(crossing[None], sigma=1e-6)
+    np.testing.assert_allclose(fit.coef, plain.coef, atol=1e-7)
+    assert fit.status[0] == plain.status[0] == 0
+
+
+def test_coils(table, crossing):
+    """Noncentral chi: the floor of four coils is taken out with coils=4, not with coils=1."""
+    y = rician(crossing, 6.0, 200, coils=4)
+    right, wrong = (
+        mapmri.MapmriModel(table, noise="rician", coils=c).fit(y, sigma=6.0) for c in (4, 1)
+    )
+    low = mapmri.MapmriModel(table, noise="rician").fit(rician(crossing, 6.0, 200), sigma=6.0)
+    a, b, c = (np.median(f.index_rows("rtop")) for f in (right, wrong, low))
+    assert abs(a / c - 1) < 0.06
+    assert b / c - 1 > 0.15
+    estimated = mapmri.MapmriModel(table, noise="rician", coils=4).fit(y)
+    np.testing.assert_allclose(np.median(estimated.sigma), 6.0, rtol=0.04)
+
+
+def test_denoised(table, crossing):
+    """The mean is inverted: what is left is the clean fit."""
+    sigma = 12.0
+    floor = np.array([mapmri.kernels.noise.expected_magnitude(s, sigma, 1) for s in crossing])
+    clean = mapmri.MapmriModel(table).fit(crossing[None])
+    fit = mapmri.MapmriModel(table, noise="denoised").fit(floor[None], sigma=sigma)
+    np.testing.assert_allclose(fit.coef, clean.coef, atol=1e-7)
+    np.testing.assert_allclose(fit.predict(noisy=True)[0], floor, rtol=0.05)
+    assert fit.sigma[0] == sigma
+
+
+def test_predict(table, crossing):
+    """The expected magnitude is above the clean signal, and nearer to the measured mean."""
+    y = rician(crossing, 10.0, 300)
+    fit = mapmri.MapmriModel(table, noise="rician").fit(y, sigma=10.0)
+    clean, noisy = fit.predict(), fit.predict(noisy=True)
+    assert (noisy > clean).all()
+    high = table.bvals > 2500
+    measured = y[:, high].mean()
+    assert abs(noisy[:, high].mean() - measured) < 0.25 * abs(clean[:, high].mean() - measured)
+    residual = np.sqrt(np.mean((y - noisy) ** 2, 1))
+    np.testing.assert_allclose(fit.rmse(), residual, rtol=1e-4)
+
+
+def test_negative_samples_stay(table, crossing):
+    """A negative sample is no magnitude: it is fitted as it is."""
+    y = rician(crossing, 3.0, 1)
+    y[0, 100] = -2.0
+    fit = mapmri.MapmriModel(table, noise="rician").fit(y, sigma=3.0)
+    assert np.isfinite(fit.coef).all()
+    assert fit.status[0] & mapmri.Status.DROPPED
+
+
+def test_errors(table, crossing):
+    """Each names its argument and the value."""
+    y = crossing[None]
+    for options, words in (
+        ({"noise": "gauss"}, "noise must be one of"),
+        ({"noise": "rician", "coils": 0}, "coils must be"),
+        ({"coils": 4}, "coils = 4"),
+        ({"laplacian_of": "signals"}, "laplacian_of must be"),
+        ({"S0": "mean"}, "S0 must be"),
+        ({"bval_threshold": "all"}, "bval_threshold must be"),
+        ({"preset": "dipy"}, "preset must be"),
+        ({"preset": "paper", "noise": "rician"}, "preset='paper' sets noise"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mapmri.MapmriModel(table, **options)
+    model = mapmri.MapmriModel(table)
+    with pytest.raises(ValueError, match="sigma is for noise"):
+        model.fit(y, sigma=2.0)
+    with pytest.raises(ValueError, match="noisy=True needs"):
+        model.fit(y).predict(noisy=True)
+    with pytest.raises(ValueError, match="sigma: noise='denoised' needs it"):
+        mapmri.MapmriModel(table, noise="denoised").fit(y)
+    for sigma, words in ((-1.0, "finite and positive"), (np.ones(5), "number or have shape")):
+        with pytest.raises(ValueError, match=words):
+            mapmri.MapmriModel(table, noise="rician").fit(y, sigma=sigma)
+
+
+def test_preset(table):
+    """The published method's options."""
+    paper = mapmri.MapmriModel(table, preset="paper").options
+    assert (paper["laplacian_of"], paper["S0"], paper["bval_threshold"]) == ("signal", "free", 2100)
+    assert paper["eigenvalue_threshold"] == 1e-4
+    assert mapmri.MapmriModel(table, preset="paper", positivity="grid").options["S0"] == "b0"
+
+
+def test_threshold_follows_the_table():
+    """2100 where that determines the tensor, more where it does not, and nothing but the table decides."""
+    full = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU)
+    assert scale_threshold(full) == 2100.0
+    rng = np.random.default_rng(0)
+
+    def made(*shells):
+        b = np.concatenate([np.full(count, float(value)) for value, count in shells])
+        g = rng.standard_normal((len(b), 3))
+        return mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
+
+    thin = made((0, 2), (1500, 9), (3500, 30), (6000, 60))
+    assert tensor_spread(thin, 2100) > 2.0
+    assert 3500 < scale_threshold(thin) < 6000
+    fixed = made((0, 4), (304, 20), (10504, 60), (22391, 90))
+    assert 10504 < scale_threshold(fixed) < 22391
+    assert mapmri.MapmriModel(thin).options["bval_threshold"] == scale_threshold(thin)
+    assert tensor_spread(made((0, 1), (1000, 3)), 2100) == np.inf
+
+
+def test_thin_threshold_warns(caplog):
+    """A threshold that the caller gave is kept, and said to be thin."""
+    b = np.concatenate([[0.0], np.full(8, 1500.0), np.full(60, 4000.0)])
+    g = np.random.default_rng(1).standard_normal((len(b), 3))
+    table = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
+    with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
+        mapmri.MapmriModel(table, 4, bval_threshold=2100)
+    assert "thin" in caplog.text
+
+
+def test_fixed_tissue_warns_and_keeps_its_anisotropy(table, caplog):
+    """The floor follows the tissue; b that hardly attenuates is said."""
+    slow = ((1.0,), [np.diag([0.25e-3, 0.05e-3, 0.05e-3])])
+    y = truth.mixture_signal(*slow, table.bvals, table.bvecs)[None]
+    with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
+        fit = mapmri.MapmriModel(table).fit(y)
+    assert "fixed tissue" in caplog.text
+    assert fit.status[0] == 0
+    np.testing.assert_allclose(
+        fit.mu_tensor[0] ** 2 / (2 * TAU), [0.25e-3, 0.05e-3, 0.05e-3], rtol=1e-6
+    )
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
+        floored = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4).fit(y)
+    assert "at the floor" in caplog.text
+    assert floored.status[0] & mapmri.Status.FLOOR
+
+
+def test_impossible_indices_are_marked(table):
+    """A signal that rises with b has an MSD below zero."""
+    y = 50.0 + 20.0 * np.exp(0.2e-3 * table.bvals)[None]
+    fit = mapmri.MapmriModel(table, preset="paper").fit(y)
+    low = min(fit.index_rows(k)[0] for k in ("msd", "rtap", "rtpp", "qiv"))
+    assert low <= 0 or np.abs(fit.predict(S0=1)).max() > 1.05
+    assert fit.status[0] & mapmri.Status.OUT_OF_RANGE
+
+
+def test_positivity_without_a_weight_needs_as_many_samples(table):
+    """As MAP does."""
+    few = np.r_[np.flatnonzero(table.b0s_mask)[:2], 18:50]
+    for mode in ("grid", "global"):
+        with pytest.raises(ValueError, match="radial_order"):
+            mapmri.MapmriModel(table[few], positivity=mode, laplacian=None)
+        assert mapmri.MapmriModel(table[few], positivity=mode).n_coef == 50
+
+
+def test_rules_are_a_tuple_of_plain_values(table):
+    """Kernels take them as they are."""
+    rules = mapmri.MapmriModel(table).plan.rules
+    assert isinstance(rules, origin.Rules)
+    assert rules[:3] == (1.0, False, True)
+
+
+def test_dipys_options_give_dipys_mapl(table, crossing):
+    """MapmriModel with DIPY's options spelled out: its MAPL to 1e-5."""
+    dipy = pytest.importorskip("dipy.reconst.mapmri")
+    from dipy.core.gradients import gradient_table
+
+    y = rician(crossing, 4.0, 3)
+    fit = mapmri.MapmriModel(
+        table, laplacian=0.2, laplacian_of="signal", S0="free", bval_threshold=2100,
+        eigenvalue_threshold=1e-4, noise=None,
+    ).fit(y)  # fmt: skip
+    gtab = gradient_table(
+        table.bvals, bvecs=table.bvecs, big_delta=TAU + 0.01 / 3, small_delta=0.01, b0_threshold=50
+    )
+    model = dipy.MapmriModel(gtab, radial_order=6, laplacian_weighting=0.2, bval_threshold=2100)
+    for v in range(len(y)):
+        theirs = model.fit(y[v])
+        for name in ("rtop", "rtap", "rtpp", "msd"):
+            assert abs(fit.index_rows(name)[v] / float(getattr(theirs, name)()) - 1) < 1e-5

@@ -1,0 +1,84 @@
+"""Kernels of the noise of magnitudes against SciPy, and against drawn noise."""
+
+import numpy as np
+import pytest
+from scipy.special import gamma, hyp1f1, ive
+
+from mapmri_nb.kernels import noise
+from mapmri_nb.kernels._jit import kernel, plain
+from mapmri_nb.kernels.lanes import WIDTH, rows
+
+COILS = (1, 2, 4, 8, 16, 32)
+
+
+@kernel()
+def ratios(x, coils, out):
+    """`bessel_ratio` of lanes."""
+    for l in range(0, x.shape[1], WIDTH):
+        a, b = rows(x, l), rows(out, l)
+        for k in range(x.shape[0]):
+            b[k] = noise.bessel_ratio(a[k], coils)
+
+
+@pytest.mark.parametrize("coils", COILS)
+def test_bessel_ratio(coils):
+    """From 0 to 1e8, lanes and floats."""
+    x = np.concatenate([[0.0], np.logspace(-6, 8, 799)])
+    want = np.full(len(x), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        want = ive(coils, x) / ive(coils - 1, x)
+    small = x < 1e-4  # SciPy underflows: the series' first two terms
+    want[small] = (x / (2 * coils) * (1 - x**2 / (4 * coils * (coils + 1))))[small]
+    lanes, out = np.tile(x[:, None], (1, WIDTH)), np.empty((len(x), WIDTH))
+    ratios(lanes, coils, out)
+    np.testing.assert_allclose(out[:, 0], want, rtol=1e-12, atol=1e-300)
+    assert np.array_equal(out, np.tile(out[:, :1], (1, WIDTH)))
+    floats = [noise.bessel_ratio(float(v), coils) for v in x[::10]]
+    np.testing.assert_allclose(floats, want[::10], rtol=1e-12, atol=1e-300)
+
+
+@pytest.mark.parametrize("coils", COILS)
+def test_expected_magnitude(coils):
+    """Koay and Basser's formula by SciPy; its inverse leads back."""
+    sigma, signal = 0.7, np.concatenate([[0.0], np.logspace(-3, 1.4, 60)])
+    beta = np.sqrt(np.pi / 2) * gamma(coils + 0.5) / gamma(coils) / gamma(0.5) * 2
+    want = sigma * beta * hyp1f1(-0.5, coils, -(signal**2) / (2 * sigma**2))
+    found = np.array([noise.expected_magnitude(a, sigma, coils) for a in signal])
+    np.testing.assert_allclose(found, want, rtol=1e-11)
+    back = np.array([noise.signal_of(m, sigma, coils) for m in found])
+    kept = signal > 0.3  # below, the mean does not depend on the signal to working precision
+    np.testing.assert_allclose(back[kept], signal[kept], rtol=1e-8)
+    np.testing.assert_allclose(back[~kept], signal[~kept], atol=1e-2)
+
+
+def test_limits():
+    """No noise, far above and below the floor, below zero, and missing samples."""
+    assert noise.expected_magnitude(3.0, 0.0, 1) == 3.0
+    assert noise.expected_magnitude(-3.0, 1.0, 1) == noise.expected_magnitude(0.0, 1.0, 1)
+    assert noise.expected_magnitude(1e9, 1.0, 1) == 1e9
+    assert noise.expected_magnitude(1e4, 1.0, 1) == pytest.approx(1e4 + 0.5e-4, rel=1e-14)
+    assert noise.signal_of(1.2, 1.0, 1) == 0.0
+    assert noise.signal_of(-5.0, 1.0, 1) == 0.0
+    assert noise.signal_of(1e9, 1.0, 4) == 1e9
+    assert np.isnan(noise.signal_of(np.nan, 1.0, 1))
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_drawn(coils):
+    """Means of drawn magnitudes: the definition."""
+    rng = np.random.default_rng(3)
+    for signal in (0.0, 0.8, 3.0):
+        parts = rng.standard_normal((2 * coils, 200_000))
+        parts[0] += signal
+        drawn = np.sqrt((parts**2).sum(0))
+        want = noise.expected_magnitude(signal, 1.0, coils)
+        assert abs(drawn.mean() - want) < 5 * drawn.std() / np.sqrt(drawn.size)
+
+
+def test_without_the_compiler():
+    """The Python body gives the same numbers."""
+    x = np.linspace(0.0, 40.0, 50)
+    body = plain(noise.bessel_ratio)
+    np.testing.assert_allclose(
+        [body(v, 2) for v in x], [noise.bessel_ratio(v, 2) for v in x], rtol=1e-13
+    )
