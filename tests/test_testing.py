@@ -18,14 +18,11 @@ pytestmark = pytest.mark.jit_only
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_mapmri_nb_holds(name):
-    found = search(Ours(), name, examples=3)
+    found = search(Ours(), name, examples=20 if name in ("linearity", "laplacian_matrix") else 3)
     assert found.word == "holds", f"{found.what}\n{found.code}"
     assert found.cases > 0, found.what
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sums of products of order 20 cancel; dense designs keep 1e-8"
-)
 @pytest.mark.parametrize(
     ("name", "case"),
     [
@@ -35,8 +32,8 @@ def test_mapmri_nb_holds(name):
                                   tissue="water", noise="chi")),
     ],
 )  # fmt: skip
-def test_order_10_keeps_fewer_digits(name, case):
-    """What a search of 40 cases found."""
+def test_found_by_longer_searches(name, case):
+    """Order 10 lost 2e-8 here while the penalty was that of the whole signal."""
     check(Ours(), name, case)
 
 
