@@ -9,7 +9,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["INDICES", "GradientTable", "MapmriFit", "MapmriModel", "Status", "load_fit"]
 
 from .fit import MapmriFit

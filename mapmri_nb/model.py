@@ -270,8 +270,8 @@ class MapmriModel:
     ) -> blocks.Plan:
         gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
         floor, share = o["eigenvalue_threshold"], 0.0
-        if floor is None:  # where nothing diffuses: 2 % of what the largest b sees
-            floor, share = 0.02 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
+        if floor is None:  # where nothing diffuses: 5 % of what the largest b sees
+            floor, share = 0.05 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
         rules = Rules(
             1.0 if o["S0"] == "fit" else 0.0,
             o["S0"] == "b0",

@@ -1,5 +1,5 @@
 """
-Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports mapmri_nb.
+Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
 
 Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
 frame R (columns); functions that take no R work in that frame. Every formula is checked by
@@ -10,6 +10,8 @@ from math import factorial, gamma, lgamma, pi, sqrt
 
 import numpy as np
 from scipy import optimize, special
+
+from mapmri_nb.testing.truths import isotropic_scale, pa_rescale
 
 # ---------------------------------------------------------------- orders, bases
 
@@ -331,6 +333,47 @@ def iso_ng(a, u, mu, rotation):
     return sqrt(max(0.0, 1 - overlap**2 * 8 * pi**1.5 * np.prod(mu) / p2))
 
 
+def quadrature_indices(signal, propagator, mu):
+    """
+    Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions.
+    """
+    mu = np.asarray(mu)
+
+    def second(f):
+        return integrate(f, mu, "r", power=2)
+
+    def sine(axes):
+        g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
+        own = integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
+        rest = (
+            integrate(
+                lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2
+            )
+            * g
+        )
+        return sqrt(max(0.0, 1 - rest**2 / own))
+
+    return {
+        "rtop": integrate(signal, mu, "q"),
+        "rtap": integrate(signal, mu, "q", (1, 2)),
+        "rtpp": integrate(signal, mu, "q", (0,)),
+        "msd": integrate(lambda r: propagator(r) * (r**2).sum(1), mu, "r"),
+        "qiv": 1 / integrate(lambda q: signal(q) * (q**2).sum(1), mu, "q"),
+        "lapnorm": 16 * pi**4 * second(lambda r: propagator(r) ** 2 * (r**2).sum(1) ** 2),
+        "e2": second(lambda r: propagator(r) ** 2),
+        "ng": sine([0, 1, 2]),
+        "ng_par": sine([0]),
+        "ng_perp": sine([1, 2]),
+    }
+
+
+def random_coefficients(order, seed=1):
+    """Random coefficients with E(0) = 1."""
+    rng = np.random.default_rng(seed)
+    a = np.r_[1.0, 0.1 * rng.standard_normal(len(aniso_table(order)) - 1)]
+    return a / (a @ aniso_origin(order)), a / (a @ iso_origin(order))
+
+
 def radial_sum(j, el, s):
     """Sum over k < j in the isotropic ODF_s; s = -2 also gives RTPP."""
     t, x, total = (el + s + 3) / 2, j + el - 0.5, 0.0
@@ -338,21 +381,6 @@ def radial_sum(j, el, s):
         choose = gamma(x + 1) / (gamma(x - j + k + 2) * factorial(j - k - 1))
         total += (-1) ** k * choose * gamma(t + k) * 2 ** (t + k) / factorial(k)
     return total
-
-
-def pa_rescale(cos2, eps=0.4):
-    """PA from cos^2 of the angle between P and its isotropic counterpart."""
-    t = sqrt(max(0.0, 1 - cos2))
-    return t ** (3 * eps) / (1 - 3 * t**eps + 3 * t ** (2 * eps))
-
-
-def isotropic_scale(mu):
-    """u0: positive root of the cubic, closed form."""
-    x, y, z = np.square(mu)
-    a, b, c = (x + y + z) / 3, -(x * y + x * z + y * z) / 3, -x * y * z
-    p, s = b - a**2 / 3, 2 * a**3 / 27 - a * b / 3 + c
-    angle = np.arccos(np.clip(3 * s / (2 * p) * sqrt(-3 / p), -1, 1))
-    return sqrt(2 * sqrt(-p / 3) * np.cos(angle / 3) - a / 3)
 
 
 def pa_cos2(a, mu, k_max=5):

@@ -689,7 +689,7 @@ def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
         (["--sigma", 3], ["--sigma goes with --noise"]),
         (["--coils", 4], ["--coils goes with --noise"]),
         (["--noise", "denoised"], ["--noise denoised needs --sigma"]),
-        (["--preset", "paper", "--noise", "rician"], ["preset='paper'", "noise"]),
+        (["--preset", "paper", "--noise", "rician"], ["--preset paper", "--noise"]),
         (["--weights", "nowhere.txt"], ["nowhere.txt"]),
         (["--mask", "/"], ["/", "a folder"]),
         (["--mask", "nowhere.nii"], ["nowhere.nii"]),

@@ -161,7 +161,7 @@ def random_points(order, count, seed=0):
         (6, "full", "isotropic", 0.2),
         (6, "full", "anisotropic", "gcv"),
         (4, "duplicated", "anisotropic", None),
-        (8, "few", "anisotropic", None),
+        (8, "few", "anisotropic", 1e-6),
         (8, "few", "isotropic", 0.2),
         (4, "few", "isotropic", None),
         (2, "full", "anisotropic", None),
@@ -170,7 +170,7 @@ def random_points(order, count, seed=0):
 )
 def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
     """
-    Nearly singular: order 8 from 48 measurements without a Laplacian, where a noise voxel takes
+    Nearly singular: order 8 from 48 measurements with hardly any Laplacian, where a noise voxel takes
     OSQP ten seconds to fail.
     """
     gtab = table(kind)
@@ -178,7 +178,7 @@ def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
     if mode == "grid" and order == 8:
         inputs = {
             name: inputs[name]
-            for name in (CHEAP if weight is None else [*CHEAP, "noise 0", "one spike"])
+            for name in (CHEAP if weight == 1e-6 else [*CHEAP, "noise 0", "one spike"])
         }
     fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight, positivity=mode).fit(
         np.array(list(inputs.values()))
@@ -281,7 +281,7 @@ def test_global_by_osqp_is_near_the_optimum():
     """The reference route: certified, feasible, a little above the interior point."""
     gtab = table()
     y = signals(gtab, 2, seed=3)
-    options = {"laplacian": 0.2, "positivity": "global"}
+    options = {"laplacian": 0.2, "positivity": "global", "preset": "paper"}
     auto, osqp = (mapmri.MapmriModel(gtab, 4, solver=s, **options).fit(y) for s in ("auto", "osqp"))
     assert np.all(osqp.status & Status.BY_OSQP)
     assert check_rows(osqp).all()
@@ -342,7 +342,7 @@ def test_bits_depend_on_the_voxel_alone(mode, basis):
     gtab = table()
     y = signals(gtab, 75, 0.1)
     model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=None, positivity=mode)
-    capped_at(24 if mode == "grid" else None, model)
+    capped_at(12 if mode == "grid" else None, model)
     fit = model.fit(y, threads=1)
     if mode == "grid":
         assert 0 < np.count_nonzero(fit.status & Status.BY_OSQP) < len(y)
@@ -436,7 +436,8 @@ def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     gtab, weight = table(), 0.02
     smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
     y = np.vstack([signals(gtab, 5, 0.1), smooth])
-    fit, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode).fit(y), 0
+    model, kept = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode, preset="paper"), 0
+    fit = model.fit(y)
     B = oracle.aniso_origin(4)
     for v in range(len(y)):
         M, L = (

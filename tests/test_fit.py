@@ -105,7 +105,7 @@ def test_golden_c():
     """
     b, g, y, tau, mu, want = truth.golden_c()
     table, scale = phantom.table(b, g, tau), (mu, np.eye(3))
-    fit = mapmri.MapmriModel(table, 6, laplacian="gcv").fit(y, scale=scale)
+    fit = mapmri.MapmriModel(table, 6, laplacian="gcv", preset="paper").fit(y, scale=scale)
     assert_digits(fit.laplacian_weight[0], want["weight"])
     assert fit.status[0] == mapmri.Status.DROPPED  # the added wave makes some samples negative
     m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
@@ -119,11 +119,11 @@ def test_golden_c():
         for w in fit.laplacian_weight[0] * np.exp(np.linspace(-10, 10, 101))
     ]
     assert best <= min(around) * (1 + 1e-12)
-    free = mapmri.MapmriModel(table, 6, laplacian=None).fit(y, scale=scale)
+    free = mapmri.MapmriModel(table, 6, laplacian=None, preset="paper").fit(y, scale=scale)
     assert_digits(len(b) * free.rmse()[()] ** 2, want["ls_residual2"])
     assert_digits(free.S0[0], want["ls_sum"])
     for weight in (0.05, 0.2):
-        fit = mapmri.MapmriModel(table, 6, laplacian=weight).fit(y, scale=scale)
+        fit = mapmri.MapmriModel(table, 6, laplacian=weight, preset="paper").fit(y, scale=scale)
         got = {name: fit.index(name)[()] for name in INDEX_NAMES} | {
             "cos": np.cos(fit.theta_po()[()])
         }
@@ -142,7 +142,9 @@ def test_bias_of_the_default_weight():
         (0.01, "1.136"),
         (1e-3, "1.013"),
     ):
-        fit = mapmri.MapmriModel(phantom.table(b, g, tau), 6, laplacian=weight).fit(y)
+        fit = mapmri.MapmriModel(phantom.table(b, g, tau), 6, laplacian=weight, preset="paper").fit(
+            y
+        )
         for name, text in zip(("rtop", "rtap", "rtpp", "msd"), ratios.split(), strict=False):
             assert_digits(fit.index(name) / want[name], text)
 

@@ -111,7 +111,7 @@ def closed_form(fit, y, w, hc=2, v=0):
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
     """For the linear indices within 5 / sqrt(2 B)."""
     gtab, B, w = table(), 1500, 0.05
-    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w)
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper")
     y = noisy(gtab, rng, sigma=0.005)
     found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
     fit = found.fit
@@ -164,7 +164,9 @@ def test_posterior_meets_sampling(basis, rng):
     """Draws of a ~ N(a_hat, s^2 (M'M + w L)^-1) through the indices of a fit."""
     gtab, w, B = table(), 0.2, 800
     y = noisy(gtab, rng, sigma=0.002, name="WM3")
-    found = uncertainty.posterior(mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w), y)
+    found = uncertainty.posterior(
+        mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper"), y
+    )
     fit = found.fit
     M, L, _ = pieces(fit)
     H = M.T @ M + w * L
@@ -254,7 +256,7 @@ def test_leverage_of_weighted_fits(rng):
     """h_k = w_k m_k'(M'WM + w L)^-1 m_k, also in the fit's own field."""
     gtab = table()
     weights, field = rng.uniform(0, 2, len(gtab)), 0.05 * rng.standard_normal((1, 3, 3))
-    model = mapmri.MapmriModel(gtab, 4, laplacian=0.1)
+    model = mapmri.MapmriModel(gtab, 4, laplacian=0.1, preset="paper")
     y = noisy(gtab, rng)
     fit = model.fit(y, weights=weights, grad_dev=field)
     voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)

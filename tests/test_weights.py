@@ -106,7 +106,8 @@ def test_gcv_with_weights(basis, rng):
     gtab = table()
     y, weights = noisy(gtab, rng, sigma=0.05), rng.uniform(0.3, 3.0, (3, len(gtab)))
     weights[:, 9] = 0.0
-    fit = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian="gcv").fit(y, weights=weights)
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian="gcv", preset="paper")
+    fit = model.fit(y, weights=weights)
     for v in range(3):
         keep = weights[v] > 0
         root = np.sqrt(weights[v][keep])

@@ -1,6 +1,6 @@
 """
-Known answers: golden vectors, gradient schemes, mixtures of Gaussians, restricted diffusion. Plain
-NumPy and SciPy.
+Known answers beside those of `mapmri_nb.testing.truths`, which are imported here: gradient schemes,
+tables of printed values.
 
 Units: mm, s, 1/mm. Index names are those of the oracle.
 """
@@ -10,7 +10,48 @@ from math import factorial, gamma, pi, sqrt
 
 import numpy as np
 import oracle
-from scipy import optimize, special
+from scipy import special
+
+from mapmri_nb.testing import truths
+from mapmri_nb.testing.truths import (
+    GOLDEN_A,
+    GOLDEN_B,
+    axis_tensor,
+    crossing,
+    mixture_signal,
+    restricted_propagator,
+    restricted_truth,
+)
+from mapmri_nb.testing.truths import (
+    GOLDEN_Q as GOLDEN_Q,
+)
+from mapmri_nb.testing.truths import (
+    GOLDEN_R as GOLDEN_R,
+)
+from mapmri_nb.testing.truths import (
+    GOLDEN_V as GOLDEN_V,
+)
+from mapmri_nb.testing.truths import (
+    mixture_frame as mixture_frame,
+)
+from mapmri_nb.testing.truths import (
+    mixture_truth as mixture_truth,
+)
+from mapmri_nb.testing.truths import (
+    restricted_signal as restricted_signal,
+)
+from mapmri_nb.testing.truths import (
+    restricted_sum as restricted_sum,
+)
+from mapmri_nb.testing.truths import (
+    rotation as rotation,
+)
+from mapmri_nb.testing.truths import (
+    spherical_mean_norm2 as spherical_mean_norm2,
+)
+from mapmri_nb.testing.truths import (
+    spherical_zeros as spherical_zeros,
+)
 
 
 def assert_digits(value, printed):
@@ -75,21 +116,18 @@ def golden_a():
     """
     Anisotropic N = 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values.
     """
-    i = np.arange(50)
-    a = np.cos(i) / (1 + i)
+    mu, a = truths.golden_a()
     total = a @ oracle.aniso_origin(6)
-    return np.array([8e-3, 5e-3, 4e-3]), a / total, total, GOLDEN_A
+    return mu, a / total, total, GOLDEN_A
 
 
 def golden_b():
     """
     Isotropic N = 6: scale u, coefficients (50,), sum aB before normalisation, expected values.
     """
-    i = np.arange(50)
-    a = np.cos(i) / (3 * (1 + i))
-    a[0] = 1.0
+    mu, a = truths.golden_b()
     total = a @ oracle.iso_origin(6)
-    return 6e-3, a / total, total, GOLDEN_B
+    return mu[0], a / total, total, GOLDEN_B
 
 
 def golden_c():
@@ -102,22 +140,6 @@ def golden_c():
     return b, g, y, 0.03, np.array([9.09355248769e-3, 6.10797046109e-3, 4.24264068712e-3]), GOLDEN_C
 
 
-GOLDEN_Q = np.array([[30.0, -20.0, 10.0]])
-GOLDEN_R = np.array([[2e-3, 3e-3, 4e-3]])
-GOLDEN_V = np.ones((1, 3)) / sqrt(3)
-GOLDEN_A = {
-    "sum": 1.082352578660, "rtop": 326432.436054, "rtap": 10480.3330715, "rtpp": 38.7994511795, "msd": 1.31596925011e-4,
-    "qiv": 1.25209676209e-9, "ng": 0.444613601462, "ng_par": 0.362770496055, "ng_perp": 0.277172427877,
-    "lapnorm": 3.92573605962, "e2": 149272.831127, "pa_dti": 0.863923269805, "pa": 0.987093912327,
-    "u0": 5.41124834449e-3, "cos_dti": 0.94051535878, "E": 0.0102010844917, "P": 174126.2331,
-    "odf0": 0.0513568844363, "odf2": 5.28230337636e-6,
-    "cos": {0: 0.805034085507, 3: 0.807887119472, 5: 0.807931055888, 10: 0.807931731219, 20: 0.807931737448},
-}  # fmt: skip
-GOLDEN_B = {
-    "sum": 1.057406742819, "rtop": 253383.210424, "rtap": 4995.88673236, "rtpp": 62.6518404155, "msd": 1.14892663669e-4,
-    "qiv": 2.23935494435e-9, "lapnorm": 1.32365881722, "E": 0.311102531111, "P": 187417.599797,
-    "odf0": 0.0533343038278, "odf2": -1.71933881342e-6, "cos": 0.965278541684,
-}  # fmt: skip
 GOLDEN_C = {
     "weight": 0.0590154, "V": 5.56634899e-4, "trace": 33.5249, "ls_residual2": 0.0639342124892, "ls_sum": 1.00531990468,
     0.05: {"rtop": 375320.493, "rtap": 6829.41121, "rtpp": 44.2706448, "msd": 1.33486039e-4, "qiv": 7.30032471e-10,
@@ -133,30 +155,6 @@ MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(
 
 # ---------------------------------------------------------------- mixtures of Gaussians, reference
 # 9.1
-
-
-def rotation(axis, degrees):
-    """Rotation matrix about a coordinate axis (0, 1, 2)."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    out, (i, j) = np.eye(3), [(1, 2), (2, 0), (0, 1)][axis]
-    out[i, i], out[j, j], out[i, j], out[j, i] = c, c, -s, s
-    return out
-
-
-def axis_tensor(values, turn=None):
-    """
-    Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation
-    matrix.
-    """
-    turn = np.eye(3) if turn is None else turn
-    return turn @ np.diag(np.broadcast_to(values, 3) * 1e-3) @ turn.T
-
-
-def crossing(half_angle, values=(1.7, 0.3, 0.3), fraction=0.5):
-    """Fractions and tensors of two bundles at +-half_angle degrees around x in the xy plane."""
-    return [fraction, 1 - fraction], [
-        axis_tensor(values, rotation(2, s * half_angle)) for s in (1, -1)
-    ]
 
 
 MIXTURES = {
@@ -199,170 +197,6 @@ MIXTURE_TABLE = {
     "WM3": "574285.97 16224.962 36.789721 1.899e-4 2.2293847e-10 3.0225208 "
     ".55795024 .01435743 .54700233 .60815075 .98944993 .87972165",
 }
-
-
-def mixture_signal(fractions, tensors, bvals, bvecs):
-    """E of sum f N(0, 2 tau D) at a gradient table, (n,)."""
-    terms = (
-        f * np.exp(-bvals * np.einsum("ki,ij,kj->k", bvecs, d, bvecs))
-        for f, d in zip(fractions, tensors, strict=True)
-    )
-    return sum(terms)
-
-
-def mixture_frame(fractions, tensors, tau):
-    """Mu (3,) and R (3, 3) of the mean tensor."""
-    values, vectors = np.linalg.eigh(np.tensordot(fractions, tensors, 1))
-    return np.sqrt(2 * tau * values[::-1]), vectors[:, ::-1]
-
-
-def mixture_truth(fractions, tensors, tau, mu=None, frame=None):
-    """
-    Every index of a mixture; reference Gaussian and axis e1 from (mu, frame), by default the mean
-    tensor's.
-    """
-    f, d = np.asarray(fractions, float), np.asarray(tensors, float)
-    if mu is None:
-        mu, frame = mixture_frame(f, d, tau)
-    e, det, inv = frame[:, 0], np.linalg.det(d), np.linalg.inv(d)
-    at_zero = f * (4 * pi * tau) ** -1.5 * det**-0.5
-    cov = 2 * tau * d
-    p2 = lap = 0.0
-    for fi, si in zip(f, cov, strict=True):
-        for fj, sj in zip(f, cov, strict=True):
-            c = np.linalg.inv(np.linalg.inv(si) + np.linalg.inv(sj))
-            overlap = fi * fj * (2 * pi) ** -1.5 * np.linalg.det(si + sj) ** -0.5
-            p2 += overlap
-            lap += 16 * pi**4 * overlap * (np.trace(c) ** 2 + 2 * np.trace(c @ c))
-    weight = f * np.linalg.det(cov) ** -0.5
-    s = frame.T @ np.linalg.inv(cov) @ frame
-    s0 = np.diag(1 / np.square(mu))
-
-    def sine(axes):
-        part, part0 = s[:, axes][:, :, axes], s0[axes][:, axes]
-        cross = weight @ np.linalg.det(part + part0) ** -0.5
-        own = weight @ np.linalg.det(part[:, None] + part[None]) ** -0.5 @ weight
-        return sqrt(max(0.0, 1 - cross**2 / (own * np.linalg.det(2 * part0) ** -0.5)))
-
-    cos2, u0 = min(1.0, spherical_mean_norm2(f, cov) / p2), oracle.isotropic_scale(mu)
-    return {
-        "rtop": at_zero.sum(),
-        "rtap": np.sum(f / (4 * pi * tau) * (det * (e @ inv @ e)) ** -0.5),
-        "rtpp": np.sum(f * (4 * pi * tau * (e @ d @ e)) ** -0.5),
-        "msd": 2 * tau * np.sum(f * np.trace(d, axis1=1, axis2=2)),
-        "qiv": 8 * pi**2 * tau / np.sum(at_zero * np.trace(inv, axis1=1, axis2=2)),
-        "lapnorm": lap,
-        "e2": p2,
-        "ng": sine([0, 1, 2]),
-        "ng_par": sine([0]),
-        "ng_perp": sine([1, 2]),
-        "sin": sqrt(1 - cos2),
-        "pa": oracle.pa_rescale(cos2),
-        "pa_dti": oracle.pa_rescale(8 * u0**3 * np.prod(mu) / np.prod(np.square(mu) + u0**2)),
-    }
-
-
-def spherical_mean_norm2(fractions, covariances):
-    """
-    4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning
-    changes nothing.
-    """
-    z, wz = special.roots_legendre(300)
-    z, wz = (z + 1) / 2, wz / 2
-    phi = (np.arange(24) + 0.5) * pi / 48
-    top = 9 * sqrt(np.max(np.linalg.eigvalsh(covariances)))
-    r, wr = special.roots_legendre(400)
-    r, wr = (r + 1) * top / 2, wr * top / 2
-    mean = np.zeros_like(r)
-    for f, cov in zip(fractions, covariances, strict=True):
-        c, b, a = 1 / np.linalg.eigvalsh(
-            cov
-        )  # inverse variances, ascending eigenvalues: a belongs to the long axis
-        x2 = (1 - z[:, None] ** 2) * (b * np.cos(phi) ** 2 + c * np.sin(phi) ** 2) + a * z[
-            :, None
-        ] ** 2
-        profile = np.exp(-(r[:, None, None] ** 2) * x2 / 2).mean(2) @ wz
-        mean += f * (2 * pi) ** -1.5 * sqrt(a * b * c) * profile
-    return 4 * pi * np.sum(wr * r**2 * mean**2)
-
-
-# ---------------------------------------------------------------- restricted, reference 9.3; x = 2
-# pi q R (planes: L)
-
-
-def restricted_signal(geometry, x):
-    """Long-time narrow-pulse signal of 'planes', 'cylinder', 'sphere'."""
-    x = np.where(np.abs(x) < 1e-4, 1e-4, x)
-    if geometry == "planes":
-        return 2 * (1 - np.cos(x)) / x**2
-    return (
-        (2 * special.j1(x) / x) ** 2
-        if geometry == "cylinder"
-        else (3 * special.spherical_jn(1, x) / x) ** 2
-    )
-
-
-def restricted_truth(geometry, size):
-    """
-    MSD (of the restricted axes) and zero-displacement index at long time; size is R, of the planes
-    L.
-    """
-    if geometry == "planes":
-        return size**2 / 6, 1 / size
-    return (
-        (size**2, 1 / (pi * size**2))
-        if geometry == "cylinder"
-        else (1.2 * size**2, 3 / (4 * pi * size**3))
-    )
-
-
-def restricted_propagator(geometry, size, r):
-    """Long-time propagator over the restricted axes at distance r."""
-    r = np.asarray(r, float)
-    if geometry == "planes":
-        return np.maximum(size - np.abs(r), 0) / size**2
-    t = np.minimum(r / (2 * size), 1.0)
-    if geometry == "cylinder":
-        return 2 * size**2 * (np.arccos(t) - t * np.sqrt(1 - t**2)) / (pi * size**2) ** 2
-    return 3 / (4 * pi * size**3) * (1 - 1.5 * t + 0.5 * t**3)
-
-
-def restricted_sum(geometry, x, dt, n_max=40, k_max=40):
-    """Finite-time narrow-pulse signal; dt = D t / R^2 (planes: D t / L^2)."""
-    x = np.asarray(x, float)
-    out = restricted_signal(geometry, x)
-    if geometry == "planes":
-        for k in range(1, k_max + 1):
-            rate = (k * pi) ** 2
-            out = (
-                out
-                + 4 * x**2 * np.exp(-rate * dt) * (1 - (-1) ** k * np.cos(x)) / (x**2 - rate) ** 2
-            )
-        return out
-    for n in range(n_max + 1):
-        if geometry == "cylinder":
-            zeros = special.jnp_zeros(n, k_max)
-            factor = 4.0 if n == 0 else 8 * zeros**2 / (zeros**2 - n**2)
-            slope = special.jvp(n, x)
-        else:
-            zeros = spherical_zeros(n, k_max)
-            factor = 6 * (2 * n + 1) * zeros**2 / (zeros**2 - n * (n + 1))
-            slope = special.spherical_jn(n, x, derivative=True)
-        for beta, c in np.broadcast(zeros, factor):
-            out = out + c * np.exp(-(beta**2) * dt) * (x * slope / (x**2 - beta**2)) ** 2
-    return out
-
-
-def spherical_zeros(n, count):
-    """First positive zeros of the derivative of the spherical Bessel function j_n."""
-
-    def slope(t):
-        return special.spherical_jn(n, t, derivative=True)
-
-    grid = np.arange(max(0.5, 0.9 * n), (count + n + 2) * pi, 0.1)
-    value = slope(grid)
-    turn = np.flatnonzero(value[:-1] * value[1:] < 0)[:count]
-    return np.array([optimize.brentq(slope, grid[i], grid[i + 1], xtol=1e-14) for i in turn])
 
 
 PROJECTED_ORDERS = (0, 2, 4, 6, 8, 10, 12, 20, 40, 80)

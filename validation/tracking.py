@@ -112,9 +112,8 @@ def fixels(folder, odf, axes, member):
     """
     out = folder / "fixels"
     shutil.rmtree(out, ignore_errors=True)
-    try:
-        mrtrix("fod2fixel", odf, out, "-nii")
-    except subprocess.CalledProcessError:  # it ends with an error where it finds none
+    subprocess.run(["fod2fixel", odf, out, "-nii", "-quiet"], check=False, capture_output=True)
+    if not (out / "directions.nii").is_file():  # it finds none, and writes none
         return 0, 0.0, np.nan
     index, d = (np.asarray(nib.load(out / f"{n}.nii").dataobj) for n in ("index", "directions"))
     d = d[::-1]  # MRtrix stores this list along the first axis of the affine, which runs backwards

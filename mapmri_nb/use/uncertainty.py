@@ -230,9 +230,10 @@ def _voxelwise(
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
     slab.
     """
-    companions = {name: value for name, value in fit_options.items() if name != "scale"}
+    own: dict[str, Any] = {name: fit_options.get(name) for name in ("scale", "sigma")}
+    companions = {name: value for name, value in fit_options.items() if name not in own}
     taken = checks.take(model.gtab, data, mask, **companions)
-    fit = model.fit(taken, scale=fit_options.get("scale"), threads=threads)
+    fit = model.fit(taken, **own, threads=threads)
     coef = fit.hermite_coef()
     tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
 

@@ -1,0 +1,308 @@
+"""What a program is asked for, and adapters: mapmri_nb, its drop-in for DIPY, DIPY itself."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from math import pi
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mapmri_nb
+from mapmri_nb.kernels import laplacian, ordering
+
+from .strategies import Case, Table
+
+Array = NDArray[np.float64]
+
+
+class Lacks(Exception):
+    """The program has no such thing."""
+
+
+class Program(Protocol):
+    """
+    What the invariants ask. Inherit and write what the program has; the rest raises `Lacks` and is
+    reported so.
+
+    Lengths are in mm, rows are voxels, directions are in the frame of the b-vectors, coefficients in
+    DIPY's order. A `fit` is whatever the program likes.
+    """
+
+    name: str
+
+    def fit(
+        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
+        laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """
+        Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
+        weight in 1/mm or "gcv"), positivity (None, "grid" or "global"); some invariants also give
+        bval_threshold (s/mm2 or None), eigenvalue_threshold, static_diffusivity (mm2/s) and
+        laplacian_of="signal", S0="free" (the published penalty, E(0) fitted). Other options: Lacks.
+        """
+        raise Lacks("fit")
+
+    def indices(self, fit: Any) -> dict[str, Array]:
+        """Maps (V,) by the names rtop rtap rtpp msd qiv lapnorm ng ng_par ng_perp pa pa_dti."""
+        raise Lacks("indices")
+
+    def predict(self, fit: Any, q: Array) -> Array:
+        """E (V, k) at q-vectors (k, 3) in 1/mm, E(0) = 1."""
+        raise Lacks("predict")
+
+    def pdf(self, fit: Any, r: Array) -> Array:
+        """P (V, k) in 1/mm3 at displacements (k, 3)."""
+        raise Lacks("pdf")
+
+    def odf(self, fit: Any, v: Array, s: float) -> Array:
+        """The integral over r of P(r v) r^(2 + s) (V, k) along unit vectors (k, 3)."""
+        raise Lacks("odf")
+
+    def scales(self, fit: Any) -> tuple[Array, Array]:
+        """Mu (V, 3) of the basis and frames R (V, 3, 3), columns e1 e2 e3."""
+        raise Lacks("scales")
+
+    def coefficients(self, fit: Any) -> Array:
+        """Coefficients (V, n)."""
+        raise Lacks("coefficients")
+
+    def weight(self, fit: Any) -> Array:
+        """Laplacian weights (V,) that the fit used."""
+        raise Lacks("weight")
+
+    def S0(self, fit: Any) -> Array:
+        """S0 (V,): the fitted signal is S0 E."""
+        raise Lacks("S0")
+
+    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
+        """A fit with coefficients (V, n) at one mu (3,) and R (3, 3), as if it had been fitted."""
+        raise Lacks("made")
+
+    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
+        """Laplacian matrix (n, n) in mm."""
+        raise Lacks("laplacian")
+
+    def certified(self, coef: Array, order: int) -> NDArray[np.bool_]:
+        """Whether sums of squares prove P >= 0, of anisotropic coefficients (V, n)."""
+        raise Lacks("certified")
+
+    def spread(self, table: Table, signals: Array, seed: int, **options: Any) -> dict[str, Array]:
+        """Standard deviations (V,) of the indices by a bootstrap."""
+        raise Lacks("spread")
+
+
+def gradient_table(table: Table) -> mapmri_nb.GradientTable:
+    """The table as mapmri_nb has it."""
+    return mapmri_nb.GradientTable(table.b, table.g, tau=table.tau, b0_threshold=table.b0_threshold)
+
+
+class Ours(Program):
+    """mapmri_nb."""
+
+    name = "mapmri_nb"
+
+    def _model(self, table: Table, order: int, options: dict[str, Any]) -> mapmri_nb.MapmriModel:
+        return mapmri_nb.MapmriModel(gradient_table(table), order, **options)
+
+    def fit(self, table: Table, signals: Array, *, order: int, **options: Any) -> Any:
+        return self._model(table, order, options).fit(signals)
+
+    def indices(self, fit: Any) -> dict[str, Array]:
+        skip = ("ng_par", "ng_perp") if fit.isotropic else ()
+        return {name: fit.index(name) for name in mapmri_nb.INDICES if name not in skip}
+
+    def predict(self, fit: Any, q: Array) -> Array:
+        length = np.linalg.norm(q, axis=1)
+        g = q / np.where(length > 0, length, 1.0)[:, None]
+        tau = fit.gtab.tau
+        return fit.predict(mapmri_nb.GradientTable((2 * pi * length) ** 2 * tau, g, tau=tau), S0=1)
+
+    def pdf(self, fit: Any, r: Array) -> Array:
+        return fit.pdf(r)
+
+    def odf(self, fit: Any, v: Array, s: float) -> Array:
+        return fit.odf(v, s)
+
+    def scales(self, fit: Any) -> tuple[Array, Array]:
+        return fit.mu, fit.R
+
+    def coefficients(self, fit: Any) -> Array:
+        return fit.coef
+
+    def weight(self, fit: Any) -> Array:
+        return fit.laplacian_weight
+
+    def S0(self, fit: Any) -> Array:
+        return fit.S0
+
+    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
+        n, nothing = len(coef), np.full(len(coef), np.nan)
+        rows: dict[str, Any] = dict.fromkeys(
+            ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin"), nothing
+        )
+        rows |= {"coef": coef, "mu": np.tile(mu, (n, 1)), "mu_tensor": np.tile(mu, (n, 1))}
+        rows |= {"R": np.tile(R, (n, 1, 1)), "S0": np.ones(n), "status": np.zeros(n, np.int64)}
+        options = {"radial_order": order_of(coef), "basis": basis}
+        table = gradient_table(Table(np.zeros(1), np.zeros((1, 3))))
+        return mapmri_nb.MapmriFit(rows, np.ones(n, bool), options, table)
+
+    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
+        index = ordering.index_table(order)
+        L = np.empty((len(index), len(index)))
+        laplacian.matrix(np.ascontiguousarray(mu), index, L)
+        T = ordering.iso_to_aniso(order) if basis == "isotropic" else np.eye(len(L))
+        return T.T @ L @ T
+
+    def certified(self, coef: Array, order: int) -> NDArray[np.bool_]:
+        from mapmri_nb import sos
+
+        return sos.certify(coef, order).certified
+
+    def spread(self, table: Table, signals: Array, seed: int, **options: Any) -> dict[str, Array]:
+        model = self._model(table, options.pop("order"), options)
+        return mapmri_nb.uncertainty.bootstrap(model, signals, n=8, seed=seed).sd
+
+
+class Dipy(Program):
+    """dipy.reconst.mapmri, one voxel after the other."""
+
+    name = "dipy"
+    module = "dipy.reconst.mapmri"
+    index_names = {  # noqa: RUF012
+        "rtop": "rtop", "rtap": "rtap", "rtpp": "rtpp", "msd": "msd", "qiv": "qiv", "ng": "ng",
+        "ng_par": "ng_parallel", "ng_perp": "ng_perpendicular", "lapnorm": "norm_of_laplacian_signal",
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        self.rooms = importlib.import_module(self.module)
+
+    def gradients(self, table: Table) -> Any:
+        from dipy.core.gradients import gradient_table as of_dipy
+
+        return of_dipy(
+            table.b, bvecs=table.g, big_delta=table.tau, small_delta=0.0,
+            b0_threshold=table.b0_threshold, btens="LTE",
+        )  # fmt: skip
+
+    def fit(
+        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
+        laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        given: dict[str, Any] = {"anisotropic_scaling": basis == "anisotropic"}
+        given["laplacian_regularization"] = laplacian is not None
+        if laplacian is not None:
+            given["laplacian_weighting"] = "GCV" if laplacian == "gcv" else laplacian
+        given["positivity_constraint"] = positivity is not None
+        given["global_constraints"] = positivity == "global"
+        for name, value in options.items():
+            if (name, value) in (("laplacian_of", "signal"), ("S0", "free")):
+                continue  # what it does
+            if name == "bval_threshold":
+                given[name] = np.inf if value is None else np.nextafter(value, np.inf)
+            elif name == "eigenvalue_threshold":
+                given[name] = value
+            elif name == "static_diffusivity":
+                given |= {name: value, "dti_scale_estimation": False}
+            else:
+                raise Lacks(f"fit with {name}={value!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = self.rooms.MapmriModel(self.gradients(table), radial_order=order, **given)
+            return [model.fit(y) for y in signals]
+
+    def _each(self, fit: Any, ask: Any) -> Array:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.array([ask(one) for one in fit], dtype=float)
+
+    def indices(self, fit: Any) -> dict[str, Array]:
+        names = self.index_names
+        if not fit[0].model.anisotropic_scaling:
+            names = {k: name for k, name in names.items() if not k.startswith("ng")}
+        return {
+            k: self._each(fit, lambda one, name=name: getattr(one, name)())
+            for k, name in names.items()
+        }
+
+    def predict(self, fit: Any, q: Array) -> Array:
+        return self._each(fit, lambda one: one.predict(q, S0=1.0))
+
+    def pdf(self, fit: Any, r: Array) -> Array:
+        return self._each(fit, lambda one: one.pdf(r))
+
+    def odf(self, fit: Any, v: Array, s: float) -> Array:
+        sphere = type("Sphere", (), {"vertices": v, "theta": np.arccos(np.clip(v[:, 2], -1, 1)),
+                                     "phi": np.arctan2(v[:, 1], v[:, 0])})  # fmt: skip
+        for one in fit:  # its matrices are kept by the sphere's identity
+            getattr(one.model, "_cache", {}).clear()
+        return self._each(fit, lambda one: one.odf(sphere, s=s))
+
+    def scales(self, fit: Any) -> tuple[Array, Array]:
+        return (
+            self._each(fit, lambda one: one.mapmri_mu),
+            self._each(fit, lambda one: one.mapmri_R),
+        )
+
+    def coefficients(self, fit: Any) -> Array:
+        return self._each(fit, lambda one: one.mapmri_coeff)
+
+    def weight(self, fit: Any) -> Array:
+        return self._each(fit, lambda one: one.lopt)
+
+    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
+        model = self.rooms.MapmriModel(
+            self.gradients(Case().table), radial_order=order_of(coef),
+            anisotropic_scaling=basis == "anisotropic",
+        )  # fmt: skip
+        return [self.rooms.MapmriFit(model, a, mu, R, 0.2) for a in coef]
+
+    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
+        if basis == "isotropic":
+            return self.rooms.mapmri_isotropic_laplacian_reg_matrix(order, mu[0])
+        parts = self.rooms.mapmri_STU_reg_matrices(order)
+        return self.rooms.mapmri_laplacian_reg_matrix(
+            self.rooms.mapmri_index_matrix(order), mu, *parts
+        )
+
+
+class DropIn(Dipy):
+    """mapmri_nb.dipy."""
+
+    name = "dropin"
+    module = "mapmri_nb.dipy"
+
+    def gradients(self, table: Table) -> Any:
+        return gradient_table(table)
+
+    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
+        model = self.rooms.MapmriModel(
+            gradient_table(Case().table), order_of(coef), anisotropic_scaling=basis == "anisotropic"
+        )
+        whole = Ours().made(basis, coef, mu, R)
+        parts = ({k: rows[v : v + 1] for k, rows in whole.rows().items()} for v in range(len(coef)))
+        fits = (mapmri_nb.MapmriFit(p, np.ones((), bool), whole.options, whole.gtab) for p in parts)
+        return [self.rooms.MapmriFit(model, one) for one in fits]
+
+    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
+        raise Lacks("laplacian")
+
+
+def order_of(coef: Array) -> int:
+    """Radial order of coefficients (V, n)."""
+    return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[1])
+
+
+PROGRAMS: dict[str, type[Program]] = {"mapmri_nb": Ours, "dropin": DropIn, "dipy": Dipy}
+
+
+def program(name: str) -> Program:
+    """An adapter by its name in PROGRAMS, or as "module:Adapter"."""
+    if name in PROGRAMS:
+        return PROGRAMS[name]()
+    module, _, adapter = name.partition(":")
+    if not adapter:
+        raise ValueError(f"program: {name!r} is none of {', '.join(PROGRAMS)}, nor module:Adapter")
+    return getattr(importlib.import_module(module), adapter)()

@@ -1,0 +1,284 @@
+"""
+Cases: a gradient table, tissue, noise and a fit's options from a handful of plain values.
+
+A `Case` builds everything from its fields, so that a counterexample shrinks field by field and its
+repr is code that makes it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from math import pi, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ..kernels import hermite, laplacian, ordering
+from . import truths
+
+Array = NDArray[np.float64]
+TAU = 0.03  # s
+SCHEMES = ("shells", "grid", "jitter", "b0 anywhere", "b0 at 15", "doubled")
+TISSUES = ("gaussian", "crossing", "restricted", "water", "immobile")
+NOISES = ("gaussian", "none", "rician", "chi", "spikes")
+EPS = float(np.finfo(float).eps)
+# A program that forms normal equations M'M + weight L loses cond(M'M + weight L) eps; the factor is
+# for sums over samples, the tensor before it and the index after it.
+FACTOR = 1e3
+LEAST = 1e-8  # what every program in double precision should keep
+WORST_CONDITION = 1e3  # of a case's design: its tolerance is then below FACTOR eps 1e6
+
+
+class Table(NamedTuple):
+    """b (n,) in s/mm2, unit vectors g (n, 3), the largest b of a b0 volume, diffusion time in s."""
+
+    b: Array
+    g: Array
+    b0_threshold: float = 50.0
+    tau: float = TAU
+
+    @property
+    def q(self) -> Array:
+        """q-vectors (n, 3) in 1/mm."""
+        return np.sqrt(self.b / self.tau)[:, None] / (2 * pi) * self.g
+
+
+def unit(v: Array) -> Array:
+    """Rows of length 1."""
+    return v / np.linalg.norm(v, axis=1, keepdims=True)
+
+
+def random_rotation(rng: np.random.Generator) -> Array:
+    """A rotation (3, 3) of determinant +1."""
+    q = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    q[:, 2] *= np.linalg.det(q)
+    return q
+
+
+def even_directions(count: int, turn: float = 0.0) -> Array:
+    """Directions (count, 3) on a spiral from pole to pole."""
+    k = np.arange(count) + 0.5
+    z, angle = 1 - 2 * k / count, pi * (1 + sqrt(5)) * k + turn
+    return np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """
+    One example; defaults are the simplest values, and `repr` names the others alone.
+
+    `volumes` is what is asked for: grids and doubled directions have the nearest number they can.
+    `order` likewise: `fitted_order` is the largest up to it that the measurements determine.
+    """
+
+    seed: int = 0
+    order: int = 2
+    scheme: str = "shells"
+    shells: int = 3
+    volumes: int = 100
+    b0s: int = 4
+    b_max: float = 3000.0
+    tissue: str = "gaussian"
+    noise: str = "gaussian"
+    snr: float = 50.0
+    voxels: int = 2
+    laplacian: float | str | None = 0.05
+    basis: str = "anisotropic"
+    positivity: str | None = None
+
+    def __repr__(self) -> str:
+        own = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if
+               getattr(self, f.name) != f.default]  # fmt: skip
+        return f"Case({', '.join(f'{name}={value!r}' for name, value in own)})"
+
+    def replace(self, **fields: Any) -> Case:
+        """The case with other fields."""
+        return dataclasses.replace(self, **fields)
+
+    def rng(self, stream: int = 0) -> np.random.Generator:
+        """Random numbers of the case; streams are independent."""
+        return np.random.default_rng([self.seed, stream])
+
+    @cached_property
+    def table(self) -> Table:
+        """The gradient table."""
+        rng, n_dwi = self.rng(1), max(self.volumes - self.b0s, 14)
+        if self.scheme == "grid":
+            radius = next(r for r in (5, 4, 3, 2) if r == 2 or GRID_POINTS[r] <= self.volumes)
+            g = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1)] * 3), -1).reshape(-1, 3)
+            r = np.sqrt((g**2).sum(1))
+            g, r = g[(r > 0) & (r <= radius)].astype(float), r[(r > 0) & (r <= radius)]
+            b, g = min(self.b_max, 1e3 * radius**2) * (r / radius) ** 2, g / r[:, None]
+        else:
+            half = 2 if self.scheme == "doubled" else 1
+            n_dwi = n_dwi // half
+            shells = max(1, min(self.shells, n_dwi // 8))
+            low = min(1000.0, self.b_max)
+            values = np.linspace(low, self.b_max, shells) if shells > 1 else np.array([low])
+            counts = np.full(shells, n_dwi // shells) + (np.arange(shells) < n_dwi % shells)
+            b = np.repeat(values, counts)
+            g = np.concatenate([even_directions(k, s) for s, k in enumerate(counts)])
+            b, g = np.tile(b, half), np.tile(g, (half, 1))
+            if self.scheme == "jitter":
+                b = b + rng.uniform(-40, 40, len(b))
+        b, g = np.r_[np.zeros(self.b0s), b], np.r_[np.zeros((self.b0s, 3)), g]
+        if self.scheme == "b0 anywhere":
+            mixed = rng.permutation(len(b))
+            b, g = b[mixed], g[mixed]
+        if self.scheme == "b0 at 15":
+            b[: self.b0s], g[: self.b0s] = 15.0, unit(rng.normal(size=(self.b0s, 3)))
+        return Table(b, g)
+
+    @cached_property
+    def mixtures(self) -> list[tuple[Array, Array, float, Array]]:
+        """
+        Of each voxel: fractions (k,), tensors (k, 3, 3), radius in mm (0: Gaussian) and axis of the
+        cylinder that the first one stands for.
+        """
+        rng, out = self.rng(2), []
+        for _ in range(self.voxels):
+            turn, f = random_rotation(rng), rng.uniform(0.3, 0.7)
+            values = rng.uniform([1.4, 0.6, 0.2], [2.0, 0.8, 0.4])
+            first, radius = truths.axis_tensor(values, turn), 0.0
+            second = truths.axis_tensor(
+                rng.permutation(values), turn @ truths.rotation(2, rng.uniform(20, 80))
+            )
+            parts = {
+                "gaussian": ([1.0], [first]),
+                "crossing": ([f, 1 - f], [first, second]),
+                "restricted": ([1 - f, f], [first, second]),
+                "water": ([0.8, 0.2], [truths.axis_tensor(3.0), first]),
+                "immobile": ([0.9, 0.1], [first, np.zeros((3, 3))]),
+            }[self.tissue]
+            if self.tissue == "restricted":  # a cylinder's slow directions: R^2 / (4 tau)
+                radius = rng.uniform(2e-3, 6e-3)
+                parts[1][0] = truths.axis_tensor(
+                    np.array([values[0], *[1e3 * radius**2 / (4 * TAU)] * 2]), turn
+                )
+            out.append((np.array(parts[0]), np.array(parts[1]), radius, turn[:, 0]))
+        return out
+
+    @cached_property
+    def clean(self) -> Array:
+        """E (voxels, n), without noise."""
+        b, g = self.table.b, self.table.g
+        out = np.empty((self.voxels, len(b)))
+        for v, (f, tensors, radius, e1) in enumerate(self.mixtures):
+            out[v] = truths.mixture_signal(f, tensors, b, g)
+            if radius:
+                across = np.sqrt(np.maximum(0, 1 - (g @ e1) ** 2))
+                x = 2 * pi * radius * np.linalg.norm(self.table.q, axis=1) * across
+                pore = truths.restricted_signal("cylinder", x)
+                pore = pore * np.exp(-b * (g @ e1) ** 2 * (e1 @ tensors[0] @ e1))
+                out[v] += f[0] * (pore - truths.mixture_signal([1.0], tensors[:1], b, g))
+        return out
+
+    @cached_property
+    def signals(self) -> Array:
+        """Measured signals (voxels, n), positive, S0 from 100 to 1000."""
+        rng, E = self.rng(3), self.clean
+        S0, sigma = rng.uniform(100, 1000, (self.voxels, 1)), 1 / self.snr
+        noise = sigma * rng.normal(size=(8, *E.shape))
+        if self.noise in ("gaussian", "spikes"):
+            E = E + noise[0]
+        elif self.noise == "rician":
+            E = np.hypot(E + noise[0], noise[1])
+        elif self.noise == "chi":  # four coils
+            E = np.sqrt(((E / 2 + noise[:4]) ** 2 + noise[4:] ** 2).sum(0))
+        if self.noise == "spikes":
+            where = rng.random(E.shape) < 0.02
+            E = np.where(where & (self.table.b > self.table.b0_threshold), 3 * E, E)
+        return S0 * np.maximum(E, 1e-9 if self.noise == "none" else 1e-3)
+
+    @cached_property
+    def mu(self) -> Array:
+        """Scales (voxels, 3) in mm of the mean tensors, descending."""
+        return np.array([truths.mixture_frame(f, d, TAU)[0] for f, d, *_ in self.mixtures])
+
+    def condition(self, order: int) -> float:
+        """Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors."""
+        index = ordering.index_table(order)
+        weight = self.laplacian if isinstance(self.laplacian, float) else 0.0
+        if len(self.table.b) < len(index):
+            return np.inf
+        worst = 0.0
+        for (f, d, *_), mu in zip(self.mixtures, self.mu, strict=True):
+            M, L = np.empty((len(self.table.b), len(index))), np.empty((len(index),) * 2)
+            R = truths.mixture_frame(f, d, TAU)[1]
+            hermite.signal_rows(np.ascontiguousarray(self.table.q @ R), mu, index, M)
+            laplacian.matrix(np.ascontiguousarray(mu), index, L)
+            worst = max(worst, float(np.linalg.cond(M.T @ M + weight * L)) ** 0.5)
+        return worst
+
+    @cached_property
+    def fitted_order(self) -> int:
+        """The largest order up to `order` whose design has a condition below WORST_CONDITION."""
+        orders = range(self.order, 0, -2)
+        return next((n for n in orders if self.condition(n) < WORST_CONDITION), 0)
+
+    @cached_property
+    def tolerance(self) -> float:
+        """FACTOR eps cond(M'M + weight L), at least LEAST; 1e-5 where a search finds the weight."""
+        rule = max(LEAST, FACTOR * EPS * self.condition(self.fitted_order) ** 2)
+        return max(rule, 1e-5) if self.laplacian == "gcv" else rule
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the fit."""
+        return {
+            "order": self.fitted_order,
+            "basis": self.basis,
+            "laplacian": self.laplacian,
+            "positivity": self.positivity,
+        }
+
+    def coefficients(self, count: int) -> Array:
+        """Random coefficients (count, n) of the case's order and basis with E(0) = 1."""
+        a = 0.2 * self.rng(4).standard_normal((count, ordering.n_coef(self.order)))
+        a[:, 0] = 1
+        return a / (a @ origin(self.order, self.basis))[:, None]
+
+    def frame(self) -> tuple[Array, Array]:
+        """Random scales mu (3,) in mm, equal for the isotropic basis, and a frame R (3, 3)."""
+        rng = self.rng(5)
+        mu = np.sort(1e-3 * rng.uniform(2, 12, 3))[::-1]
+        return (np.full(3, mu[1]) if self.basis == "isotropic" else mu), random_rotation(rng)
+
+
+GRID_POINTS = {5: 515, 4: 257, 3: 123, 2: 33}
+
+
+def origin(order: int, basis: str) -> Array:
+    """Values B (n,) of the functions at q = 0."""
+    if basis == "isotropic":
+        return ordering.iso_origin_values(order)
+    return ordering.origin_values(ordering.index_table(order))
+
+
+# The first choice is the default of Case, so that a case shrinks towards `Case()`.
+CHOICES: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 2**32 - 1),
+    "order": st.sampled_from([2, 4, 6, 8, 10, 0]),
+    "scheme": st.sampled_from(SCHEMES),
+    "shells": st.sampled_from([3, 1, 2, 4, 5, 6]),
+    "volumes": st.just(100) | st.integers(15, 300) | st.integers(300, 600),
+    "b0s": st.sampled_from([4, *range(1, 11)]),
+    "b_max": st.sampled_from([3000.0, 2000.0, 6000.0, 10000.0]),
+    "tissue": st.sampled_from(TISSUES),
+    "noise": st.sampled_from(NOISES),
+    "snr": st.sampled_from([50.0, 20.0, 200.0]),
+    "laplacian": st.sampled_from([0.05, None, 0.2, "gcv"]),
+    "basis": st.sampled_from(["anisotropic", "isotropic"]),
+}
+
+
+def cases(**fixed: Any) -> st.SearchStrategy[Case]:
+    """Cases with some fields fixed to a value, or drawn from another strategy."""
+    given = {
+        name: value if isinstance(value, st.SearchStrategy) else st.just(value)
+        for name, value in fixed.items()
+    }
+    return st.builds(Case, **(CHOICES | given))
