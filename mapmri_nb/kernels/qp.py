@@ -582,7 +582,7 @@ def skipped(block: Any, l: int) -> bool:
     return (block.status[l] & NO_FIT) != 0
 
 
-@kernel()
+@kernel(inline=True)
 def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: int) -> None:
     """
     Solve the grid QP of voxels start to stop of a `blocks.Block`; NOT_CONVERGED where `solve`'s own
