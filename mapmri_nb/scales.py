@@ -34,7 +34,9 @@ def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
     X *= np.exp(-D * b[use])[:, None]
     if np.linalg.matrix_rank(X, tol=1e-6) < 7:
         return math.inf
-    return float(np.sqrt(np.linalg.eigvalsh(np.linalg.inv(X.T @ X)[:6, :6])[-1]))
+    # in a basis orthonormal for the sum of squares of all nine elements: no frame then matters
+    w = np.where(tensor.ROWS == tensor.COLS, 1.0, 2.0**0.5)
+    return float(np.sqrt(np.linalg.eigvalsh(w[:, None] * np.linalg.inv(X.T @ X)[:6, :6] * w)[-1]))
 
 
 def scale_threshold(gtab: GradientTable) -> float:

@@ -333,6 +333,47 @@ def iso_ng(a, u, mu, rotation):
     return sqrt(max(0.0, 1 - overlap**2 * 8 * pi**1.5 * np.prod(mu) / p2))
 
 
+def quadrature_indices(signal, propagator, mu):
+    """
+    Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions.
+    """
+    mu = np.asarray(mu)
+
+    def second(f):
+        return integrate(f, mu, "r", power=2)
+
+    def sine(axes):
+        g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
+        own = integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
+        rest = (
+            integrate(
+                lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2
+            )
+            * g
+        )
+        return sqrt(max(0.0, 1 - rest**2 / own))
+
+    return {
+        "rtop": integrate(signal, mu, "q"),
+        "rtap": integrate(signal, mu, "q", (1, 2)),
+        "rtpp": integrate(signal, mu, "q", (0,)),
+        "msd": integrate(lambda r: propagator(r) * (r**2).sum(1), mu, "r"),
+        "qiv": 1 / integrate(lambda q: signal(q) * (q**2).sum(1), mu, "q"),
+        "lapnorm": 16 * pi**4 * second(lambda r: propagator(r) ** 2 * (r**2).sum(1) ** 2),
+        "e2": second(lambda r: propagator(r) ** 2),
+        "ng": sine([0, 1, 2]),
+        "ng_par": sine([0]),
+        "ng_perp": sine([1, 2]),
+    }
+
+
+def random_coefficients(order, seed=1):
+    """Random coefficients with E(0) = 1."""
+    rng = np.random.default_rng(seed)
+    a = np.r_[1.0, 0.1 * rng.standard_normal(len(aniso_table(order)) - 1)]
+    return a / (a @ aniso_origin(order)), a / (a @ iso_origin(order))
+
+
 def radial_sum(j, el, s):
     """Sum over k < j in the isotropic ODF_s; s = -2 also gives RTPP."""
     t, x, total = (el + s + 3) / 2, j + el - 0.5, 0.0

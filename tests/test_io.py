@@ -430,7 +430,11 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
 def test_load_fit_gives_a_fit(tmp_path, fit):
     rows = fit.rows()
     v = len(rows["S0"])
-    rows |= {name: np.full(v, np.nan) for name in (*ATTRIBUTES, "rmse", "r2", "margin") if name not in rows}
+    rows |= {
+        name: np.full(v, np.nan)
+        for name in (*ATTRIBUTES, "rmse", "r2", "margin")
+        if name not in rows
+    }
     made = MapmriFit(rows, fit.mask, fit.options, fit.gtab)
     made.save(tmp_path, affine=AFFINE)
     read = mapmri_nb.load_fit(tmp_path)

@@ -16,13 +16,6 @@ MU = np.array([8e-3, 5e-3, 4e-3])
 TAU = 0.03
 
 
-def coefficients(order, seed=1):
-    """Random coefficients with E(0) = 1."""
-    rng = np.random.default_rng(seed)
-    a = np.r_[1.0, 0.1 * rng.standard_normal(len(oracle.aniso_table(order)) - 1)]
-    return a / (a @ oracle.aniso_origin(order)), a / (a @ oracle.iso_origin(order))
-
-
 # ---------------------------------------------------------------- bases
 
 
@@ -174,7 +167,7 @@ def test_laplacian_by_quadrature():
 
 
 def test_laplacian_by_differences():
-    a, h = coefficients(4)[0], 0.3
+    a, h = oracle.random_coefficients(4)[0], 0.3
     q, w = oracle.gauss_hermite(14, oracle.scales(MU, "q", 2))
     stencil = -6 * oracle.phi_matrix(4, MU, q)
     for step in np.vstack([np.eye(3), -np.eye(3)]):
@@ -187,45 +180,11 @@ def test_laplacian_by_differences():
 # ---------------------------------------------------------------- indices
 
 
-def quadrature_indices(signal, propagator, mu):
-    """
-    Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions.
-    """
-    mu = np.asarray(mu)
-
-    def second(f):
-        return oracle.integrate(f, mu, "r", power=2)
-
-    def sine(axes):
-        g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
-        own = oracle.integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
-        rest = (
-            oracle.integrate(
-                lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2
-            )
-            * g
-        )
-        return sqrt(max(0.0, 1 - rest**2 / own))
-
-    return {
-        "rtop": oracle.integrate(signal, mu, "q"),
-        "rtap": oracle.integrate(signal, mu, "q", (1, 2)),
-        "rtpp": oracle.integrate(signal, mu, "q", (0,)),
-        "msd": oracle.integrate(lambda r: propagator(r) * (r**2).sum(1), mu, "r"),
-        "qiv": 1 / oracle.integrate(lambda q: signal(q) * (q**2).sum(1), mu, "q"),
-        "lapnorm": 16 * pi**4 * second(lambda r: propagator(r) ** 2 * (r**2).sum(1) ** 2),
-        "e2": second(lambda r: propagator(r) ** 2),
-        "ng": sine([0, 1, 2]),
-        "ng_par": sine([0]),
-        "ng_perp": sine([1, 2]),
-    }
-
-
 @pytest.mark.parametrize("order", [0, 2, 6])
 def test_indices_by_quadrature(order):
-    a, a_iso = coefficients(order)
+    a, a_iso = oracle.random_coefficients(order)
     got = oracle.aniso_indices(a, MU)
-    want = quadrature_indices(
+    want = oracle.quadrature_indices(
         lambda q: oracle.phi_matrix(order, MU, q) @ a,
         lambda r: oracle.psi_matrix(order, MU, r) @ a,
         MU,
@@ -239,7 +198,7 @@ def test_indices_by_quadrature(order):
         truth.rotation(2, 30) @ truth.rotation(1, 50),
     )  # e1 anywhere in the frame of the isotropic basis
     got = oracle.iso_indices(a_iso, u, turn[:, 0])
-    want = quadrature_indices(lambda q: oracle.iso_phi_matrix(order, u, q @ turn.T) @ a_iso,
+    want = oracle.quadrature_indices(lambda q: oracle.iso_phi_matrix(order, u, q @ turn.T) @ a_iso,
                               lambda r: oracle.iso_psi_matrix(order, u, r @ turn.T) @ a_iso, [u] * 3)  # fmt: skip
     for k in ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "e2"):
         assert got[k] == pytest.approx(want[k], rel=1e-10)
@@ -247,7 +206,7 @@ def test_indices_by_quadrature(order):
 
 
 def test_msd_by_differences():
-    a, h = coefficients(6)[0], 0.1
+    a, h = oracle.random_coefficients(6)[0], 0.1
     e = oracle.phi_matrix(6, MU, np.vstack([np.zeros(3), h * np.eye(3)])) @ a
     assert -2 * (e[1:] - e[0]).sum() / h**2 / (4 * pi**2) == pytest.approx(
         oracle.aniso_indices(a, MU)["msd"], rel=1e-3
@@ -256,7 +215,7 @@ def test_msd_by_differences():
 
 @pytest.mark.parametrize("s", [-2, -1, 0, 2])
 def test_odf_by_quadrature(s):
-    a, a_iso = coefficients(4)
+    a, a_iso = oracle.random_coefficients(4)
     v = np.array([[1.0, 0, 0], [0.6, 0, 0.8], [2 / 3, -1 / 3, 2 / 3]])
 
     def radial(f):
@@ -274,7 +233,7 @@ def test_odf_by_quadrature(s):
 
 def test_odf_identities():
     mu = np.array([6e-3, 5e-3, 4e-3])
-    a = coefficients(4)[0]
+    a = oracle.random_coefficients(4)[0]
     v, w = oracle.sphere_rule(40, 60)
     index = oracle.aniso_indices(a, mu)
     assert w @ oracle.odf_matrix(4, mu, v, 0) @ a == pytest.approx(1, rel=1e-9)
@@ -294,7 +253,7 @@ def test_u0():
 
 
 def test_pa_against_the_spherical_mean():
-    a = coefficients(4)[0]
+    a = oracle.random_coefficients(4)[0]
     mu = np.array([6e-3, 4e-3, 4.5e-3])
     v, w = oracle.sphere_rule(40, 80)
     t, wt = special.roots_legendre(150)
@@ -304,7 +263,7 @@ def test_pa_against_the_spherical_mean():
     assert oracle.pa_cos2(a, mu, 20) == pytest.approx(cos2, rel=1e-8)
     values = [oracle.pa_cos2(a, mu, k) for k in range(8)]
     assert np.all(np.diff(values) >= -1e-15)
-    a = coefficients(4)[1]
+    a = oracle.random_coefficients(4)[1]
     radial = oracle.pa_rescale(oracle.pa_cos2(oracle.iso_to_aniso(4) @ a, [6e-3] * 3, 2))
     assert radial == pytest.approx(oracle.iso_indices(a, 6e-3, [1, 0, 0])["pa"], rel=1e-10)
 

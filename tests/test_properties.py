@@ -3,7 +3,8 @@ Invariants of reference section 10 on random voxels and odd schemes: every mode,
 0 to 10.
 
 The number in a test's name is the invariant's; those of positivity and of error bars (10, 11, 13)
-are in test_properties_positive.py. Tolerances are the reference's, in brackets there. It measured
+are in test_properties_positive.py, linearity and the Laplacian matrix (7, 12) in test_testing.py,
+which runs `mapmri_nb.testing` on the library. Tolerances are the reference's, in brackets there. It measured
 them at order 6: normal equations of orders 8 and 10 keep fewer digits, and `Draw.bound` has a power
 of ten for each.
 """
@@ -18,12 +19,10 @@ import phantom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phantom import BASES, INDEX_NAMES, MODES, TAU
-from test_oracle import quadrature_indices
-from test_scalars import made_fit, signal_at
+from phantom import BASES, INDEX_NAMES, MODES, TAU, made_fit, signal_at
 
 import mapmri_nb as mapmri
-from mapmri_nb.kernels import laplacian, ordering
+from mapmri_nb.kernels import ordering
 from mapmri_nb.model import MAX_CONDITION
 
 SCHEMES = phantom.odd_schemes()
@@ -278,7 +277,7 @@ def test_5_indices_are_integrals(basis, mode, draw):
     def propagator(r):
         return one.pdf(r @ R.T)[0]
 
-    want = quadrature_indices(signal, propagator, mu)
+    want = oracle.quadrature_indices(signal, propagator, mu)
     for name in [
         n for n in INDEX_NAMES if n not in ("ng", "ng_par", "ng_perp") or basis == "anisotropic"
     ]:
@@ -349,10 +348,9 @@ def test_6_antipodes_and_odf(basis, mode, draw):
 # ---------------------------------------------------------------- 7 and 8: algebra of the indices
 
 
-def random_fits(seed, count, order, basis, times=1.0, mu_times=1.0, mixture=None):
+def random_fits(seed, count, order, basis, times=1.0, mu_times=1.0):
     """
-    Fits of random coefficients at one random scale and frame, E(0) = 1; `mixture` f adds a mixture
-    of the first two.
+    Fits of random coefficients at one random scale and frame, E(0) = 1.
     """
     rng = np.random.default_rng(seed)
     a = 0.2 * rng.standard_normal((count, ordering.n_coef(order)))
@@ -360,32 +358,12 @@ def random_fits(seed, count, order, basis, times=1.0, mu_times=1.0, mixture=None
     a /= (a @ (oracle.aniso_origin if basis == "anisotropic" else oracle.iso_origin)(order))[
         :, None
     ]
-    if mixture is not None:
-        a = np.vstack([a, mixture * a[0] + (1 - mixture) * a[1]])
     mu, R = mu_times * 1e-3 * rng.uniform(2, 12, 3), phantom.random_rotation(rng)
     own = mu if basis == "anisotropic" else np.full(3, oracle.isotropic_scale(mu))
     n = len(a)
     return made_fit(
         times * a, np.tile(own, (n, 1)), np.tile(R, (n, 1, 1)), basis, np.tile(mu, (n, 1))
     )
-
-
-@bases
-@given(seed=seeds, f=st.floats(0, 1), order=orders)
-def test_7_linearity(basis, seed, f, order):
-    one = random_fits(seed, 2, order, basis, mixture=f)
-    r = 6e-3 * np.random.default_rng(seed).normal(size=(5, 3))
-    table = phantom.table(np.full(5, 2000.0), phantom.unit(r))
-    values = [rows(one, name) for name in ("rtop", "rtap", "rtpp", "msd", "qiv")]
-    values += [*one.pdf(r).T, *one.predict(table).T, *one.odf(r).T]
-    bound = (
-        {8: 1e-11, 10: 1e-10}.get(order, 1e-12) if basis == "isotropic" else 1e-12
-    )  # its functions grow with the order
-    for x in values:
-        assert abs(f * x[0] + (1 - f) * x[1] - x[2]) <= bound * np.abs(x).max()
-    q = one.qiv()
-    if 0.2 < f < 0.8 and abs(q[0] / q[1] - 1) > 0.5:
-        assert abs(f * q[0] + (1 - f) * q[1] - q[2]) > 1e-6 * abs(q[2])  # QIV itself is not linear
 
 
 @bases
@@ -489,21 +467,6 @@ def test_9_gcv_is_the_lowest_of_a_grid(basis, mode, draw):
 
 # ---------------------------------------------------------------- 12 and 14: Laplacian, isotropic
 # basis
-
-
-@given(seed=seeds, order=st.sampled_from([0, 2, 4, 6, 8]), alpha=st.floats(0.1, 10))
-def test_12_laplacian_matrix(seed, order, alpha):
-    mu, index = 1e-3 * np.random.default_rng(seed).uniform(2, 12, 3), ordering.index_table(order)
-    L, scaled, ball = (np.empty((len(index), len(index))) for _ in range(3))
-    laplacian.matrix(mu, index, L)
-    laplacian.matrix(alpha * mu, index, scaled)
-    laplacian.matrix(np.full(3, mu[0]), index, ball)
-    assert np.array_equal(L, L.T)
-    assert np.linalg.eigvalsh(L)[0] > 0
-    np.testing.assert_allclose(scaled, alpha * L, atol=1e-12 * alpha * L.max())
-    t = ordering.iso_to_aniso(order)
-    want = oracle.iso_laplacian_matrix(order, mu[0])
-    np.testing.assert_allclose(t.T @ ball @ t, want, atol=1e-11 * want.max())
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if MODES[m]["positivity"] != "grid"])

@@ -10,35 +10,10 @@ import oracle
 import phantom
 import pytest
 import truth
-from phantom import INDEX_NAMES, TAU
-from test_oracle import coefficients, quadrature_indices
+from phantom import INDEX_NAMES, made_fit, signal_at
 from truth import assert_digits
 
-import mapmri_nb as mapmri
 from mapmri_nb.kernels import scalars
-
-
-def made_fit(coef, mu, R, basis="anisotropic", mu_tensor=None):
-    """A fit with given rows, as if it had come out of a model."""
-    coef, mu, R = np.atleast_2d(coef), np.atleast_2d(mu), np.reshape(R, (-1, 3, 3))
-    v = len(coef)
-    rows = {
-        "coef": coef, "mu": mu, "mu_tensor": mu if mu_tensor is None else np.atleast_2d(mu_tensor), "R": R, "S0": np.ones(v),
-        "status": np.zeros(v, np.int64),
-    }  # fmt: skip
-    rows |= {
-        name: np.full(v, np.nan)
-        for name in ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")
-    }
-    options = {"radial_order": oracle.order_of(coef[0]), "basis": basis}
-    return mapmri.MapmriFit(rows, np.ones(v, bool), options, phantom.table([0.0], [[0, 0, 0]]))
-
-
-def signal_at(fit, q):
-    """E of the first voxel at q (k, 3), through a gradient table."""
-    b = (2 * pi) ** 2 * TAU * (q**2).sum(1)
-    length = np.linalg.norm(q, axis=1, keepdims=True)
-    return fit.predict(phantom.table(b, q / np.where(length > 0, length, 1)))[0]
 
 
 @pytest.mark.nojit
@@ -83,11 +58,11 @@ def test_indices_are_integrals_of_the_fit(order, rng):
     Lines, planes and space through `predict` and `pdf`, in a turned frame; determinant -1 as well.
     """
     for seed in range(2):
-        a = coefficients(order, seed)[0]
+        a = oracle.random_coefficients(order, seed)[0]
         mu, R = 1e-3 * np.sort(rng.uniform(3, 10, 3))[::-1], phantom.random_rotation(rng)
         R[:, 1] *= 1 - 2 * seed
         fit = made_fit(a, mu, R)
-        want = quadrature_indices(
+        want = oracle.quadrature_indices(
             lambda q, f=fit, R=R: signal_at(f, q @ R.T), lambda r, f=fit, R=R: f.pdf(r @ R.T)[0], mu
         )
         for name in INDEX_NAMES:
@@ -101,10 +76,10 @@ def test_isotropic_indices_are_integrals_of_the_fit(order, rng):
     """
     The same from isotropic coefficients, with the tensor's axes where RTAP, RTPP and NG need them.
     """
-    a = coefficients(order)[1]
+    a = oracle.random_coefficients(order)[1]
     u, R, mu = 6e-3, phantom.random_rotation(rng), np.array([9e-3, 5e-3, 4e-3])
     fit = made_fit(a, np.full(3, u), R, "isotropic", mu)
-    want = quadrature_indices(
+    want = oracle.quadrature_indices(
         lambda q: signal_at(fit, q @ R.T), lambda r: fit.pdf(r @ R.T)[0], [u] * 3
     )
     closed = oracle.iso_indices(a, u, R[:, 0])
@@ -120,7 +95,7 @@ def test_odd_pairs_count():
     it.
     """
     mu = np.array([9e-3, 5e-3, 5e-3])
-    a = coefficients(6, 3)[0]
+    a = oracle.random_coefficients(6, 3)[0]
     fit = made_fit(a, mu, np.eye(3))
     r, w = oracle.gauss_hermite(10, mu)  # exact for Psi_n P
     for degrees in (10, 30, 77):

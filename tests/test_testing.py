@@ -18,14 +18,11 @@ pytestmark = pytest.mark.jit_only
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_mapmri_nb_holds(name):
-    found = search(Ours(), name, examples=3)
+    found = search(Ours(), name, examples=20 if name in ("linearity", "laplacian_matrix") else 3)
     assert found.word == "holds", f"{found.what}\n{found.code}"
     assert found.cases > 0, found.what
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sums of products of order 20 cancel; dense designs keep 1e-8"
-)
 @pytest.mark.parametrize(
     ("name", "case"),
     [
@@ -33,10 +30,15 @@ def test_mapmri_nb_holds(name):
                                         tissue="water", noise="chi")),
         ("order_of_samples", Case(seed=300, order=10, scheme="b0 anywhere", shells=1, volumes=300,
                                   tissue="water", noise="chi")),
+        ("rotation_of_directions", Case(seed=37551368, scheme="grid", b_max=6000.0, snr=200.0,
+                                        laplacian=None)),
     ],
 )  # fmt: skip
-def test_order_10_keeps_fewer_digits(name, case):
-    """What a search of 40 cases found."""
+def test_found_by_longer_searches(name, case):
+    """
+    Order 10 lost 2e-8 here while the penalty was that of the whole signal; bval_threshold="auto"
+    saw the frame of a grid.
+    """
     check(Ours(), name, case)
 
 

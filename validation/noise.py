@@ -199,7 +199,7 @@ def predictions(samples, orders=(6, 8)):
         "Root mean square error over S0, median over voxels, a random tenth of the samples left out; weight 0.2. "
         "'noise': noise='rician' with sigma by the fit, compared with predict(noisy=True). Last: the worse of CMAPL and "
         "MAPL+ over MAPL, all with the noise modelled. Where it is above 1 the series contradicts a nonnegative propagator "
-        "of that order (the cord's shells speed up with b, and b = 14600 needs more than order 6)."
+        "of that order (the cord decays faster at high b)."
     )
     title = "Left-out samples: the new defaults, and the published method"
     return Table(title, ["series", "order", *columns, "ratio"], rows, note, 4), worst

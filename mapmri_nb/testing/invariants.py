@@ -68,23 +68,32 @@ def order_of_samples(program: Program, case: Case) -> None:
 
 @prop("3", laplacian=st.sampled_from([0.05, None, 0.2]))  # the score of GCV knows the count
 def doubled_samples(program: Program, case: Case) -> None:
-    """All samples twice, at twice the weight, give the same indices. Tolerance: the case's."""
+    """
+    All samples twice, at twice the weight, give the same indices. All b make the tensor: a program
+    may choose by the number of volumes. Tolerance: the case's.
+    """
     t = case.table
     twice = t._replace(b=np.r_[t.b, t.b], g=np.vstack([t.g, t.g]))
     weight = 2 * case.laplacian if isinstance(case.laplacian, float) else case.laplacian
-    two = fitted(program, case, twice, np.hstack([case.signals] * 2), laplacian=weight)
-    same_indices(program, case, fitted(program, case), two)
+    y = np.hstack([case.signals] * 2)
+    two = fitted(program, case, twice, y, laplacian=weight, bval_threshold=None)
+    same_indices(program, case, fitted(program, case, bval_threshold=None), two)
 
 
 @prop("3", volumes=st.integers(100, 300))
 def missing_sample(program: Program, case: Case) -> None:
-    """A sample that is NaN is as one that was not measured. Tolerance: the case's."""
+    """
+    A sample that is NaN is as one that was not measured, all b making the tensor. Tolerance: the
+    case's.
+    """
     t, y = case.table, case.signals.copy()
     gone = int(case.rng(6).choice(np.flatnonzero(t.b > t.b0_threshold)))
     rest = np.arange(len(t.b)) != gone
     y[:, gone] = np.nan
-    two = fitted(program, case, t._replace(b=t.b[rest], g=t.g[rest]), y[:, rest])
-    same_indices(program, case, fitted(program, case, signals=y), two)
+    two = fitted(
+        program, case, t._replace(b=t.b[rest], g=t.g[rest]), y[:, rest], bval_threshold=None
+    )
+    same_indices(program, case, fitted(program, case, signals=y, bval_threshold=None), two)
 
 
 @prop("3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from math import pi
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -200,14 +201,13 @@ class Dipy(Program):
         for name, value in options.items():
             if (name, value) in (("laplacian_of", "signal"), ("S0", "free")):
                 continue  # what it does
-            if name == "bval_threshold":
-                given[name] = np.inf if value is None else np.nextafter(value, np.inf)
-            elif name == "eigenvalue_threshold":
-                given[name] = value
+            if name == "bval_threshold":  # volumes strictly below it
+                value = np.inf if value is None else np.nextafter(value, np.inf)
             elif name == "static_diffusivity":
-                given |= {name: value, "dti_scale_estimation": False}
-            else:
+                given["dti_scale_estimation"] = False
+            elif name != "eigenvalue_threshold":
                 raise Lacks(f"fit with {name}={value!r}")
+            given[name] = value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = self.rooms.MapmriModel(self.gradients(table), radial_order=order, **given)
@@ -241,16 +241,14 @@ class Dipy(Program):
         return self._each(fit, lambda one: one.odf(sphere, s=s))
 
     def scales(self, fit: Any) -> tuple[Array, Array]:
-        return (
-            self._each(fit, lambda one: one.mapmri_mu),
-            self._each(fit, lambda one: one.mapmri_R),
-        )
+        mu, R = (self._each(fit, attrgetter(name)) for name in ("mapmri_mu", "mapmri_R"))
+        return mu, R
 
     def coefficients(self, fit: Any) -> Array:
-        return self._each(fit, lambda one: one.mapmri_coeff)
+        return self._each(fit, attrgetter("mapmri_coeff"))
 
     def weight(self, fit: Any) -> Array:
-        return self._each(fit, lambda one: one.lopt)
+        return self._each(fit, attrgetter("lopt"))
 
     def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
         model = self.rooms.MapmriModel(
@@ -262,10 +260,10 @@ class Dipy(Program):
     def laplacian(self, basis: str, order: int, mu: Array) -> Array:
         if basis == "isotropic":
             return self.rooms.mapmri_isotropic_laplacian_reg_matrix(order, mu[0])
-        parts = self.rooms.mapmri_STU_reg_matrices(order)
-        return self.rooms.mapmri_laplacian_reg_matrix(
-            self.rooms.mapmri_index_matrix(order), mu, *parts
+        index, parts = (
+            getattr(self.rooms, f"mapmri_{n}") for n in ("index_matrix", "STU_reg_matrices")
         )
+        return self.rooms.mapmri_laplacian_reg_matrix(index(order), mu, *parts(order))
 
 
 class DropIn(Dipy):
@@ -285,9 +283,6 @@ class DropIn(Dipy):
         parts = ({k: rows[v : v + 1] for k, rows in whole.rows().items()} for v in range(len(coef)))
         fits = (mapmri_nb.MapmriFit(p, np.ones((), bool), whole.options, whole.gtab) for p in parts)
         return [self.rooms.MapmriFit(model, one) for one in fits]
-
-    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
-        raise Lacks("laplacian")
 
 
 def order_of(coef: Array) -> int:

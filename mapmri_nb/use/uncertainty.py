@@ -230,7 +230,7 @@ def _voxelwise(
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
     slab.
     """
-    own = {name: fit_options.get(name) for name in ("scale", "sigma")}
+    own: dict[str, Any] = {name: fit_options.get(name) for name in ("scale", "sigma")}
     companions = {name: value for name, value in fit_options.items() if name not in own}
     taken = checks.take(model.gtab, data, mask, **companions)
     fit = model.fit(taken, **own, threads=threads)
