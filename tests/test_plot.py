@@ -464,6 +464,7 @@ def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
             gtab.bvals, bvecs=gtab.bvecs, big_delta=gtab.big_delta, small_delta=gtab.small_delta
         )
         theirs = MapmriModel(table, radial_order=4).fit(data, mask=fit.mask)
+        fit = mapmri.MapmriModel(gtab, 4, preset="paper").fit(data, fit.mask)
         figure = plot.compare_maps(
             [theirs, fit], ["norm_of_laplacian_signal", "ng_parallel"], index=0
         )

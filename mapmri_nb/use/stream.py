@@ -203,7 +203,8 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
     samples = samples if isinstance(samples, dict) else {"data": samples}
     fit = model.fit(**samples, threads=threads, quiet=True)
     rows = [row.reshape(len(fit.status), math.prod(row.shape[1:])).T for row in fit.rows().values()]
-    maps = [fit.index_rows(name).reshape(len(fit.status), -1).T for name in names]
+    found = [fit.index_rows(name) for name in names]
+    maps = [row.reshape(len(row), math.prod(row.shape[1:])).T for row in found]
     return np.concatenate([*rows, *maps])
 
 
