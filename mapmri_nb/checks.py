@@ -21,7 +21,7 @@ PILED_UP = (
 MOST_WEIGHT = 100.0  # 1/mm, of the Laplacian: GCV never goes above 10
 DIFFUSIVITIES = (1e-8, 1e-2)  # mm2/s: free water is 3e-3
 LEAST_B = 100.0  # s/mm2: the top shell is above it
-POINTS = (1e-4, 1.0)  # mm: the largest displacement lies between
+POINTS = (2.5e-5, 1.0)  # mm: the largest displacement lies between; steps of a derivative are small
 
 log = logging.getLogger(__name__)
 
