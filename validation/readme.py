@@ -139,8 +139,16 @@ def six():
     ]
     columns = ["order 6", "us a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
     e = bench["environment"]
-    note = f"{bench['scheme']}; {e['cpu']}, {e['date']}."
+    note = f"{bench['scheme']}; {e['cpu']}, {e['date']}.{of_older_code(e)}"
     return markdown(columns, rows, short) + f"\n\n{note}"
+
+
+def of_older_code(environment):
+    """A sentence where a result is of another version than the one it stands beside."""
+    version = re.search(r'__version__ = "(.*?)"', (ROOT / "mapmri_nb" / "__init__.py").read_text())
+    if environment["mapmri_nb"] == version[1]:
+        return ""
+    return f" **These figures are of version {environment['mapmri_nb']}; they were not repeated.**"
 
 
 def accuracy():
@@ -150,7 +158,9 @@ def accuracy():
     judged = [(r["group"], c) for r in groups() for c in r["cases"] if c["passed"] is not None]
     failed = [f"{group}: {c['name']}" for group, c in judged if not c["passed"]]
     which = f"These fail: {'; '.join(failed)}." if failed else "None fails."
-    return f"{len(judged) - len(failed)} of {len(judged)} validation cases pass. {which}"
+    old = [r["group"] for r in groups() if of_older_code(r["environment"])]
+    stale = f" Not repeated on the code of this version: {', '.join(old)}." if old else ""
+    return f"{len(judged) - len(failed)} of {len(judged)} validation cases pass. {which}{stale}"
 
 
 def start():
