@@ -61,6 +61,7 @@ def test_weight_0_is_a_missing_sample(options, rng):
     weights[gone], holes[:, gone] = 0.0, np.nan
     wild = y.copy()
     wild[:, gone] *= 50
+    options = options | {"bval_threshold": 2100}  # "auto" judges the table, not the samples
     model = mapmri.MapmriModel(gtab, 4, **options)
     weighted, missing = model.fit(wild, weights=weights), model.fit(holes)
     np.testing.assert_array_equal(weighted.coef, missing.coef)
@@ -69,7 +70,7 @@ def test_weight_0_is_a_missing_sample(options, rng):
     assert_same(
         missing,
         subset,
-        1e-6 if options.get("positivity") == "global" else 1e-9 if options != MODES[2] else 1e-6,
+        1e-6 if "global" in options.values() or "gcv" in options.values() else 1e-9,
     )
     np.testing.assert_allclose(missing.rmse(), subset.rmse(), rtol=1e-7)
     np.testing.assert_allclose(missing.r2(), subset.r2(), rtol=1e-7)
