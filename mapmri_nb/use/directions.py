@@ -325,7 +325,7 @@ def _derivatives(sh_order: int) -> Array:
     the same function as a polynomial of degree `sh_order`, in the m powers of two degrees less.
     """
     points, _ = quadrature(sh_order + 1)
-    form = np.linalg.lstsq(powers_at(points, sh_order), sh_matrix(points, sh_order))[0]
+    form = np.linalg.lstsq(powers_at(points, sh_order), sh_matrix(points, sh_order), rcond=None)[0]
     high, low = powers_of_degree(sh_order), powers_of_degree(sh_order - 2)
     where = {tuple(e): k for k, e in enumerate(low.tolist())}
     out = np.zeros((form.shape[1], 6, len(low)))
