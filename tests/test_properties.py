@@ -452,7 +452,7 @@ def test_9_path_of_weights(basis, draw):
 @given(draw=draws)
 def test_9_gcv_is_the_lowest_of_a_grid(basis, mode, draw):
     b, g, y = draw.case()
-    one = draw.fit(basis, mode, b, g, y)
+    one = draw.fit(basis, mode, b, g, y, laplacian_of="signal", S0="free")
     q = oracle.qvectors(b, g, TAU)
     for v in range(VOXELS):
         mu = one.mu[v]
