@@ -55,7 +55,7 @@ def test_10_certified_is_positive_and_bochner(basis, mode, draw):
 def test_10_a_constraint_costs(basis, mode, draw):
     """At least the minimum with E(0) = 1 alone, dense, and no more where that one is certified."""
     b, g, y = draw.case()
-    one = draw.fit(basis, mode, b, g, y)
+    one = draw.fit(basis, mode, b, g, y, laplacian_of="signal", S0="b0")
     B = oracle.aniso_origin(one.order)
     for v in range(VOXELS):
         c, R = solved_frame(one, v)
