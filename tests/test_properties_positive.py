@@ -119,8 +119,9 @@ def test_13_seeds(basis, mode, draw):
 def test_13_replicates(basis, weight, draw):
     """Without residuals no spread; with them that of the closed form, within 5 / sqrt(2 B)."""
     b, g, y = draw.case()
-    one, B = draw._replace(order=spreadable(draw)).fit(basis, "MAP", b, g, y), 200
-    model = mapmri.MapmriModel(one.gtab, one.order, basis=basis, laplacian=weight)
+    small = draw._replace(order=spreadable(draw))
+    one, B = small.fit(basis, "MAP", b, g, y, preset="paper"), 200
+    model = mapmri.MapmriModel(one.gtab, one.order, basis=basis, laplacian=weight, preset="paper")
     if weight is None:
         exact = uncertainty.bootstrap(
             model, one.predict(), n=20, seed=draw.seed, scale=(one.mu, one.R)
