@@ -77,6 +77,7 @@ def everything(threads):
     return found
 
 
+@pytest.mark.timeout(1200)  # compiles everything
 @pytest.mark.jit_only
 def test_cold_warm_and_threads(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {
