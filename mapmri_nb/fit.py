@@ -138,7 +138,7 @@ class MapmriFit:
         return self._rows
 
     def volume(self, rows: NDArray[Any], fill: float = np.nan) -> NDArray[Any]:
-        """Rows (V, ...) over the mask as a volume (*mask.shape, ...), `fill` outside."""
+        """Rows (V, ...) over the mask as a volume ``(*mask.shape, ...)``, `fill` outside."""
         out = np.full(self.mask.shape + rows.shape[1:], fill, dtype=rows.dtype)
         out[self.mask] = rows
         return out
@@ -229,7 +229,10 @@ class MapmriFit:
     rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
     gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
     v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
-    color_fa = _accessor("color_fa", "FA |v1| (..., 3), red, green and blue for x, y and z.")
+    color_fa = _accessor(
+        "color_fa",
+        "FA times the absolute value of v1, (..., 3), red, green and blue for x, y and z.",
+    )
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
     rtap = _accessor(
@@ -382,7 +385,7 @@ class MapmriFit:
         frame: str | None = None,
     ) -> Array:
         """
-        The ODF in spherical harmonics (*mask.shape, n_sh), in a frame as of `odf`; see
+        The ODF in spherical harmonics ``(*mask.shape, n_sh)``, in a frame as of `odf`; see
         `directions.odf_sh`.
         """
         from .use import directions
@@ -395,7 +398,7 @@ class MapmriFit:
 
     def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
         """
-        Peaks of the ODF cut at degree 6: directions (*mask.shape, n, 3), in a frame as of `odf`,
+        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of `odf`,
         and values; see `directions.peaks`.
         """
         from .use import directions
@@ -422,7 +425,7 @@ class MapmriFit:
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None, noisy: bool = False) -> Array:
         """
-        Signals S0 E at a gradient table, (*mask.shape, n).
+        Signals S0 E at a gradient table, ``(*mask.shape, n)``.
 
         Parameters
         ----------

@@ -40,7 +40,7 @@ class GradientTable:
         determinant is positive), "voxel" for voxel axes as they are (DIPY, QSIPrep, DSI Studio),
         "scanner" for RAS millimetre axes (MRtrix).
     bvec_scaling : what lengths mean that are neither all equal nor go with sqrt(b): "refuse" (an
-        error), "normalise" (nothing) or "amplitude" (the true b is b |v|^2).
+        error), "normalise" (nothing) or "amplitude" (the true b is b times v'v).
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class GradientTable:
 
     def shells(self) -> list[tuple[float, int]]:
         """
-        Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of
+        Clusters of the length of q above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of
         each.
         """
         order = np.argsort(self.qvals, kind="stable")

@@ -49,7 +49,7 @@ class Uncertainty(NamedTuple):
     ----------
     fit : the fit itself.
     mean, sd : name -> volume, over the replicates; the posterior's mean is the fit's own index.
-    intervals : name -> (*mask.shape, 4) quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 %
+    intervals : name -> ``(*mask.shape, 4)`` quantiles 0.025, 0.16, 0.84, 0.975: the 95 % and 68 %
         intervals, about the fit's own value. They speak of the estimator's scatter about its own
         mean; the bias of a regularised fit is not in it.
     """
