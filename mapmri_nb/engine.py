@@ -40,7 +40,10 @@ class Solver:
         return ()
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
-        """Solve the first `count` voxels of a block in Python."""
+        """
+        Solve the first `count` voxels of a block in Python: for solvers that have no kernel, or whose
+        `finishes` is True. Others are never asked.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no answer in Python")
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:

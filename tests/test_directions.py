@@ -289,7 +289,7 @@ def test_peaks_are_stationary_points_of_the_harmonics():
     assert len(rows) >= 30
     assert np.isfinite(heights[:, 0]).all()
     d, harmonics = found[rows, which], directions.odf_sh(odf, 6)[rows]
-    at = lambda d: np.einsum("mk,mk->m", directions.sh_matrix(d, 6), harmonics)  # noqa: E731
+    at = lambda d: np.einsum("mk,mk->m", directions.sh_matrix(d, 6), harmonics)  # noqa: E731 - a formula
     assert at(d) == pytest.approx(heights[rows, which])
     for axis in np.eye(3):
         side = np.cross(d, axis)

@@ -159,7 +159,7 @@ def integrals(
         want, size = {}, {}
 
         def put(name: str, terms: Array) -> None:
-            want[name], size[name] = terms.sum(), np.abs(terms).sum()  # noqa: B023
+            want[name], size[name] = terms.sum(), np.abs(terms).sum()  # noqa: B023 - called within its own turn
 
         # by P: along a line, in a plane, in space; products of two have half the width
         line, plane, space = (rule(n, np.sqrt(2) * mu[v], a) for a in ((0,), (1, 2), (0, 1, 2)))

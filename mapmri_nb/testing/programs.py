@@ -172,7 +172,7 @@ class Dipy(Program):
 
     name = "dipy"
     module = "dipy.reconst.mapmri"
-    index_names = {  # noqa: RUF012
+    index_names = {  # noqa: RUF012 - read only
         "rtop": "rtop", "rtap": "rtap", "rtpp": "rtpp", "msd": "msd", "qiv": "qiv", "ng": "ng",
         "ng_par": "ng_parallel", "ng_perp": "ng_perpendicular", "lapnorm": "norm_of_laplacian_signal",
     }  # fmt: skip

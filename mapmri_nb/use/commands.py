@@ -342,7 +342,7 @@ def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: P
     pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
     pam.total_weight, pam.ang_thr = 0.5, 60
     with io.staged(path.parent, args.force) as stage:
-        save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]
+        save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]  # DIPY has no types
     return path
 
 

@@ -63,7 +63,7 @@ class Job(NamedTuple):
     fill: float = math.nan
     sources: tuple[str, ...] = ()  # the input files, for the JSON
     # weights, grad_dev, sigma: file (None: a number), and its numbers (n,) or image (x, y, z, n)
-    more: dict[str, tuple[Path | None, Any]] = {}  # noqa: RUF012
+    more: dict[str, tuple[Path | None, Any]] = {}  # noqa: RUF012 - read only
     opening: float = 0.0  # seconds that opening the series took, unpacking included
     regions: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 - of the summary; default the mask
 
