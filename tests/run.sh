@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All legs of the tests with the Python of $PYTHON (default: python): lint, types, without the compiler, with bounds
+# All legs of the tests with the Python of $PYTHON (default: python): lint, types, pages, without the compiler, with bounds
 # checks, compiled. Or, after the word `small`, one leg for an environment of other versions: lanes, every mode, solvers,
 # files, command line. Every leg has its own kernel cache: a warm one would silently load objects of another leg.
 set -uo pipefail
@@ -32,6 +32,7 @@ fi
 leg lint "$python" -m ruff check --no-cache .
 leg format "$python" -m ruff format --no-cache --check .
 leg types "$python" -m mypy --cache-dir "$scratch/mypy"
+leg docs "$python" -m sphinx -W -q docs "$scratch/pages"
 leg nojit interpreted
 leg boundscheck checked
 ((${#failed[@]})) && echo "failed so far: ${failed[*]}"
