@@ -1,6 +1,7 @@
 """README and pages: every code block runs as printed, in its order; every equation names a function with its letters."""
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -9,51 +10,93 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from mapmri_nb.data import sample, sample_dwi
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PIPELINES = ROOT / "docs" / "pipelines.md"
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {PIPELINES})]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\|.*\| `(\w+)\.(\w+)` \| (.*) \|$", re.MULTILINE)
+NEEDS = {
+    "Nipype": "nipype",
+    "nilearn": "nilearn",
+    "QSIRecon": "qsirecon",
+    "MRtrix": "tckgen",
+    "DIPY's trackers": "dipy",
+}
 INSTALLS = "-m venv"  # the blocks that install: .ci/run uses their very lines
 
 
-@pytest.fixture
-def series(tmp_path, monkeypatch):
-    """A folder with the files that the pages speak of: the small cord sample as sub-01."""
-    dwi = sample_dwi("catcord")
-    for file in sample("catcord").rglob(dwi.name.replace("_dwi.nii.gz", "_*")):
-        shutil.copy(file, tmp_path / ("sub-01_" + file.name.rpartition("_")[2]))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def files_of(name, folder, monkeypatch):
+    """A folder with the files that the pages speak of: a sample as sub-01."""
+    dwi = sample_dwi(name)
+    for file in sample(name).rglob(dwi.name.replace("_dwi.nii.gz", "_*")):
+        shutil.copy(file, folder / ("sub-01_" + file.name.rpartition("_")[2]))
+    monkeypatch.chdir(folder)
 
 
-@pytest.mark.jit_only
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_blocks_run(page, series):
-    names, path = (
-        {"__name__": "page"},
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    )
-    for kind, code in BLOCK.findall(page.read_text(encoding="utf8")):
+def run_blocks(text, page):
+    """Run the blocks of a text as printed, in their order; the names of its Python."""
+    names = {"__name__": "page"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for kind, code in BLOCK.findall(text):
         if INSTALLS in code:
             assert (
                 code.strip()
                 in (ROOT / ".ci" / "run").read_text() + (ROOT / "README.md").read_text()
             )
         elif kind == "bash":
-            done = subprocess.run(
-                ["bash", "-ec", code],
-                env=os.environ | {"PATH": path},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            words = ["bash", "-ec", code]
+            env = os.environ | {"PATH": path}
+            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         else:
             exec(compile(code, str(page), "exec"), names)
+    return names
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    files_of("catcord", tmp_path, monkeypatch)
+    run_blocks(page.read_text(encoding="utf8"), page)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("section", NEEDS)
+@pytest.mark.filterwarnings("ignore")  # other programs' own
+def test_pipelines_run(section, tmp_path, monkeypatch):
+    """Each section of the page on pipelines, where the other program is installed."""
+    if importlib.util.find_spec(NEEDS[section]) is None and not shutil.which(NEEDS[section]):
+        pytest.skip(f"{section} is not installed")
+    files_of("small101d", tmp_path, monkeypatch)
+    text = PIPELINES.read_text(encoding="utf8")
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == list(NEEDS)
+    found = run_blocks(text.split(f"## {section}\n")[1].split("\n## ")[0], PIPELINES)
+
+    def load(pattern):
+        (path,) = Path().glob(pattern)
+        return np.asanyarray(nib.load(path).dataobj)
+
+    mask = load("sub-01_mask.nii.gz") > 0
+    if section == "Nipype":
+        assert {"rtop", "msd", "ng"} <= set(found["result"].outputs.maps)
+        assert all(Path(path).is_file() for path in found["result"].outputs.maps.values())
+    elif section == "nilearn":
+        np.testing.assert_allclose(found["values"].ravel(), load("*/*-rtop_dwimap.nii.gz")[mask])
+    elif section == "QSIRecon":
+        ours = load("sub-01_qsirecon/*-rtop_dwimap.nii.gz")[mask]
+        node = np.asanyarray(nib.load(found["result"].outputs.rtop).dataobj)[mask]
+        np.testing.assert_allclose(ours, node, rtol=1e-4)
+    elif section == "MRtrix":
+        assert len(nib.streamlines.load("sub-01.tck").streamlines) == 50
+        assert (Path("sub-01_fixels") / "directions.mif").stat().st_size > 1000
+    else:
+        assert sum(len(track) > 10 for track in found["tracks"]) > 50
 
 
 def test_equations_name_their_functions():
