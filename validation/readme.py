@@ -137,9 +137,10 @@ def six():
         for r in bench["modes"]
         if r["order"] == 6 and r["mode"] in SIX
     ]
-    columns = ["order 6", "us a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
+    columns = ["order 6", "µs a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
     e = bench["environment"]
-    note = f"{bench['scheme']}; {e['cpu']}, {e['date']}."
+    note = "The fit with its nine indices, one thread and several; ratio: the time of DIPY's `fit` alone over ours. "
+    note += f"{bench['scheme']}; {e['cpu']}, {e['date']}."
     if stale("bench"):
         note += f" **Measured on older code (version {e['mapmri_nb']}); not repeated.**"
     return markdown(columns, rows, short) + f"\n\n{note}"
@@ -155,11 +156,19 @@ def accuracy():
     if not groups():
         return None
     judged = [(r["group"], c) for r in groups() for c in r["cases"] if c["passed"] is not None]
-    failed = [f"{group}: {c['name']}" for group, c in judged if not c["passed"]]
+    failed = [
+        f"{group}: {c['name']} ({number(c['measured'])}, limit {number(c['tolerance'])})"
+        for group, c in judged
+        if not c["passed"]
+    ]
     which = f"These fail: {'; '.join(failed)}." if failed else "None fails."
     old = [r["group"] for r in groups() if stale(r["group"])]
     text = f"{len(judged) - len(failed)} of {len(judged)} validation cases pass. {which}"
-    return text + (f" Measured on older code and not repeated: {', '.join(old)}." if old else "")
+    return text + (
+        f" {len(old)} of {len(groups())} groups were measured on older code than this."
+        if old
+        else ""
+    )
 
 
 def start():
@@ -269,6 +278,7 @@ def write_validation():
             "speed": speed(),
             "start": start(),
             "counted": counted(),
+            "accuracy": accuracy(),
             "recovery": recovery(),
             "large": large(),
             "fuzz": fuzz(),

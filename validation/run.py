@@ -122,7 +122,9 @@ def main(argv=None):
         "--only", metavar="NAME", help="a group, one of those scripts, or part of a case's name"
     )
     parser.add_argument(
-        "--stale", action="store_true", help="only what was measured on older code than this"
+        "--stale",
+        action="store_true",
+        help="only what was measured on older code than this (with --all the scripts apart too)",
     )
     args = parser.parse_args(argv)
     fresh = [
