@@ -40,6 +40,26 @@ def files_of(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
+def recipe_files(folder):
+    """The files of the recipes: a sample under the names of HCP, UK Biobank and a cohort."""
+    names = {
+        "_dwi.nii.gz": ("data", "data_ud"),
+        "_mask.nii.gz": ("nodif_brain_mask", "nodif_brain_mask_ud"),
+    }
+    for source, targets in names.items():
+        for target in targets:
+            shutil.copy(f"sub-01{source}", f"{target}.nii.gz")
+    for kind in ("bval", "bvec"):
+        shutil.copy(f"sub-01_dwi.{kind}", f"{kind}s")
+    mask = nib.load("sub-01_mask.nii.gz")
+    field = np.zeros((*mask.shape, 9), np.float32)
+    nib.save(nib.Nifti1Image(field, mask.affine), "grad_dev.nii.gz")
+    nib.save(nib.Nifti1Image(field[..., 0] + 20, mask.affine), "sigma.nii.gz")
+    (folder / "sub-02" / "dwi").mkdir(parents=True)
+    for file in folder.glob("sub-01_*"):
+        shutil.copy(file, folder / "sub-02" / "dwi" / file.name.replace("sub-01", "sub-02"))
+
+
 def run_blocks(text, page):
     """Run the blocks of a text as printed, in their order; the names of its Python."""
     names = {"__name__": "page"}
@@ -63,8 +83,13 @@ def run_blocks(text, page):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_blocks_run(page, tmp_path, monkeypatch):
-    files_of("catcord", tmp_path, monkeypatch)
-    run_blocks(page.read_text(encoding="utf8"), page)
+    files_of("small101d" if page.stem == "recipes" else "catcord", tmp_path, monkeypatch)
+    recipe_files(tmp_path)
+    text = page.read_text(encoding="utf8")
+    assert not re.search("^ {4}(mapmri|for|import|from) ", text, re.MULTILINE), (
+        "a block that is not run"
+    )
+    run_blocks(text, page)
 
 
 @pytest.mark.jit_only
