@@ -144,7 +144,8 @@ def _row(m: Map, x: Array, y: Array, text: str) -> tuple[str, ...]:
     numbers, share = [np.nan] * 5, np.nan
     if x.size:
         numbers = [np.median(x), np.median(y), *np.percentile(y - x, (50, 5, 95))]
-        share = np.median(np.divide(y - x, np.abs(x), out=np.full_like(x, np.nan), where=x != 0))
+        there = x != 0
+        share = np.median((y - x)[there] / np.abs(x[there])) if there.any() else np.nan
     cells = [f"{value:.4g}" for value in numbers]
     unit = "" if m.unit == "1" else m.unit
     percent = f"{100 * share:+.2f} %" if np.isfinite(share) else ""
