@@ -71,7 +71,9 @@ class Work:
         self.block = blocks.new_block(engine.plan, padded(voxels))
         self._scratch = lay_out(engine.solver.problem()), lay_out(self.block)
 
-    def take(self, engine: Engine, plan: Memory, data: Memory, out: Memory, own_frame: bool) -> Work:
+    def take(
+        self, engine: Engine, plan: Memory, data: Memory, out: Memory, own_frame: bool
+    ) -> Work:
         """Make the job that fits `data` into `out`."""
         problem, block = self._scratch
         self._memory = problem, plan, data, block, out

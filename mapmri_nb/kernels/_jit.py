@@ -79,26 +79,19 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(
-    fastmath: frozenset[str] = frozenset(),
-    inline: bool = False,
-    wrapper: bool = True,
-    allocates: bool = True,
-) -> Callable[[F], F]:
+def kernel(inline: bool = False, wrapper: bool = True, allocates: bool = True) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
-    cached on disk.
+    with the flags `CONTRACT`, cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
-    option comes from the environment, since the cache key ignores options. `inline` is for
-    functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls, but `address`.
+    No option comes from the environment, since the cache key ignores options. `inline` is for
+    short functions with one caller: they become part of it, instead of being compiled twice.
+    `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
     arguments are then not counted.
     """
 
     def decorate(function: F) -> F:
-        flags = set(fastmath) if fastmath else False
         options = {
             "error_model": "numpy",
             "nogil": True,
@@ -108,7 +101,7 @@ def kernel(
         }
         if not allocates:
             options["_nrt"] = False
-        dispatcher = numba.njit(fastmath=flags, **options)(function)
+        dispatcher = numba.njit(fastmath=set(CONTRACT), **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
             try:
@@ -167,9 +160,9 @@ if not numba.config.DISABLE_JIT:
         return types.none(function, arguments), code
 
 
-def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
-    """A kernel that is called by its `address` alone."""
-    return kernel(fastmath, wrapper=False, allocates=allocates)
+def stage(allocates: bool = False) -> Callable[[F], F]:
+    """A kernel that is called by its address alone."""
+    return kernel(wrapper=False, allocates=allocates)
 
 
 def plain(function: F) -> F:

@@ -22,7 +22,6 @@ from numba.extending import infer_getattr, lower_getattr_generic, register_model
 
 from ._types import Unsigned
 
-
 INTEGER = types.int64  # the type of a number that is given to a stage
 
 
@@ -97,7 +96,9 @@ def _loaded(kind: Any) -> Any:
     """The type of a field of this type once it is loaded."""
     if isinstance(kind, types.BaseNamedTuple):
         return Placed(kind)
-    return types.Tuple([_loaded(item) for item in kind]) if isinstance(kind, types.BaseTuple) else kind
+    return (
+        types.Tuple([_loaded(item) for item in kind]) if isinstance(kind, types.BaseTuple) else kind
+    )
 
 
 def _load(context: Any, builder: Any, kind: Any, place: Any) -> Any:
@@ -133,7 +134,10 @@ def _load(context: Any, builder: Any, kind: Any, place: Any) -> Any:
     array.data = word(0, context.get_data_type(kind.dtype).as_pointer())
     array.shape = cgutils.pack_array(builder, shape, integer)
     array.strides = cgutils.pack_array(builder, strides, integer)
-    array.nitems, array.itemsize = size, integer(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    array.nitems, array.itemsize = (
+        size,
+        integer(context.get_abi_sizeof(context.get_data_type(kind.dtype))),
+    )
     array.meminfo = array.parent = cgutils.get_null_value(cgutils.voidptr_t)
     return array._getvalue()
 
