@@ -348,23 +348,18 @@ def _pursue(
     while True:
         if q >= fixed:
             p, worst, peak = _worst(grid, c, work, q)
-            while (
-                p < 0 or worst > -VIOLATION * peak
-            ):  # no row is violated: judge, shed the drift of an ill-conditioned H
-                info[0], info[2] = (
-                    _judge(H, g, B, fixed, grid, work, q, ridge, c) - worst / peak,
-                    q - fixed,
-                )
+            if p < 0 or worst > -VIOLATION * peak:
+                # no row is violated: judge, and shed the drift of an ill-conditioned H
+                residual = _judge(H, g, B, fixed, grid, work, q, ridge, c)
+                info[0], info[2] = residual - worst / peak, q - fixed
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
                 sheds += 1
                 for j in range(q - 1, fixed - 1, -1):
-                    if (
-                        u[j] < 0.0
-                    ):  # held by drift alone; the next step moves c to the minimiser without it
+                    if u[j] < 0.0:  # held by drift alone: the next step goes on without it
                         _drop(work, j, q)
                         q -= 1
-                p, worst, peak = _worst(grid, c, work, q)
+                continue
             _row(grid, p, row)
         mine, bound = 0.0, 1.0 if p < 0 else 0.0
         _times(work, row, d)
