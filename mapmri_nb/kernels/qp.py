@@ -46,6 +46,15 @@ class GridRows(NamedTuple):
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 
 
+class GridProblem(NamedTuple):
+    """The constraints: K c >= 0, and B'c = 1 if `fixed` is 1."""
+
+    B: Array  # (n,) E(0) of the basis functions, DIPY's order
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
+    grid: GridRows
+    max_iter: int  # most added and dropped rows together
+
+
 class QpWork(NamedTuple):
     """
     Scratch of `solve` for n coefficients and m octant points; make it once per thread with
@@ -272,15 +281,7 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 @kernel(inline=True)
 def _judge(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    work: QpWork,
-    q: int,
-    ridge: float,
-    c: Array,
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
 ) -> float:
     """
     Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
@@ -289,6 +290,7 @@ def _judge(
     Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
     factors at hand.
     """
+    fixed = problem.fixed
     d, z, r, row, w, u = (
         work.vectors[0],
         work.vectors[1],
@@ -301,10 +303,10 @@ def _judge(
     most, least, drift, size = 0.0, 0.0, 0.0, 0.0
     for k in range(c.size):
         w[k] += ridge * c[k] - g[k]
-        row[k] = B[k]
+        row[k] = problem.B[k]
     for j in range(q):
         if j >= fixed:
-            _row(grid, work.active[j], row)
+            _row(problem.grid, work.active[j], row)
             most, least = max(most, u[j]), min(least, u[j])
         r[j] = 0.0 if j >= fixed else -1.0
         for k in range(c.size):
@@ -333,24 +335,23 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork,
-    c: Array, info: Array,
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array, info: Array
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
     even B).
     """
-    n, u = c.size, work.vectors[5]
+    n, u, fixed, grid = c.size, work.vectors[5], problem.fixed, problem.grid
     d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
     for k in range(n):
-        row[k] = B[k]
+        row[k] = problem.B[k]
     p, sheds = -1, 0
     while True:
         if q >= fixed:
             p, worst, peak = _worst(grid, c, work, q)
             if p < 0 or worst > -VIOLATION * peak:
                 # no row is violated: judge, and shed the drift of an ill-conditioned H
-                residual = _judge(H, g, B, fixed, grid, work, q, ridge, c)
+                residual = _judge(H, g, problem, ridge, q, work, c)
                 info[0], info[2] = residual - worst / peak, q - fixed
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
@@ -366,7 +367,7 @@ def _pursue(
         free = _combine(work.J, q, d, z)
         while True:  # until row p is met
             info[1] += 1.0
-            if info[1] > max_iter:
+            if info[1] > problem.max_iter:
                 return CAPPED
             _back(work.R, q, d, r)
             partial, l = math.inf, NONE
@@ -408,25 +409,14 @@ def _ridge(H: Array) -> float:
 
 
 @kernel(inline=True)
-def solve(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    max_iter: int,
-    work: QpWork,
-    c: Array,
-    info: Array,
-) -> int:
+def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """
-    Minimise c'Hc/2 - g'c subject to K c >= 0, and to B'c = 1 if `fixed` is 1, with RIDGE tr(H)/n
-    added to the diagonal of H.
+    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the diagonal
+    of H.
 
     Parameters
     ----------
-    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped
-        rows together.
+    H : (n, n) symmetric, DIPY's order. g : (n,).
     work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual,
         iterations, active rows.
 
@@ -441,7 +431,7 @@ def solve(
         return NOT_POSITIVE
     _times(work, g, work.vectors[0])
     _combine(work.J, NONE, work.vectors[0], c)
-    return _pursue(H, g, B, fixed, grid, ridge, max_iter, NONE, work, c, info)
+    return _pursue(H, g, problem, ridge, NONE, work, c, info)
 
 
 @kernel()
@@ -478,16 +468,7 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
 
 
 @kernel()
-def solve_many(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    max_iter: int,
-    c: Array,
-    failed: IntArray,
-) -> None:
+def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntArray) -> None:
     """
     `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
 
@@ -495,18 +476,14 @@ def solve_many(
     negative: the optimum is one whatever the start, and this one is some steps away from it instead
     of some dozens.
     """
-    n, info, mean = B.size, np.empty(3), np.zeros(B.size)
-    work, J, R, active = (
-        workspace(n, grid.values.shape[1]),
-        np.empty((n, n)),
-        np.empty((n, n)),
-        np.empty(n, np.int64),
-    )
+    n, info, mean = g.shape[1], np.empty(3), np.zeros(g.shape[1])
+    work, active = workspace(n, problem.grid.values.shape[1]), np.empty(n, np.int64)
+    J, R = np.empty((n, n)), np.empty((n, n))
     for v in range(g.shape[0]):
         for k in range(n):
             mean[k] += g[v, k] / g.shape[0]
-    usable = solve(H, mean, B, fixed, grid, max_iter, work, c[0], info) == SOLVED
-    held, ridge = int(info[2]) + fixed, _ridge(H)
+    usable = solve(H, mean, problem, work, c[0], info) == SOLVED
+    held, ridge = int(info[2]) + problem.fixed, _ridge(H)
     for i in range(n):
         active[i] = work.active[i]
         for k in range(n):
@@ -519,24 +496,12 @@ def solve_many(
                 for k in range(n):
                     work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
             info[1] = 0.0
-            q = _restart(work, held, fixed, g[v], c[v])
-            failed[v] = (
-                1
-                if _pursue(H, g[v], B, fixed, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
-                else 0
-            )
+            q = _restart(work, held, problem.fixed, g[v], c[v])
+            answer = _pursue(H, g[v], problem, ridge, q, work, c[v], info)
+            failed[v] = 1 if answer != SOLVED else 0
 
 
 # ---- blocks of voxels
-
-
-class GridProblem(NamedTuple):
-    """What `solve_block` needs besides the block."""
-
-    B: Array  # (n,)
-    fixed: int  # 1: E(0) = S0; 0: E(0) is free
-    grid: GridRows
-    max_iter: int
 
 
 @kernel()
@@ -590,9 +555,7 @@ def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: 
         if skipped(block, l):
             continue
         unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(
-            H, g, problem.B, problem.fixed, problem.grid, problem.max_iter, work, c, info
-        )
+        answer = solve(H, g, problem, work, c, info)
         block.kkt[0, l] = info[0]
         block.iterations[0, l] = info[1]
         if answer != SOLVED:
