@@ -20,7 +20,7 @@ import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
 from . import origin as origin_rule
-from ._jit import addresses, call, kernel, stage
+from ._jit import CONTRACT, addresses, call, kernel, stage
 from ._memory import INTEGER, Memory
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
@@ -255,7 +255,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.valid[0, l] = valid
 
 
-@stage()
+@stage(CONTRACT)
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The scale tensor, as the nominal table sees it."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
@@ -296,7 +296,7 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 # ---- from scales to the normal equations
 
 
-@stage()
+@stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
     work, t = block.moments, plan.moments
@@ -318,7 +318,7 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     rotation.skew_moments(t.shears_low, work.skew, work.low)
 
 
-@stage()
+@stage(CONTRACT)
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
     work, s, degree = block.moments, plan.scheme, 2 * plan.order
@@ -330,7 +330,7 @@ def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, sto
     moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
 
 
-@stage()
+@stage(CONTRACT)
 def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
     bent = data.field.shape[0] > 0
@@ -343,7 +343,7 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
 
 
-@stage()
+@stage(CONTRACT)
 def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
     block_map(plan.moments.gram, block.moments.hermite, block.G)
@@ -353,7 +353,7 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             block.laplacian_weight[0, l] = plan.laplacian_weights[0]
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -449,7 +449,7 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _residuals(block: Block) -> None:
     """
     RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
@@ -475,7 +475,7 @@ def _residuals(block: Block) -> None:
         rows(block.pivot, l)[0] = top
 
 
-@stage()
+@stage(CONTRACT)
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """What the fitted signal leaves of the data."""
     _residuals(block)
