@@ -17,6 +17,7 @@ import numpy as np
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
+from .linalg import block_cholesky
 from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
@@ -65,8 +66,14 @@ class QpWork(NamedTuple):
     # and Q orthogonal: J A' = [R; 0], A the active rows
     J: Array
     R: Array  # (n, n) upper triangular
-    upper: Array  # (n, n) H while it is being factored
-    vectors: Array  # (6, n): d, z, r, row, w, multipliers
+    packed: Array  # ((n + 1)(n + 2)/2, WIDTH) H of some voxels, then L^-1; functions by class
+    pivot: Array  # (1, WIDTH)
+    d: Array  # (n,) J a, for a row a of A
+    z: Array  # (n,) search direction J'(free part of d)
+    r: Array  # (n,) R^-1 d, how the multipliers fall along z
+    row: Array  # (n,) a
+    w: Array  # (n,)
+    u: Array  # (n,) multipliers of the active rows
     sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
     x: Array  # (n padded,) what J is multiplied with
@@ -78,13 +85,19 @@ class QpWork(NamedTuple):
 def workspace(n: int, m: int) -> QpWork:
     """Scratch for n coefficients and m octant points."""
     pieces = (n + WIDTH - 1) // WIDTH
-    J, x, square = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH), np.empty((2, n, n))
+    J, x = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH)
     tiles, x_tiles = J.reshape(n * pieces, WIDTH), x.reshape(pieces, WIDTH)
     return QpWork(
         J,
-        square[0],
-        square[1],
-        np.empty((6, n)),
+        np.empty((n, n)),
+        np.zeros(((n + 1) * (n + 2) // 2, WIDTH)),
+        np.zeros((1, WIDTH)),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
         np.empty((4, m)),
         np.empty(n, np.int64),
         x,
@@ -129,33 +142,38 @@ def _combine(A: Array, first: int, d: Array, out: Array) -> float:
 
 
 @kernel(fastmath=CONTRACT)
-def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
+def _whiten(n: int, work: QpWork) -> None:
     """
-    J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot
-    that is not > 0.
+    work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
+
+    Row i of L^-1 is X_ij = -(L_ij X_jj + .. + L_i,i-1 X_i-1,j) / L_ii for j < i, and X_ii = 1/L_ii.
     """
-    n = H.shape[0]
+    a, ridge = rows(work.packed, 0), every(0.0)
     for i in range(n):
-        for k in range(n):
-            U[i, k] = H[i, k]
+        ridge += a[i * (i + 3) // 2]
+    for i in range(n):
+        a[i * (i + 3) // 2] += ridge * (RIDGE / n)
+    block_cholesky(work.packed, n, work.pivot)
+    for i in range(n):
+        r = i * (i + 1) // 2
+        for j in range(i):
+            q, x = j * (j + 3) // 2, every(0.0)
+            for k in range(j, i):
+                x -= a[r + k] * a[q]
+                q += k + 1
+            a[r + j] = x * a[r + i]
+
+
+@kernel()
+def _load(order: IntArray, l: int, work: QpWork) -> bool:
+    """J = L^-1 of lane l, its columns in DIPY's order; False where H is not positive definite."""
+    J = work.J
+    for i in range(order.size):
+        for k in range(order.size):
             J[i, k] = 0.0
-        U[i, i] += ridge
-        J[i, i] = 1.0
-    for j in range(n):
-        if not U[j, j] > 0.0:
-            return False
-        s = 1.0 / math.sqrt(U[j, j])
-        for k in range(j, n):
-            U[j, k] *= s
-        for k in range(j + 1):
-            J[j, k] *= s
-        for i in range(j + 1, n):
-            f = U[j, i]
-            for k in range(i, n):
-                U[i, k] -= f * U[j, k]
-            for k in range(j + 1):
-                J[i, k] -= f * J[j, k]
-    return True
+        for k in range(i + 1):
+            J[i, order[k]] = work.packed[i * (i + 1) // 2 + k, l]
+    return work.pivot[0, l] > 0.0
 
 
 @kernel(fastmath=CONTRACT)
@@ -165,7 +183,8 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
     c.
     """
     values, order, sums = grid.values, grid.order, work.sums
-    s, t, v, w = sums[0], sums[1], sums[2], sums[3]
+    s, t = sums[0], sums[1]
+    v, w = sums[2], sums[3]
     for k in range(4):
         out = sums[k]
         for j in range(s.size):
@@ -216,7 +235,8 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
     Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
     is active.
     """
-    J, d, z, w = work.J, work.vectors[0], work.vectors[1], work.vectors[4]
+    J, w = work.J, work.w
+    d, z = work.d, work.z
     alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
     d[q] -= alpha
     factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
@@ -240,14 +260,9 @@ def _drop(work: QpWork, l: int, q: int) -> None:
     Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
     follow.
     """
-    J, R, d, z, u, active = (
-        work.J,
-        work.R,
-        work.vectors[0],
-        work.vectors[1],
-        work.vectors[5],
-        work.active,
-    )
+    J, R = work.J, work.R
+    d, z = work.d, work.z
+    u, active = work.u, work.active
     for j in range(l, q - 1):
         active[j], u[j] = active[j + 1], u[j + 1]
         for i in range(j + 2):
@@ -291,16 +306,12 @@ def _judge(
     factors at hand.
     """
     fixed = problem.fixed
-    d, z, r, row, w, u = (
-        work.vectors[0],
-        work.vectors[1],
-        work.vectors[2],
-        work.vectors[3],
-        work.vectors[4],
-        work.vectors[5],
-    )
+    d, z = work.d, work.z
+    r, row = work.r, work.row
+    w, u = work.w, work.u
     _combine(H, NONE, c, w)
-    most, least, drift, size = 0.0, 0.0, 0.0, 0.0
+    most, least = 0.0, 0.0
+    drift, size = 0.0, 0.0
     for k in range(c.size):
         w[k] += ridge * c[k] - g[k]
         row[k] = problem.B[k]
@@ -341,8 +352,10 @@ def _pursue(
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
     even B).
     """
-    n, u, fixed, grid = c.size, work.vectors[5], problem.fixed, problem.grid
-    d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
+    n, u = c.size, work.u
+    fixed, grid = problem.fixed, problem.grid
+    d, z = work.d, work.z
+    r, row = work.r, work.row
     for k in range(n):
         row[k] = problem.B[k]
     p, sheds = -1, 0
@@ -425,13 +438,26 @@ def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H),
     INACCURATE.
     """
+    order = problem.grid.order
+    for i in range(order.size):
+        for j in range(i + 1):
+            for l in range(WIDTH):
+                work.packed[i * (i + 1) // 2 + j, l] = H[order[i], order[j]]
+    _whiten(order.size, work)
+    return solve_whitened(H, g, problem, 0, work, c, info)
+
+
+@kernel()
+def solve_whitened(
+    H: Array, g: Array, problem: GridProblem, l: int, work: QpWork, c: Array, info: Array
+) -> int:
+    """`solve` where lane l of work.packed holds L^-1 of H."""
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
-    ridge = _ridge(H)
-    if not _whiten(H, ridge, work.upper, work.J):
+    if not _load(problem.grid.order, l, work):
         return NOT_POSITIVE
-    _times(work, g, work.vectors[0])
-    _combine(work.J, NONE, work.vectors[0], c)
-    return _pursue(H, g, problem, ridge, NONE, work, c, info)
+    _times(work, g, work.d)
+    _combine(work.J, NONE, work.d, c)
+    return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
 
 
 @kernel()
@@ -443,7 +469,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
     negative u leave.
     """
-    R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
+    R, d = work.R, work.d
+    t, u = work.r, work.u
     _times(work, g, d)
     worst = fixed
     while worst >= 0:
@@ -452,8 +479,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
             for k in range(i):
                 s -= R[k, i] * t[k]
             t[i] = s / R[i, i]
-            work.vectors[4, i] = t[i] - d[i]
-        _back(R, q, work.vectors[4], u)
+            work.w[i] = t[i] - d[i]
+        _back(R, q, work.w, u)
         worst = -1
         for j in range(fixed, q):
             if u[j] < 0.0 and (worst < 0 or u[j] < u[worst]):
@@ -543,28 +570,34 @@ def skipped(block: Any, l: int) -> bool:
 
 
 @kernel(inline=True)
-def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: int) -> None:
+def solve_voxels(problem: GridProblem, block: Any, start: int, stop: int) -> None:
     """
     Solve the grid QP of voxels start to stop of a `blocks.Block`; NOT_CONVERGED where `solve`'s own
     check says no.
     """
-    n = problem.B.size
-    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
+    n, size = problem.B.size, block.rhs.shape[0] * (block.rhs.shape[0] + 1) // 2
+    H, g = np.empty((n, n)), np.empty(n)
+    c, info = np.empty(n), np.empty(3)
     work = workspace(n, problem.grid.values.shape[1])
-    for l in range(start, stop):
-        if skipped(block, l):
-            continue
-        unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(H, g, problem, work, c, info)
-        block.kkt[0, l] = info[0]
-        block.iterations[0, l] = info[1]
-        if answer != SOLVED:
-            block.status[l] |= NOT_CONVERGED
-            continue
-        pack(plan.moments.permutation, c, problem.B, l, block)
+    for l0 in range(start // WIDTH * WIDTH, stop, WIDTH):
+        G, packed = rows(block.G, l0), rows(work.packed, 0)
+        for r in range(size):
+            packed[r] = G[r]
+        _whiten(n, work)
+        for l in range(max(start, l0), min(stop, l0 + WIDTH)):
+            if skipped(block, l):
+                continue
+            unpack(problem.grid.order, block.G, block.rhs, block.S0[0, l], l, H, g)
+            answer = solve_whitened(H, g, problem, l - l0, work, c, info)
+            block.kkt[0, l] = info[0]
+            block.iterations[0, l] = info[1]
+            if answer == SOLVED:
+                pack(problem.grid.order, c, problem.B, l, block)
+            else:
+                block.status[l] |= NOT_CONVERGED
 
 
 @stage(allocates=True)
 def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
     """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
-    solve_voxels(problem, plan, block, 0, count)
+    solve_voxels(problem, block, 0, count)
