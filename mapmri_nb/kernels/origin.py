@@ -46,7 +46,8 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
 @kernel(fastmath=CONTRACT)
 def deviation(block: Any, sign: float) -> None:
     """
-    From M'y to M'(y - S0_b M e_0), and back with the other sign; y'Wy likewise, forth only.
+    From M'y to M'(y - S0_b M e_0), and back with the other sign. y'Wy is right after the way forth
+    alone.
     """
     n = block.rhs.shape[0]
     for l in range(0, block.w.shape[1], WIDTH):

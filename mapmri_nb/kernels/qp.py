@@ -72,7 +72,7 @@ class QpWork(NamedTuple):
     z: Array  # (n,) search direction J'(free part of d)
     r: Array  # (n,) R^-1 d, how the multipliers fall along z
     row: Array  # (n,) a
-    w: Array  # (n,)
+    w: Array  # (n,) reflection vector, gradient or difference
     u: Array  # (n,) multipliers of the active rows
     sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
@@ -351,6 +351,10 @@ def _pursue(
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
     even B).
+
+    p : the row that enters (-1: B), `bound` its right-hand side (1 for B, else 0), `mine` its
+    multiplier so far. free : squared length of the direction z. partial : the step at which the
+    multiplier of a held row is 0. full : the step that meets row p.
     """
     n, u = c.size, work.u
     fixed, grid = problem.fixed, problem.grid
@@ -554,7 +558,7 @@ def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
     for i in range(c.size):
         origin += B[i] * c[i]
     block.S0[0, l] *= origin
-    if not origin > 0.0 and math.isfinite(origin):
+    if (not origin > 0.0) and math.isfinite(origin):
         block.status[l] |= NO_ORIGIN
     for i in range(c.size):
         block.x[i, l] = c[place[i]] / origin
