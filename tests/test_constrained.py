@@ -234,7 +234,7 @@ def test_order_zero_is_the_gaussian():
         plain = mapmri.MapmriModel(gtab, 0, **options).fit(y)
         for mode in MODES:
             got = mapmri.MapmriModel(gtab, 0, positivity=mode, **options).fit(y)
-            np.testing.assert_allclose(got.S0, plain.S0, rtol=1e-9)
+            np.testing.assert_allclose(got.S0, plain.S0, rtol=2e-9)  # the ridge of the grid
 
 
 def test_one_bad_voxel_leaves_its_neighbours_alone():
