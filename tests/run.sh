@@ -1,14 +1,8 @@
 #!/usr/bin/env bash
-<<<<<<< HEAD
-# All legs of the tests with the Python of $PYTHON (default: python): lint, types, pages, without the compiler, with bounds
-# checks, compiled. Or, after the word `small`, one leg for an environment of other versions: lanes, every mode, solvers,
-# files, command line. Every leg has its own kernel cache: a warm one would silently load objects of another leg.
-=======
 # All legs of the tests with the Python of $PYTHON (default: python): the compiled leg, and beside it, on a second core,
-# lint, types, without the compiler, and with bounds checks. Or, after the word `small`, one leg for an environment of
+# lint, types, pages, without the compiler, and with bounds checks. Or, after the word `small`, one leg for an environment of
 # other versions: lanes, every mode, solvers, files, command line. Every leg has its own kernel cache: a warm one would
 # silently load objects of another leg. Ends with the compiled leg's output.
->>>>>>> main
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -39,22 +33,11 @@ else
     leg lint "$python" -m ruff check --no-cache .
     leg format "$python" -m ruff format --no-cache --check .
     leg types "$python" -m mypy --cache-dir "$scratch/mypy"
+    leg docs "$python" -m sphinx -W -q docs "$scratch/pages"
     leg nojit interpreted
     leg boundscheck checked
     wait
     [[ -e $scratch/failed ]] && echo "failed: $(tr '\n' ' ' <"$scratch/failed")"
     cat "$scratch/jit.log"
 fi
-<<<<<<< HEAD
-leg lint "$python" -m ruff check --no-cache .
-leg format "$python" -m ruff format --no-cache --check .
-leg types "$python" -m mypy --cache-dir "$scratch/mypy"
-leg docs "$python" -m sphinx -W -q docs "$scratch/pages"
-leg nojit interpreted
-leg boundscheck checked
-((${#failed[@]})) && echo "failed so far: ${failed[*]}"
-leg jit pytest --durations=15
-((${#failed[@]} == 0))
-=======
 [[ ! -e $scratch/failed ]]
->>>>>>> main
