@@ -10,6 +10,7 @@ integral of the program's own functions, it is a number of roundings of the sum 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import pi
 from typing import Any, NamedTuple
 
@@ -112,7 +113,9 @@ def units_of_q(program: Program, case: Case) -> None:
     """
     alpha, t = case.rng(6).uniform(0.8, 1.25), case.table
     scaled = t._replace(b=alpha**2 * t.b, b0_threshold=alpha**2 * t.b0_threshold)
-    weight = alpha * case.laplacian if isinstance(case.laplacian, float) else case.laplacian
+    weight: Any = case.laplacian
+    if weight not in (None, "gcv"):
+        weight = (alpha * np.array(weight)).tolist()
     one = fitted(program, case, bval_threshold=None, eigenvalue_threshold=1e-6)
     two = fitted(program, case, scaled, laplacian=weight, bval_threshold=None,
                  eigenvalue_threshold=1e-6 / alpha**2)  # fmt: skip
@@ -140,6 +143,7 @@ def rule(count: int, scale: Array, axes: tuple[int, ...] = (0, 1, 2)) -> Rule:
     return Rule(np.stack(grids, -1).reshape(-1, 3) * scale, weights.ravel())
 
 
+@lru_cache(maxsize=64)
 def integrals(
     program: Program, case: Case
 ) -> list[tuple[dict[str, Array], dict[str, float], dict[str, float]]]:

@@ -85,7 +85,7 @@ class Case:
     noise: str = "gaussian"
     snr: float = 50.0
     voxels: int = 2
-    laplacian: float | str | None = 0.05
+    laplacian: float | str | tuple[float, ...] | None = 0.05
     basis: str = "anisotropic"
     positivity: str | None = None
 
@@ -221,9 +221,8 @@ class Case:
 
     @cached_property
     def tolerance(self) -> float:
-        """FACTOR eps cond(M'M + weight L), at least LEAST; 1e-5 where a search finds the weight."""
-        rule = max(LEAST, FACTOR * EPS * self.condition(self.fitted_order) ** 2)
-        return max(rule, 1e-5) if self.laplacian == "gcv" else rule
+        """FACTOR eps cond(M'M + weight L), at least LEAST."""
+        return max(LEAST, FACTOR * EPS * self.condition(self.fitted_order) ** 2)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -270,7 +269,7 @@ CHOICES: dict[str, st.SearchStrategy[Any]] = {
     "tissue": st.sampled_from(TISSUES),
     "noise": st.sampled_from(NOISES),
     "snr": st.sampled_from([50.0, 20.0, 200.0]),
-    "laplacian": st.sampled_from([0.05, None, 0.2, "gcv"]),
+    "laplacian": st.sampled_from([0.05, None, 0.2, "gcv", (0.01, 0.05, 0.2)]),
     "basis": st.sampled_from(["anisotropic", "isotropic"]),
 }
 
