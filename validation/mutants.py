@@ -13,6 +13,7 @@ hand, why a survivor changes no answer, is kept by the next run. By hand, about 
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import random
@@ -30,12 +31,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "validation" / "results" / "mutants.json"
-CORE = ("checks", "engine", "fit", "gradients", "indices", "model", "positivity", "readers", "scales", "sos", "status")
+CORE = (
+    "checks",
+    "engine",
+    "fit",
+    "gradients",
+    "indices",
+    "model",
+    "positivity",
+    "readers",
+    "scales",
+    "sos",
+    "status",
+)
 # compiled code alone: the decorator and LLVM's vectors
 NOT_RUN = ("_jit", "_types", "lanes")
 # they read the sources, start many processes or compile again
-NOT_TESTS = ("architecture", "habits", "documents", "jit", "bits", "report", "plot", "distributed", "stream", "testing", "mrtrix",
-             "folders", "properties", "properties_positive")  # fmt: skip
+NOT_TESTS = ("architecture", "habits", "documents", "jit", "bits", "report", "plot", "distributed", "stream", "testing",
+             "mrtrix", "folders")  # fmt: skip
 SWAPPED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">",
            ast.Eq: "!=", ast.NotEq: "=="}  # fmt: skip
 
@@ -68,14 +81,23 @@ def sites(path):
                 at = text.find(old)
                 if at < 0:
                     return
-                start, end = start + len(text[:at].encode()), start + len(text[: at + len(old)].encode())
+                start, end = (
+                    start + len(text[:at].encode()),
+                    start + len(text[: at + len(old)].encode()),
+                )
                 text = old
             found.append(Site(file, statement, line, start, end, text, new))
 
     def operator(statement, left, right, op):
         if type(op) in SWAPPED:
             old = {v: k for k, v in SYMBOL.items()}[type(op)]
-            add(statement, (left.end_lineno, left.end_col_offset), (right.lineno, right.col_offset), SWAPPED[type(op)], old)
+            add(
+                statement,
+                (left.end_lineno, left.end_col_offset),
+                (right.lineno, right.col_offset),
+                SWAPPED[type(op)],
+                old,
+            )
 
     def walk(node, statement):
         if isinstance(node, ast.stmt):
@@ -90,9 +112,15 @@ def sites(path):
             add(statement, (node.lineno, node.col_offset), (node.lineno, node.col_offset + 1), "")
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
             where = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
-            add(statement, *where, str(node.value + 1) if type(node.value) is int else repr(2.0 * node.value or 1.0))
+            add(
+                statement,
+                *where,
+                str(node.value + 1) if type(node.value) is int else repr(2.0 * node.value or 1.0),
+            )
         for name, child in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.JoinedStr):
+            if name in ("annotation", "returns", "decorator_list") or isinstance(
+                node, ast.JoinedStr
+            ):
                 continue
             for one in child if isinstance(child, list) else [child]:
                 if isinstance(one, ast.AST):
@@ -149,10 +177,8 @@ def forked(work, seconds):
     finally:
         signal.alarm(0)
         for group in (-child, child):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(group, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         os.waitpid(child, 0)
 
 
@@ -169,7 +195,15 @@ def pytest_in(copy, interpreted, arguments, plugins=()):
     numba.config.DISABLE_JIT = int(interpreted)
     numba.config.CACHE_DIR = str(copy / "cache")
     sys.dont_write_bytecode = True
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", *(["-m", "nojit"] if interpreted else [])]
+    options = [
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        *(["-m", "nojit"] if interpreted else []),
+    ]
     return int(pytest.main([*options, *arguments], plugins=list(plugins)))
 
 
@@ -184,9 +218,16 @@ def reaching(copy, drawn, interpreted):
         class Mark(ast.NodeTransformer):
             def generic_visit(self, node, at=at):
                 super().generic_visit(node)
-                if isinstance(node, ast.stmt) and node.lineno in at and not isinstance(node, ast.FunctionDef):
+                if (
+                    isinstance(node, ast.stmt)
+                    and node.lineno in at
+                    and not isinstance(node, ast.FunctionDef)
+                ):
                     numbers = at.pop(node.lineno)
-                    return [ast.parse(f"__import__('builtins').reached.update({numbers})").body[0], node]
+                    return [
+                        ast.parse(f"__import__('builtins').reached.update({numbers})").body[0],
+                        node,
+                    ]
                 return node
 
         (copy / file).write_text(ast.unparse(ast.fix_missing_locations(Mark().visit(tree))))
@@ -196,7 +237,11 @@ def reaching(copy, drawn, interpreted):
 
         plugin = Reached()
         builtins.reached = plugin.now
-        files = [str(p) for p in sorted((copy / "tests").glob("test_*.py")) if p.stem[5:] not in NOT_TESTS]
+        files = [
+            str(p)
+            for p in sorted((copy / "tests").glob("test_*.py"))
+            if p.stem[5:] not in NOT_TESTS
+        ]
         code = pytest_in(copy, interpreted, ["--timeout=900", *files], [plugin])
         return [code, plugin.tests, plugin.seconds]
 
@@ -230,14 +275,22 @@ def killed(copy, site, tests, times, interpreted, seconds):
 
 def main():
     """Draw, break, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=90.0, help="at most, for each mutant")
-    parser.add_argument("--only", help="mutants of the draw whose name has this in it; the result is only printed")
+    parser.add_argument(
+        "--only", help="mutants of the draw whose name has this in it; the result is only printed"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGALRM, late)
-    kernels = [p for p in sorted((ROOT / "mapmri_nb/kernels").glob("*.py")) if p.stem not in (*NOT_RUN, "__init__")]
+    kernels = [
+        p
+        for p in sorted((ROOT / "mapmri_nb/kernels").glob("*.py"))
+        if p.stem not in (*NOT_RUN, "__init__")
+    ]
     core = [ROOT / f"mapmri_nb/{name}.py" for name in CORE]
     every = [site for path in kernels + core for site in sites(path)]
     drawn = list(enumerate(random.Random(given.seed).sample(every, given.count)))
@@ -259,7 +312,11 @@ def main():
             tests, times = reaching(copy, part, interpreted)
             for k, site in part:
                 found = tests.get(str(k), [])
-                how = killed(copy, site, found, times, interpreted, given.seconds) if found else "not reached"
+                how = (
+                    killed(copy, site, found, times, interpreted, given.seconds)
+                    if found
+                    else "not reached"
+                )
                 outcomes[site] = how
                 print(f"{how or 'SURVIVES':12} {len(found):4} tests  {site.name}", flush=True)
     counts = Counter(how or "survives" for how in outcomes.values())
@@ -267,7 +324,9 @@ def main():
     if given.only:
         return
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {"survivors": []}
-    reasons = {(row["file"], row["code"], row["change"]): row["equivalent"] for row in before["survivors"]}
+    reasons = {
+        (row["file"], row["code"], row["change"]): row["equivalent"] for row in before["survivors"]
+    }
     survivors = []
     for site, how in outcomes.items():
         if how in ("", "not reached"):
