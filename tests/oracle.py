@@ -367,6 +367,72 @@ def scale_S0(y, bvals, bvecs, tensor, b0_threshold=50):
     )
 
 
+def fit(
+    y,
+    bvals,
+    bvecs,
+    tau,
+    order,
+    weight=0.0,
+    basis="anisotropic",
+    scale=None,
+    static=None,
+    **tensor_options,
+):
+    """
+    Linear MAP(L) of one voxel, dense: fitted freely, then normalised. `weight` is a number or
+    'gcv'.
+
+    Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, tensor,
+    weight, rmse, r2, and e0, the sum aB before it was divided out.
+    """
+    mu_t, rotation, values = (
+        fit_tensor(y, bvals, bvecs, tau, **tensor_options) if scale is None else (*scale, None)
+    )
+    values = np.square(mu_t) / (2 * tau) if values is None else values
+    tensor = rotation @ np.diag(values) @ rotation.T
+    S0 = scale_S0(y, bvals, bvecs, tensor)
+    q, ok = qvectors(bvals, bvecs, tau), np.isfinite(y)
+    if basis == "anisotropic":
+        mu, b = np.asarray(mu_t, float), aniso_origin(order)
+        m, lap = phi_matrix(order, mu, q @ rotation), laplacian_matrix(order, mu)
+    else:
+        u = isotropic_scale(mu_t) if static is None else sqrt(2 * static * tau)
+        mu, b = np.full(3, u), iso_origin(order)
+        m, lap = iso_phi_matrix(order, u, q), iso_laplacian_matrix(order, u)
+    if weight == "gcv":
+        weight = gcv_weight(m[ok], lap, y[ok] / S0, mu)
+    a = penalised_lstsq(m[ok], lap, y[ok] / S0, weight)
+    e0 = a @ b
+    a, S0 = a / e0, S0 * e0
+    herm = a
+    if basis != "anisotropic":  # the propagator in the tensor frame: fitted there, exactly
+        r, _ = gauss_hermite(order + 3, np.sqrt(2) * mu)
+        herm = np.linalg.lstsq(
+            psi_matrix(order, mu, r), iso_psi_matrix(order, u, r @ rotation.T) @ a, rcond=None
+        )[0]
+    rest = y[ok] - S0 * m[ok] @ a
+    out = {
+        "coef": a,
+        "hermite": herm,
+        "mu": mu,
+        "mu_tensor": np.asarray(mu_t),
+        "R": rotation,
+        "S0": S0,
+        "e0": e0,
+    }
+    r2 = 1 - np.sum(rest**2) / np.sum((y[ok] - y[ok].mean()) ** 2)
+    return out | {"tensor": tensor, "weight": weight, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
+
+
+def penalised_lstsq(m, lap, y, weight):
+    """Argmin |y - m a|^2 + weight a'La by QR of the stacked system."""
+    root = sqrt(weight) * np.linalg.cholesky(lap).T
+    return np.linalg.lstsq(
+        np.vstack([m, root]), np.concatenate([y, np.zeros(len(lap))]), rcond=None
+    )[0]
+
+
 def constrained_lstsq(m, y, b):
     """Argmin |y - m a|^2 subject to b'a = 1."""
     a0 = b / (b @ b)
