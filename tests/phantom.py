@@ -66,36 +66,6 @@ def small_scheme():
     return b[moved], g[moved]
 
 
-def odd_schemes():
-    """Names to (b, g): schemes that trip up code written for neat shells."""
-    rng = np.random.default_rng(5)
-    b3, g3 = truth.scheme([60] * 3, [1000, 2000, 3000])
-    grid = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3), -1).reshape(-1, 3).astype(float)
-    grid = grid[(grid**2).sum(1) <= 16]
-    radius = np.sqrt((grid**2).sum(1))
-    dsi = 6000 * radius**2 / 16, grid / np.where(radius > 0, radius, 1)[:, None]
-    upper = grid[:, 2] >= 0
-    shells = truth.scheme([20] * 15, np.linspace(400, 6000, 15))
-    mixed = rng.permutation(len(b3))
-    jitter = np.maximum(b3 + rng.uniform(-60, 60, len(b3)) * (b3 > 0), 0)
-    near = np.where(b3 > 0, b3, 15.0)
-    directions = np.where(b3[:, None] > 0, g3, unit(rng.normal(size=g3.shape)))
-    half, twice = truth.scheme([30] * 3, [1000, 2000, 3000]), []
-    for part in half:
-        twice.append(np.concatenate([part, part]))
-    return {
-        "3 shells": (b3, g3),
-        "dsi": dsi,
-        "dsi, upper half": (dsi[0][upper], dsi[1][upper]),
-        "2 shells": truth.scheme([60, 60], [1200, 3000]),
-        "15 shells": shells,
-        "jitter": (jitter, g3),
-        "doubled": tuple(twice),
-        "b0 anywhere": (b3[mixed], g3[mixed]),
-        "b0 at 15": (near, directions),
-    }
-
-
 def same(a, b):
     """True if two fits are equal bit for bit, NaN equal to NaN."""
     one, two = a.rows(), b.rows()

@@ -194,43 +194,8 @@ def test_predict_at_tables_of_every_frame(tmp_path, capsys):
 # ---- companions
 
 
-def stored(values, axes, affine):
-    start = nib.orientations.io_orientation(affine)
-    turn = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axes))
-    return nib.Nifti1Image(values, affine).as_reoriented(turn)
-
-
 def maps(folder):
     return {path.name: nib.load(path).get_fdata() for path in folder.glob("*.nii*")}
-
-
-@pytest.mark.parametrize("axes", ["RAS", "PIR"])
-def test_companions_stored_otherwise(tmp_path, capsys, axes):
-    affine = AFFINES["LAS"]
-    dwi = acquire(tmp_path / "in", affine, "image")
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[0], mask[1, 0, 0] = 1, 1
-    weights = np.random.default_rng(0).integers(0, 3, (*SHAPE, len(B))).astype(np.float32)
-    for name, turn in (("own", None), ("turned", axes)):
-        for what, values in (("mask", mask), ("weights", weights)):
-            image = stored(values, turn, affine) if turn else nib.Nifti1Image(values, affine)
-            nib.save(image, tmp_path / f"{name}-{what}.nii.gz")
-        files = [
-            w
-            for what in ("mask", "weights")
-            for w in (f"--{what}", tmp_path / f"{name}-{what}.nii.gz")
-        ]
-        said = run(capsys, "fit", dwi, *files, *ORDER, "--out", tmp_path / name)
-        assert said.count("turned to them") == (2 if turn else 0)
-    one, two = maps(tmp_path / "own"), maps(tmp_path / "turned")
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[k], two[k], equal_nan=True) for k in one)
-    F = np.zeros((*SHAPE, 9))
-    nib.save(stored(F, axes, affine), tmp_path / "F.nii")
-    said = run(
-        capsys, "fit", dwi, "--grad-dev", tmp_path / "F.nii", "--out", tmp_path / "o", code=1
-    )
-    assert "its components would have to turn" in said
 
 
 @pytest.mark.parametrize("what", ["mask", "weights", "grad-dev"])
@@ -244,15 +209,6 @@ def test_companions_of_another_space(tmp_path, capsys, what):
     )
     said = run(capsys, "fit", dwi, f"--{what}", tmp_path / "c.nii", "--out", tmp_path / "o", code=1)
     assert "lies elsewhere than the data" in said
-
-
-def test_grad_dev_goes_with_the_b_vectors_of_fsl(tmp_path, capsys):
-    affine = AFFINES["LPS+"]
-    dwi = acquire(tmp_path / "in", affine, "voxel")
-    nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 9)), affine), tmp_path / "F.nii")
-    words = ("fit", dwi, "--grad-dev", tmp_path / "F.nii", *ORDER, "--out", tmp_path / "o")
-    assert "along the axes of FSL's b-vectors" in run(capsys, *words, "--frame", "voxel", code=1)
-    run(capsys, *words)
 
 
 # ---- counts, exit codes, words
@@ -300,14 +256,6 @@ def test_zeros_and_counts(tmp_path, capsys):
     assert side["Model"]["Parameters"]["zero_is_missing"] is False
 
 
-def test_zeros_that_pile_up_are_warned_of_once(tmp_path, capsys):
-    dwi = acquire(tmp_path / "in", AFFINES["LAS"], "image")
-    series(dwi, lambda y: np.where((y < 3) & (B > 2500), 0, y))
-    said = run(capsys, "fit", dwi, *ORDER, "--out", tmp_path / "o", "--quiet")
-    assert said.count("samples of the top shell are exactly 0") == 1
-    assert "--zeros data" in said
-
-
 def test_the_sidecar_holds_every_effective_option(tmp_path, capsys):
     import inspect
 
@@ -328,13 +276,6 @@ def test_the_sidecar_holds_every_effective_option(tmp_path, capsys):
         "frame": None,
     }.items() <= options.items()
     assert side["Run"]["Threads"] >= 1
-
-
-def test_a_five_dimensional_series(tmp_path, capsys):
-    dwi = acquire(tmp_path / "in", AFFINES["LAS"], "image")
-    series(dwi, lambda y: y[:, :, :, None])
-    assert "axes of length 1 left out" in run(capsys, "fit", dwi, *ORDER, "--out", tmp_path / "o")
-    assert mapmri.load_fit(tmp_path / "o").mask.shape == SHAPE
 
 
 def no_b0(folder):

@@ -1,7 +1,7 @@
 """mapmri_nb.testing: mapmri_nb holds, broken programs fail where they are broken, `lacks` is said."""
 
 import json
-import os
+import random
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from mapmri_nb.testing.__main__ import main
 from mapmri_nb.testing.programs import DropIn, Ours, gradient_table
 
 pytestmark = pytest.mark.jit_only
-SEED = int(os.environ.get("PROPERTIES_SEED", "0"))  # of the cases
+SEED = 0 if settings.default.derandomize else random.randrange(2**32)  # of the cases
 
 
 OURS = Ours()
