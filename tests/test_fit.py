@@ -257,21 +257,6 @@ def test_predict_is_the_fitted_signal(gtab, data, basis):
     np.testing.assert_allclose(fit.r2(), 1 - (rest**2).sum(1) / spread, rtol=1e-10)
 
 
-@pytest.mark.parametrize("basis", BOTH)
-def test_saved_fit_is_the_same_fit(fits, basis, tmp_path):
-    fit = fits[basis]
-    fit.save(tmp_path / "fit", affine=np.eye(4))
-    read = mapmri.load_fit(tmp_path / "fit")
-    assert phantom.same(fit, read)
-    for name in mapmri.INDICES:
-        if basis == "isotropic" and name in ("ng_par", "ng_perp"):
-            continue
-        assert np.array_equal(fit.index(name), read.index(name), equal_nan=True), name
-    assert np.array_equal(fit.predict(), read.predict(), equal_nan=True)
-    assert np.array_equal(fit.odf_sh(), read.odf_sh(), equal_nan=True)
-    assert read.options == fit.options
-
-
 def test_maps_on_request():
     """From the scale tensor and from the other maps; not among "all"; rows without a fit are NaN."""
     from mapmri_nb.indices import ON_REQUEST, select

@@ -316,21 +316,6 @@ def test_proxy_is_read_in_pieces(gtab, data):
     assert proxy.asked
 
 
-def test_masks(gtab, data):
-    model, volume = mapmri.MapmriModel(gtab, 2), data.reshape(2, 3, 4, -1)
-    whole, mask = model.fit(volume), np.arange(24).reshape(2, 3, 4) % 5 == 1
-    fit = model.fit(volume, mask)
-    assert np.array_equal(fit.mask, mask)
-    assert np.array_equal(fit.coef, whole.coef[mask.ravel()])
-    for name in phantom.INDEX_NAMES:
-        got, want = fit.index(name), whole.index(name)
-        assert np.array_equal(got[mask], want[mask])
-        assert np.isnan(got[~mask]).all()
-    for other in (mask.astype(int), mask.astype(np.uint8) * 7, mask.tolist()):
-        assert phantom.same(fit, model.fit(volume, other))
-    assert model.fit(volume[:0]).coef.shape == (0, 7)
-
-
 def test_infinite_samples_are_missing(gtab, data):
     fits = []
     for value in (np.nan, np.inf, -np.inf):

@@ -8,6 +8,7 @@ from mapmri_nb.kernels import noise
 from mapmri_nb.kernels._jit import kernel, plain
 from mapmri_nb.kernels.lanes import WIDTH, rows
 
+pytestmark = pytest.mark.nojit
 COILS = (1, 2, 4, 8, 16, 32)
 
 

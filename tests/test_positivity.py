@@ -44,21 +44,6 @@ def compiled(H, g, B, grid, max_iter=5000):
     return status, c, info
 
 
-def clarabel(H, g, B, K):
-    """The same QP, without ridge, by an interior point at 1e-9."""
-    solver = pytest.importorskip("clarabel")
-    from scipy.sparse import csc_matrix
-
-    settings = solver.DefaultSettings()
-    settings.verbose, settings.max_threads = False, 1
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
-    cones = [solver.ZeroConeT(1), solver.NonnegativeConeT(len(K))]
-    rows, rhs = csc_matrix(np.vstack([B, -K])), np.r_[1.0, np.zeros(len(K))]
-    return np.array(
-        solver.DefaultSolver(csc_matrix(np.triu(H)), -g, rows, rhs, cones, settings).solve().x
-    )
-
-
 def objective(H, g, dd, c):
     """|Mc - d|^2 + weight c'Lc."""
     return c @ H @ c - 2 * g @ c + dd
@@ -137,28 +122,25 @@ def test_ball_is_dipys():
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", [4, 6, 8])
 @pytest.mark.parametrize("weight", [0.0, 0.01, 0.2])
-def test_against_clarabel(order, weight):
+def test_optimal_in_both_bases(order, weight):
+    """By the conditions of Karush, Kuhn and Tucker, which a convex problem's optimum alone meets."""
     b, g = scheme()
-    grid = positivity.normalised_grid(order)
-    for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order)):
-        H, rhs, B, dd, _ = problem(
-            y, b, g, order, weight, isotropic=k % 3 == 2
-        )  # one engine for both bases
-        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
+    grid, binding = positivity.normalised_grid(order), 0
+    for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order, noise=0.05)):
+        H, rhs, B, dd, _ = problem(y, b, g, order, weight, isotropic=k % 3 == 2)
         status, c, info = compiled(H, rhs, B, grid)
-        assert status == qp.SOLVED
-        assert abs(objective(H, rhs, dd, c) / best - 1) < (1e-7 if order < 8 else 3e-7)
+        assert (status, info[0] < 1e-8) == (qp.SOLVED, True)
         assert violation(grid.K, c) < 1e-12
         assert abs(B @ c - 1) < 1e-12
-        assert info[0] < 1e-8
         assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-8
+        binding += info[2] > 0
         if order < 8 or weight > 0:
-            c, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
-            assert status == qp.SOLVED
-            assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-5
-            assert violation(grid.K, c) < 1e-12
-            assert abs(B @ c - 1) < 1e-12
-            assert kkt < 1e-8
+            other, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
+            assert (status, kkt < 1e-8) == (qp.SOLVED, True)
+            assert violation(grid.K, other) < 1e-12
+            best = objective(H, rhs, dd, c)
+            assert objective(H, rhs, dd, other) == pytest.approx(best, rel=1e-5)
+    assert binding or weight > 0.1
 
 
 @pytest.mark.nojit
@@ -249,25 +231,6 @@ def test_cap_forces_a_status():
     status, _, info = compiled(H, rhs, B, grid, max_iter=3)
     assert status == qp.CAPPED
     assert info[0] == np.inf
-
-
-@pytest.mark.jit_only
-def test_singular_matrix_has_an_answer():
-    """
-    Order 8 on three exact shells without Laplacian: H has a null space, the ridge decides inside
-    it.
-    """
-    b, g = scheme()
-    b = 1000 * np.round(b / 1000)
-    grid = positivity.normalised_grid(8)
-    for y in signals(3, b, g, seed=5):
-        H, rhs, B, dd, _ = problem(y, b, g, 8, 0.0)
-        assert np.linalg.matrix_rank(H) < len(H)
-        status, c, _ = compiled(H, rhs, B, grid)
-        assert status == qp.SOLVED
-        assert violation(grid.K, c) < 1e-12
-        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
-        assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-6
 
 
 @pytest.mark.nojit
