@@ -41,7 +41,7 @@ def assert_rows(fit, v, want, tolerance=1e-9):
 )
 def test_fit_against_dense_fit(scheme, gtab, data, basis, order, weight):
     count = 3 if order < 8 else 1  # the oracle takes seconds there
-    static = 0.7e-3 if (order, basis) == (6, "isotropic") else None
+    static = 0.7e-3 if (order, basis) == (10, "isotropic") else None
     options = {"basis": basis, "laplacian": weight, "static_diffusivity": static, "preset": "paper"}
     fit = mapmri.MapmriModel(gtab, order, **options).fit(data[:count])
     for v in range(count):
