@@ -29,6 +29,7 @@ EPS = float(np.finfo(float).eps)
 # for sums over samples, the tensor before it and the index after it.
 FACTOR = 1e3
 LEAST = 1e-8  # what every program in double precision should keep
+TYPICAL = (1.7, 0.3, 0.3)  # eigenvalues in 1e-3 mm2/s of white matter
 WORST_CONDITION = 1e3  # of a case's design: its tolerance is then below FACTOR eps 1e6
 
 
@@ -198,26 +199,37 @@ class Case:
         """Scales (voxels, 3) in mm of the mean tensors, descending."""
         return np.array([truths.mixture_frame(f, d, TAU)[0] for f, d, *_ in self.mixtures])
 
-    def condition(self, order: int) -> float:
-        """Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors."""
+    def condition(self, order: int, typical: bool = False) -> float:
+        """
+        Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors, or at
+        TYPICAL along x.
+        """
         index = ordering.index_table(order)
         weight = self.laplacian if isinstance(self.laplacian, float) else 0.0
         if len(self.table.b) < len(index):
             return np.inf
+        tensors = [([1.0], [truths.axis_tensor(TYPICAL)])] if typical else self.mixtures
         worst = 0.0
-        for (f, d, *_), mu in zip(self.mixtures, self.mu, strict=True):
+        for f, d, *_ in tensors:
+            mu, R = map(np.ascontiguousarray, truths.mixture_frame(f, d, TAU))
             M, L = np.empty((len(self.table.b), len(index))), np.empty((len(index),) * 2)
-            R = truths.mixture_frame(f, d, TAU)[1]
             hermite.signal_rows(np.ascontiguousarray(self.table.q @ R), mu, index, M)
-            laplacian.matrix(np.ascontiguousarray(mu), index, L)
+            laplacian.matrix(mu, index, L)
             worst = max(worst, float(np.linalg.cond(M.T @ M + weight * L)) ** 0.5)
         return worst
 
     @cached_property
     def fitted_order(self) -> int:
-        """The largest order up to `order` whose design has a condition below WORST_CONDITION."""
-        orders = range(self.order, 0, -2)
-        return next((n for n in orders if self.condition(n) < WORST_CONDITION), 0)
+        """
+        The largest order up to `order` whose design has a condition below WORST_CONDITION; without a
+        weight at TYPICAL as well, by which a program may refuse an order.
+        """
+        for order in range(self.order, 0, -2):
+            if self.condition(order) < WORST_CONDITION and (
+                isinstance(self.laplacian, float) or self.condition(order, True) < WORST_CONDITION
+            ):
+                return order
+        return 0
 
     @cached_property
     def tolerance(self) -> float:
