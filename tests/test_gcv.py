@@ -246,13 +246,14 @@ def test_array_of_weights(brain):
     np.testing.assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
 
 
-def test_bound_is_reported(rng):
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6])
+def test_bound_is_reported(order, rng):
     """Structureless data want the largest weight."""
     b, g = truth.scheme([40, 40, 40], [1000, 2000, 3000])
     mu = np.full((3, 8), 6e-3)
-    voxels = signals(6, mu, b, g, 0.03, rng)
+    voxels = signals(order, mu, b, g, 0.03, rng)
     voxels = [(m, lap, 0.2 * rng.normal(size=len(y))) for m, lap, y in voxels]
-    weight, bound = choose(6, pack(voxels, mu))
+    weight, bound = choose(order, pack(voxels, mu))
     top = bound == 1
     assert top.sum() >= 3
     np.testing.assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)

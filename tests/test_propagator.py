@@ -11,8 +11,8 @@ import truth
 from mapmri_nb.directions import OdfField, sphere
 from oracle import isotropic_scale
 
+from mapmri_nb.kernels import hermite, ordering, propagator
 from mapmri_nb.kernels import odf as odf_kernels
-from mapmri_nb.kernels import ordering, propagator
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -74,6 +74,18 @@ def test_values_equal_the_basis(order):
             assert (
                 np.abs(got[v] - rows @ coef[v]).max() <= 1e-13 * np.abs(rows * coef[v]).sum(1).max()
             )
+
+
+@pytest.mark.nojit
+def test_rows_are_those_of_the_basis(rng):
+    mu, index = np.array([8e-3, 5e-3, 4e-3]), ordering.index_table(6)
+    for rows, basis, scale in (
+        (hermite.signal_rows, oracle.phi_matrix, 40.0),
+        (hermite.propagator_rows, oracle.psi_matrix, 8e-3),
+    ):
+        points, out = scale * rng.normal(size=(30, 3)), np.empty((30, len(index)))
+        rows(points, mu, index, out)
+        np.testing.assert_allclose(out, basis(6, mu, points), atol=1e-13 * np.abs(out).max())
 
 
 def test_values_far_out_vanish():

@@ -27,6 +27,11 @@ def test_property_of_a_small_case(name, basis):
     check(Ours(), name, Case(seed=1, voxels=1, volumes=60, **options))
 
 
+def test_order_0():
+    for name in ("lapnorm", "unit_mass", "linearity"):
+        check(Ours(), name, Case(order=0, voxels=1))
+
+
 def test_gaussian_has_no_non_gaussianity():
     """
     Zero exactly, not the 1e-8 of the difference form; and everything NaN for NaN coefficients.

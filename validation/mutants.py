@@ -46,6 +46,19 @@ CORE = (
 )
 # compiled code alone: the decorator and LLVM's vectors
 NOT_RUN = ("_jit", "_types", "lanes")
+# of the core, which is compiled: the others take long and add nothing
+CORE_TESTS = [
+    "fit",
+    "given",
+    "gradients",
+    "model",
+    "noise",
+    "positivity",
+    "scalars",
+    "sos",
+    "testing",
+    "weights",
+]
 # they read the sources, start many processes or compile again
 NOT_TESTS = ("architecture", "habits", "documents", "jit", "bits", "report", "plot", "distributed", "stream", "testing",
              "mrtrix", "folders")  # fmt: skip
@@ -146,6 +159,10 @@ class Reached:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         self.now.clear()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mapmri_nb"):  # tables are made once per process
+                for thing in list(vars(module).values()):
+                    getattr(thing, "cache_clear", int)()
         before = time.perf_counter()
         result = yield
         self.seconds[item.nodeid] = time.perf_counter() - before
@@ -237,10 +254,11 @@ def reaching(copy, drawn, interpreted):
 
         plugin = Reached()
         builtins.reached = plugin.now
+        every = {p.stem[5:]: str(p) for p in sorted((copy / "tests").glob("test_*.py"))}
         files = [
-            str(p)
-            for p in sorted((copy / "tests").glob("test_*.py"))
-            if p.stem[5:] not in NOT_TESTS
+            path
+            for name, path in every.items()
+            if (name not in NOT_TESTS if interpreted else name in CORE_TESTS)
         ]
         code = pytest_in(copy, interpreted, ["--timeout=900", *files], [plugin])
         return [code, plugin.tests, plugin.seconds]
@@ -282,6 +300,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=90.0, help="at most, for each mutant")
     parser.add_argument(
+        "--survivors",
+        action="store_true",
+        help="only those of the result, which is brought up to date",
+    )
+    parser.add_argument(
         "--only", help="mutants of the draw whose name has this in it; the result is only printed"
     )
     given = parser.parse_args()
@@ -294,50 +317,49 @@ def main():
     core = [ROOT / f"mapmri_nb/{name}.py" for name in CORE]
     every = [site for path in kernels + core for site in sites(path)]
     drawn = list(enumerate(random.Random(given.seed).sample(every, given.count)))
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {"survivors": []}
+    reasons = {row["mutant"]: row["equivalent"] for row in before["survivors"]}
     if given.only:
         drawn = [(k, site) for k, site in drawn if given.only in site.name]
+    if given.survivors:
+        drawn = [(k, site) for k, site in drawn if reasons.get(site.name) == ""]
+    copy = Path(tempfile.gettempdir()) / "mapmri_nb-mutants"  # Numba's cache counts by path
+    for old in copy.glob("*"):
+        if old.name != "cache":
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    skip = shutil.ignore_patterns("__pycache__", "results")
+    for name in ("mapmri_nb", "tests", "validation", "docs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=skip)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
     outcomes = {}
-    with tempfile.TemporaryDirectory() as base:
-        copy = Path(base)
-        skip = shutil.ignore_patterns("__pycache__", "results")
-        for name in ("mapmri_nb", "tests", "validation", "docs"):
-            shutil.copytree(ROOT / name, copy / name, ignore=skip)
-        for path in ROOT.iterdir():
-            if path.is_file():
-                shutil.copy(path, copy)
-        for interpreted in (True, False):
-            part = [(k, s) for k, s in drawn if ("/kernels/" in s.file) == interpreted]
-            if not part:
-                continue
-            tests, times = reaching(copy, part, interpreted)
-            for k, site in part:
-                found = tests.get(str(k), [])
-                how = (
-                    killed(copy, site, found, times, interpreted, given.seconds)
-                    if found
-                    else "not reached"
-                )
-                outcomes[site] = how
-                print(f"{how or 'SURVIVES':12} {len(found):4} tests  {site.name}", flush=True)
-    counts = Counter(how or "survives" for how in outcomes.values())
-    print(dict(counts))
+    for interpreted in (True, False):
+        part = [(k, s) for k, s in drawn if ("/kernels/" in s.file) == interpreted]
+        if not part:
+            continue
+        tests, times = reaching(copy, part, interpreted)
+        for k, site in part:
+            found = tests.get(str(k), [])
+            how = "not reached"
+            if found:
+                how = killed(copy, site, found, times, interpreted, given.seconds)
+            outcomes[site] = how
+            print(f"{how or 'SURVIVES':12} {len(found):4} tests  {site.name}", flush=True)
+    print(dict(Counter(how or "survives" for how in outcomes.values())))
     if given.only:
         return
-    before = json.loads(RESULT.read_text()) if RESULT.exists() else {"survivors": []}
-    reasons = {
-        (row["file"], row["code"], row["change"]): row["equivalent"] for row in before["survivors"]
-    }
-    survivors = []
+    done = {site.name for site in outcomes}
+    kept = [row for row in before["survivors"] if given.survivors and row["mutant"] not in done]
     for site, how in outcomes.items():
         if how in ("", "not reached"):
             code = (ROOT / site.file).read_text().split("\n")[site.line - 1].strip()
-            key = (site.file, code, f"{site.start}: {site.old} -> {site.new}")
-            survivors.append({"file": key[0], "line": site.line, "code": code, "change": key[2], "how": how or "survives",
-                              "equivalent": reasons.get(key, "")})  # fmt: skip
-    other = sum(not row["equivalent"] for row in survivors)
-    table = {"date": time.strftime("%Y-%m-%d"), "seed": given.seed, "possible": len(every), "counts": dict(counts),
-             "not_equivalent": other, "history": before.get("history", []), "survivors": survivors}  # fmt: skip
-    RESULT.write_text(json.dumps(table, indent=1) + "\n")
+            row = {"mutant": site.name, "code": code, "how": how or "survives"}
+            kept.append(row | {"equivalent": reasons.get(site.name, "")})
+    table = {"date": time.strftime("%Y-%m-%d"), "seed": given.seed, "drawn": given.count}
+    table |= {"possible": len(every), "history": before.get("history", []), "survive": len(kept)}
+    table["not_equivalent"] = sum(not row["equivalent"] for row in kept)
+    RESULT.write_text(json.dumps(table | {"survivors": kept}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
