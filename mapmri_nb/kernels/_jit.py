@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,26 +79,19 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(
-    fastmath: frozenset[str] = frozenset(),
-    inline: bool = False,
-    wrapper: bool = True,
-    allocates: bool = True,
-) -> Callable[[F], F]:
+def kernel(inline: bool = False, wrapper: bool = True, allocates: bool = True) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
-    cached on disk.
+    with the flags `CONTRACT`, cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
-    option comes from the environment, since the cache key ignores options. `inline` is for
-    functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls, but `address`.
+    No option comes from the environment, since the cache key ignores options. `inline` is for
+    short functions with one caller: they become part of it, instead of being compiled twice.
+    `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
     arguments are then not counted.
     """
 
     def decorate(function: F) -> F:
-        flags = set(fastmath) if fastmath else False
         options = {
             "error_model": "numpy",
             "nogil": True,
@@ -109,7 +101,7 @@ def kernel(
         }
         if not allocates:
             options["_nrt"] = False
-        dispatcher = numba.njit(fastmath=flags, **options)(function)
+        dispatcher = numba.njit(fastmath=set(CONTRACT), **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
             try:
@@ -123,35 +115,26 @@ def kernel(
     return decorate
 
 
-def types_key(values: Any) -> int:
-    """A number for the types of a tuple of arguments, alike in Python and in compiled code."""
-    return 0 if numba.config.DISABLE_JIT else zlib.crc32(str(numba.typeof(values)).encode())
-
-
-def compiled_key(values: Any) -> int:
-    """`types_key` in compiled code."""
-    return types_key(values)
-
-
-def address(functions: Sequence[Any], *arguments: Any) -> Any:
+def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """
-    Addresses (k,) of kernels, compiled for the types of `arguments`, for `call`; without the
+    Addresses (k,) of kernels compiled for arguments of these types, for `call`; without the
     compiler the kernels.
     """
     if numba.config.DISABLE_JIT:
         return list(functions)
-    signature, found = tuple(numba.typeof(a) for a in arguments), []
+    found = []
     for function in functions:
-        function.compile(signature)
-        compiled = function.overloads[signature]
+        function.compile(kinds)
+        compiled = function.overloads[kinds]
         found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
     return np.array(found, np.uint64)
 
 
 def call(function: Any, arguments: Any) -> None:
     """
-    Call a kernel by its `address`: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. The arguments' types must be those of the address.
+    Call a kernel by its address: it stays as it was compiled, where a call by name would make it
+    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in memory,
+    as the kernel was compiled for.
     """
     function(*arguments)
 
@@ -167,9 +150,8 @@ if not numba.config.DISABLE_JIT:
             result = cgutils.alloca_once_value(builder, nothing)
             error = cgutils.alloca_once(builder, kind.args[1].pointee)
             given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-            packed = convention._get_arg_packer(kinds).as_arguments(builder, given)
             place = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(place, [result, error, *packed])
+            answer = builder.call(place, [result, error, *given])
             status = convention._get_return_status(builder, answer, builder.load(error))
             with cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
@@ -177,19 +159,10 @@ if not numba.config.DISABLE_JIT:
 
         return types.none(function, arguments), code
 
-    @intrinsic
-    def compiled_key(typing: Any, values: Any) -> Any:
-        key = zlib.crc32(str(values).encode())
 
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return context.get_constant(types.int64, key)
-
-        return types.int64(values), code
-
-
-def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
-    """A kernel that is called by its `address` alone."""
-    return kernel(fastmath, wrapper=False, allocates=allocates)
+def stage(allocates: bool = False) -> Callable[[F], F]:
+    """A kernel that is called by its address alone."""
+    return kernel(wrapper=False, allocates=allocates)
 
 
 def plain(function: F) -> F:
