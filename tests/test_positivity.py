@@ -148,9 +148,10 @@ def test_compiled_solver_without_the_compiler():
     b, g = scheme(2)
     grid = positivity.normalised_grid(2)
     H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
-    status, c, _ = compiled(H, rhs, B, grid)
+    status, c, info = compiled(H, rhs, B, grid)
     assert status == qp.SOLVED
     assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-10
+    assert info[0] < 1e-10
 
 
 @pytest.mark.nojit

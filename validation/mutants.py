@@ -81,6 +81,11 @@ class Site(NamedTuple):
     def name(self):
         return f"{self.file}:{self.line}:{self.start} {self.old} -> {self.new}"
 
+    @property
+    def key(self):
+        code = (ROOT / self.file).read_text().split("\n")[self.line - 1].strip()
+        return self.file, code, f"{self.start} {self.old} -> {self.new}"
+
 
 def sites(path):
     """Every mutant of a file, inside functions, without texts and annotations."""
@@ -318,11 +323,17 @@ def main():
     every = [site for path in kernels + core for site in sites(path)]
     drawn = list(enumerate(random.Random(given.seed).sample(every, given.count)))
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {"survivors": []}
-    reasons = {row["mutant"]: row["equivalent"] for row in before["survivors"]}
+    # by file, line's text, column and change: lines move
+    reasons = {
+        (row["mutant"].split(":")[0], row["code"], row["mutant"].split(":", 2)[2]): row[
+            "equivalent"
+        ]
+        for row in before["survivors"]
+    }
     if given.only:
         drawn = [(k, site) for k, site in drawn if given.only in site.name]
     if given.survivors:
-        drawn = [(k, site) for k, site in drawn if reasons.get(site.name) == ""]
+        drawn = [(k, site) for k, site in drawn if reasons.get(site.key) == ""]
     copy = Path(tempfile.gettempdir()) / "mapmri_nb-mutants"  # Numba's cache counts by path
     for old in copy.glob("*"):
         if old.name != "cache":
@@ -349,13 +360,11 @@ def main():
     print(dict(Counter(how or "survives" for how in outcomes.values())))
     if given.only:
         return
-    done = {site.name for site in outcomes}
-    kept = [row for row in before["survivors"] if given.survivors and row["mutant"] not in done]
+    kept = [row for row in before["survivors"] if given.survivors and row["equivalent"]]
     for site, how in outcomes.items():
         if how in ("", "not reached"):
-            code = (ROOT / site.file).read_text().split("\n")[site.line - 1].strip()
-            row = {"mutant": site.name, "code": code, "how": how or "survives"}
-            kept.append(row | {"equivalent": reasons.get(site.name, "")})
+            row = {"mutant": site.name, "code": site.key[1], "how": how or "survives"}
+            kept.append(row | {"equivalent": reasons.get(site.key, "")})
     table = {"date": time.strftime("%Y-%m-%d"), "seed": given.seed, "drawn": given.count}
     table |= {"possible": len(every), "history": before.get("history", []), "survive": len(kept)}
     table["not_equivalent"] = sum(not row["equivalent"] for row in kept)
