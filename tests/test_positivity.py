@@ -38,9 +38,8 @@ def compiled(H, g, B, grid, max_iter=5000):
     """Status, coefficients and info of the compiled solver."""
     n, m = grid.rows.values.shape
     c, info = np.full(n, np.nan), np.zeros(3)
-    status = qp.solve(
-        np.ascontiguousarray(H), g, B, 1, grid.rows, max_iter, qp.workspace(n, m), c, info
-    )
+    problem = qp.GridProblem(B, 1, grid.rows, max_iter)
+    status = qp.solve(np.ascontiguousarray(H), g, problem, qp.workspace(n, m), c, info)
     return status, c, info
 
 
