@@ -42,7 +42,8 @@ class Program(Protocol):
         Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
         weight in 1/mm, a tuple of them to choose from, or "gcv"), positivity (None, "grid" or
         "global"); some invariants also give bval_threshold (s/mm2 or None), eigenvalue_threshold,
-        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free" (the published penalty, E(0) fitted). Other options: Lacks.
+        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free" (the published
+        penalty, E(0) fitted). Other options: Lacks.
         """
         raise Lacks("fit")
 
