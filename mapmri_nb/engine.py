@@ -160,6 +160,12 @@ class Engine:
             for i0 in range(start, stop, V):
                 blocks.run_stages(stages.before, plan, data, block, out, i0, stop)
                 self.solver.answer(plan, block, min(V, stop - i0))
+                while len(stages.shrink):
+                    blocks.run_stages(stages.shrink, plan, data, block, out, i0, stop)
+                    if block.noise.moving[0] == 0:
+                        break
+                    blocks.run_stages(stages.again, plan, data, block, out, i0, stop)
+                    self.solver.answer(plan, block, min(V, stop - i0))
                 while len(stages.correct) and block.noise.step[0] < noise.STEPS:
                     blocks.run_stages(stages.correct, plan, data, block, out, i0, stop)
                     if block.noise.moving[0] == 0:

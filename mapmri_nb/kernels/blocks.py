@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
+from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, tensor
 from . import origin as origin_rule
 from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
 from ._types import Array, IntArray, Unsigned
@@ -78,6 +78,7 @@ class Data(NamedTuple):
     R: Array  # (voxels, 3, 3) given frames
     field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
     sigma: Array = np.zeros(0)  # (voxels,) of the noise
+    factor: Array = np.zeros(0)  # (voxels,) of the basis' scales over those given
 
 
 class Out(NamedTuple):
@@ -118,6 +119,7 @@ class Block(NamedTuple):
     status: IntArray  # (V,)
     row: Array  # (1, V) weight of the sample at q = 0
     noise: noise.Work
+    scale: rescale.Work
     few: Array  # (9,) scratch of one voxel
     scalars: Array  # (10, V): the rows below, which are views of it
     S0: Array
@@ -138,6 +140,7 @@ class Stages(NamedTuple):
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
     later: Unsigned  # the same at the scales there are
+    shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
     solve: Unsigned  # (1,)
     after: Unsigned  # from coefficients to results
@@ -165,7 +168,10 @@ def new_block(plan: Plan, V: int) -> Block:
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
         *empty(1),
-        noise.workspace(samples, n, V, plan.rules.noise == noise.RICIAN),
+        noise.workspace(
+            samples, n, V, rician := plan.rules.noise == noise.RICIAN, rician or plan.rules.rescale
+        ),
+        rescale.workspace(n, V, plan.rules.rescale),
         np.zeros(9),
         scalars,
         *(scalars[k : k + 1] for k in range(len(SCALARS))),
@@ -212,6 +218,9 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
         block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
         block.sigma[0, l] = math.nan
+        block.scale.factor[0, l] = 1.0
+        if data.factor.size > 0:
+            block.scale.factor[0, l] = data.factor[min(v, data.factor.size - 1)]
         if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
             for k in range(n):
                 y[k, l] = values[k]
@@ -360,13 +369,13 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
             block.yy[0, l] += block.row[0, l] * block.S0[0, l] ** 2
             block.pivot[0, l] += 1.0
     if plan.rules.deviation:
-        origin_rule.deviation(block, 1.0)
+        origin_rule.deviation(block, plan.rules.rescale, 1.0)
     gcv.choose(
         block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
     if plan.rules.deviation:
-        origin_rule.deviation(block, -1.0)
+        origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
         block.status[l] &= ~WEIGHT_AT_BOUND
         if block.bound[l] != 0:
@@ -378,7 +387,16 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
-    if plan.rules.deviation:
+    if plan.rules.deviation and plan.rules.rescale:
+        laplacian.add_product(
+            plan.lap,
+            block.factors,
+            block.laplacian_weight,
+            block.S0,
+            block.scale.gaussian,
+            block.rhs,
+        )
+    elif plan.rules.deviation:
         laplacian.add_first_column(
             plan.lap, block.factors, block.laplacian_weight, block.S0, block.rhs
         )
@@ -558,6 +576,14 @@ def run(
         for k in range(len(stages.before)):
             call(stages.before[k], (plan, data, block, out, i0, stop))
         call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
+        while len(stages.shrink) > 0:
+            for k in range(len(stages.shrink)):
+                call(stages.shrink[k], (plan, data, block, out, i0, stop))
+            if block.noise.moving[0] == 0:
+                break
+            for k in range(len(stages.again)):
+                call(stages.again[k], (plan, data, block, out, i0, stop))
+            call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
         while len(stages.correct) > 0 and block.noise.step[0] < noise.STEPS:
             for k in range(len(stages.correct)):
                 call(stages.correct[k], (plan, data, block, out, i0, stop))
@@ -582,7 +608,7 @@ def run_stages(
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
     """
-    The stages before, again, later, of the correction, and after the solver: scales given or from
+    The stages before, again, later, of the scale, of the correction, and after the solver: scales given or from
     the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
     left marked STRAINED.
     """
@@ -593,12 +619,17 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     rules, chosen = plan.rules, plan.laplacian_weights.size != 1
     later = [fixed_moments, *[skew] * field, hermite_moments, *[own_frame] * in_own_frame]
     later += [equations, *[origin_rule.sample_at_origin] * (rules.row > 0.0)]
+    later += [rescale.gaussian] * rules.rescale
     later += [*[choose_weight] * chosen, regularise]
     fitted, rician = [synthesise, *[unskew] * field, noise.signals], rules.noise == noise.RICIAN
     first = [read, *[noise.invert] * (rules.noise == noise.DENOISED), *[noise.keep] * rician]
-    before = [*first, *scales, *later, *[noise.count_parameters] * rician]
+    choice = rules.rescale and not given
+    before = [*first, *scales, *later, *[noise.count_parameters] * (rician or choice)]
+    if choice:
+        before += [rescale.unconstrained, *fitted, rescale.limit]
+    shrink = [*fitted, rescale.squares, rescale.shrink] * choice
     after = [*fitted, *[noise.expected_signals] * rician, residuals, write]
-    return before, [*scales, *later], later, [*fitted, noise.correct] * rician, after
+    return before, [*scales, *later], later, shrink, [*fitted, noise.correct] * rician, after
 
 
 def compiled(
@@ -611,11 +642,12 @@ def compiled(
     """
     lists = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
     rest = (plan, data, block, out, 0, 0)
-    before, again, later, correct, after = (address(stages, *rest) for stages in lists)
+    before, again, later, shrink, correct, after = (address(stages, *rest) for stages in lists)
     return Stages(
         before,
         again,
         later,
+        shrink,
         correct,
         address([] if solver is None else [solver], problem, plan, block, 0),
         after,
