@@ -387,19 +387,8 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
-    if plan.rules.deviation and plan.rules.rescale:
-        laplacian.add_product(
-            plan.lap,
-            block.factors,
-            block.laplacian_weight,
-            block.S0,
-            block.scale.gaussian,
-            block.rhs,
-        )
-    elif plan.rules.deviation:
-        laplacian.add_first_column(
-            plan.lap, block.factors, block.laplacian_weight, block.S0, block.rhs
-        )
+    if plan.rules.deviation:
+        origin_rule.attract(plan, block)
     for l in range(block.status.size):
         if block.noise.settled[l] == 0:
             block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan

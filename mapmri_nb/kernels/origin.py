@@ -8,6 +8,7 @@ the deviation leaves alone.
 
 from typing import Any, NamedTuple
 
+from . import laplacian
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, rows
@@ -77,6 +78,16 @@ def deviation(block: Any, rescale: bool, sign: float) -> None:
         yy[0] += S0 * (S0 * G[0] - 2.0 * rhs[0])
         for i in range(n):
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]
+
+
+@kernel(inline=True)
+def attract(plan: Any, block: Any) -> None:
+    """rhs += weight S0_b L e, with e as in `deviation`."""
+    f, weight = block.factors, block.laplacian_weight
+    if plan.rules.rescale:
+        laplacian.add_product(plan.lap, f, weight, block.S0, block.scale.gaussian, block.rhs)
+    else:
+        laplacian.add_first_column(plan.lap, f, weight, block.S0, block.rhs)
 
 
 @kernel(fastmath=CONTRACT)

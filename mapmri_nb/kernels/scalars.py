@@ -174,7 +174,7 @@ def beside(
     f^2))^(N/2) times the functions n, and its squared norm f^d that of the first one.
     """
     for v in range(start, stop):
-        if factor[v] == 1.0:
+        if not (factor[v] < 1.0 or factor[v] > 1.0):  # without a fit, too
             continue
         f = factor[v] ** 2
         first, ratio = math.sqrt(2.0 * f / (1.0 + f)), (1.0 - f) / (1.0 + f)
