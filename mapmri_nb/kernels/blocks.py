@@ -168,9 +168,7 @@ def new_block(plan: Plan, V: int) -> Block:
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
         *empty(1),
-        noise.workspace(
-            samples, n, V, rician := plan.rules.noise == noise.RICIAN, rician or plan.rules.rescale
-        ),
+        noise.workspace(samples, n, V, plan.rules),
         rescale.workspace(n, V, plan.rules.rescale),
         np.zeros(9),
         scalars,
@@ -631,14 +629,6 @@ def compiled(
     """
     lists = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
     rest = (plan, data, block, out, 0, 0)
-    before, again, later, shrink, correct, after = (address(stages, *rest) for stages in lists)
-    return Stages(
-        before,
-        again,
-        later,
-        shrink,
-        correct,
-        address([] if solver is None else [solver], problem, plan, block, 0),
-        after,
-        types_key((problem, plan, data, block, out)),
-    )
+    *first, after = (address(stages, *rest) for stages in lists)
+    solve = address([] if solver is None else [solver], problem, plan, block, 0)
+    return Stages(*first, solve, after, types_key((problem, plan, data, block, out)))

@@ -46,12 +46,11 @@ class Work(NamedTuple):
     factor: Array  # ((n + 1)(n + 2)/2, V)
 
 
-def workspace(samples: int, n: int, V: int, used: bool, counted: bool) -> Work:
-    """
-    For a block of V voxels with n coefficients; `used`: the noise is `RICIAN`, `counted`: parameters
-    are counted.
-    """
-    sizes = (samples * used, samples * used, (n + 1) * (n + 2) // 2 * counted)
+def workspace(samples: int, n: int, V: int, rules: Any) -> Work:
+    """For a block of V voxels with n coefficients, fitted by the `origin.Rules` of a model."""
+    used = samples * (rules.noise == RICIAN)
+    counted = (n + 1) * (n + 2) // 2 * (rules.noise == RICIAN or rules.rescale)
+    sizes = (used, used, counted)
     return Work(
         np.zeros(V, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64),
         *(lanes.empty(size, V) for size in (1, 1, 1, 1, 1, 1, *sizes)),
