@@ -44,8 +44,8 @@ FLOORS = {
 EXCEPTIONS = {("fit", "use"), ("fit", "sos"), ("checks", "use")}
 # Inside kernels: `_types`, `status`, `_jit`, `ordering` and `lanes` are the ground, `blocks` is on top
 # and nobody's tool.
-KERNEL_GROUND = {"_types", "status", "_jit", "ordering", "lanes"}
-KNOW_NUMBA = {"_jit", "lanes"}  # the compiler's options; the vector type
+KERNEL_GROUND = {"_types", "status", "_jit", "_memory", "ordering", "lanes"}
+KNOW_NUMBA = {"_jit", "lanes", "_memory"}  # options; the vector type; tuples in memory
 
 # Outside packages each room may name; whatever is not listed here is open to the shell's heavy
 # imports below.

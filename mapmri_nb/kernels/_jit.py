@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ F = TypeVar("F", bound=Callable[..., object])
 # The one set of flags: a product and a sum may become one instruction. No flag lets the compiler
 # reorder a sum. A kernel has a copy in every caller's object, each is optimised anew, and a cold
 # process may run another copy than a warm one: with "reassoc" the copies add in different orders
-# and the bits differ.
+# and the bits differ. Scalar code with several products in a sum has no flag at all: with
+# "contract" in every kernel the copies fused different products.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
@@ -90,16 +90,15 @@ def kernel(
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
-    option comes from the environment, since the cache key ignores options. `inline` is for
+    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default. No
+    option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls, but `address`.
+    twice. `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
     arguments are then not counted.
     """
 
     def decorate(function: F) -> F:
-        flags = set(fastmath) if fastmath else False
         options = {
             "error_model": "numpy",
             "nogil": True,
@@ -109,6 +108,7 @@ def kernel(
         }
         if not allocates:
             options["_nrt"] = False
+        flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
@@ -123,35 +123,26 @@ def kernel(
     return decorate
 
 
-def types_key(values: Any) -> int:
-    """A number for the types of a tuple of arguments, alike in Python and in compiled code."""
-    return 0 if numba.config.DISABLE_JIT else zlib.crc32(str(numba.typeof(values)).encode())
-
-
-def compiled_key(values: Any) -> int:
-    """`types_key` in compiled code."""
-    return types_key(values)
-
-
-def address(functions: Sequence[Any], *arguments: Any) -> Any:
+def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """
-    Addresses (k,) of kernels, compiled for the types of `arguments`, for `call`; without the
+    Addresses (k,) of kernels compiled for arguments of these types, for `call`; without the
     compiler the kernels.
     """
     if numba.config.DISABLE_JIT:
         return list(functions)
-    signature, found = tuple(numba.typeof(a) for a in arguments), []
+    found = []
     for function in functions:
-        function.compile(signature)
-        compiled = function.overloads[signature]
+        function.compile(kinds)
+        compiled = function.overloads[kinds]
         found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
     return np.array(found, np.uint64)
 
 
 def call(function: Any, arguments: Any) -> None:
     """
-    Call a kernel by its `address`: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. The arguments' types must be those of the address.
+    Call a kernel by its address: it stays as it was compiled, where a call by name would make it
+    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in memory,
+    as the kernel was compiled for.
     """
     function(*arguments)
 
@@ -167,9 +158,8 @@ if not numba.config.DISABLE_JIT:
             result = cgutils.alloca_once_value(builder, nothing)
             error = cgutils.alloca_once(builder, kind.args[1].pointee)
             given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-            packed = convention._get_arg_packer(kinds).as_arguments(builder, given)
             place = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(place, [result, error, *packed])
+            answer = builder.call(place, [result, error, *given])
             status = convention._get_return_status(builder, answer, builder.load(error))
             with cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
@@ -177,18 +167,9 @@ if not numba.config.DISABLE_JIT:
 
         return types.none(function, arguments), code
 
-    @intrinsic
-    def compiled_key(typing: Any, values: Any) -> Any:
-        key = zlib.crc32(str(values).encode())
-
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return context.get_constant(types.int64, key)
-
-        return types.int64(values), code
-
 
 def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
-    """A kernel that is called by its `address` alone."""
+    """A kernel that is called by its address alone."""
     return kernel(fastmath, wrapper=False, allocates=allocates)
 
 

@@ -2,14 +2,27 @@
 A fit, block by block: V voxels pass through a list of stages, from their samples to their results.
 
     read -> fit_tensor -> tensor_scales -> fixed_moments -> hermite_moments -> equations
-         -> regularise -> solve -> synthesise -> finish
+         -> sample_at_origin -> regularise -> [solve] -> synthesise -> signals -> residuals -> write
 
-Every stage is a compiled function of the same arguments, `(plan, data, block, out, i0, stop)`: it
-reads and writes the arrays of `block`, which belong to voxels i0, i0 + 1, ... of `data`. `run`
-calls the stages through their addresses, without the GIL and without Python between them. A mode is
+A fit minimises
+
+    sum_k w_k (y_k - (M c)_k)^2 + k (S0_b - B'c)^2 + weight (c - S0_b e_0)' L (c - S0_b e_0)
+
+with the basis M at the samples, the sample weights w, the sample of S0_b at q = 0 (k is
+`block.row`; S0="fit" alone) and the Laplacian L of the deviation from the Gaussian S0_b e_0 (of the
+signal: c'Lc). So G = M'WM + k BB' + weight L and rhs = M'Wy + k S0_b B + weight S0_b L e_0; comments
+write M'M and M'y for M'WM and M'Wy.
+
+Every stage but the solver's, which takes (problem, plan, block, count), is a compiled function of
+the same arguments, `(plan, data, block, out, i0, stop)`: it reads and writes the arrays of `block`.
+Lane l of these is voxel i0 + l of `data`; a loop in steps of WIDTH treats lanes l to l + WIDTH - 1
+at once. `run` calls the stages through their addresses, without the GIL and without Python between them. A mode is
 a list of stages (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments
 in the voxel's own frame and GCV are stages of their own. Every voxel is computed alone, so that
 results depend neither on V nor on where `start` and `stop` cut.
+
+The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
+makes them (I + F) times it (`grad_dev`).
 """
 
 import math
@@ -20,7 +33,8 @@ import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, tensor
 from . import origin as origin_rule
-from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
+from ._jit import CONTRACT, addresses, call, kernel, stage
+from ._memory import INTEGER, Memory
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
@@ -39,7 +53,7 @@ from .status import (
 )
 
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
-# rows of Block.scalars and columns of Out.scalars, in this order
+# rows of Block.scalars and columns of Out.scalars, in this order; yy and valid are scratch
 SCALARS = (
     "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin", "sigma",
 )  # fmt: skip
@@ -72,9 +86,9 @@ class Data(NamedTuple):
     any array may have length 1 for all voxels.
     """
 
-    y: Array  # (voxels, n)
-    weight: Array  # (voxels, n) sample weights
-    mu: Array  # (voxels, 3) given scales
+    y: Array  # (voxels, samples)
+    weight: Array  # (voxels, samples) sample weights
+    mu: Array  # (voxels, 3) given scales, mm
     R: Array  # (voxels, 3, 3) given frames
     field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
     sigma: Array = np.zeros(0)  # (voxels,) of the noise
@@ -85,10 +99,10 @@ class Out(NamedTuple):
     """Rows of results, written in place."""
 
     coef: Array  # (voxels, n)
-    mu: Array  # (voxels, 3) scales of the basis
-    mu_tensor: Array  # (voxels, 3)
+    mu: Array  # (voxels, 3) scales of the basis, mm
+    mu_tensor: Array  # (voxels, 3) mm
     R: Array  # (voxels, 3, 3)
-    scalars: Array  # (voxels, 9): SCALARS
+    scalars: Array  # (voxels, 10): SCALARS
     status: IntArray  # (voxels,)
 
 
@@ -101,19 +115,20 @@ class Block(NamedTuple):
     tensor: tensor.TensorWork
     moments: moments.MomentWork
     gcv: gcv.Work
-    values: Array  # (3, V) eigenvalues of the scale tensor
+    values: Array  # (3, V) eigenvalues of the scale tensor, mm2/s; scratch of `write`
     R: Array  # (V, 3, 3)
-    D: Array  # (6, V) tensor of the basis' Gaussian
-    D_scale: Array  # (6, V) scale tensor
-    mu: Array  # (3, V)
-    mu_tensor: Array  # (3, V)
-    stretched: Array  # (3, V) mu, times the scales of the field
+    D: Array  # (6, V) tensor of the basis' Gaussian, mm2/s
+    D_scale: Array  # (6, V) scale tensor, mm2/s
+    mu: Array  # (3, V) mm
+    mu_tensor: Array  # (3, V) mm
+    stretched: Array  # (3, V) mm, mu times the scales of the field; mu without a field
     sign: Array  # (3, V) of the columns of R against those given
     G: Array  # ((n + 1)(n + 2)/2, V) packed M'M + weight L, and a right-hand side's row
     rhs: Array  # (n, V) M'y
     x: Array  # (n, V) coefficients in block order
     public: Array  # (n, V) coefficients of the basis
-    pivot: Array  # (1, V)
+    # (1, V) smallest pivot; number of samples in `choose_weight`; largest |E| after `residuals`
+    pivot: Array
     factors: Array  # (6, V) `laplacian.factors`
     bound: IntArray  # (V,)
     status: IntArray  # (V,)
@@ -122,7 +137,7 @@ class Block(NamedTuple):
     scale: rescale.Work
     few: Array  # (9,) scratch of one voxel
     scalars: Array  # (10, V): the rows below, which are views of it
-    S0: Array
+    S0: Array  # S0_b up to the solver, the fitted E(0) after it, in the data's units
     laplacian_weight: Array
     yy: Array  # y'Wy
     valid: Array  # number of valid samples
@@ -142,9 +157,21 @@ class Stages(NamedTuple):
     later: Unsigned  # the same at the scales there are
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,)
+    solve: Unsigned  # (1,), or empty: Python answers
     after: Unsigned  # from coefficients to results
-    key: int  # of the types that they were compiled for
+
+
+class Job(NamedTuple):
+    """
+    What `run` needs, for one thread. The stages and places are addresses: the arrays live as long as
+    the `engine.Work` that made it.
+    """
+
+    stages: Stages
+    places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
+    step: IntArray  # (1,) of the correction of the noise
+    moving: IntArray  # (1,) voxels that it still moves
+    voxels: int  # of a block
 
 
 def new_block(plan: Plan, V: int) -> Block:
@@ -207,7 +234,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
     `zero_is_missing`, is missing (value 0, weight 0).
 
-    The last block repeats its last voxel. Begins the status.
+    Lanes past the end of the data repeat its last row. Begins the status.
     """
     y, w, samples = block.y, block.w, plan.tensor.samples
     n, block.ordinary[0] = data.y.shape[1], 1
@@ -251,7 +278,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 
 @stage(CONTRACT)
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The scale tensor, as the nominal table sees it."""
+    """The scale tensor, as it is for the nominal table."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
 
 
@@ -292,7 +319,10 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 
 @stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
+    """
+    S0_b, the moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
+    basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
+    """
     work, t = block.moments, plan.moments
     tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
     for l in range(block.status.size):
@@ -400,7 +430,8 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     """
     Coefficients of MAP and MAPL, without constraints, by Cholesky.
 
-    E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0.
+    The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
+    divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
     """
     origin = plan.moments.origin
     n = origin.size
@@ -504,21 +535,21 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
     t, V = plan.moments, block.status.size
     n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
     block_map(plan.public, block.x, block.public)
-    at_origin, size = block.values[0], block.values[1]  # free by now
+    rtop, size = block.values[0], block.values[1]  # free by now; rtop up to a factor > 0
     for l in range(V):
-        at_origin[l], size[l] = 0.0, 0.0
+        rtop[l], size[l] = 0.0, 0.0
     for i in range(n):
         b = t.origin[i]
         if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
             b = -b
         for l in range(V):
-            at_origin[l] += b * block.x[i, l]
+            rtop[l] += b * block.x[i, l]
             size[l] += abs(block.x[i, l])
     for l in range(min(V, stop - i0)):
         if block.status[l] & NO_FIT == 0:
             if not math.isfinite(size[l]):
                 block.status[l] |= NOT_DEFINITE
-            elif not at_origin[l] > 0.0:
+            elif not rtop[l] > 0.0:
                 block.status[l] |= RTOP_NOT_POSITIVE
             if _out_of_range(plan, block, l):
                 block.status[l] |= OUT_OF_RANGE
@@ -543,54 +574,41 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
 
 
 @kernel(allocates=False)
-def run(
-    stages: Stages, problem: Any, plan: Plan, data: Data, block: Block, out: Out, start: int, stop: int
-) -> None:  # fmt: skip
-    """
-    Fit rows start to stop of `data` into `out`.
-
-    Other compiled code may call it, from threads of its own or in a `prange`, each with its own
-    `block` and `problem` (`Engine.scratch`); stages are those of `Engine.stages` for arrays of the
-    same types. TypeError where the types differ. Called as it is, by the same version on the same
-    kind of processor, it gives the bits of `MapmriModel.fit`; a compiler that makes it part of
-    other code changes nothing, since the stages are called by address. Elsewhere results agree to
-    1e-12.
-    """
-    if stages.key != compiled_key((problem, plan, data, block, out)):
-        raise TypeError("the stages were compiled for arrays of other types")
-    V = block.status.size
-    for i0 in range(start, stop, V):
-        for k in range(len(stages.before)):
-            call(stages.before[k], (plan, data, block, out, i0, stop))
-        call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        while len(stages.shrink) > 0:
-            for k in range(len(stages.shrink)):
-                call(stages.shrink[k], (plan, data, block, out, i0, stop))
-            if block.noise.moving[0] == 0:
-                break
-            for k in range(len(stages.again)):
-                call(stages.again[k], (plan, data, block, out, i0, stop))
-            call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        while len(stages.correct) > 0 and block.noise.step[0] < noise.STEPS:
-            for k in range(len(stages.correct)):
-                call(stages.correct[k], (plan, data, block, out, i0, stop))
-            if block.noise.moving[0] == 0:
-                break
-            after = stages.again if block.noise.step[0] <= noise.STEPS_OF_SCALES else stages.later
-            for k in range(len(after)):
-                call(after[k], (plan, data, block, out, i0, stop))
-            call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        for k in range(len(stages.after)):
-            call(stages.after[k], (plan, data, block, out, i0, stop))
+def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
+    """Some stages of the block of voxels that begins at i0."""
+    for k in range(len(stages)):
+        call(stages[k], (places[1], places[2], places[3], places[4], i0, stop))
 
 
 @kernel(allocates=False)
-def run_stages(
-    stages: Unsigned, plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
-) -> None:
-    """Some stages of one block, between which Python answers."""
-    for k in range(len(stages)):
-        call(stages[k], (plan, data, block, out, i0, stop))
+def run(job: Job, start: int, stop: int) -> None:
+    """
+    Fit rows start to stop of the data into the output.
+
+    Other compiled code may call it, from threads of its own or in a `prange`, each with a job of its
+    own (`Engine.work`). It gives the bits of `MapmriModel.fit`, called by the same version on the
+    same kind of processor: a compiler that makes it part of other code changes nothing, since the
+    stages are called by address. Elsewhere results agree to 1e-12.
+    """
+    stages, places = job.stages, job.places
+    for i0 in range(start, stop, job.voxels):
+        count = min(job.voxels, stop - i0)
+        run_stages(stages.before, places, i0, stop)
+        call(stages.solve[0], (places[0], places[1], places[3], count))
+        while len(stages.shrink) > 0:
+            run_stages(stages.shrink, places, i0, stop)
+            if job.moving[0] == 0:
+                break
+            run_stages(stages.again, places, i0, stop)
+            call(stages.solve[0], (places[0], places[1], places[3], count))
+        while len(stages.correct) > 0 and job.step[0] < noise.STEPS:
+            run_stages(stages.correct, places, i0, stop)
+            if job.moving[0] == 0:
+                break
+            refit = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
+            run_stages(refit, places, i0, stop)
+            call(stages.solve[0], (places[0], places[1], places[3], count))
+        run_stages(stages.after, places, i0, stop)
 
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
@@ -599,36 +617,41 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
     left marked STRAINED.
     """
-    scales: list[Any] = [fit_tensor, *[undo_field] * field, tensor_scales]
-    if given:
-        scales = [given_scales]
-    scales += [bend] * field
-    rules, chosen = plan.rules, plan.laplacian_weights.size != 1
-    later = [fixed_moments, *[skew] * field, hermite_moments, *[own_frame] * in_own_frame]
-    later += [equations, *[origin_rule.sample_at_origin] * (rules.row > 0.0)]
-    later += [rescale.gaussian] * rules.rescale
-    later += [*[choose_weight] * chosen, regularise]
-    fitted, rician = [synthesise, *[unskew] * field, noise.signals], rules.noise == noise.RICIAN
-    first = [read, *[noise.invert] * (rules.noise == noise.DENOISED), *[noise.keep] * rician]
+
+    def where(used: bool, *stages: Any) -> list[Any]:
+        return list(stages) if used else []
+
+    rules, rician = plan.rules, plan.rules.noise == noise.RICIAN
+    scales: list[Any] = [given_scales]
+    if not given:
+        scales = [fit_tensor, *where(field, undo_field), tensor_scales]
+    scales += where(field, bend)
+    later = [fixed_moments, *where(field, skew), hermite_moments, *where(in_own_frame, own_frame)]
+    later += [equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
+    later += where(rules.rescale, rescale.gaussian)
+    later += [*where(plan.laplacian_weights.size != 1, choose_weight), regularise]
+    fitted = [synthesise, *where(field, unskew), noise.signals]
+    first = [read, *where(rules.noise == noise.DENOISED, noise.invert), *where(rician, noise.keep)]
     choice = rules.rescale and not given
-    before = [*first, *scales, *later, *[noise.count_parameters] * (rician or choice)]
-    if choice:
-        before += [rescale.unconstrained, *fitted, rescale.limit]
-    shrink = [*fitted, rescale.squares, rescale.shrink] * choice
-    after = [*fitted, *[noise.expected_signals] * rician, residuals, write]
-    return before, [*scales, *later], later, shrink, [*fitted, noise.correct] * rician, after
+    before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
+    before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
+    shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
+    after = [*fitted, *where(rician, noise.expected_signals), residuals, write]
+    correct = where(rician, *fitted, noise.correct)
+    return before, [*scales, *later], later, shrink, correct, after
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, problem: Any, plan: Plan, data: Data,
-    block: Block, out: Out,
-) -> Stages:  # fmt: skip
+    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
+) -> Stages:
     """
-    The stages of a mode, compiled for these types. `solver` : the kernel that takes (problem, plan,
-    block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
+    kernel that takes (problem, plan, block, count), or None.
     """
-    lists = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
-    rest = (plan, data, block, out, 0, 0)
-    *first, after = (address(stages, *rest) for stages in lists)
-    solve = address([] if solver is None else [solver], problem, plan, block, 0)
-    return Stages(*first, solve, after, types_key((problem, plan, data, block, out)))
+    problem, plan, data, block, out = memory
+    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
+    rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
+    *first, after = (addresses(stages, *rest) for stages in lists)
+    solvers = [] if solver is None else [solver]
+    solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
+    return Stages(*first, solve, after)

@@ -62,7 +62,7 @@ class Scheme(NamedTuple):
     points: Array  # (n, 3) q in units of q_ref
     # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
     reach: Array
-    rounding: float  # the largest that is accepted
+    rounding: float  # the largest strain (relative rounding of M'M) without `own_frame`
 
 
 def _linearisation(order: int) -> Array:
@@ -325,7 +325,7 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. plain : all weights are 1. D : (6, V) the tensor of the
+    y, w : (n, V) samples and weights. plain : all weights are 1 and all samples positive. D : (6, V) the tensor of the
         basis' Gaussian.
     """
     gaussian(s.design, D, work.g)

@@ -48,8 +48,8 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
 @kernel(fastmath=CONTRACT)
 def deviation(block: Any, rescale: bool, sign: float) -> None:
     """
-    From M'y to M'(y - S0_b M e), and back with the other sign; y'Wy likewise, forth only. e is e_0,
-    or with `rescale` block.scale.gaussian.
+    From M'y to M'(y - S0_b M e), and back with the other sign. y'Wy is right after the way forth
+    alone. e is e_0, or with `rescale` block.scale.gaussian.
     """
     n = block.rhs.shape[0]
     if rescale:
