@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, tensor
+from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, scalars, tensor
 from . import origin as origin_rule
 from ._jit import CONTRACT, addresses, call, kernel, stage
 from ._memory import INTEGER, Memory
@@ -504,28 +504,6 @@ def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
     _residuals(block)
 
 
-@kernel(inline=True)
-def _out_of_range(plan: Plan, block: Block, l: int) -> bool:
-    """
-    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
-    above 1 by more than three times the residual.
-    """
-    t, m = plan.moments, block.mu
-    msd = qiv = rtap = rtpp = 0.0
-    for i in range(t.origin.size):
-        if t.origin[i] != 0.0:
-            a, n = t.origin[i] * block.x[i, l], t.index[i]
-            one = 1.0 if n[0] % 4 == 0 else -1.0
-            two = 1.0 if (n[1] + n[2]) % 4 == 0 else -1.0
-            rtpp += one * a
-            rtap += two * a
-            for k in range(3):
-                msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
-                qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
-    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
-    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
-
-
 @stage()
 def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
@@ -551,7 +529,7 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
                 block.status[l] |= NOT_DEFINITE
             elif not rtop[l] > 0.0:
                 block.status[l] |= RTOP_NOT_POSITIVE
-            if _out_of_range(plan, block, l):
+            if scalars.out_of_range(plan, block, l):
                 block.status[l] |= OUT_OF_RANGE
         v = i0 + l
         out.status[v] = block.status[l]
@@ -613,8 +591,8 @@ def run(job: Job, start: int, stop: int) -> None:
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
     """
-    The stages before, again, later, of the scale, of the correction, and after the solver: scales given or from
-    the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
+    The stages before, again, later, of the scale, of the correction, and after the solver: scales
+    given or from the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
     left marked STRAINED.
     """
 

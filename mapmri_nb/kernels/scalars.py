@@ -10,7 +10,7 @@ three-dimensional quadrature.
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -290,3 +290,25 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
         for l in range(min(WIDTH, stop - i0)):
             for i in range(out.shape[1]):
                 out[i0 + l, i] = values[i, l]
+
+
+@kernel(inline=True)
+def out_of_range(plan: Any, block: Any, l: int) -> bool:
+    """
+    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
+    above 1 by more than three times the residual.
+    """
+    t, m = plan.moments, block.mu
+    msd = qiv = rtap = rtpp = 0.0
+    for i in range(t.origin.size):
+        if t.origin[i] != 0.0:
+            a, n = t.origin[i] * block.x[i, l], t.index[i]
+            one = 1.0 if n[0] % 4 == 0 else -1.0
+            two = 1.0 if (n[1] + n[2]) % 4 == 0 else -1.0
+            rtpp += one * a
+            rtap += two * a
+            for k in range(3):
+                msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
+                qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
+    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
+    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
