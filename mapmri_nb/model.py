@@ -60,7 +60,8 @@ class MapmriModel:
         "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
     scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that in
         the voxels in which positivity and the tensor's scale contradict the data
-        (`kernels.rescale`); without positivity both are the same.
+        (`kernels.rescale`); without positivity, or with S0="b0" or static_diffusivity, both are the
+        same.
     noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
         and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
         scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
@@ -299,7 +300,9 @@ class MapmriModel:
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
             mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
-            o["scale"] == "data" and self.positivity is not None and static_diffusivity is None,
+            self.positivity is not None
+            and (o["scale"], static_diffusivity) == ("data", None)
+            and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
         )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING

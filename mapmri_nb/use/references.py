@@ -143,7 +143,8 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         )
     elif options["positivity"] == "grid":
         text.append("The propagator was constrained to be nonnegative on a grid of displacements.")
-    if options["positivity"] and options.get("scale") == "data":
+    free = options.get("S0") != "b0" and not options.get("static_diffusivity")
+    if options["positivity"] and options.get("scale") == "data" and free:
         text.append(
             "The basis' scale was that of the tensor, reduced by up to 40 % where the constraint "
             "contradicted the data."
