@@ -205,8 +205,9 @@ def test_scales_at_the_floor(mode):
     gtab = table()
     for basis in ("anisotropic", "isotropic"):
         model = mapmri.MapmriModel(
-            gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3
-        )
+            gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3,
+            scale="tensor",
+        )  # fmt: skip
         fit = model.fit(signals(gtab, 3))
         assert np.all(fit.status & Status.FLOOR)
         np.testing.assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))

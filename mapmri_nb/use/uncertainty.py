@@ -265,7 +265,7 @@ def _linear_problem(
     )
     laplacian.matrix(fit.mu[v].copy(), index, L)
     w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
-    gtab, rules, b0 = model.gtab, model.plan.rules, np.where(model.gtab.b0s_mask, w, 0.0)
+    gtab, rules, b0 = model.gtab, model.plan.rules, np.where(model.at_origin, w, 0.0)
     B, decay = (
         ordering.origin_values(index),
         gtab.bvals
@@ -275,8 +275,10 @@ def _linear_problem(
     at_origin /= b0.sum() if b0.any() else 1.0  # as `tensor.signal_at_origin`
     H = (M.T * w) @ M + fit.laplacian_weight[v] * L + rules.row * b0.sum() * np.outer(B, B)
     column = rules.row * b0.sum() * B
-    if rules.deviation:
-        column = column + fit.laplacian_weight[v] * L[:, 0]
+    if rules.deviation:  # from the tensor's Gaussian
+        f = _factor(fit, v) ** 2
+        e = (2.0 * f / (1.0 + f)) ** 1.5 * B * ((1.0 - f) / (1.0 + f)) ** (index.sum(1) // 2)
+        column = column + fit.laplacian_weight[v] * (L @ e)
     right = M.T * w + np.outer(column, at_origin)
     ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
     inverse = np.linalg.inv(H + ridge * np.eye(len(H)))
@@ -299,6 +301,17 @@ def _linear_problem(
         (M.T * A).sum(0),
         made_of,
     )
+
+
+def _factor(fit: MapmriFit, v: int) -> float:
+    """The basis' scale over the tensor's."""
+    of_tensor = fit.mu_tensor[v, 0]
+    if fit.isotropic and not fit.options["static_diffusivity"]:
+        of_tensor = isotropic_scale(fit.mu_tensor[v].copy())
+    elif fit.isotropic:
+        return 1.0
+    factor = float(fit.mu[v, 0] / of_tensor)
+    return 1.0 if abs(factor - 1.0) < 1e-12 else factor
 
 
 def _frame(fit: MapmriFit, v: int) -> Array:
@@ -344,8 +357,9 @@ def _refitted(
     if model.noise is not None and hold:
         sigma = np.ascontiguousarray(fit.rows()["sigma"][row])
     data = blocks.Data(
-        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma
-    )
+        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma,
+        np.array([_factor(fit, voxel.row)]) if hold else np.zeros(0),
+    )  # fmt: skip
     out = model.engine.fit(data, 1, weight)
     again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
     return np.stack([again.index(name) for name in names])
@@ -426,6 +440,17 @@ def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
     return np.asarray(axes[0] / np.sqrt(b)[:, None])
 
 
+def _section(order: int, name: str, sums: Array, factor: float) -> Array:
+    """The tensor's Gaussian along a section, normalised, as a functional (1, n_coef); see `scalars.beside`."""
+    axes, f = ([0] if name == "ng_par" else [1, 2]), factor**2
+    n = ordering.index_table(order)[(sums != 0).argmax(1)][:, axes]
+    on = np.zeros((len(n), 3), np.int64)
+    on[:, axes] = n
+    e = ordering.origin_values(on) * ((1 - f) / (1 + f)) ** (n.sum(1) // 2)
+    norm = (2 * f / (1 + f)) ** (len(axes) / 2) / factor ** (len(axes) / 2)
+    return np.asarray(norm * e @ sums)[None]
+
+
 def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) -> Forms:
     """
     What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis,
@@ -438,12 +463,20 @@ def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) ->
     functionals = nine.T @ unit  # a linear one is known by its values on unit vectors
     parts = {name: functionals[INDICES[name].column, None] for name in LINEAR}
     parts |= {"lapnorm": L, "pa": _radial_matrix(order, mu, np.full(3, u0), RADIAL)}
-    parts["ng"] = _radial_matrix(order, mu, mu_tensor, 0) if isotropic else unit[:1]
+    beside = isotropic or abs(mu[0] / mu_tensor[0] - 1.0) > 1e-12  # another Gaussian than e_0
+    parts["ng"] = _radial_matrix(order, mu, mu_tensor, 0) if beside else unit[:1]
     parts |= {} if isotropic else sums
+    if beside and not isotropic:
+        parts |= {
+            f"{name} of": _section(order, name, sums[name], mu[0] / mu_tensor[0]) for name in sums
+        }
     ends = np.cumsum([0, *map(len, parts.values())]).tolist()
     where = {name: slice(a, b) for name, a, b in zip(parts, ends[:-1], ends[1:], strict=True)}
     whole = {name: where[name] for name in sums if name in where}
-    first = {name: slice(rows.start, rows.start + 1) for name, rows in whole.items()}
+    first = {
+        name: where.get(f"{name} of", slice(rows.start, rows.start + 1))
+        for name, rows in whole.items()
+    }
     cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
     return Forms(
         np.vstack([*parts.values()]),
