@@ -101,7 +101,8 @@ class Engine:
         are left with the status NOT_CONVERGED.
         """
         plan = self.plan if plan is None else plan
-        key = len(data.mu) > 0, len(data.field) > 0, own_frame, plan.laplacian_weights.size != 1
+        key = (len(data.mu) > 0, len(data.field) > 0, own_frame, plan.laplacian_weights.size != 1,
+               plan.rules.noise)  # fmt: skip
         if key not in self._stages:
             block, problem = self.scratch(1)
             out = blocks.new_rows(1, plan.moments.origin.size)

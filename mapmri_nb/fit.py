@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class MapmriFit:
         self.field: Array | None = rows.get("field")
         self.sigma: Array | None = rows.get("sigma")
         self._nine: Array | None = None
-        self._hermite: Array | None = None
+        self._hermite: Array | None = rows.get("hermite")
 
     def __repr__(self) -> str:
         fitted = int(((self.status & int(Status.NO_FIT)) == 0).sum())
@@ -293,6 +293,7 @@ class MapmriFit:
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return out
 
+    @cached_property
     def _isotropic_scale(self) -> Array:
         """The single scale u0 (V,) of each tensor."""
         out = np.empty(len(self.mu_tensor))
@@ -303,11 +304,11 @@ class MapmriFit:
         """cos^2 (V,) of the angle between P and its isotropic counterpart."""
         if not (isinstance(K, int | np.integer) and K >= 0):
             raise ValueError(f"K must be a whole number from 0, not {K!r}")
-        return self._radial_cosine(np.repeat(self._isotropic_scale()[:, None], 3, 1), int(K))
+        return self._radial_cosine(np.repeat(self._isotropic_scale[:, None], 3, 1), int(K))
 
     def _dti_cosine(self) -> Array:
         """The same of the tensor's Gaussian."""
-        return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
+        return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale)
 
     def theta_po(self, K: int = RADIAL) -> Array:
         """

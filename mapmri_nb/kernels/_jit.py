@@ -210,11 +210,12 @@ def n_threads(requested: int | None) -> int:
         return 1
     if requested is not None:
         return int(requested)
+    count = int(numba.get_num_threads())
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
-    if inside or multiprocessing.parent_process() is not None:
+    if count == 1 or inside or multiprocessing.parent_process() is not None:
         return 1
     words = [os.environ.get(name, "").split(",")[0].strip() for name in BOUNDS]
-    return min([int(numba.get_num_threads()), *(int(w) for w in words if w.isdigit() and int(w))])
+    return min([count, *(int(w) for w in words if w.isdigit() and int(w))])
 
 
 @contextmanager

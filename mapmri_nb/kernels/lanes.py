@@ -10,6 +10,7 @@ the same code runs on NumPy arrays. What a lane holds never depends on WIDTH.
 """
 
 import itertools
+import math
 import operator
 from typing import Any
 
@@ -56,7 +57,7 @@ def empty(*shape: int) -> Array:
     """
     Zeros that start on a cache line: a vector that straddles two lines costs twice as much to load.
     """
-    size, line = int(np.prod(shape)), 64
+    size, line = math.prod(shape), 64
     raw = np.zeros(size + line // 8)
     start = -raw.ctypes.data % line // 8
     return raw[start : start + size].reshape(shape)

@@ -182,11 +182,15 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
     total = mu * mu + target * target
     s, c = 2.0 * mu * target / total, (target - mu) * (target + mu) / total
     out[0] = sqrt(s)
-    for m in range(1, size):
-        out[m] = -c * math.sqrt((m - 1.0) / m) * out[max(m - 2, 0)]
+    for m in range(2, size, 2):
+        out[m] = -c * math.sqrt((m - 1.0) / m) * out[m - 2]
+    for m in range(1, size, 2):
+        out[m] = 0.0 * s
     for n in range(degree):
         here, low, up = n * size, math.sqrt(n / (n + 1.0)), 1.0 / math.sqrt(n + 1.0)
-        for m in range(size):
+        for m in range(n % 2, size, 2):  # those of odd n + 1 + m vanish
+            out[here + size + m] = 0.0 * s
+        for m in range((n + 1) % 2, size, 2):
             value = low * c * out[max(here - size, 0) + m]
             if m > 0:
                 value += (up * math.sqrt(float(m))) * s * out[here + m - 1]
@@ -197,10 +201,11 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
 def even_table(order: int) -> IntArray:
     """
     Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
-    radial part.
+    radial part; by n1, then n2.
     """
     table = index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
+    where = where[np.lexsort(table[where].T[::-1])]
     return frozen(np.column_stack([where, table[where]]))
 
 
@@ -230,40 +235,43 @@ def radial_cosine_rows(
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
     here, there, result = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((1, WIDTH))
-    a = np.empty((coef.shape[1], WIDTH))
-    O = np.empty((3, (degree + 1) * size, WIDTH))
+    a, O = np.empty((coef.shape[1], WIDTH)), np.empty((3, (degree + 1) * size, WIDTH))
+    sums = np.empty((2, K + 1, WIDTH))
     for first in range(start, stop, WIDTH):
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w, x, y, z = (
-            rows(a, 0),
-            rows(here, 0),
-            rows(there, 0),
+        c, u, w = rows(a, 0), rows(here, 0), rows(there, 0)
+        x, y, z, inner, g = (
             rows(O[0], 0),
             rows(O[1], 0),
             rows(O[2], 0),
+            rows(sums[0], 0),
+            rows(sums[1], 0),
         )
-        overlaps(u[0], w[0], degree, size, x)
-        overlaps(u[1], w[1], degree, size, y)
-        overlaps(u[2], w[2], degree, size, z)
+        for axis in range(3):
+            overlaps(u[axis], w[axis], degree, size, rows(O[axis], 0))
         norm, total, b = every(0.0), every(0.0), 1.0
         for n in range(coef.shape[1]):
             norm += c[n] * c[n]
         for k in range(K + 1):
-            g = every(0.0)
-            for m1 in range(k + 1):
-                for m2 in range(k - m1 + 1):
-                    m3, value = k - m1 - m2, every(0.0)
-                    for e in range(count):
-                        n1, n2, n3 = (
-                            even[e, 1] * size + 2 * m1,
-                            even[e, 2] * size + 2 * m2,
-                            even[e, 3] * size + 2 * m3,
-                        )
-                        value += c[even[e, 0]] * x[n1] * y[n2] * z[n3]
-                    g += B[m1] * B[m2] * B[m3] * value
-            total += g * g / b
+            g[k], inner[k] = every(0.0), every(0.0)
+        for e in range(count):  # sums over m1 + m2 + m3 = k are convolutions
+            n1, n2, n3 = even[e, 1] * size, even[e, 2] * size, even[e, 3] * size
+            for m in range(K + 1):
+                inner[m] += B[m] * c[even[e, 0]] * z[n3 + 2 * m]
+            if e + 1 < count and even[e + 1, 1] == even[e, 1] and even[e + 1, 2] == even[e, 2]:
+                continue
+            for j in range(K + 1):
+                plane = every(0.0)
+                for m in range(j + 1):
+                    plane += (B[m] * B[j - m]) * x[n1 + 2 * m] * y[n2 + 2 * (j - m)]
+                for k in range(j, K + 1):
+                    g[k] += plane * inner[k - j]
+            for m in range(K + 1):
+                inner[m] = every(0.0)
+        for k in range(K + 1):
+            total += g[k] * g[k] / b
             b *= (k + 1.5) / (k + 1.0)
         rows(result, 0)[0] = pick(norm, 0.0, total / norm, math.nan)
         for l in range(min(WIDTH, stop - first)):
@@ -286,7 +294,7 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
     sin.
     """
     t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
-    out: Array = t**3 / (1.0 - 3.0 * t + 3.0 * t * t)
+    out: Array = t * t * t / (1.0 - 3.0 * t + 3.0 * t * t)
     return out
 
 
