@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from .kernels import blocks, noise
 from .kernels._jit import n_threads, spread
+from .kernels._memory import Memory, lay_out, places
 from .kernels.lanes import padded
 from .kernels.status import NOT_CONVERGED, STRAINED
 
 Array = NDArray[np.float64]
-Pass = Callable[[blocks.Plan, blocks.Data, blocks.Out, int], None]
+Span = Callable[["Work", int, int], None]
 
 
 class Solver:
@@ -54,6 +55,39 @@ class Solver:
         return np.zeros_like(g), np.ones(len(g), bool)
 
 
+class Work:
+    """
+    Scratch of one thread, and the job that fits rows with it.
+
+    Attributes
+    ----------
+    job : what `blocks.run` takes. Keep this object as long as the job is used: a job holds addresses.
+    block : scratch of the voxels of a block.
+    """
+
+    job: blocks.Job
+
+    def __init__(self, engine: Engine, voxels: int) -> None:
+        self.block = blocks.new_block(engine.plan, padded(voxels))
+        self._scratch = lay_out(engine.solver.problem()), lay_out(self.block)
+
+    def take(
+        self, engine: Engine, plan: Memory, data: Memory, out: Memory, own_frame: bool
+    ) -> Work:
+        """Make the job that fits `data` into `out`."""
+        problem, block = self._scratch
+        self._memory = problem, plan, data, block, out
+        state = self.block.noise
+        self.job = blocks.Job(
+            engine.stages(self._memory, own_frame),
+            places(self._memory),
+            state.step,
+            state.moving,
+            len(self.block.status),
+        )
+        return self
+
+
 class Engine:
     """
     Fits rows of voxels by `blocks.run`.
@@ -66,50 +100,53 @@ class Engine:
         self.plan, self.solver = plan, solver
         self._own_frame = solver.kernel is None  # whether the stage is in the pass from the start
         self._stages: dict[Any, blocks.Stages] = {}
-        self._spare: dict[int, list[tuple[blocks.Block, Any]]] = {}
+        self._spare: dict[int, list[Work]] = {}
+        self._laid: Memory | None = None
 
     def __reduce__(self) -> Any:
         return Engine, (self.plan, self.solver)
 
-    def scratch(self, voxels: int = blocks.VOXELS) -> tuple[blocks.Block, Any]:
-        """A block of that many voxels (a multiple of 16) and the solver's problem, for one thread."""
-        return blocks.new_block(self.plan, padded(voxels)), self.solver.problem()
-
-    def stages(
-        self, data: blocks.Data, plan: blocks.Plan | None = None, own_frame: bool = True
-    ) -> blocks.Stages:
+    def work(self, data: blocks.Data, out: blocks.Out, voxels: int = blocks.VOXELS) -> Work:
         """
-        The compiled stages that fit `data`, for `blocks.run`.
+        The job of fitting `data` into `out`, for one thread, in blocks of `voxels` (a multiple of 16).
 
         Examples
         --------
         Another package's compiled code fits rows start to stop of y (V, n), from any thread that has
-        a block of its own::
+        work of its own::
 
             none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
             data = blocks.Data(y, np.ones((1, n)), *none)
             out = blocks.new_rows(len(y), model.n_coef)
-            stages, (block, problem) = model.engine.stages(data), model.engine.scratch()
+            work = model.engine.work(data, out)
 
             @numba.njit(nogil=True)
-            def mine(stages, problem, plan, data, block, out, start, stop):
-                blocks.run(stages, problem, plan, data, block, out, start, stop)
+            def mine(job, start, stop):
+                blocks.run(job, start, stop)
 
-            mine(stages, problem, model.plan, data, block, out, 0, len(y))
+            mine(work.job, 0, len(y))
 
         `model.engine.solver.kernel` must not be None (solver="osqp"). Voxels that OSQP would answer
         are left with the status NOT_CONVERGED.
         """
-        plan = self.plan if plan is None else plan
-        key = (len(data.mu) > 0, len(data.field) > 0, own_frame, plan.laplacian_weights.size != 1,
-               plan.rules.noise)  # fmt: skip
+        return Work(self, voxels).take(
+            self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), True
+        )
+
+    def stages(self, memory: tuple[Memory, ...], own_frame: bool) -> blocks.Stages:
+        """The compiled stages for a problem, a plan, data, a block and output in memory."""
+        _, plan, data, _, _ = memory
+        chosen = plan.value.laplacian_weights.size != 1
+        given, field = len(data.value.mu) > 0, len(data.value.field) > 0
+        key = (given, field, own_frame, chosen, plan.value.rules.noise, *(m.kind for m in memory))
         if key not in self._stages:
-            block, problem = self.scratch(1)
-            out = blocks.new_rows(1, plan.moments.origin.size)
-            self._stages[key] = blocks.compiled(
-                self.solver.kernel, own_frame, problem, plan, data, block, out
-            )
+            self._stages[key] = blocks.compiled(self.solver.kernel, own_frame, memory)
         return self._stages[key]
+
+    def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
+        if self._laid is None or self._laid.value is not plan:
+            self._laid = lay_out(plan)
+        return self._laid
 
     def fit(
         self,
@@ -129,75 +166,64 @@ class Engine:
         if out is None:
             out = blocks.new_rows(len(data.y), plan.moments.origin.size)
         if self.solver.kernel is None:
-            self._in_python(plan, data, out, count)
+            self._pass(self._in_python, plan, data, out, count)
             return out
-        self._compiled(plan, data, out, count)
+        self._pass(self._compiled, plan, data, out, count)
         strained = out.status & STRAINED != 0
         if strained.any():  # for the first time: from now on the pass has their stage
             self._own_frame = True
-            _again(self._compiled, strained, plan, data, out, count)
+            self._again(self._compiled, strained, plan, data, out, count)
         if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():
-            _again(self._in_python, left, plan, data, out, count)
+            self._again(self._in_python, left, plan, data, out, count)
         return out
 
-    def _compiled(
-        self, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
+    def _pass(
+        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
     ) -> None:
-        stages = self.stages(data, plan, self._own_frame)
-
-        def span(block: blocks.Block, problem: Any, start: int, stop: int) -> None:
-            with np.errstate(all="ignore"):  # without the compiler NumPy warns
-                blocks.run(stages, problem, plan, data, block, out, start, stop)
-
-        self._spread(span, len(data.y), threads)
-
-    def _in_python(
-        self, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
-    ) -> None:
-        stages = self.stages(data, plan, self._own_frame)
-
-        def span(block: blocks.Block, problem: Any, start: int, stop: int) -> None:
-            V = len(block.status)
-            for i0 in range(start, stop, V):
-                blocks.run_stages(stages.before, plan, data, block, out, i0, stop)
-                self.solver.answer(plan, block, min(V, stop - i0))
-                while len(stages.correct) and block.noise.step[0] < noise.STEPS:
-                    blocks.run_stages(stages.correct, plan, data, block, out, i0, stop)
-                    if block.noise.moving[0] == 0:
-                        break
-                    first = block.noise.step[0] <= noise.STEPS_OF_SCALES
-                    again = stages.again if first else stages.later
-                    blocks.run_stages(again, plan, data, block, out, i0, stop)
-                    self.solver.answer(plan, block, min(V, stop - i0))
-                blocks.run_stages(stages.after, plan, data, block, out, i0, stop)
-
-        self._spread(span, len(data.y), threads)
-
-    def _spread(
-        self, span: Callable[[blocks.Block, Any, int, int], None], count: int, threads: int
-    ) -> None:
-        """Spans of rows in threads, each with scratch that no other thread has."""
-        V = min(blocks.VOXELS, padded(count))
+        """Fit spans of rows in threads, each with work that no other thread has."""
+        V = min(blocks.VOXELS, padded(len(data.y)))
         spare = self._spare.setdefault(V, [])
+        memory = self._plan_in_memory(plan), lay_out(data), lay_out(out)
 
         def call(start: int, stop: int) -> None:
             try:
                 mine = spare.pop()
             except IndexError:
-                mine = self.scratch(V)
-            span(*mine, start, stop)
+                mine = Work(self, V)
+            span(mine.take(self, *memory, self._own_frame), start, stop)
             spare.append(mine)
 
-        spread(call, count, V, threads)
+        spread(call, len(data.y), V, threads)
 
+    def _compiled(self, work: Work, start: int, stop: int) -> None:
+        with np.errstate(all="ignore"):  # without the compiler NumPy warns
+            blocks.run(work.job, start, stop)
 
-def _again(
-    fit: Pass, some: NDArray[np.bool_], plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
-) -> None:  # fmt: skip
-    """Fit some of the rows anew."""
-    rows = np.flatnonzero(some)
-    part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
-    again = blocks.new_rows(len(rows), out.coef.shape[1])
-    fit(plan, part, again, threads)
-    for whole, piece in zip(out, again, strict=True):
-        whole[rows] = piece
+    def _in_python(self, work: Work, start: int, stop: int) -> None:
+        """`blocks.run` with the solver's answers in Python."""
+        job, block = work.job, work.block
+        stages = job.stages
+        for i0 in range(start, stop, job.voxels):
+            count = min(job.voxels, stop - i0)
+            blocks.run_stages(stages.before, job.places, i0, stop)
+            self.solver.answer(self.plan, block, count)
+            while len(stages.correct) and job.step[0] < noise.STEPS:
+                blocks.run_stages(stages.correct, job.places, i0, stop)
+                if job.moving[0] == 0:
+                    break
+                first = job.step[0] <= noise.STEPS_OF_SCALES
+                blocks.run_stages(stages.again if first else stages.later, job.places, i0, stop)
+                self.solver.answer(self.plan, block, count)
+            blocks.run_stages(stages.after, job.places, i0, stop)
+
+    def _again(
+        self, span: Span, some: NDArray[np.bool_], plan: blocks.Plan, data: blocks.Data,
+        out: blocks.Out, threads: int,
+    ) -> None:  # fmt: skip
+        """Fit some of the rows anew."""
+        rows = np.flatnonzero(some)
+        part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
+        again = blocks.new_rows(len(rows), out.coef.shape[1])
+        self._pass(span, plan, part, again, threads)
+        for whole, piece in zip(out, again, strict=True):
+            whole[rows] = piece

@@ -335,11 +335,8 @@ class MapmriFit:
         """
         Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid.
         """
-        tiles, weights = propagator.dense_grid(self.order)
-        out = np.empty((len(self.coef), 2))
-        call = partial(
-            propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out
-        )
+        coef, out = np.ascontiguousarray(self.hermite_coef()), np.empty((len(self.coef), 2))
+        call = partial(propagator.negative_rows, coef, propagator.dense_grid(self.order), out)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 

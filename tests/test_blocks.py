@@ -46,9 +46,8 @@ def run(model, y, lanes, start=0, stop=None):
     out = blocks.new_rows(len(y), model.n_coef)
     y = np.ascontiguousarray(y)
     data = blocks.Data(y, np.ones((1, y.shape[1])), *NONE)
-    block, problem = model.engine.scratch(lanes)
-    stop = len(y) if stop is None else stop
-    blocks.run(model.engine.stages(data), problem, model.plan, data, block, out, start, stop)
+    work = model.engine.work(data, out, lanes)
+    blocks.run(work.job, start, len(y) if stop is None else stop)
     return out
 
 
@@ -69,26 +68,27 @@ def test_block_size_does_not_matter(scheme, data, mode):
 
 
 @numba.njit(nogil=True)
-def _mine(stages, problem, plan, data, block, out, start, stop):
-    blocks.run(stages, problem, plan, data, block, out, start, stop)
+def _mine(job, start, stop):
+    blocks.run(job, start, stop)
 
 
 @pytest.mark.parametrize("mode", ["mapl", "gcv", "grid", "global"])
 def test_compiled_code_of_others_calls_the_pass(scheme, data, mode):
-    """As `Engine.stages` documents: rows fitted in threads of the caller, with the bits of `fit`."""
+    """As `Engine.work` documents: rows fitted in threads of the caller, with the bits of `fit`."""
     options = MODES.get(mode, {"positivity": mode})
     model = mapmri.MapmriModel(phantom.table(*scheme), 4, **options)
     rows = blocks.Data(np.array(data), np.ones((1, data.shape[1])), *NONE)
-    out, stages = blocks.new_rows(len(data), model.n_coef), model.engine.stages(rows)
-    jobs = []
-    for start, stop in ((0, 48), (48, len(data))):
-        block, problem = model.engine.scratch(48)
-        job = stages, problem, model.plan, rows, block, out, start, stop
-        jobs.append(threading.Thread(target=_mine, args=job))
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
+    out = blocks.new_rows(len(data), model.n_coef)
+    works = [model.engine.work(rows, out, 48) for _ in range(2)]
+    spans = [(0, 48), (48, len(data))]
+    threads = [
+        threading.Thread(target=_mine, args=(work.job, *span))
+        for work, span in zip(works, spans, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     fit = model.fit(data)
     assert np.array_equal(out.coef, fit.coef)
     assert np.array_equal(out.scalars[:, 0], fit.S0)
@@ -96,15 +96,17 @@ def test_compiled_code_of_others_calls_the_pass(scheme, data, mode):
 
 
 @pytest.mark.jit_only
-def test_arrays_of_other_types_are_refused(scheme, data):
-    """The stages are called by address: the wrong memory would be read without a word."""
+def test_arrays_of_any_layout(scheme, data):
+    """The stages are called by address: those for other layouts are other stages."""
     model = made(scheme, "mapl")
     rows = blocks.Data(np.array(data), np.ones((1, data.shape[1])), *NONE)
-    stages, (block, problem) = model.engine.stages(rows), model.engine.scratch()
-    other = rows._replace(y=np.asfortranarray(data))
-    out = blocks.new_rows(len(data), model.n_coef)
-    with pytest.raises(TypeError, match="other types"):
-        blocks.run(stages, problem, model.plan, other, block, out, 0, 5)
+    found = []
+    for y in (rows.y, np.asfortranarray(rows.y)):
+        out = blocks.new_rows(len(data), model.n_coef)
+        work = model.engine.work(rows._replace(y=y), out)
+        blocks.run(work.job, 0, len(data))
+        found.append(out)
+    assert_same(*found)
 
 
 def test_block_size_does_not_matter_at_high_order():

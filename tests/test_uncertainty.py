@@ -14,6 +14,7 @@ from mapmri_nb.cli import main
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
 from mapmri_nb import model as model_module
+from mapmri_nb.engine import Work
 from mapmri_nb.indices import INDICES, select
 from mapmri_nb.kernels import lanes, linalg, ordering, qp
 from mapmri_nb.positivity import normalised_grid
@@ -44,8 +45,9 @@ def pieces(fit, v=0):
 
 def voxel_of(model, fit, y, weights):
     """The linear problem of the first voxel."""
-    block, w = model.engine.scratch(1)[0], np.broadcast_to(weights, y[:1].shape)
-    equations = uncertainty._equations(model, fit, block, np.arange(1), y[:1], w)
+    held, work = uncertainty._held(model), Work(model.engine, lanes.GRAIN)
+    w, rows = np.broadcast_to(weights, y[:1].shape), np.arange(1)
+    equations = uncertainty._equations(model, fit, held, work, rows, y[:1], w)
     return next(uncertainty._voxels(model, fit, equations))
 
 

@@ -90,14 +90,14 @@ def generate(folder, shape):
     return int(mask.sum())
 
 
-def run(folder, words):
+def run(folder, words, name="brain_dwi.nii"):
     """
     One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
     the results in GB.
     """
     out = folder / "out"
     arguments = [
-        str(folder / "brain_dwi.nii"),
+        str(folder / name),
         "--mask",
         str(folder / "brain_mask.nii.gz"),
         "--out",

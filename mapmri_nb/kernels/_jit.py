@@ -2,14 +2,12 @@
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,26 +78,39 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-def kernel(
-    fastmath: frozenset[str] = frozenset(),
-    inline: bool = False,
-    wrapper: bool = True,
-    allocates: bool = True,
-) -> Callable[[F], F]:
+class _Unopened:
+    """A kernel's cache on disk until its first use: Numba writes a test file for each it opens."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._dispatcher = dispatcher
+
+    def __getattr__(self, name: str) -> Any:
+        from numba.core.caching import NullCache
+
+        dispatcher = self._dispatcher
+        previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
+        try:
+            dispatcher.enable_caching()
+        except RuntimeError:  # no writable locator: compile in memory, as with the switch off
+            dispatcher._cache = NullCache()
+        finally:
+            numba.config.CACHE_DIR = previous
+        return getattr(dispatcher._cache, name)
+
+
+def kernel(inline: bool = False, wrapper: bool = True, allocates: bool = True) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
-    cached on disk.
+    with the flags `CONTRACT`, cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, or none by default, for code that tests NaN. No
-    option comes from the environment, since the cache key ignores options. `inline` is for
-    functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls, but `address`.
+    No option comes from the environment, since the cache key ignores options. `inline` is for
+    short functions with one caller: they become part of it, instead of being compiled twice.
+    `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
     arguments are then not counted.
     """
 
     def decorate(function: F) -> F:
-        flags = set(fastmath) if fastmath else False
         options = {
             "error_model": "numpy",
             "nogil": True,
@@ -109,49 +120,34 @@ def kernel(
         }
         if not allocates:
             options["_nrt"] = False
-        dispatcher = numba.njit(fastmath=flags, **options)(function)
+        dispatcher = numba.njit(fastmath=set(CONTRACT), **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
-            try:
-                dispatcher.enable_caching()
-            except RuntimeError:  # no writable locator: compile in memory, as with the switch off
-                pass
-            finally:
-                numba.config.CACHE_DIR = previous
+            dispatcher._cache = _Unopened(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
 
 
-def types_key(values: Any) -> int:
-    """A number for the types of a tuple of arguments, alike in Python and in compiled code."""
-    return 0 if numba.config.DISABLE_JIT else zlib.crc32(str(numba.typeof(values)).encode())
-
-
-def compiled_key(values: Any) -> int:
-    """`types_key` in compiled code."""
-    return types_key(values)
-
-
-def address(functions: Sequence[Any], *arguments: Any) -> Any:
+def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """
-    Addresses (k,) of kernels, compiled for the types of `arguments`, for `call`; without the
+    Addresses (k,) of kernels compiled for arguments of these types, for `call`; without the
     compiler the kernels.
     """
     if numba.config.DISABLE_JIT:
         return list(functions)
-    signature, found = tuple(numba.typeof(a) for a in arguments), []
+    found = []
     for function in functions:
-        function.compile(signature)
-        compiled = function.overloads[signature]
+        function.compile(kinds)
+        compiled = function.overloads[kinds]
         found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
     return np.array(found, np.uint64)
 
 
 def call(function: Any, arguments: Any) -> None:
     """
-    Call a kernel by its `address`: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. The arguments' types must be those of the address.
+    Call a kernel by its address: it stays as it was compiled, where a call by name would make it
+    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in memory,
+    as the kernel was compiled for.
     """
     function(*arguments)
 
@@ -167,9 +163,8 @@ if not numba.config.DISABLE_JIT:
             result = cgutils.alloca_once_value(builder, nothing)
             error = cgutils.alloca_once(builder, kind.args[1].pointee)
             given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-            packed = convention._get_arg_packer(kinds).as_arguments(builder, given)
             place = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(place, [result, error, *packed])
+            answer = builder.call(place, [result, error, *given])
             status = convention._get_return_status(builder, answer, builder.load(error))
             with cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
@@ -177,19 +172,10 @@ if not numba.config.DISABLE_JIT:
 
         return types.none(function, arguments), code
 
-    @intrinsic
-    def compiled_key(typing: Any, values: Any) -> Any:
-        key = zlib.crc32(str(values).encode())
 
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return context.get_constant(types.int64, key)
-
-        return types.int64(values), code
-
-
-def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
-    """A kernel that is called by its `address` alone."""
-    return kernel(fastmath, wrapper=False, allocates=allocates)
+def stage(allocates: bool = False) -> Callable[[F], F]:
+    """A kernel that is called by its address alone."""
+    return kernel(wrapper=False, allocates=allocates)
 
 
 def plain(function: F) -> F:
@@ -212,7 +198,8 @@ def n_threads(requested: int | None) -> int:
         return int(requested)
     count = int(numba.get_num_threads())
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
-    if count == 1 or inside or multiprocessing.parent_process() is not None:
+    process = sys.modules.get("multiprocessing.process")  # a worker has it
+    if count == 1 or inside or (process and process.parent_process() is not None):
         return 1
     words = [os.environ.get(name, "").split(",")[0].strip() for name in BOUNDS]
     return min([count, *(int(w) for w in words if w.isdigit() and int(w))])
@@ -243,6 +230,8 @@ def spread(call: Callable[[int, int], object], count: int, grain: int, threads: 
         call(0, count)
         return
     cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(call, a, b) for a, b in itertools.pairwise(cuts)]:
             done.result()

@@ -20,7 +20,8 @@ import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
 from . import origin as origin_rule
-from ._jit import CONTRACT, address, call, compiled_key, kernel, stage, types_key
+from ._jit import addresses, call, kernel, stage
+from ._memory import INTEGER, Memory
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
@@ -139,9 +140,21 @@ class Stages(NamedTuple):
     again: Unsigned  # the same of corrected samples
     later: Unsigned  # the same at the scales there are
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,)
+    solve: Unsigned  # (1,), or empty: Python answers
     after: Unsigned  # from coefficients to results
-    key: int  # of the types that they were compiled for
+
+
+class Job(NamedTuple):
+    """
+    What `run` needs, for one thread. The stages and places are addresses: the arrays live as long as
+    the `engine.Work` that made it.
+    """
+
+    stages: Stages
+    places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
+    step: IntArray  # (1,) of the correction of the noise
+    moving: IntArray  # (1,) voxels that it still moves
+    voxels: int  # of a block
 
 
 def new_block(plan: Plan, V: int) -> Block:
@@ -242,7 +255,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.valid[0, l] = valid
 
 
-@stage(CONTRACT)
+@stage()
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The scale tensor, as the nominal table sees it."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
@@ -283,7 +296,7 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 # ---- from scales to the normal equations
 
 
-@stage(CONTRACT)
+@stage()
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
     work, t = block.moments, plan.moments
@@ -305,7 +318,7 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     rotation.skew_moments(t.shears_low, work.skew, work.low)
 
 
-@stage(CONTRACT)
+@stage()
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
     work, s, degree = block.moments, plan.scheme, 2 * plan.order
@@ -317,7 +330,7 @@ def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, sto
     moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
 
 
-@stage(CONTRACT)
+@stage()
 def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
     bent = data.field.shape[0] > 0
@@ -330,7 +343,7 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
 
 
-@stage(CONTRACT)
+@stage()
 def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
     block_map(plan.moments.gram, block.moments.hermite, block.G)
@@ -340,7 +353,7 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             block.laplacian_weight[0, l] = plan.laplacian_weights[0]
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(inline=True)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -436,7 +449,7 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(inline=True)
 def _residuals(block: Block) -> None:
     """
     RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
@@ -462,7 +475,7 @@ def _residuals(block: Block) -> None:
         rows(block.pivot, l)[0] = top
 
 
-@stage(CONTRACT)
+@stage()
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """What the fitted signal leaves of the data."""
     _residuals(block)
@@ -538,46 +551,35 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
 
 
 @kernel(allocates=False)
-def run(
-    stages: Stages, problem: Any, plan: Plan, data: Data, block: Block, out: Out, start: int, stop: int
-) -> None:  # fmt: skip
-    """
-    Fit rows start to stop of `data` into `out`.
-
-    Other compiled code may call it, from threads of its own or in a `prange`, each with its own
-    `block` and `problem` (`Engine.scratch`); stages are those of `Engine.stages` for arrays of the
-    same types. TypeError where the types differ. Called as it is, by the same version on the same
-    kind of processor, it gives the bits of `MapmriModel.fit`; a compiler that makes it part of
-    other code changes nothing, since the stages are called by address. Elsewhere results agree to
-    1e-12.
-    """
-    if stages.key != compiled_key((problem, plan, data, block, out)):
-        raise TypeError("the stages were compiled for arrays of other types")
-    V = block.status.size
-    for i0 in range(start, stop, V):
-        for k in range(len(stages.before)):
-            call(stages.before[k], (plan, data, block, out, i0, stop))
-        call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        while len(stages.correct) > 0 and block.noise.step[0] < noise.STEPS:
-            for k in range(len(stages.correct)):
-                call(stages.correct[k], (plan, data, block, out, i0, stop))
-            if block.noise.moving[0] == 0:
-                break
-            after = stages.again if block.noise.step[0] <= noise.STEPS_OF_SCALES else stages.later
-            for k in range(len(after)):
-                call(after[k], (plan, data, block, out, i0, stop))
-            call(stages.solve[0], (problem, plan, block, min(V, stop - i0)))
-        for k in range(len(stages.after)):
-            call(stages.after[k], (plan, data, block, out, i0, stop))
+def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
+    """Some stages of the block of voxels that begins at i0."""
+    for k in range(len(stages)):
+        call(stages[k], (places[1], places[2], places[3], places[4], i0, stop))
 
 
 @kernel(allocates=False)
-def run_stages(
-    stages: Unsigned, plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
-) -> None:
-    """Some stages of one block, between which Python answers."""
-    for k in range(len(stages)):
-        call(stages[k], (plan, data, block, out, i0, stop))
+def run(job: Job, start: int, stop: int) -> None:
+    """
+    Fit rows start to stop of the data into the output.
+
+    Other compiled code may call it, from threads of its own or in a `prange`, each with a job of its
+    own (`Engine.work`). It gives the bits of `MapmriModel.fit`, called by the same version on the
+    same kind of processor: a compiler that makes it part of other code changes nothing, since the
+    stages are called by address. Elsewhere results agree to 1e-12.
+    """
+    stages, places = job.stages, job.places
+    for i0 in range(start, stop, job.voxels):
+        count = min(job.voxels, stop - i0)
+        run_stages(stages.before, places, i0, stop)
+        call(stages.solve[0], (places[0], places[1], places[3], count))
+        while len(stages.correct) > 0 and job.step[0] < noise.STEPS:
+            run_stages(stages.correct, places, i0, stop)
+            if job.moving[0] == 0:
+                break
+            after = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
+            run_stages(after, places, i0, stop)
+            call(stages.solve[0], (places[0], places[1], places[3], count))
+        run_stages(stages.after, places, i0, stop)
 
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
@@ -602,22 +604,16 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, problem: Any, plan: Plan, data: Data,
-    block: Block, out: Out,
-) -> Stages:  # fmt: skip
+    solver: Callable[..., None] | None, in_own_frame: bool, places: tuple[Memory, ...]
+) -> Stages:
     """
-    The stages of a mode, compiled for these types. `solver` : the kernel that takes (problem, plan,
-    block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
+    kernel that takes (problem, plan, block, count), or None.
     """
-    lists = stages_of(plan, len(data.mu) > 0, len(data.field) > 0, in_own_frame)
-    rest = (plan, data, block, out, 0, 0)
-    before, again, later, correct, after = (address(stages, *rest) for stages in lists)
-    return Stages(
-        before,
-        again,
-        later,
-        correct,
-        address([] if solver is None else [solver], problem, plan, block, 0),
-        after,
-        types_key((problem, plan, data, block, out)),
-    )
+    problem, plan, data, block, out = places
+    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
+    rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
+    before, again, later, correct, after = (addresses(stages, *rest) for stages in lists)
+    solvers = [] if solver is None else [solver]
+    solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
+    return Stages(before, again, later, correct, solve, after)

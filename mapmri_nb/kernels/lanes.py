@@ -21,7 +21,6 @@ from numba.core import cgutils, codegen, config
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
-from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -360,6 +359,8 @@ def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     )  # always: once for many rows, and a V of 5 would crash
     start = cgutils.pointer_add(builder, source.data, builder.mul(l, step))
     out = context.make_array(_ROWS)(context, builder)
+    from numba.np.arrayobj import populate_array  # a tenth of the import, for those who compile
+
     populate_array(
         out, data=builder.bitcast(start, _VECTOR.as_pointer()), shape=[count], strides=[stride],
         itemsize=ir.Constant(_LONG, 8 * WIDTH), meminfo=None,

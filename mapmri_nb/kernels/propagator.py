@@ -6,6 +6,7 @@ Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner
 points.
 """
 
+import itertools
 import math
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -13,15 +14,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import CONTRACT, kernel, n_threads, spread
+from ._jit import kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
-from .ordering import frozen, hermite_to_monomial, index_table, monomials
+from .ordering import (
+    class_bounds,
+    class_permutation,
+    frozen,
+    hermite_to_monomial,
+    index_table,
+    monomials,
+)
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
+GROUP, TILE = 48, 16  # voxels and points of `negative_rows` handled together
 SIGNAL, PROPAGATOR = 0, 1
 
 # ---- values at points
@@ -54,7 +63,7 @@ def point_tables(order: int, kind: int) -> PointTables:
     return PointTables(kind, frozen(sign), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
     """
     x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
@@ -66,7 +75,7 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
             xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
     """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0."""
     for i in range(3):
@@ -77,7 +86,7 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
     """
     Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry
@@ -104,7 +113,7 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
             out[l] += inner[l] * f0[l]
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _gaussian(x: Array, lanes: int, factor: Array) -> None:
     """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
     a, b, c = x[0], x[1], x[2]
@@ -302,83 +311,91 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
 # ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
-def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
+class DenseGrid(NamedTuple):
     """
-    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES
-    points.
+    Tables of `negative_rows`: one octant of a lattice in normalised coordinates x = r/mu, whose
+    points stand for all their changes of sign.
+    """
 
-    Returns
-    -------
-    tiles : (T, m, LANES), prod(mu) Psi_n at the points, n_coef padded by zeros to a multiple of
-        four.
-    weights : (T, LANES), spacing^3, twice for the antipode, 0 for padding. The ball's radius,
-        sqrt(2 order + 1) + 3,
-    misses 2e-5 of a basis function's integral.
+    # four (T, TILE, n_k): prod(mu) Psi_n at the points, functions by parity class; the points that
+    # fill the last tile are 0
+    values: tuple[Array, Array, Array, Array]
+    weights: Array  # (T, TILE) volume of a quarter of the points that one stands for
+    order: IntArray  # (n,) position in DIPY's order of each function
+    bounds: IntArray  # (5,) of the classes
+
+
+@lru_cache
+def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
+    """
+    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis function's
+    integral.
     """
     radius = math.sqrt(2 * order + 1) + 3
-    axis = spacing * np.arange(-int(radius / spacing), int(radius / spacing) + 1)
+    axis = spacing * np.arange(int(radius / spacing) + 1)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    x = x[len(x) // 2 :]  # the origin and one point of each antipodal pair
     x = x[(x * x).sum(1) <= radius**2]
     powers = np.prod(x[:, None, :] ** monomials(order)[None], axis=2)
     gauss = np.exp(-0.5 * (x**2).sum(1)) / (2 * np.pi) ** 1.5
-    rows, n = -(-len(x) // LANES) * LANES, powers.shape[1]
-    values, weights = np.zeros((rows, -(-n // 4) * 4)), np.zeros(rows)
-    values[: len(x), :n] = powers @ hermite_to_monomial(order) * gauss[:, None]
-    weights[: len(x)] = 2 * spacing**3
-    weights[0] = spacing**3
-    tiles = np.ascontiguousarray(values.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1))
-    return frozen(tiles), frozen(weights.reshape(-1, LANES))
-
-
-@kernel(fastmath=CONTRACT)
-def _extremes(value: Array, weight: Array, state: Array) -> None:
-    """
-    Add one voxel's values at a tile of points (L,) to its smallest, largest and negative mass, (3,
-    L).
-    """
-    low, high, negative = state[0], state[1], state[2]
-    for l in range(value.size):
-        low[l] = min(low[l], value[l])
-        high[l] = max(high[l], value[l])
-        negative[l] -= weight[l] * min(value[l], 0.0)
+    place, bounds = class_permutation(order), class_bounds(order)
+    tiles = -(-len(x) // TILE)
+    values, weights = np.zeros((tiles * TILE, len(place))), np.zeros(tiles * TILE)
+    values[: len(x)] = (powers @ hermite_to_monomial(order) * gauss[:, None])[:, place]
+    weights[: len(x)] = spacing**3 * 2.0 ** ((x > 0).sum(1) - 2)
+    first, second, third, fourth = (
+        frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
+        for a, b in itertools.pairwise(bounds)
+    )
+    classes = first, second, third, fourth
+    return DenseGrid(classes, frozen(weights.reshape(tiles, TILE)), place, bounds)
 
 
 @kernel()
-def negative_rows(
-    coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int
-) -> None:
+def _extremes(parts: Array, weight: Array, state: Array) -> None:
+    """
+    Add the values at a tile of points, given as sums over the parity classes (4, TILE, V), to the
+    smallest, the largest and the negative mass, (3, V).
+    """
+    for l in range(0, state.shape[1], WIDTH):
+        s, t, v, w = rows(parts[0], l), rows(parts[1], l), rows(parts[2], l), rows(parts[3], l)
+        now = rows(state, l)
+        low, high, negative = now[0], now[1], now[2]
+        for r in range(weight.size):
+            a, b, c, d = s[r] + t[r], s[r] - t[r], v[r] + w[r], v[r] - w[r]
+            for one, two in ((a, c), (b, d)):
+                for value in (one + two, one - two):
+                    low, high = pick(low, value, value, low), pick(value, high, value, high)
+                    negative -= weight[r] * pick(0.0, value, value, 0.0)
+        now[0], now[1], now[2] = low, high, negative
+
+
+@kernel()
+def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
     """
     How far each row's propagator is from positive, on a dense grid.
 
     Parameters
     ----------
-    coef : (V, n) with E(0) = 1, or NaN. tiles, weights : `dense_grid(order)`.
+    coef : (V, n) with E(0) = 1, or NaN. grid : `dense_grid(order)`.
     out : (V, 2), written: the smallest value (0 where there is no negative one: P vanishes far
-        away) over the largest,
-    and the negative mass, the integral of max(-P, 0).
+        away) over the largest, and the negative mass, the integral of max(-P, 0).
     """
-    group = 48  # voxels that share one reading of the tiles
-    P, value = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2]))
-    state = np.empty((group, 3, tiles.shape[2]))
-    for first in range(start, stop, group):
-        count = min(group, stop - first)
-        for v in range(count):
-            for n in range(coef.shape[1]):
-                P[v, n] = coef[first + v, n]
+    x, parts = np.empty((coef.shape[1], GROUP)), np.empty((4, TILE, GROUP))
+    state = np.empty((3, GROUP))
+    for first in range(start, stop, GROUP):
+        for l in range(GROUP):
+            v = min(first + l, stop - 1)
+            for i in range(coef.shape[1]):
+                x[i, l] = coef[v, grid.order[i]]
             for i in range(3):
-                for l in range(state.shape[2]):
-                    state[v, i, l] = 0.0
-        for t in range(tiles.shape[0]):
-            block_product(P, tiles[t], value)
-            for v in range(count):
-                _extremes(value[v], weights[t], state[v])
-        for v in range(count):
-            low = high = negative = 0.0
-            for l in range(state.shape[2]):
-                low, high = min(low, state[v, 0, l]), max(high, state[v, 1, l])
-                negative += state[v, 2, l]
-            bad = math.isnan(P[v, 0])
-            out[first + v, 0] = math.nan if bad or high == 0.0 else low / high
-            out[first + v, 1] = math.nan if bad else negative
+                state[i, l] = 0.0
+        for t in range(grid.weights.shape[0]):
+            for k in range(4):
+                some = x[grid.bounds[k] : grid.bounds[k + 1]]
+                block_product(grid.values[k][t], some, parts[k])
+            _extremes(parts, grid.weights[t], state)
+        for l in range(min(GROUP, stop - first)):
+            low, high = state[0, l], state[1, l]
+            bad = math.isnan(x[0, l])
+            out[first + l, 0] = math.nan if bad or high == 0.0 else low / high
+            out[first + l, 1] = math.nan if bad else state[2, l]

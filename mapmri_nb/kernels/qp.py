@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import CONTRACT, kernel, stage
+from ._jit import kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
 from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
@@ -84,7 +84,7 @@ def workspace(n: int, m: int) -> QpWork:
     )
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _times(work: QpWork, x: Array, out: Array) -> None:
     """out = J x, WIDTH products at a time."""
     for k in range(x.size):
@@ -97,7 +97,7 @@ def _times(work: QpWork, x: Array, out: Array) -> None:
         out[i] = total(s)
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     """out = sum of d_i A[i] over i >= first; returns the sum of d_i^2."""
     square, last = 0.0, A.shape[0]
@@ -119,7 +119,7 @@ def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     return square
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
     """
     J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot
@@ -149,7 +149,7 @@ def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
     return True
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
     """
     The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
@@ -201,7 +201,7 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _add(work: QpWork, q: int, p: int, free: float) -> None:
     """
     Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
@@ -225,7 +225,7 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
     work.active[q] = p
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _drop(work: QpWork, l: int, q: int) -> None:
     """
     Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
@@ -260,7 +260,7 @@ def _drop(work: QpWork, l: int, q: int) -> None:
         z[k] += f * J[q - 1, k]
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _back(R: Array, q: int, b: Array, out: Array) -> None:
     """out[:q] = R^-1 b[:q]."""
     for i in range(q - 1, -1, -1):

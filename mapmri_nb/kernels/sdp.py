@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from . import cones, lanes
 from . import status as bits
-from ._jit import CONTRACT, kernel, stage
+from ._jit import kernel, stage
 from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
@@ -430,7 +430,7 @@ def solve(
                     status[l0 + l] = NOT_CONVERGED
 
 
-@kernel(fastmath=CONTRACT)
+@kernel()
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
     """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
     x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
+from ..engine import Work
 from ..fit import ATTRIBUTES, MapmriFit, fit_rows
 from ..indices import INDICES, select
 from ..kernels import blocks, hermite, laplacian, ordering, propagator
 from ..kernels._jit import n_threads, one_thread, spread
+from ..kernels._memory import Memory, lay_out
 from ..kernels.lanes import GRAIN, WIDTH, empty
 from ..kernels.linalg import block_cholesky, block_invert, block_product, signed_sums
 from ..model import MapmriModel, sample_slabs
@@ -147,7 +149,7 @@ def bootstrap(
             values[:, failed] = _refitted(model, fit, voxel, y[failed], names, True, True)
         return values
 
-    def resample(fit: MapmriFit, equations: Equations) -> Iterator[Array]:
+    def resample(fit: MapmriFit, equations: Equations, _: Any) -> Iterator[Array]:
         own = _values(fit, equations.rows, fit.hermite_coef()[equations.rows], names)
         for k, voxel in enumerate(_voxels(model, fit, equations)):
             call = resampled if model.noise is None else drawn_from_law
@@ -175,7 +177,7 @@ def posterior(
 
     rules, B = model.plan.rules, ordering.hermite_origin(model.order)
 
-    def propagate(fit: MapmriFit, e: Equations) -> Array:
+    def propagate(fit: MapmriFit, e: Equations, solve: Callable[..., Equations]) -> Array:
         inverse, coef = e.T.swapaxes(1, 2) @ e.T, fit.hermite_coef()[e.rows]
         b = inverse @ B
         spent = len(B) - np.einsum("vij,vij->v", inverse, e.weighted)  # tr S
@@ -187,9 +189,7 @@ def posterior(
         T = e.T
         if model.noise == "rician":
             square = fit.rows()["sigma"][e.rows] ** 2
-            w = e.w * _information(e, square, model)
-            block = model.engine.scratch(GRAIN)[0]
-            T = _equations(model, fit, block, e.rows, e.y, w).T
+            T = solve(e.rows, e.y, e.w * _information(e, square, model)).T
         length = np.linalg.norm(T, axis=2)
         size = STEP * np.linalg.norm(coef, axis=1)[:, None]
         along = T * (size / length)[:, :, None]  # at E(0) = 1: what a step adds to it is taken off
@@ -222,7 +222,7 @@ def _information(e: Equations, square: Array, model: MapmriModel) -> Array:
 
 def _voxelwise(
     model: MapmriModel, data: Any, mask: ArrayLike | None, names: list[str],
-    tables_of: Callable[[MapmriFit, Equations], Any], threads: int | None, fit_options: dict[str, Any],
+    tables_of: Callable[..., Any], threads: int | None, fit_options: dict[str, Any],
 ) -> Uncertainty:  # fmt: skip
     """
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
@@ -236,14 +236,13 @@ def _voxelwise(
     tables = np.full((len(fit.status), len(names), 2 + len(QUANTILES)), np.nan)
 
     def some(rows: NDArray[np.int64], y: Array, w: Array, start: int, stop: int) -> None:
-        block = model.engine.scratch(GRAIN)[0]
+        solve = partial(_equations, model, fit, plan, Work(model.engine, GRAIN))
         for first in range(start, stop, GRAIN):
             cut = slice(first, min(first + GRAIN, stop))
             weights = w[cut] if len(w) > 1 else np.repeat(w, cut.stop - first, 0)
-            equations = _equations(model, fit, block, rows[cut], y[cut], weights)
-            tables[rows[cut]] = list(tables_of(fit, equations))
+            tables[rows[cut]] = list(tables_of(fit, solve(rows[cut], y[cut], weights), solve))
 
-    workers = n_threads(threads)
+    plan, workers = _held(model), n_threads(threads)
     with one_thread():  # the replicates of one voxel are not worth threads of their own
         for rows, y, w in sample_slabs(taken):
             good = fit.status[rows] & Status.NO_FIT == 0
@@ -253,6 +252,13 @@ def _voxelwise(
     return Uncertainty(
         fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)}
     )
+
+
+def _held(model: MapmriModel) -> Memory:
+    """The plan of an anisotropic fit without a Laplacian and without noise."""
+    rules, none = model.plan.rules._replace(noise=0), np.zeros(1)
+    plan = model.plan._replace(rules=rules, laplacian_weights=none)
+    return lay_out(plan._replace(isotropic=False, static_scale=0.0))
 
 
 @lru_cache
@@ -270,27 +276,23 @@ def _packing(order: int) -> tuple[NDArray[Any], ...]:
 
 
 def _equations(
-    model: MapmriModel, fit: MapmriFit, block: blocks.Block, rows: NDArray[np.int64], y: Array, w: Array
+    model: MapmriModel, fit: MapmriFit, plan: Memory, work: Work, rows: NDArray[np.int64], y: Array, w: Array
 ) -> Equations:  # fmt: skip
     """
-    The problems of some voxels, by the stages of an anisotropic fit at given scales, without noise
-    and with its Laplacian added here.
+    The problems of some voxels, by the stages of a fit at given scales with the plan `_held`; the
+    Laplacian is added here.
     """
     w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
     y = np.where(w > 0, y, 0.0)
-    plan = model.plan._replace(
-        isotropic=False, static_scale=0.0, laplacian_weights=np.zeros(1),
-        rules=model.plan.rules._replace(noise=0),
-    )  # fmt: skip
-    engine, V, field = model.engine, len(rows), np.zeros((0, 3, 3))
+    V, field = len(rows), np.zeros((0, 3, 3))
     if fit.field is not None:
         field = fit.field[rows]
     data = blocks.Data(y, w, fit.mu[rows], fit.R[rows], field)
-    t = plan.moments
+    t, block = plan.value.moments, work.block
+    memory = plan, lay_out(data), lay_out(blocks.new_rows(1, model.n_coef))
+    job = work.take(model.engine, *memory, True).job
     with np.errstate(all="ignore"):
-        blocks.run_stages(
-            engine.stages(data, plan).before, plan, data, block, blocks.new_rows(1, 1), 0, V
-        )
+        blocks.run_stages(job.stages.before, job.places, 0, V)
     n = len(t.index)
     i, j, both, lower, triangle = _packing(fit.order)
     odd = t.index[:, :, None] % 2 == 1
@@ -302,7 +304,7 @@ def _equations(
 
     weighted, G = np.zeros_like(block.G), block.G
     block.laplacian_weight[0, :V] = fit.laplacian_weight[rows]
-    laplacian.add(plan.lap, block.factors, block.laplacian_weight, weighted)
+    laplacian.add(plan.value.lap, block.factors, block.laplacian_weight, weighted)
     G += weighted
     H, weighted = (whole(A, sign[i] * sign[j], both) for A in (G, weighted))
     if model.positivity is not None:
