@@ -2,7 +2,7 @@
 Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first
 fit, the import.
 
-    python validation/bench.py [--only MODE] [--rounds K] [--no-dipy]
+    python validation/bench.py [--only MODE] [--orders N ..] [--rounds K] [--no-dipy]
 
 Ours and DIPY's alternate, so that a busy machine slows both; a time is the smallest of the rounds,
 a ratio the median of the rounds' ratios. One thread is timed in CPU seconds, several by the clock.
@@ -280,6 +280,9 @@ def imports(rounds=7):
             "their ratio, interpreter taken off": round(ratio, 2)}  # fmt: skip
 
 
+START = "import mapmri_nb, nibabel"  # what a whole command begins with
+
+
 def seconds(call):
     """Wall seconds of a call."""
     start = time.perf_counter()
@@ -305,12 +308,12 @@ def commands(modes, threads, rounds):
     the fit with its indices in memory; its start is taken off.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         count = large_data.generate(folder, (*large_data.SHAPE[:2], large_data.SHAPE[2] // 20))
-        series = folder / "brain_dwi.nii"
-        with open(series, "rb") as source, gzip.open(f"{series}.gz", "wb", 1) as packed:
-            shutil.copyfileobj(source, packed)
+        series, packed = folder / "brain_dwi.nii", folder / "brain_dwi.nii.gz"
+        with open(series, "rb") as source, gzip.open(packed, "wb", 1) as target:
+            shutil.copyfileobj(source, target)
         mask = np.asarray(io.read_nii(folder / "brain_mask.nii.gz").data) > 0
         gtab = mapmri.GradientTable.from_fsl(
             folder / "brain_dwi.bval", folder / "brain_dwi.bvec",
@@ -319,38 +322,34 @@ def commands(modes, threads, rounds):
         y = np.asarray(io.load_dwi(series).data)[mask].astype(float)
         for mode in modes:
             model = mapmri.MapmriModel(gtab, 6, **MODES[f"{mode} 0.2"])
-            for file, bare in (
-                (series, series.read_bytes),
-                (f"{series}.gz", lambda: inflate(f"{series}.gz")),
-            ):
-                large_data.run(folder, large_data.MODES[mode], Path(file).name)
+            for file, bare in ((series, series.read_bytes), (packed, lambda: inflate(packed))):
+                name = file.name
+                large_data.run(folder, large_data.MODES[mode], name)
                 found = []
                 for _ in range(rounds):
-                    start = seconds(lambda: child("import mapmri_nb, nibabel"))
-                    both = seconds(bare), whole(model, y, threads)[1]
-                    _, spent, memory, _ = large_data.run(
-                        folder, large_data.MODES[mode], Path(file).name
-                    )
-                    found.append((spent - start, *both, (spent - start) / max(both), memory))
-                best, unpack, fit, ratio, memory = np.median(found, axis=0)
-                rows.append({"mode": mode, "file": Path(file).suffix, "voxels": count, "command_s": best,
-                             "bare_file_s": unpack, "in_memory_s": fit, "ratio": ratio,
-                             "peak_MiB": 1024 * memory})  # fmt: skip
+                    begin = seconds(lambda: child(START))
+                    unpack, (cpu, fit) = seconds(bare), whole(model, y, threads)
+                    _, spent, memory, _, used = large_data.run(folder, large_data.MODES[mode], name)
+                    found.append((spent - begin, unpack, fit, (spent - begin) / max(unpack, fit),
+                                  1024 * memory, used - child(START), cpu))  # fmt: skip
+                keys = ("command_s", "bare_file_s", "in_memory_s", "ratio", "peak_MiB", "cpu_s",
+                        "in_memory_cpu_s")  # fmt: skip
+                row = dict(zip(keys, np.median(found, axis=0).tolist(), strict=True))
+                rows.append({"mode": mode, "file": file.suffix, "voxels": count} | row)
                 print(rows[-1], flush=True)
     return rows
 
 
 def brain(rows, whole_rows, start):
     """
-    Seconds that a brain of 250,000 voxels takes on this machine, warm, from the compressed file: the
-    start, and for each voxel its fit on the threads measured and what the command adds to it.
+    CPU seconds, on one thread, that a brain of 250,000 voxels takes, warm, from the compressed file:
+    the start, and for each voxel its fit and what the command adds to it.
     """
     mapl = next(r for r in whole_rows if (r["mode"], r["file"]) == ("MAPL", ".gz"))
-    added = 1e6 * (mapl["command_s"] - mapl["in_memory_s"]) / mapl["voxels"]
-    begin = start["import mapmri_nb, CPU s"]
-    title = "a brain of 250,000 voxels, 288 volumes, order 6, {}: seconds"
+    added = 1e6 * (mapl["cpu_s"] - mapl["in_memory_cpu_s"]) / mapl["voxels"]
+    title = "a brain of 250,000 voxels, 288 volumes, order 6, {}: CPU s"
     return {
-        title.format(r["mode"]): round(begin + 0.25 * (r["us_threads"] + added), 1)
+        title.format(r["mode"]): round(start["import mapmri_nb, CPU s"] + 0.25 * (r["us"] + added))
         for r in rows
         if r["order"] == 6 and r["mode"] in MODES
     }
@@ -358,8 +357,10 @@ def brain(rows, whole_rows, start):
 
 def in_words(whole_rows):
     """Ratios of `commands` for the table of starts."""
-    title = "whole command, {mode}, {file}, {voxels} voxels: over the larger bare figure"
-    return {title.format(**r): round(r["ratio"], 2) for r in whole_rows} | {
+    title = (
+        "whole command, {mode}, {file}, {voxels} voxels: CPU time over that of the fit in memory"
+    )
+    return {title.format(**r): round(r["cpu_s"] / r["in_memory_cpu_s"], 2) for r in whole_rows} | {
         "its peak memory, MiB": round(max(r["peak_MiB"] for r in whole_rows))
     }
 
@@ -369,13 +370,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--only", metavar="MODE", help="part of a mode's name; nothing is written")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--orders", type=int, nargs="+", default=ORDERS)
     parser.add_argument("--no-dipy", action="store_true")
     args = parser.parse_args(argv)
     threads, rate = min(2, os.cpu_count() or 1), matrix_rate()
     gtab, y = voxels(4800)
     rows = []
     for mode in MODES | OSQP:
-        for order in ORDERS if mode in MODES else (6,):
+        for order in args.orders if mode in MODES else (6,):
             if args.only and args.only not in mode:
                 continue
             row = measure(mode, order, gtab, y, args.rounds, threads, not args.no_dipy)
@@ -390,7 +392,10 @@ def main(argv=None):
     if args.only:
         return 0
     gain = bare_gain(threads)
-    start, whole_rows = imports() | first_fits(), commands(large_data.MODES, threads, 3)
+    start, whole_rows = (
+        imports() | first_fits(),
+        commands(large_data.MODES, threads, min(args.rounds, 3)),
+    )
     start |= in_words(whole_rows) | brain(rows, whole_rows, start)
     start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)}
     start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
@@ -399,6 +404,7 @@ def main(argv=None):
         "scheme": SCHEME,
         "threads": threads,
         "rounds": args.rounds,
+        "load": round(os.getloadavg()[2], 1),
     }
     out |= {"modes": rows, "commands": whole_rows, "start": start}
     RESULTS.mkdir(exist_ok=True)

@@ -93,7 +93,7 @@ def generate(folder, shape):
 def run(folder, words, name="brain_dwi.nii"):
     """
     One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
-    the results in GB.
+    the results in GB, CPU seconds.
     """
     out = folder / "out"
     arguments = [
@@ -118,7 +118,8 @@ def run(folder, words, name="brain_dwi.nii"):
         raise SystemExit(f"fit {words}: no {missing}")
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e9
     shutil.rmtree(out)
-    return entries["Run"]["Seconds"], seconds, usage.ru_maxrss / 2**20, size
+    cpu = usage.ru_utime + usage.ru_stime
+    return entries["Run"]["Seconds"], seconds, usage.ru_maxrss / 2**20, size, cpu
 
 
 def measure(base, shape, modes):
@@ -132,7 +133,7 @@ def measure(base, shape, modes):
             run(tiny, MODES[mode])  # compiles
         count, rows = generate(folder, shape), []
         for mode in modes:
-            split, seconds, memory, size = run(folder, MODES[mode])
+            split, seconds, memory, size, _ = run(folder, MODES[mode])
             parts = [split[name] for name in ("Reading", "Fitting", "Writing")]
             rows.append([mode, count, *parts, seconds, 1e6 * parts[1] / count, memory, size])
             print(

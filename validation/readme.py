@@ -133,13 +133,14 @@ def six():
     if not (bench := load("bench")):
         return None
     rows = [
-        [r["mode"], r["us"], r.get("us_threads"), r.get("dipy_ms"), r.get("ratio")]
+        [r["mode"], r["us"], r.get("dipy_ms"), r.get("ratio")]
         for r in bench["modes"]
         if r["order"] == 6 and r["mode"] in SIX
     ]
-    columns = ["order 6", "us a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
+    columns = ["order 6", "us a voxel", "DIPY's fit, ms", "ratio"]
     e = bench["environment"]
-    note = f"{bench['scheme']}; {e['cpu']}, {e['date']}.{of_older_code(e)}"
+    note = f"{bench['scheme']}; one thread, CPU time, on {e['cpu']}"
+    note += f" whose load was {bench['load']}, {e['date']}.{of_older_code(e)}"
     return markdown(columns, rows, short) + f"\n\n{note}"
 
 
