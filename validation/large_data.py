@@ -35,6 +35,15 @@ MODES = {"MAPL": [], "CMAPL": ["--positivity", "grid"], "MAPL+": ["--positivity"
 BYTES = 8 * 90 + 8 * 84 + 4 * 11 + 2 * 288  # a voxel: slabs, results, maps, series; an upper bound
 
 
+# A process inherits the peak of the one that starts it: a small one starts the fit
+CHILD = """
+import json, resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([status, used.ru_maxrss, used.ru_utime + used.ru_stime]))
+"""
+
+
 def table():
     """b-values and directions, golden spirals with the shells interleaved by b0."""
     k = np.arange(90) + 0.5
@@ -104,12 +113,13 @@ def run(folder, words, name="brain_dwi.nii"):
         str(out),
         *words,
     ]
+    command = [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"], cwd=ROOT
+    told = subprocess.run(
+        [sys.executable, "-c", CHILD, *command], cwd=ROOT, check=True, capture_output=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
+    status, peak, cpu = json.loads(told.stdout.splitlines()[-1])
     if status:
         raise SystemExit(f"fit {words} ended with {status}")
     entries = json.loads((out / io.map_name("brain", "", ".json")).read_text())
@@ -118,8 +128,7 @@ def run(folder, words, name="brain_dwi.nii"):
         raise SystemExit(f"fit {words}: no {missing}")
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e9
     shutil.rmtree(out)
-    cpu = usage.ru_utime + usage.ru_stime
-    return entries["Run"]["Seconds"], seconds, usage.ru_maxrss / 2**20, size, cpu
+    return entries["Run"]["Seconds"], seconds, peak / 2**20, size, cpu
 
 
 def measure(base, shape, modes):
