@@ -423,7 +423,7 @@ class _Ball(GridSolver):
             K /= np.linalg.norm(K, axis=1)[:, None]
             octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
             grid = qp.GridRows(octant, place, bounds)
-            qp.solve_voxels(qp.GridProblem(self.B, 1, grid, self.max_iter), plan, block, l, l + 1)
+            qp.solve_voxels(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED
                 self.by_osqp(plan, block, l, K)

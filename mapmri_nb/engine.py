@@ -49,8 +49,8 @@ class Solver:
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
         """
-        Answers (V, n) for rows of g (V, n) that share one H (n, n), DIPY's order, and (V,) where
-        there is none: by default nowhere.
+        Answers (V, n) for rows of g (V, n) that share one H (n, n), DIPY's order, and failed (V,),
+        True where a row has no answer; here every row.
         """
         return np.zeros_like(g), np.ones(len(g), bool)
 
@@ -98,7 +98,7 @@ class Engine:
 
     def __init__(self, plan: blocks.Plan, solver: Solver) -> None:
         self.plan, self.solver = plan, solver
-        self._own_frame = solver.kernel is None  # whether the stage is in the pass from the start
+        self._own_frame = solver.kernel is None  # nobody fits strained voxels of those again
         self._stages: dict[Any, blocks.Stages] = {}
         self._spare: dict[int, list[Work]] = {}
         self._laid: Memory | None = None
@@ -108,7 +108,7 @@ class Engine:
 
     def work(self, data: blocks.Data, out: blocks.Out, voxels: int = blocks.VOXELS) -> Work:
         """
-        The job of fitting `data` into `out`, for one thread, in blocks of `voxels` (a multiple of 16).
+        The job of fitting `data` into `out`, for one thread, in blocks of `voxels` (see `lanes.padded`).
 
         Examples
         --------
@@ -158,7 +158,7 @@ class Engine:
         """
         Results of all rows of `data`, in `out` if given.
 
-        laplacian_weight : (1,) holds the weight of a model that would choose it.
+        laplacian_weight : (1,), this weight for all voxels although the model would choose one.
         """
         plan, count = self.plan, n_threads(threads)
         if laplacian_weight is not None:
@@ -170,7 +170,7 @@ class Engine:
             return out
         self._pass(self._compiled, plan, data, out, count)
         strained = out.status & STRAINED != 0
-        if strained.any():  # for the first time: from now on the pass has their stage
+        if strained.any():  # most data need no `own_frame`: it is compiled for the first that do
             self._own_frame = True
             self._again(self._compiled, strained, plan, data, out, count)
         if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -168,6 +169,14 @@ class MapmriModel:
     def plan(self) -> blocks.Plan:
         """Everything constant that the kernels need."""
         return self.engine.plan
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """The old name of `laplacian_weights`."""
+        warnings.warn(
+            "MapmriModel.weights is now laplacian_weights", DeprecationWarning, stacklevel=2
+        )
+        return self.laplacian_weights
 
     def __repr__(self) -> str:
         options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)

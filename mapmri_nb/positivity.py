@@ -329,6 +329,5 @@ class GridSolver(Solver):
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
         c, failed = np.zeros_like(g), np.ones(len(g), np.int64)
         if self.kernel is not None:
-            rows = normalised_grid(self.order).rows
-            qp.solve_many(H, g, self.B, int(self.fixed), rows, self.max_iter, c, failed)
+            qp.solve_many(H, g, self.problem(), c, failed)
         return c, failed != 0

@@ -221,14 +221,35 @@ def test_only_kernels_compile():
     assert {room(n) for n, tree in TREES.items() if kernel_calls(tree)} == {"kernels"}
 
 
+def test_fastmath_audit():
+    """
+    CONTRACT is the one set of flags: nothing may reorder a sum (see `_jit`), and what tests NaN has
+    none.
+    """
+    used = set()
+    for name, tree in TREES.items():
+        for function, call in decorators(tree):
+            flags = [ast.unparse(k.value) for k in call.keywords if k.arg == "fastmath"]
+            flags += [ast.unparse(a) for a in call.args]
+            if flags:
+                used.update(flags)
+                tests = attribute_calls(function, "isnan", "isfinite", "isinf")
+                tests += [
+                    ast.unparse(c)
+                    for c in ast.walk(function)
+                    if isinstance(c, ast.Compare)
+                    and ast.unparse(c.left) == ast.unparse(c.comparators[0])
+                ]
+                assert not tests, (
+                    f"{name}: {function.name} has fast mathematics and tests NaN: {tests}"
+                )
+    assert used == {"CONTRACT"}
+
+
 def test_no_flag_reorders_or_assumes_finite_numbers():
     from mapmri_nb.kernels import _jit
 
     assert {"contract"} == _jit.CONTRACT
-    options = {
-        k.arg for tree in TREES.values() for call in kernel_calls(tree) for k in call.keywords
-    }
-    assert options <= {"inline", "wrapper", "allocates"}, "the flags are those of `_jit` alone"
 
 
 def test_sizes():

@@ -15,7 +15,7 @@ import pytest
 
 import mapmri_nb
 from mapmri_nb.kernels import lanes
-from mapmri_nb.kernels._jit import kernel
+from mapmri_nb.kernels._jit import CONTRACT, kernel
 from mapmri_nb.kernels.lanes import (
     WIDTH,
     copysign,
@@ -52,7 +52,7 @@ def fitted():
     return found
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def arithmetic(A, out):
     for l in range(0, A.shape[1], WIDTH):
         a, b = rows(A, l), rows(out, l)

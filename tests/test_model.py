@@ -534,3 +534,9 @@ def test_plain_map_asks_for_more_exact_moments(gtab):
     )
     assert (plain, regularised) == (moments.LARGEST_ROUNDING_ALONE, moments.LARGEST_ROUNDING)
     assert plain < regularised
+
+
+def test_an_old_name_warns_and_works():
+    model = mapmri.MapmriModel(phantom.table(*phantom.small_scheme()), 4)
+    with pytest.warns(DeprecationWarning, match="laplacian_weights"):
+        assert model.weights is model.laplacian_weights

@@ -110,7 +110,7 @@ def test_free_cone_is_optimal():
     A = rng.standard_normal((60, n))
     H, g = A.T @ A, A.T @ rng.standard_normal(60)
     work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
-    assert qp.solve(H, g, B, 0, grid.rows, 2000, work, c, info) == qp.SOLVED
+    assert qp.solve(H, g, qp.GridProblem(B, 0, grid.rows, 2000), work, c, info) == qp.SOLVED
     assert positivity.kkt_residual(H, g, B, grid.K, c, fixed=False) < 1e-8
     assert positivity.kkt_residual(H, g, B, grid.K, 1.01 * c, fixed=False) > 1e-4
 

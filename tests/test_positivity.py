@@ -66,9 +66,8 @@ def compiled(H, g, B, grid, max_iter=5000):
     """Status, coefficients and info of the compiled solver."""
     n, m = grid.rows.values.shape
     c, info = np.full(n, np.nan), np.zeros(3)
-    status = qp.solve(
-        np.ascontiguousarray(H), g, B, 1, grid.rows, max_iter, qp.workspace(n, m), c, info
-    )
+    problem = qp.GridProblem(B, 1, grid.rows, max_iter)
+    status = qp.solve(np.ascontiguousarray(H), g, problem, qp.workspace(n, m), c, info)
     return status, c, info
 
 
@@ -299,7 +298,7 @@ def test_osqp_answers_depend_on_their_voxel_alone():
     work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
     answers = []
     for H, rhs, B in (first, second, first):
-        assert qp.solve(H, rhs, B, 1, grid.rows, 5000, work, c, info) == qp.SOLVED
+        assert qp.solve(H, rhs, qp.GridProblem(B, 1, grid.rows, 5000), work, c, info) == qp.SOLVED
         answers.append(c.copy())
     assert np.array_equal(answers[0], answers[2])
 
@@ -332,7 +331,7 @@ def test_noise_alone_ends():
     work, c, info, solved = qp.workspace(n, m), np.empty(n), np.empty(3), 0
     for _ in range(500):
         d = np.abs(rng.normal(size=b.size) + 1j * rng.normal(size=b.size))
-        status = qp.solve(H, M.T @ d, B, 1, grid.rows, 2000, work, c, info)
+        status = qp.solve(H, M.T @ d, qp.GridProblem(B, 1, grid.rows, 2000), work, c, info)
         assert status in (qp.SOLVED, qp.CAPPED, qp.NO_STEP, qp.INACCURATE)
         if status == qp.SOLVED:
             solved += 1

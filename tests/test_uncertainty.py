@@ -217,15 +217,17 @@ def test_many_answers_of_one_matrix(order, weight, rng):
     H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
     g = np.ascontiguousarray((noisy(gtab, rng, 40, sigma=0.1) / 700) @ M)
     c, failed, one, info = np.empty_like(g), np.empty(40, np.int64), np.empty(len(B)), np.empty(3)
-    qp.solve_many(H, g, B, 1, grid.rows, 2000, c, failed)
+    qp.solve_many(H, g, qp.GridProblem(B, 1, grid.rows, 2000), c, failed)
     work, active = qp.workspace(len(B), grid.rows.values.shape[1]), set()
     assert not failed.any()
     for k in range(40):
-        assert qp.solve(H, g[k], B, 1, grid.rows, 2000, work, one, info) == qp.SOLVED
+        assert (
+            qp.solve(H, g[k], qp.GridProblem(B, 1, grid.rows, 2000), work, one, info) == qp.SOLVED
+        )
         active.add(int(info[2]))
         np.testing.assert_allclose(c[k], one, atol=1e-10)
     assert order < 4 or len(active) > 3  # they differ in what holds them
-    qp.solve_many(H, g, B, 1, grid.rows, 0, c, failed)
+    qp.solve_many(H, g, qp.GridProblem(B, 1, grid.rows, 0), c, failed)
     assert failed.all()
 
 

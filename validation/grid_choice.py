@@ -101,7 +101,7 @@ def trial(order, voxels, grid_of, dense):
         grid = grid_of(mu)
         work, c, info = qp.workspace(*grid.rows.values.shape), np.empty(len(B)), np.empty(3)
         start = time.perf_counter()
-        status = qp.solve(H, g, B, 1, grid.rows, 5000, work, c, info)
+        status = qp.solve(H, g, qp.GridProblem(B, 1, grid.rows, 5000), work, c, info)
         spent += time.perf_counter() - start
         if status == qp.SOLVED:
             C.append(c)

@@ -23,7 +23,8 @@ F = TypeVar("F", bound=Callable[..., object])
 # The one set of flags: a product and a sum may become one instruction. No flag lets the compiler
 # reorder a sum. A kernel has a copy in every caller's object, each is optimised anew, and a cold
 # process may run another copy than a warm one: with "reassoc" the copies add in different orders
-# and the bits differ.
+# and the bits differ. Scalar code with several products in a sum has no flag at all: with
+# "contract" in every kernel the copies fused different products.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
@@ -98,14 +99,20 @@ class _Unopened:
         return getattr(dispatcher._cache, name)
 
 
-def kernel(inline: bool = False, wrapper: bool = True, allocates: bool = True) -> Callable[[F], F]:
+def kernel(
+    fastmath: frozenset[str] = frozenset(),
+    inline: bool = False,
+    wrapper: bool = True,
+    allocates: bool = True,
+) -> Callable[[F], F]:
     """
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
-    with the flags `CONTRACT`, cached on disk.
+    cached on disk.
 
-    No option comes from the environment, since the cache key ignores options. `inline` is for
-    short functions with one caller: they become part of it, instead of being compiled twice.
-    `wrapper=False` is for functions that Python never calls but by their address.
+    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default. No
+    option comes from the environment, since the cache key ignores options. `inline` is for short
+    functions with one caller: they become part of it, under its flags, instead of being compiled
+    twice. `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
     arguments are then not counted.
     """
@@ -120,7 +127,8 @@ def kernel(inline: bool = False, wrapper: bool = True, allocates: bool = True) -
         }
         if not allocates:
             options["_nrt"] = False
-        dispatcher = numba.njit(fastmath=set(CONTRACT), **options)(function)
+        flags = set(fastmath) if fastmath else False
+        dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
             dispatcher._cache = _Unopened(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
@@ -173,9 +181,9 @@ if not numba.config.DISABLE_JIT:
         return types.none(function, arguments), code
 
 
-def stage(allocates: bool = False) -> Callable[[F], F]:
+def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
     """A kernel that is called by its address alone."""
-    return kernel(wrapper=False, allocates=allocates)
+    return kernel(fastmath, wrapper=False, allocates=allocates)
 
 
 def plain(function: F) -> F:

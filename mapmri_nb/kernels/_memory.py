@@ -29,7 +29,7 @@ class Memory(NamedTuple):
     """A tuple in memory. Keep it as long as its address is used."""
 
     address: Any  # without the compiler, the tuple itself
-    kind: Any  # of the compiler
+    kind: Any  # its Numba type
     words: Unsigned
     value: Any  # the tuple, whose arrays the words point to
 

@@ -2,14 +2,27 @@
 A fit, block by block: V voxels pass through a list of stages, from their samples to their results.
 
     read -> fit_tensor -> tensor_scales -> fixed_moments -> hermite_moments -> equations
-         -> regularise -> solve -> synthesise -> finish
+         -> sample_at_origin -> regularise -> [solve] -> synthesise -> signals -> residuals -> write
 
-Every stage is a compiled function of the same arguments, `(plan, data, block, out, i0, stop)`: it
-reads and writes the arrays of `block`, which belong to voxels i0, i0 + 1, ... of `data`. `run`
-calls the stages through their addresses, without the GIL and without Python between them. A mode is
+A fit minimises
+
+    sum_k w_k (y_k - (M c)_k)^2 + k (S0_b - B'c)^2 + weight (c - S0_b e_0)' L (c - S0_b e_0)
+
+with the basis M at the samples, the sample weights w, the sample of S0_b at q = 0 (k is
+`block.row`; S0="fit" alone) and the Laplacian L of the deviation from the Gaussian S0_b e_0 (of the
+signal: c'Lc). So G = M'WM + k BB' + weight L and rhs = M'Wy + k S0_b B + weight S0_b L e_0; comments
+write M'M and M'y for M'WM and M'Wy.
+
+Every stage but the solver's, which takes (problem, plan, block, count), is a compiled function of
+the same arguments, `(plan, data, block, out, i0, stop)`: it reads and writes the arrays of `block`.
+Lane l of these is voxel i0 + l of `data`; a loop in steps of WIDTH treats lanes l to l + WIDTH - 1
+at once. `run` calls the stages through their addresses, without the GIL and without Python between them. A mode is
 a list of stages (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments
 in the voxel's own frame and GCV are stages of their own. Every voxel is computed alone, so that
 results depend neither on V nor on where `start` and `stop` cut.
+
+The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
+makes them (I + F) times it (`grad_dev`).
 """
 
 import math
@@ -20,7 +33,7 @@ import numpy as np
 
 from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
 from . import origin as origin_rule
-from ._jit import addresses, call, kernel, stage
+from ._jit import CONTRACT, addresses, call, kernel, stage
 from ._memory import INTEGER, Memory
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
@@ -40,7 +53,7 @@ from .status import (
 )
 
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
-# rows of Block.scalars and columns of Out.scalars, in this order
+# rows of Block.scalars and columns of Out.scalars, in this order; yy and valid are scratch
 SCALARS = (
     "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin", "sigma",
 )  # fmt: skip
@@ -73,9 +86,9 @@ class Data(NamedTuple):
     any array may have length 1 for all voxels.
     """
 
-    y: Array  # (voxels, n)
-    weight: Array  # (voxels, n) sample weights
-    mu: Array  # (voxels, 3) given scales
+    y: Array  # (voxels, samples)
+    weight: Array  # (voxels, samples) sample weights
+    mu: Array  # (voxels, 3) given scales, mm
     R: Array  # (voxels, 3, 3) given frames
     field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
     sigma: Array = np.zeros(0)  # (voxels,) of the noise
@@ -85,10 +98,10 @@ class Out(NamedTuple):
     """Rows of results, written in place."""
 
     coef: Array  # (voxels, n)
-    mu: Array  # (voxels, 3) scales of the basis
-    mu_tensor: Array  # (voxels, 3)
+    mu: Array  # (voxels, 3) scales of the basis, mm
+    mu_tensor: Array  # (voxels, 3) mm
     R: Array  # (voxels, 3, 3)
-    scalars: Array  # (voxels, 9): SCALARS
+    scalars: Array  # (voxels, 10): SCALARS
     status: IntArray  # (voxels,)
 
 
@@ -101,19 +114,20 @@ class Block(NamedTuple):
     tensor: tensor.TensorWork
     moments: moments.MomentWork
     gcv: gcv.Work
-    values: Array  # (3, V) eigenvalues of the scale tensor
+    values: Array  # (3, V) eigenvalues of the scale tensor, mm2/s; scratch of `write`
     R: Array  # (V, 3, 3)
-    D: Array  # (6, V) tensor of the basis' Gaussian
-    D_scale: Array  # (6, V) scale tensor
-    mu: Array  # (3, V)
-    mu_tensor: Array  # (3, V)
-    stretched: Array  # (3, V) mu, times the scales of the field
+    D: Array  # (6, V) tensor of the basis' Gaussian, mm2/s
+    D_scale: Array  # (6, V) scale tensor, mm2/s
+    mu: Array  # (3, V) mm
+    mu_tensor: Array  # (3, V) mm
+    stretched: Array  # (3, V) mm, mu times the scales of the field; mu without a field
     sign: Array  # (3, V) of the columns of R against those given
     G: Array  # ((n + 1)(n + 2)/2, V) packed M'M + weight L, and a right-hand side's row
     rhs: Array  # (n, V) M'y
     x: Array  # (n, V) coefficients in block order
     public: Array  # (n, V) coefficients of the basis
-    pivot: Array  # (1, V)
+    # (1, V) smallest pivot; number of samples in `choose_weight`; largest |E| after `residuals`
+    pivot: Array
     factors: Array  # (6, V) `laplacian.factors`
     bound: IntArray  # (V,)
     status: IntArray  # (V,)
@@ -121,7 +135,7 @@ class Block(NamedTuple):
     noise: noise.Work
     few: Array  # (9,) scratch of one voxel
     scalars: Array  # (10, V): the rows below, which are views of it
-    S0: Array
+    S0: Array  # S0_b up to the solver, the fitted E(0) after it, in the data's units
     laplacian_weight: Array
     yy: Array  # y'Wy
     valid: Array  # number of valid samples
@@ -216,7 +230,7 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
     `zero_is_missing`, is missing (value 0, weight 0).
 
-    The last block repeats its last voxel. Begins the status.
+    Lanes past the end of the data repeat its last row. Begins the status.
     """
     y, w, samples = block.y, block.w, plan.tensor.samples
     n, block.ordinary[0] = data.y.shape[1], 1
@@ -255,9 +269,9 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.valid[0, l] = valid
 
 
-@stage()
+@stage(CONTRACT)
 def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The scale tensor, as the nominal table sees it."""
+    """The scale tensor, as it is for the nominal table."""
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
 
 
@@ -296,9 +310,12 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 # ---- from scales to the normal equations
 
 
-@stage()
+@stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """S0, the moments in the frame of the b-vectors, and their rotation to the voxel's frame."""
+    """
+    S0_b, the moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
+    basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
+    """
     work, t = block.moments, plan.moments
     tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
     for l in range(block.status.size):
@@ -318,7 +335,7 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     rotation.skew_moments(t.shears_low, work.skew, work.low)
 
 
-@stage()
+@stage(CONTRACT)
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
     work, s, degree = block.moments, plan.scheme, 2 * plan.order
@@ -330,7 +347,7 @@ def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, sto
     moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
 
 
-@stage()
+@stage(CONTRACT)
 def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
     bent = data.field.shape[0] > 0
@@ -343,7 +360,7 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
 
 
-@stage()
+@stage(CONTRACT)
 def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
     block_map(plan.moments.gram, block.moments.hermite, block.G)
@@ -353,7 +370,7 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             block.laplacian_weight[0, l] = plan.laplacian_weights[0]
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -408,7 +425,8 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     """
     Coefficients of MAP and MAPL, without constraints, by Cholesky.
 
-    E(0) is then divided out and is S0, as S0 <- S0 E(0) for data y / S0.
+    The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
+    divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
     """
     origin = plan.moments.origin
     n = origin.size
@@ -449,7 +467,7 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _residuals(block: Block) -> None:
     """
     RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
@@ -475,7 +493,7 @@ def _residuals(block: Block) -> None:
         rows(block.pivot, l)[0] = top
 
 
-@stage()
+@stage(CONTRACT)
 def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """What the fitted signal leaves of the data."""
     _residuals(block)
@@ -512,21 +530,21 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
     t, V = plan.moments, block.status.size
     n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
     block_map(plan.public, block.x, block.public)
-    at_origin, size = block.values[0], block.values[1]  # free by now
+    rtop, size = block.values[0], block.values[1]  # free by now; rtop up to a factor > 0
     for l in range(V):
-        at_origin[l], size[l] = 0.0, 0.0
+        rtop[l], size[l] = 0.0, 0.0
     for i in range(n):
         b = t.origin[i]
         if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
             b = -b
         for l in range(V):
-            at_origin[l] += b * block.x[i, l]
+            rtop[l] += b * block.x[i, l]
             size[l] += abs(block.x[i, l])
     for l in range(min(V, stop - i0)):
         if block.status[l] & NO_FIT == 0:
             if not math.isfinite(size[l]):
                 block.status[l] |= NOT_DEFINITE
-            elif not at_origin[l] > 0.0:
+            elif not rtop[l] > 0.0:
                 block.status[l] |= RTOP_NOT_POSITIVE
             if _out_of_range(plan, block, l):
                 block.status[l] |= OUT_OF_RANGE
@@ -576,8 +594,8 @@ def run(job: Job, start: int, stop: int) -> None:
             run_stages(stages.correct, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            after = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
-            run_stages(after, places, i0, stop)
+            refit = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
+            run_stages(refit, places, i0, stop)
             call(stages.solve[0], (places[0], places[1], places[3], count))
         run_stages(stages.after, places, i0, stop)
 
@@ -588,29 +606,33 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
     left marked STRAINED.
     """
-    scales: list[Any] = [fit_tensor, *[undo_field] * field, tensor_scales]
-    if given:
-        scales = [given_scales]
-    scales += [bend] * field
-    rules, chosen = plan.rules, plan.laplacian_weights.size != 1
-    later = [fixed_moments, *[skew] * field, hermite_moments, *[own_frame] * in_own_frame]
-    later += [equations, *[origin_rule.sample_at_origin] * (rules.row > 0.0)]
-    later += [*[choose_weight] * chosen, regularise]
-    fitted, rician = [synthesise, *[unskew] * field, noise.signals], rules.noise == noise.RICIAN
-    first = [read, *[noise.invert] * (rules.noise == noise.DENOISED), *[noise.keep] * rician]
-    before = [*first, *scales, *later, *[noise.count_parameters] * rician]
-    after = [*fitted, *[noise.expected_signals] * rician, residuals, write]
-    return before, [*scales, *later], later, [*fitted, noise.correct] * rician, after
+
+    def where(used: bool, *stages: Any) -> list[Any]:
+        return list(stages) if used else []
+
+    rules, rician = plan.rules, plan.rules.noise == noise.RICIAN
+    scales: list[Any] = [given_scales]
+    if not given:
+        scales = [fit_tensor, *where(field, undo_field), tensor_scales]
+    scales += where(field, bend)
+    later = [fixed_moments, *where(field, skew), hermite_moments, *where(in_own_frame, own_frame)]
+    later += [equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
+    later += [*where(plan.laplacian_weights.size != 1, choose_weight), regularise]
+    fitted = [synthesise, *where(field, unskew), noise.signals]
+    first = [read, *where(rules.noise == noise.DENOISED, noise.invert), *where(rician, noise.keep)]
+    before = [*first, *scales, *later, *where(rician, noise.count_parameters)]
+    after = [*fitted, *where(rician, noise.expected_signals), residuals, write]
+    return before, [*scales, *later], later, where(rician, *fitted, noise.correct), after
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, places: tuple[Memory, ...]
+    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
 ) -> Stages:
     """
     The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
     kernel that takes (problem, plan, block, count), or None.
     """
-    problem, plan, data, block, out = places
+    problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     before, again, later, correct, after = (addresses(stages, *rest) for stages in lists)

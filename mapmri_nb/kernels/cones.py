@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import kernel
+from ._jit import CONTRACT, kernel
 from .lanes import every, pick, rows
 from .linalg import pad4
 from .ordering import (
@@ -146,7 +146,7 @@ def blocks(t: Tables, packed: NDArray[Any]) -> list[NDArray[Any]]:
 # ---- small matrices and vectors of every lane --------------------------------------------------------------------------
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
     """
     Eliminate a symmetric matrix, packed from row o, from its last row on; A is overwritten.
@@ -167,7 +167,7 @@ def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
     rows(pivot, 0)[0] = smallest
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
     """A = -A^-1 in place by a sweep over the pivots; `column` is scratch, `pivot` as in `pivots`."""
     a, v, smallest = rows(A, 0), rows(column, 0), every(1.0)
@@ -192,7 +192,7 @@ def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
     rows(pivot, 0)[0] = smallest
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def substitute(L: Array, n: int, x: Array) -> None:
     """Solve L L' x = x in place with a factor of `block_cholesky`."""
     a, b = rows(L, 0), rows(x, 0)
@@ -209,7 +209,7 @@ def substitute(L: Array, n: int, x: Array) -> None:
             b[j] -= a[r + j] * f
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None:
     """out[k s + i] = (Q z_(t+k))_i of four points, Q packed from row o."""
     q, u = rows(Q, 0), rows(out, 0)
@@ -226,7 +226,7 @@ def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None
         u[i], u[s + i], u[2 * s + i], u[3 * s + i] = a, b, c, d
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array) -> None:
     """S_tu += (z_t'Q z_u) (z_t'W z_u) in the rows of four points t, U and V their `four_columns` with Q and W."""
     x, y, out = rows(U, 0), rows(V, 0), rows(S, 0)
@@ -247,7 +247,7 @@ def add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array
                 out[r + u1] += c * d
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _unpack(A: Array, o: int, s: int, out: Array) -> None:
     """A packed symmetric block as a whole matrix."""
     a, b = rows(A, 0), rows(out, 0)
@@ -258,7 +258,7 @@ def _unpack(A: Array, o: int, s: int, out: Array) -> None:
             b[j * s + i] = x
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _product(X: Array, Y: Array, s: int, out: Array) -> None:
     """X Y' of whole matrices, in tiles of 2 x 2 (the last of an odd s is written twice)."""
     x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
@@ -276,7 +276,7 @@ def _product(X: Array, Y: Array, s: int, out: Array) -> None:
             z[p + j], z[p + j1], z[q + j], z[q + j1] = a, b, c, d
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _symmetrise(X: Array, o: int, s: int, out: Array) -> None:
     """Packed (X + X') / 2."""
     x, y = rows(X, 0), rows(out, 0)
@@ -299,7 +299,7 @@ def symmetric_product(t: Tables, A: Array, B: Array, C: Array, full: Array, out:
         _symmetrise(second, o, s, out)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> None:
     """out = a X + b Y, the first `count` rows."""
     x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
@@ -307,7 +307,7 @@ def combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> N
         z[i] = a * x[i] + b * y[i]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def move(X: Array, D: Array, step: Array, first: int, count: int, out: Array) -> None:
     """out = X + step D in some rows; X alone in lanes where the step (1,) is not positive."""
     x, d, y, f = rows(X, 0), rows(D, 0), rows(out, 0), rows(step, 0)[0]
@@ -315,7 +315,7 @@ def move(X: Array, D: Array, step: Array, first: int, count: int, out: Array) ->
         y[i] = pick(f, 0.0, x[i] + f * d[i], x[i])
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def inner(times: Array, Q: Array, M: Array, out: Array) -> None:
     """<Q, M> summed over the blocks into out (1,)."""
     q, m, total = rows(Q, 0), rows(M, 0), every(0.0)
@@ -324,7 +324,7 @@ def inner(times: Array, Q: Array, M: Array, out: Array) -> None:
     rows(out, 0)[0] = total
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def fill(values: Array, factor: Array, out: Array) -> None:
     """The same vector in every lane, times a factor (1,) of each."""
     a, f = rows(out, 0), rows(factor, 0)[0]
@@ -335,7 +335,7 @@ def fill(values: Array, factor: Array, out: Array) -> None:
 # ---- the dual problem --------------------------------------------------------------------------------------------------
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def ridged(G: Array, l0: int, n: int, A: Array) -> None:
     """H = G + RIDGE tr(G) / n, packed."""
     g, a, trace = rows(G, l0), rows(A, 0), every(0.0)
@@ -348,7 +348,7 @@ def ridged(G: Array, l0: int, n: int, A: Array) -> None:
         a[r + i] = g[r + i] + (RIDGE / n) * trace
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
     """T = L^-1 [K', B, g], H = L L', in groups of four columns: row i of column t at (t // 4) 4 n + 4 i + t % 4."""
     n = K.shape[1]
@@ -372,7 +372,7 @@ def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
             x[e], x[e + 1], x[e + 2], x[e + 3] = a * f, b * f, c * f, d * f
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def gram(T: Array, n: int, count: int, P: Array) -> None:
     """P = T'T, packed, of `whiten`'s columns, in tiles of 2 x 2."""
     x, p = rows(T, 0), rows(P, 0)
@@ -391,7 +391,7 @@ def gram(T: Array, n: int, count: int, P: Array) -> None:
                 p[r + u + 1] = b
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> None:
     """
     The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g / 2; rows n, n + 1 of P are
@@ -407,7 +407,7 @@ def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> N
             p[t * (t + 1) // 2 + u] -= f * p[r + u]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
     """P eta + K c0."""
     p, e, c, g = rows(P, 0), rows(eta, 0), rows(c0, 0), rows(out, 0)
@@ -423,7 +423,7 @@ def gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
 # ---- the certificate ---------------------------------------------------------------------------------------------------
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def normalise(B: Array, c: Array, Q: Array) -> None:
     """Divide c and Q by E(0) = B'c."""
     x, q, origin = rows(c, 0), rows(Q, 0), every(0.0)
@@ -435,7 +435,7 @@ def normalise(B: Array, c: Array, Q: Array) -> None:
         q[e] /= origin
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def blend(reference: Array, keep: Array, amount: Array, Q: Array) -> None:
     """Q = keep Q + amount reference, factors (1,) of each lane."""
     q, a, b = rows(Q, 0), rows(keep, 0)[0], rows(amount, 0)[0]
@@ -443,7 +443,7 @@ def blend(reference: Array, keep: Array, amount: Array, Q: Array) -> None:
         q[e] = a * q[e] + reference[e] * b
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array) -> None:
     """
     Correct Q so that it stands for c exactly, up to rounding of a part of `bound` (n,).
@@ -466,7 +466,7 @@ def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array)
         q[e] += t.share[e] * r[t.gram[e]]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
     """
     L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L proves Q.

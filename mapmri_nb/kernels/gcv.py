@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lanes, laplacian
-from ._jit import kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, copysign, every, pick, rows, sqrt
 from .linalg import block_copy, exp, log
 from .ordering import class_bounds
@@ -69,7 +69,7 @@ def workspace(n: int, V: int) -> Work:
 # --------------------------------------------------------------------------------
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
     """
     C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <-
@@ -102,7 +102,7 @@ def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
                 x[i] = total * c[r + i]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def whiten(C: Array, t: GcvTables, W: Array) -> None:
     """
     W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
@@ -140,7 +140,7 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
                     w[r + j] = total * c[r + i]  # the diagonal is divided twice
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def tridiagonalise(W: Array, T: Array) -> None:
     """
     Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <-
@@ -208,7 +208,7 @@ def tridiagonalise(W: Array, T: Array) -> None:
 # --------------------------------------------------------------------------------
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array) -> None:
     """
     GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out (1,
@@ -242,7 +242,7 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
         rows(out, l)[0] = rss / (free * free)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
     """
     Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w

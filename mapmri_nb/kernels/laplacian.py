@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import kernel, plain
+from ._jit import CONTRACT, kernel, plain
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
 
@@ -82,7 +82,7 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
             out[b, a] = out[a, b]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def factors(mu: Array, f: Array) -> None:
     """
     Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over
@@ -119,7 +119,7 @@ def tables(order: int) -> LaplacianTables:
     return LaplacianTables(r, c, k, frozen(values[entry, factor]), t, p)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
     """
     G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`,
@@ -134,7 +134,7 @@ def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
             g[t.target[e]] += w * total
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
     """
     rhs (n, V) += weight S0 L e_0: what the Laplacian of the deviation from the Gaussian S0 e_0 adds

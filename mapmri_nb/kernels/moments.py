@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import lanes, ordering
-from ._jit import kernel
+from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows
 from .linalg import SparseMap, block_map, block_product, exp, pad4, sparse_map
@@ -62,7 +62,7 @@ class Scheme(NamedTuple):
     points: Array  # (n, 3) q in units of q_ref
     # (n,) (sqrt(5) |q| / q_ref)^(2N) eps / N!: how far rounding of the turned moments is amplified
     reach: Array
-    rounding: float  # the largest that is accepted
+    rounding: float  # the largest strain (relative rounding of M'M) without `own_frame`
 
 
 def _linearisation(order: int) -> Array:
@@ -205,7 +205,7 @@ def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
     for l in range(0, D.shape[1], WIDTH):
@@ -217,7 +217,7 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
             out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
     for l in range(0, g.shape[1], WIDTH):
@@ -228,7 +228,7 @@ def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> N
             d[k] = x * b[k]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
     """Row axis (degree + 1) + k: (wave mu_axis)^k."""
     for l in range(0, mu.shape[1], WIDTH):
@@ -240,7 +240,7 @@ def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
                 total *= x
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
     """Multiply each monomial by its powers of the scales."""
     stride = np.uint64(degree + 1)
@@ -251,7 +251,7 @@ def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
             m[r] *= p[a] * p[b] * p[c]
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def expected_rounding(
     s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array
 ) -> None:
@@ -274,7 +274,7 @@ def expected_rounding(
         rows(strain, l)[0] = total / rows(high, l)[0]
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: MomentWork) -> None:
     """
     Hermite moments of voxels l to l + WIDTH - 1 straight from q in each voxel's frame, without
@@ -318,14 +318,14 @@ def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: Mo
         hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: MomentWork) -> None:
     """
     Moments of g^2 (degree 2N, into work.high) and g y (degree N, work.low) in the fixed frame.
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. plain : all weights are 1. D : (6, V) the tensor of the
+    y, w : (n, V) samples and weights. plain : all weights are 1 and all samples positive. D : (6, V) the tensor of the
         basis' Gaussian.
     """
     gaussian(s.design, D, work.g)
@@ -334,7 +334,7 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
     block_product(s.low, work.gy, work.low)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: MomentWork) -> None:
     """
     Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
@@ -346,7 +346,7 @@ def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: Mom
     block_map(t.hermite, work.high, work.hermite)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def polynomial(
     t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, work: MomentWork
 ) -> None:
@@ -359,7 +359,7 @@ def polynomial(
     _scale(t.exponents_low, 2 * order, work.power, work.low)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def signal(s: Scheme, work: MomentWork, out: Array) -> None:
     """
     Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), from the polynomial in the fixed

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import lanes, moments, rotation
-from ._jit import kernel, plain, stage
+from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_invert, block_set
@@ -55,7 +55,7 @@ def workspace(samples: int, n: int, V: int, used: bool) -> Work:
     )  # fmt: skip
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def bessel_ratio(x: Any, coils: int) -> Any:
     """
     I_L(x) / I_(L-1)(x) of lanes or a float x >= 0, L coils, to 3e-13.
@@ -209,7 +209,7 @@ def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None
             block.noise.square[0, l] = sigma * sigma
 
 
-@stage()
+@stage(CONTRACT)
 def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     tr S = n - weight tr(G^-1 L) - k B'G^-1 B, the parameters that a linear fit spends, G = M'M +
@@ -251,7 +251,7 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
         rows(block.noise.trace, l)[0] = n - spent
 
 
-@stage()
+@stage(CONTRACT)
 def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The fitted E of every sample into moments.gy."""
     work = block.moments
@@ -260,7 +260,7 @@ def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
     moments.signal(plan.scheme, work, work.gy)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _new_square(block: Any, coils: int) -> None:
     """
     sigma^2 of the fitted signal: at first from the residual, then one Newton step of its likelihood,
@@ -346,7 +346,7 @@ def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
         _expectation(block, coils)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _expectation(block: Any, coils: int) -> None:
     """The corrected samples of the voxels that are not settled."""
     for l in range(0, block.status.size, WIDTH):

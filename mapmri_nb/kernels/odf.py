@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import frames, moments
-from ._jit import kernel, n_threads, spread
+from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, rows, sqrt
 from .linalg import block_gather, block_product, exp, log, pad4
 from .ordering import frozen, hermite_to_monomial, monomials, positions
@@ -152,7 +152,7 @@ def forms(coef: Array, mu: Array, R: Array, order: int, s: float) -> Forms:
     return Forms(p, A, (3 + s + order) / 2)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _divide(square: Array, half: float, out: Array) -> None:
     """out *= square^-half: by products where 2 half is a whole number, else through the logarithm."""
     whole = int(2.0 * half) if 2.0 * half == math.floor(2.0 * half) else -1

@@ -8,7 +8,7 @@ the deviation leaves alone.
 
 from typing import Any, NamedTuple
 
-from ._jit import kernel, stage
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, rows
 
@@ -24,7 +24,7 @@ class Rules(NamedTuple):
     means: Array  # `noise.mean_table`, or (2, 0) without noise
 
 
-@stage()
+@stage(CONTRACT)
 def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """One more sample, S0_b at q = 0: G += k B B', rhs += k S0_b B, k its weight (block.row)."""
     origin, b0 = plan.moments.origin, plan.tensor.b0
@@ -43,10 +43,11 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
                         G[i * (i + 1) // 2 + j] += weight * (origin[i] * origin[j])
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def deviation(block: Any, sign: float) -> None:
     """
-    From M'y to M'(y - S0_b M e_0), and back with the other sign; y'Wy likewise, forth only.
+    From M'y to M'(y - S0_b M e_0), and back with the other sign. y'Wy is right after the way forth
+    alone.
     """
     n = block.rhs.shape[0]
     for l in range(0, block.w.shape[1], WIDTH):
@@ -61,7 +62,7 @@ def deviation(block: Any, sign: float) -> None:
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def fix(origin: Array, L: Array, S0: Array, z: Array) -> None:
     """
     The forward solution in row n of a Cholesky factor L moves so that the back substitution gives

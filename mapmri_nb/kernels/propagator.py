@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import kernel, n_threads, spread
+from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
 from .ordering import (
@@ -63,7 +63,7 @@ def point_tables(order: int, kind: int) -> PointTables:
     return PointTables(kind, frozen(sign), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
     """
     x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
@@ -75,7 +75,7 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
             xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
     """f_n+1 = up_n x f_n - down_n f_n-1 for x (3, L) into f (3, N+1, L), from f_0."""
     for i in range(3):
@@ -86,7 +86,7 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
     """
     Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry
@@ -113,7 +113,7 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
             out[l] += inner[l] * f0[l]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _gaussian(x: Array, lanes: int, factor: Array) -> None:
     """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
     a, b, c = x[0], x[1], x[2]
@@ -350,7 +350,7 @@ def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
     return DenseGrid(classes, frozen(weights.reshape(tiles, TILE)), place, bounds)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _extremes(parts: Array, weight: Array, state: Array) -> None:
     """
     Add the values at a tile of points, given as sums over the parity classes (4, TILE, V), to the

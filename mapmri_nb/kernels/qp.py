@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import kernel, stage
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows, total
+from .linalg import block_cholesky
 from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
@@ -46,6 +47,15 @@ class GridRows(NamedTuple):
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 
 
+class GridProblem(NamedTuple):
+    """The constraints: K c >= 0, and B'c = 1 if `fixed` is 1."""
+
+    B: Array  # (n,) E(0) of the basis functions, DIPY's order
+    fixed: int  # 1: E(0) = S0; 0: E(0) is free
+    grid: GridRows
+    max_iter: int  # most added and dropped rows together
+
+
 class QpWork(NamedTuple):
     """
     Scratch of `solve` for n coefficients and m octant points; make it once per thread with
@@ -56,8 +66,14 @@ class QpWork(NamedTuple):
     # and Q orthogonal: J A' = [R; 0], A the active rows
     J: Array
     R: Array  # (n, n) upper triangular
-    upper: Array  # (n, n) H while it is being factored
-    vectors: Array  # (6, n): d, z, r, row, w, multipliers
+    packed: Array  # ((n + 1)(n + 2)/2, WIDTH) H of some voxels, then L^-1; functions by class
+    pivot: Array  # (1, WIDTH)
+    d: Array  # (n,) J a, for a row a of A
+    z: Array  # (n,) search direction J'(free part of d)
+    r: Array  # (n,) R^-1 d, how the multipliers fall along z
+    row: Array  # (n,) a
+    w: Array  # (n,) reflection vector, gradient or difference
+    u: Array  # (n,) multipliers of the active rows
     sums: Array  # (4, m) the parts of p(u) of each parity class
     active: IntArray  # (n,) rows held, -1 for B
     x: Array  # (n padded,) what J is multiplied with
@@ -69,13 +85,19 @@ class QpWork(NamedTuple):
 def workspace(n: int, m: int) -> QpWork:
     """Scratch for n coefficients and m octant points."""
     pieces = (n + WIDTH - 1) // WIDTH
-    J, x, square = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH), np.empty((2, n, n))
+    J, x = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH)
     tiles, x_tiles = J.reshape(n * pieces, WIDTH), x.reshape(pieces, WIDTH)
     return QpWork(
         J,
-        square[0],
-        square[1],
-        np.empty((6, n)),
+        np.empty((n, n)),
+        np.zeros(((n + 1) * (n + 2) // 2, WIDTH)),
+        np.zeros((1, WIDTH)),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
         np.empty((4, m)),
         np.empty(n, np.int64),
         x,
@@ -84,7 +106,7 @@ def workspace(n: int, m: int) -> QpWork:
     )
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _times(work: QpWork, x: Array, out: Array) -> None:
     """out = J x, WIDTH products at a time."""
     for k in range(x.size):
@@ -97,7 +119,7 @@ def _times(work: QpWork, x: Array, out: Array) -> None:
         out[i] = total(s)
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     """out = sum of d_i A[i] over i >= first; returns the sum of d_i^2."""
     square, last = 0.0, A.shape[0]
@@ -119,44 +141,50 @@ def _combine(A: Array, first: int, d: Array, out: Array) -> float:
     return square
 
 
-@kernel()
-def _whiten(H: Array, ridge: float, U: Array, J: Array) -> bool:
+@kernel(fastmath=CONTRACT)
+def _whiten(n: int, work: QpWork) -> None:
     """
-    J = L^-1 of H + ridge I = LL' by elimination on [H | I], upper triangles in U; False at a pivot
-    that is not > 0.
+    work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
+
+    Row i of L^-1 is X_ij = -(L_ij X_jj + .. + L_i,i-1 X_i-1,j) / L_ii for j < i, and X_ii = 1/L_ii.
     """
-    n = H.shape[0]
+    a, ridge = rows(work.packed, 0), every(0.0)
     for i in range(n):
-        for k in range(n):
-            U[i, k] = H[i, k]
-            J[i, k] = 0.0
-        U[i, i] += ridge
-        J[i, i] = 1.0
-    for j in range(n):
-        if not U[j, j] > 0.0:
-            return False
-        s = 1.0 / math.sqrt(U[j, j])
-        for k in range(j, n):
-            U[j, k] *= s
-        for k in range(j + 1):
-            J[j, k] *= s
-        for i in range(j + 1, n):
-            f = U[j, i]
-            for k in range(i, n):
-                U[i, k] -= f * U[j, k]
-            for k in range(j + 1):
-                J[i, k] -= f * J[j, k]
-    return True
+        ridge += a[i * (i + 3) // 2]
+    for i in range(n):
+        a[i * (i + 3) // 2] += ridge * (RIDGE / n)
+    block_cholesky(work.packed, n, work.pivot)
+    for i in range(n):
+        r = i * (i + 1) // 2
+        for j in range(i):
+            q, x = j * (j + 3) // 2, every(0.0)
+            for k in range(j, i):
+                x -= a[r + k] * a[q]
+                q += k + 1
+            a[r + j] = x * a[r + i]
 
 
 @kernel()
+def _load(order: IntArray, l: int, work: QpWork) -> bool:
+    """J = L^-1 of lane l, its columns in DIPY's order; False where H is not positive definite."""
+    J = work.J
+    for i in range(order.size):
+        for k in range(order.size):
+            J[i, k] = 0.0
+        for k in range(i + 1):
+            J[i, order[k]] = work.packed[i * (i + 1) // 2 + k, l]
+    return work.pivot[0, l] > 0.0
+
+
+@kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
     """
     The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
     c.
     """
     values, order, sums = grid.values, grid.order, work.sums
-    s, t, v, w = sums[0], sums[1], sums[2], sums[3]
+    s, t = sums[0], sums[1]
+    v, w = sums[2], sums[3]
     for k in range(4):
         out = sums[k]
         for j in range(s.size):
@@ -201,13 +229,14 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _add(work: QpWork, q: int, p: int, free: float) -> None:
     """
     Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
     is active.
     """
-    J, d, z, w = work.J, work.vectors[0], work.vectors[1], work.vectors[4]
+    J, w = work.J, work.w
+    d, z = work.d, work.z
     alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
     d[q] -= alpha
     factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
@@ -225,20 +254,15 @@ def _add(work: QpWork, q: int, p: int, free: float) -> None:
     work.active[q] = p
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _drop(work: QpWork, l: int, q: int) -> None:
     """
     Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
     follow.
     """
-    J, R, d, z, u, active = (
-        work.J,
-        work.R,
-        work.vectors[0],
-        work.vectors[1],
-        work.vectors[5],
-        work.active,
-    )
+    J, R = work.J, work.R
+    d, z = work.d, work.z
+    u, active = work.u, work.active
     for j in range(l, q - 1):
         active[j], u[j] = active[j + 1], u[j + 1]
         for i in range(j + 2):
@@ -260,7 +284,7 @@ def _drop(work: QpWork, l: int, q: int) -> None:
         z[k] += f * J[q - 1, k]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _back(R: Array, q: int, b: Array, out: Array) -> None:
     """out[:q] = R^-1 b[:q]."""
     for i in range(q - 1, -1, -1):
@@ -272,15 +296,7 @@ def _back(R: Array, q: int, b: Array, out: Array) -> None:
 
 @kernel(inline=True)
 def _judge(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    work: QpWork,
-    q: int,
-    ridge: float,
-    c: Array,
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
 ) -> float:
     """
     Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
@@ -289,22 +305,19 @@ def _judge(
     Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
     factors at hand.
     """
-    d, z, r, row, w, u = (
-        work.vectors[0],
-        work.vectors[1],
-        work.vectors[2],
-        work.vectors[3],
-        work.vectors[4],
-        work.vectors[5],
-    )
+    fixed = problem.fixed
+    d, z = work.d, work.z
+    r, row = work.r, work.row
+    w, u = work.w, work.u
     _combine(H, NONE, c, w)
-    most, least, drift, size = 0.0, 0.0, 0.0, 0.0
+    most, least = 0.0, 0.0
+    drift, size = 0.0, 0.0
     for k in range(c.size):
         w[k] += ridge * c[k] - g[k]
-        row[k] = B[k]
+        row[k] = problem.B[k]
     for j in range(q):
         if j >= fixed:
-            _row(grid, work.active[j], row)
+            _row(problem.grid, work.active[j], row)
             most, least = max(most, u[j]), min(least, u[j])
         r[j] = 0.0 if j >= fixed else -1.0
         for k in range(c.size):
@@ -333,45 +346,45 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, B: Array, fixed: int, grid: GridRows, ridge: float, max_iter: int, q: int, work: QpWork,
-    c: Array, info: Array,
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array, info: Array
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
     even B).
+
+    p : the row that enters (-1: B), `bound` its right-hand side (1 for B, else 0), `mine` its
+    multiplier so far. free : squared length of the direction z. partial : the step at which the
+    multiplier of a held row is 0. full : the step that meets row p.
     """
-    n, u = c.size, work.vectors[5]
-    d, z, r, row = work.vectors[0], work.vectors[1], work.vectors[2], work.vectors[3]
+    n, u = c.size, work.u
+    fixed, grid = problem.fixed, problem.grid
+    d, z = work.d, work.z
+    r, row = work.r, work.row
     for k in range(n):
-        row[k] = B[k]
+        row[k] = problem.B[k]
     p, sheds = -1, 0
     while True:
         if q >= fixed:
             p, worst, peak = _worst(grid, c, work, q)
-            while (
-                p < 0 or worst > -VIOLATION * peak
-            ):  # no row is violated: judge, shed the drift of an ill-conditioned H
-                info[0], info[2] = (
-                    _judge(H, g, B, fixed, grid, work, q, ridge, c) - worst / peak,
-                    q - fixed,
-                )
+            if p < 0 or worst > -VIOLATION * peak:
+                # no row is violated: judge, and shed the drift of an ill-conditioned H
+                residual = _judge(H, g, problem, ridge, q, work, c)
+                info[0], info[2] = residual - worst / peak, q - fixed
                 if not info[0] > DRIFT or sheds == SHEDS:
                     return SOLVED if info[0] <= KKT_TOLERANCE else INACCURATE
                 sheds += 1
                 for j in range(q - 1, fixed - 1, -1):
-                    if (
-                        u[j] < 0.0
-                    ):  # held by drift alone; the next step moves c to the minimiser without it
+                    if u[j] < 0.0:  # held by drift alone: the next step goes on without it
                         _drop(work, j, q)
                         q -= 1
-                p, worst, peak = _worst(grid, c, work, q)
+                continue
             _row(grid, p, row)
         mine, bound = 0.0, 1.0 if p < 0 else 0.0
         _times(work, row, d)
         free = _combine(work.J, q, d, z)
         while True:  # until row p is met
             info[1] += 1.0
-            if info[1] > max_iter:
+            if info[1] > problem.max_iter:
                 return CAPPED
             _back(work.R, q, d, r)
             partial, l = math.inf, NONE
@@ -413,25 +426,14 @@ def _ridge(H: Array) -> float:
 
 
 @kernel(inline=True)
-def solve(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    max_iter: int,
-    work: QpWork,
-    c: Array,
-    info: Array,
-) -> int:
+def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """
-    Minimise c'Hc/2 - g'c subject to K c >= 0, and to B'c = 1 if `fixed` is 1, with RIDGE tr(H)/n
-    added to the diagonal of H.
+    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the diagonal
+    of H.
 
     Parameters
     ----------
-    H : (n, n) symmetric, DIPY's order. g, B : (n,). grid : K. max_iter : cap on added and dropped
-        rows together.
+    H : (n, n) symmetric, DIPY's order. g : (n,).
     work : from ``workspace(n, m)``. c : (n,), written. info : (3,), written: KKT residual,
         iterations, active rows.
 
@@ -440,13 +442,26 @@ def solve(
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H),
     INACCURATE.
     """
+    order = problem.grid.order
+    for i in range(order.size):
+        for j in range(i + 1):
+            for l in range(WIDTH):
+                work.packed[i * (i + 1) // 2 + j, l] = H[order[i], order[j]]
+    _whiten(order.size, work)
+    return solve_whitened(H, g, problem, 0, work, c, info)
+
+
+@kernel()
+def solve_whitened(
+    H: Array, g: Array, problem: GridProblem, l: int, work: QpWork, c: Array, info: Array
+) -> int:
+    """`solve` where lane l of work.packed holds L^-1 of H."""
     info[0], info[1], info[2] = math.inf, 0.0, 0.0
-    ridge = _ridge(H)
-    if not _whiten(H, ridge, work.upper, work.J):
+    if not _load(problem.grid.order, l, work):
         return NOT_POSITIVE
-    _times(work, g, work.vectors[0])
-    _combine(work.J, NONE, work.vectors[0], c)
-    return _pursue(H, g, B, fixed, grid, ridge, max_iter, NONE, work, c, info)
+    _times(work, g, work.d)
+    _combine(work.J, NONE, work.d, c)
+    return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
 
 
 @kernel()
@@ -458,7 +473,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
     negative u leave.
     """
-    R, d, t, u = work.R, work.vectors[0], work.vectors[2], work.vectors[5]
+    R, d = work.R, work.d
+    t, u = work.r, work.u
     _times(work, g, d)
     worst = fixed
     while worst >= 0:
@@ -467,8 +483,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
             for k in range(i):
                 s -= R[k, i] * t[k]
             t[i] = s / R[i, i]
-            work.vectors[4, i] = t[i] - d[i]
-        _back(R, q, work.vectors[4], u)
+            work.w[i] = t[i] - d[i]
+        _back(R, q, work.w, u)
         worst = -1
         for j in range(fixed, q):
             if u[j] < 0.0 and (worst < 0 or u[j] < u[worst]):
@@ -483,16 +499,7 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
 
 
 @kernel()
-def solve_many(
-    H: Array,
-    g: Array,
-    B: Array,
-    fixed: int,
-    grid: GridRows,
-    max_iter: int,
-    c: Array,
-    failed: IntArray,
-) -> None:
+def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntArray) -> None:
     """
     `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
 
@@ -500,18 +507,14 @@ def solve_many(
     negative: the optimum is one whatever the start, and this one is some steps away from it instead
     of some dozens.
     """
-    n, info, mean = B.size, np.empty(3), np.zeros(B.size)
-    work, J, R, active = (
-        workspace(n, grid.values.shape[1]),
-        np.empty((n, n)),
-        np.empty((n, n)),
-        np.empty(n, np.int64),
-    )
+    n, info, mean = g.shape[1], np.empty(3), np.zeros(g.shape[1])
+    work, active = workspace(n, problem.grid.values.shape[1]), np.empty(n, np.int64)
+    J, R = np.empty((n, n)), np.empty((n, n))
     for v in range(g.shape[0]):
         for k in range(n):
             mean[k] += g[v, k] / g.shape[0]
-    usable = solve(H, mean, B, fixed, grid, max_iter, work, c[0], info) == SOLVED
-    held, ridge = int(info[2]) + fixed, _ridge(H)
+    usable = solve(H, mean, problem, work, c[0], info) == SOLVED
+    held, ridge = int(info[2]) + problem.fixed, _ridge(H)
     for i in range(n):
         active[i] = work.active[i]
         for k in range(n):
@@ -524,24 +527,12 @@ def solve_many(
                 for k in range(n):
                     work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
             info[1] = 0.0
-            q = _restart(work, held, fixed, g[v], c[v])
-            failed[v] = (
-                1
-                if _pursue(H, g[v], B, fixed, grid, ridge, max_iter, q, work, c[v], info) != SOLVED
-                else 0
-            )
+            q = _restart(work, held, problem.fixed, g[v], c[v])
+            answer = _pursue(H, g[v], problem, ridge, q, work, c[v], info)
+            failed[v] = 1 if answer != SOLVED else 0
 
 
 # ---- blocks of voxels
-
-
-class GridProblem(NamedTuple):
-    """What `solve_block` needs besides the block."""
-
-    B: Array  # (n,)
-    fixed: int  # 1: E(0) = S0; 0: E(0) is free
-    grid: GridRows
-    max_iter: int
 
 
 @kernel()
@@ -567,7 +558,7 @@ def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
     for i in range(c.size):
         origin += B[i] * c[i]
     block.S0[0, l] *= origin
-    if not origin > 0.0 and math.isfinite(origin):
+    if (not origin > 0.0) and math.isfinite(origin):
         block.status[l] |= NO_ORIGIN
     for i in range(c.size):
         block.x[i, l] = c[place[i]] / origin
@@ -583,30 +574,34 @@ def skipped(block: Any, l: int) -> bool:
 
 
 @kernel(inline=True)
-def solve_voxels(problem: GridProblem, plan: Any, block: Any, start: int, stop: int) -> None:
+def solve_voxels(problem: GridProblem, block: Any, start: int, stop: int) -> None:
     """
     Solve the grid QP of voxels start to stop of a `blocks.Block`; NOT_CONVERGED where `solve`'s own
     check says no.
     """
-    n = problem.B.size
-    H, g, c, info = np.empty((n, n)), np.empty(n), np.empty(n), np.empty(3)
+    n, size = problem.B.size, block.rhs.shape[0] * (block.rhs.shape[0] + 1) // 2
+    H, g = np.empty((n, n)), np.empty(n)
+    c, info = np.empty(n), np.empty(3)
     work = workspace(n, problem.grid.values.shape[1])
-    for l in range(start, stop):
-        if skipped(block, l):
-            continue
-        unpack(plan.moments.permutation, block.G, block.rhs, block.S0[0, l], l, H, g)
-        answer = solve(
-            H, g, problem.B, problem.fixed, problem.grid, problem.max_iter, work, c, info
-        )
-        block.kkt[0, l] = info[0]
-        block.iterations[0, l] = info[1]
-        if answer != SOLVED:
-            block.status[l] |= NOT_CONVERGED
-            continue
-        pack(plan.moments.permutation, c, problem.B, l, block)
+    for l0 in range(start // WIDTH * WIDTH, stop, WIDTH):
+        G, packed = rows(block.G, l0), rows(work.packed, 0)
+        for r in range(size):
+            packed[r] = G[r]
+        _whiten(n, work)
+        for l in range(max(start, l0), min(stop, l0 + WIDTH)):
+            if skipped(block, l):
+                continue
+            unpack(problem.grid.order, block.G, block.rhs, block.S0[0, l], l, H, g)
+            answer = solve_whitened(H, g, problem, l - l0, work, c, info)
+            block.kkt[0, l] = info[0]
+            block.iterations[0, l] = info[1]
+            if answer == SOLVED:
+                pack(problem.grid.order, c, problem.B, l, block)
+            else:
+                block.status[l] |= NOT_CONVERGED
 
 
 @stage(allocates=True)
 def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
     """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
-    solve_voxels(problem, plan, block, 0, count)
+    solve_voxels(problem, block, 0, count)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ordering
-from ._jit import kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, rows
 
 Array = NDArray[np.float64]
@@ -116,7 +116,7 @@ def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: in
     skew[2, lane] = T[1, 0] / T[1, 1]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _shear(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """Moments of x + sign t y from those of x, in place; t is a row of an array (.., V)."""
     for l in range(0, M.shape[1], WIDTH):
@@ -125,7 +125,7 @@ def _shear(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
             m[pairs[k, 0]] += f * m[pairs[k, 1]]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """The transpose of `_shear`."""
     for l in range(0, M.shape[1], WIDTH):
@@ -134,7 +134,7 @@ def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> N
             m[pairs[k, 1]] += f * m[pairs[k, 0]]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _shear_adjoint_inverse(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """The inverse of `_shear_adjoint`."""
     for l in range(0, M.shape[1], WIDTH):

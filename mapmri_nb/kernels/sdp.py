@@ -20,7 +20,7 @@ of all c, P = K H^-1 K'), the dual problem is
 
     minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
 
-A step towards Q M = mu I (HKM direction) with R = 0 (predictor), then R = mu W - sym(dQ dM W) of that one (corrector):
+A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of that one (corrector):
 
     (P + S) deta = A*(R) - P eta - K c0,   S_tu = sum over blocks of (z_t'Q z_u) (z_t'W z_u)
     dM = A deta,   dQ = R - Q - sym(Q dM W)
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from . import cones, lanes
 from . import status as bits
-from ._jit import kernel, stage
+from ._jit import CONTRACT, kernel, stage
 from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
@@ -50,7 +50,7 @@ IntArray = NDArray[np.int64]
 CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
 INSIDE = 0.98  # of the way to the boundary of the cones
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
-ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, MU, SEARCHES, LOW, HIGH, MARGIN = range(10)
+ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
 
 
 class Work(NamedTuple):
@@ -252,20 +252,20 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 
 @kernel(inline=True)
 def _centre(t: Tables, w: Work) -> None:
-    """R = mu W - sym(dQ dM W), mu from the gap that the predictor's step would leave [Mehrotra]."""
+    """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
     cones.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
     cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
     cones.inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
-        lane[MU, l] = 0.0
+        lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
             ratio = w.total[0, l] / lane[GAP, l]
-            lane[MU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+            lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
     cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
-    r, inverse, mu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[MU]
+    r, inverse, nu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[NU]
     for i in range(e):
-        r[i] = mu * inverse[i] - r[i]
+        r[i] = nu * inverse[i] - r[i]
 
 
 @kernel(inline=True)
@@ -430,7 +430,7 @@ def solve(
                     status[l0 + l] = NOT_CONVERGED
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
     """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
     x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)
@@ -499,8 +499,13 @@ def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> No
     """
     n, V = block.rhs.shape
     if n == 1:  # order 0: the Gaussian is all there is
-        for l in range(V):
-            block.x[0, l], block.margin[0, l] = 1.0, 1.0
+        for l in range(count):
+            if not skipped(block, l):
+                block.x[0, l], block.margin[0, l] = 1.0, 1.0
+                if problem.fixed == 0:
+                    block.S0[0, l] = block.rhs[0, l] / block.G[0, l]
+                if not block.S0[0, l] > 0.0:
+                    block.status[l] |= bits.NO_ORIGIN
         return
     g, asked = np.empty((n, V)), np.empty(V, np.int64)
     for l in range(V):

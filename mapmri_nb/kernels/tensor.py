@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lanes
-from ._jit import kernel
+from ._jit import CONTRACT, kernel
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_backsolve, block_cholesky, block_product, exp, log, pad4
 
@@ -107,7 +107,7 @@ def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
                 use[k] = pick(x, 0.0, weight[t.samples[k]], 0.0)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
     for l in range(0, b.shape[1], WIDTH):
@@ -126,7 +126,7 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
             weight[k] = w if plain else w * use[k]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
     """
     Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by
@@ -149,7 +149,7 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
     block_backsolve(work.normal, n, out)
 
 
-@kernel(inline=True)
+@kernel(fastmath=CONTRACT, inline=True)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """
     Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy

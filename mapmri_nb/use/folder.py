@@ -72,7 +72,11 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
         "1",
         "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij",
     ),
-    "margin": ("margin", "1", "smallest Gram eigenvalue of a globally positive fit"),
+    "margin": (
+        "margin",
+        "1",
+        "how much of the reference polynomial can be taken off, as proved, with a sum of squares left",
+    ),
 }
 
 

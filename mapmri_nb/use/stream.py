@@ -36,7 +36,7 @@ from . import folder, io, summary
 Array = NDArray[np.float64]
 Slabs = Iterator[
     tuple[int, dict[str, Any]]
-]  # number of a slab, its data (v, n), and weights and field where there are such
+]  # number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
 Tables = Generator[
     tuple[int, Array, float], None, None
 ]  # number of a slab, its values (columns, v), seconds that the fit took
@@ -305,7 +305,8 @@ def fit_series(
     run : more entries for the run section of the JSON, which tells the seconds spent on reading,
         fitting, writing.
 
-    Returns status (V,) of the voxels, None where `resume` found the job done. Results, or an
+    Returns status (V,) in file order (x fastest; the rows of a fit are in C order), None where
+    `resume` found the job done. Results, or an
     interrupted fit, that are there are a FileExistsError; input or options that changed since the
     interruption a ValueError.
     """
