@@ -278,23 +278,3 @@ class GlobalSolver(Solver):
                 block.status[l] |= status.BY_OSQP | FLAGS[verdict]
                 block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[:3]
                 qp.pack(place, c, self.B, l, block)
-
-    def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
-        if self.kernel is None or len(H) == 1:
-            return super().many(H, g)
-        t, place, (i, j) = (
-            cones.tables(self.order),
-            class_permutation(self.order),
-            np.tril_indices(len(H)),
-        )
-        work, c, failed = sdp.workspace(t), np.empty_like(g), np.ones(len(g), bool)
-        for first in range(0, len(g), blocks.VOXELS):
-            rows = np.arange(first, min(first + blocks.VOXELS, len(g)))
-            answer = sdp.answers(len(H), len(rows))
-            G = np.repeat(H[place[i], place[j]][:, None], len(answer.status), 1)
-            rhs = columns(g[rows][:, place])
-            with QUIET:
-                sdp.solve(G, rhs, t, int(self.fixed), self.max_iter, self.TOLERANCE, work, answer)
-            c[np.ix_(rows, place)] = answer.c.T[: len(rows)]
-            failed[rows] = answer.status[: len(rows)] > sdp.SHIFTED
-        return c, failed
