@@ -138,7 +138,7 @@ class Engine:
         _, plan, data, _, _ = memory
         chosen = plan.value.laplacian_weights.size != 1
         given, field = len(data.value.mu) > 0, len(data.value.field) > 0
-        key = (given, field, own_frame, chosen, *(m.kind for m in memory))
+        key = (given, field, own_frame, chosen, plan.value.rules.noise, *(m.kind for m in memory))
         if key not in self._stages:
             self._stages[key] = blocks.compiled(self.solver.kernel, own_frame, memory)
         return self._stages[key]

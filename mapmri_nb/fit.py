@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class MapmriFit:
         self.field: Array | None = rows.get("field")
         self.sigma: Array | None = rows.get("sigma")
         self._nine: Array | None = None
-        self._hermite: Array | None = None
+        self._hermite: Array | None = rows.get("hermite")
 
     def __repr__(self) -> str:
         fitted = int(((self.status & int(Status.NO_FIT)) == 0).sum())
@@ -299,6 +299,7 @@ class MapmriFit:
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return out
 
+    @cached_property
     def _isotropic_scale(self) -> Array:
         """The single scale u0 (V,) of each tensor."""
         out = np.empty(len(self.mu_tensor))
@@ -309,11 +310,11 @@ class MapmriFit:
         """cos^2 (V,) of the angle between P and its isotropic counterpart."""
         if not (isinstance(K, int | np.integer) and K >= 0):
             raise ValueError(f"K must be a whole number from 0, not {K!r}")
-        return self._radial_cosine(np.repeat(self._isotropic_scale()[:, None], 3, 1), int(K))
+        return self._radial_cosine(np.repeat(self._isotropic_scale[:, None], 3, 1), int(K))
 
     def _dti_cosine(self) -> Array:
         """The same of the tensor's Gaussian."""
-        return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale())
+        return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale)
 
     def theta_po(self, K: int = RADIAL) -> Array:
         """
@@ -340,11 +341,8 @@ class MapmriFit:
         """
         Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid.
         """
-        tiles, weights = propagator.dense_grid(self.order)
-        out = np.empty((len(self.coef), 2))
-        call = partial(
-            propagator.negative_rows, np.ascontiguousarray(self.hermite_coef()), tiles, weights, out
-        )
+        coef, out = np.ascontiguousarray(self.hermite_coef()), np.empty((len(self.coef), 2))
+        call = partial(propagator.negative_rows, coef, propagator.dense_grid(self.order), out)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 

@@ -48,9 +48,9 @@ def cosine(coef, mu, target, K):
     return out
 
 
-def negative(coef, *grid):
+def negative(coef, grid):
     out = np.empty((len(coef), 2))
-    propagator.negative_rows(coef, *grid, out, 0, len(coef))
+    propagator.negative_rows(coef, grid, out, 0, len(coef))
     return out
 
 
@@ -147,7 +147,7 @@ def test_nan_stays_in_its_row():
     assert np.isnan(out[1]).all()
     assert np.isfinite(out[[0, 2]]).all()
     assert np.isnan(cosine(coef, mu, mu, 2)[1])
-    out = negative(coef, *propagator.dense_grid(4, 1.0))
+    out = negative(coef, propagator.dense_grid(4, 1.0))
     assert np.isnan(out[1]).all()
     assert np.isfinite(out[[0, 2]]).all()
 
@@ -227,7 +227,7 @@ def test_negative_part_of_known_propagators():
     coef[1, position[2, 0, 0]] = math.sqrt(
         2.0
     )  # E(0) = 1; P ~ (2x^2 - 1) exp(-x^2/2), negative for |x| < 1/sqrt(2)
-    out = negative(coef, *propagator.dense_grid(6))
+    out = negative(coef, propagator.dense_grid(6))
     assert out[0, 1] == 0.0
     assert out[0, 0] == 0.0
     # int_{-a}^{a} (1 - 2x^2) e^{-x^2/2} / sqrt(2 pi), a = 1/sqrt(2): 4a phi(a) - (2 Phi(a) - 1)
@@ -241,6 +241,22 @@ def test_negative_part_of_known_propagators():
 
 @pytest.mark.parametrize("order", [4, 6, 10])
 def test_grid_holds_the_mass(order):
-    tiles, weights = propagator.dense_grid(order)
-    mass = np.einsum("tnl,tl->n", tiles, weights)[: ordering.n_coef(order)]
+    grid = propagator.dense_grid(order)
+    mass = np.zeros(ordering.n_coef(order))  # odd functions cancel
+    even = grid.order[: grid.bounds[1]]
+    mass[even] = 4 * np.einsum("tln,tl->n", grid.values[0], grid.weights)
     assert mass == pytest.approx(ordering.origin_values(ordering.index_table(order)), abs=2e-5)
+
+
+def test_negative_part_at_the_points_themselves(rng):
+    """One octant and its changes of sign are the whole lattice."""
+    coef = rng.standard_normal((3, 50)) * 0.1 + np.eye(50)[0]
+    axis = 0.5 * np.arange(-13, 14)
+    x = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
+    x = x[(x**2).sum(1) <= (math.sqrt(13) + 3) ** 2]
+    rows = np.empty((len(x), 50))
+    hermite.propagator_rows(x, np.ones(3), ordering.index_table(6), rows)
+    P = coef @ rows.T
+    out = negative(coef, propagator.dense_grid(6))
+    np.testing.assert_allclose(out[:, 0], P.min(1) / P.max(1), rtol=1e-10)
+    np.testing.assert_allclose(out[:, 1], 0.125 * np.maximum(-P, 0).sum(1), rtol=1e-10)

@@ -105,6 +105,15 @@ def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, endin
     assert run["Slabs"] == run["FittedNow"] == 6  # 36 voxels, the last slab has one
 
 
+def test_the_command_says_how_long_it_will_take(dwi, tmp_path, monkeypatch, capsys):
+    """After a few slabs of many; of few it says nothing."""
+    for slab, said in ((3, 1), (SLAB, 0)):
+        monkeypatch.setattr(stream, "SLAB", slab)
+        told = [word for word in words(dwi, tmp_path / f"out{slab}") if word != "--quiet"]
+        assert main(told) == 0
+        assert len(re.findall(r"36 voxels: about \d+ s to go", capsys.readouterr().err)) == said
+
+
 def test_one_slab_at_a_time_is_in_memory(dwi, tmp_path):
     sizes = []
 

@@ -14,8 +14,9 @@ from mapmri_nb.cli import main
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
 from mapmri_nb import model as model_module
+from mapmri_nb.engine import Work
 from mapmri_nb.indices import INDICES, select
-from mapmri_nb.kernels import ordering, qp
+from mapmri_nb.kernels import lanes, linalg, ordering, qp
 from mapmri_nb.positivity import normalised_grid
 
 TAU = 0.03
@@ -42,49 +43,57 @@ def pieces(fit, v=0):
     )
 
 
-def parts_of(fit, v=0):
-    lap = oracle.laplacian_matrix(fit.order, fit.mu[v])
-    return uncertainty.forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, lap)
+def voxel_of(model, fit, y, weights):
+    """The linear problem of the first voxel."""
+    held, work = uncertainty._held(model), Work(model.engine, lanes.GRAIN)
+    w, rows = np.broadcast_to(weights, y[:1].shape), np.arange(1)
+    equations = uncertainty._equations(model, fit, held, work, rows, y[:1], w)
+    return next(uncertainty._voxels(model, fit, equations))
 
 
-def index_of(name, fit, coef):
+def index_of(name, fit, coef, v=0):
     """An index of any Hermite coefficients at a fit's scales, by the accessors of a fit."""
     c = coef / (oracle.aniso_origin(fit.order) @ coef)
-    rows = {key: row[:1] for key, row in fit.rows().items()}
-    other = mapmri.MapmriFit(rows | {"coef": c[None]}, np.ones(1, bool), fit.options, fit.gtab)
-    other._hermite = c[None]
+    rows = {key: row[v : v + 1] for key, row in fit.rows().items()}
+    rows |= {"coef": c[None], "hermite": c[None]}
+    other = mapmri.MapmriFit(rows, np.ones(1, bool), fit.options, fit.gtab)
     return float(other.index(name)[0])
 
 
 @pytest.mark.parametrize("basis", BASES)
-def test_indices_and_gradients(basis, rng):
-    """
-    Values are those of the fit's accessors; gradients those of central differences, E(0) divided
-    out.
-    """
+def test_indices_of_any_coefficients(basis, rng):
+    """Values are those of the fit's accessors, E(0) divided out; NaN where it is not positive."""
     gtab = table()
-    fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng, sigma=0.05))
-    made_of, coef, names = parts_of(fit), fit.hermite_coef()[0], select(None, basis)
-    values = uncertainty.index_values(names, made_of, np.column_stack([coef, 3 * coef]))
+    fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng, 2, sigma=0.05))
+    coef, names = fit.hermite_coef()[[1, 1]] * [[1], [3]], select(None, basis)
+    values = uncertainty._values(fit, 1, coef, names)
     for name, value in zip(names, values, strict=True):
-        own = float(fit.index(name)[0])
-        assert value == pytest.approx([own, own], rel=1e-11), name
-        found, gradient = uncertainty.index_gradient(name, made_of, coef)
-        assert found == pytest.approx(own, rel=1e-11)
-        for direction in rng.standard_normal((3, len(coef))):
-            h = 1e-5
-            slope = (
-                index_of(name, fit, coef + h * direction)
-                - index_of(name, fit, coef - h * direction)
-            ) / (2 * h)
-            assert gradient @ direction == pytest.approx(
-                slope, rel=1e-6, abs=1e-7 * np.linalg.norm(gradient)
-            ), name
-        if name != "pa_dti":
-            assert np.linalg.norm(gradient) > 0
-    assert np.isnan(
-        uncertainty.index_values(names[:-1], made_of, -coef[:, None])
-    ).all()  # all but PA_DTI
+        assert value == pytest.approx(float(fit.index(name)[1]), rel=1e-11), name
+    assert np.isnan(uncertainty._values(fit, 1, -coef, names[:-1])).all()  # all but PA_DTI
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_posterior_meets_the_gradients(basis, rng):
+    """sd^2 = f' Cov f' with f' by central differences of the fit's accessors, weights and field too."""
+    gtab, w = table(), 0.1
+    weights, field = rng.uniform(0.5, 2, len(gtab)), 0.05 * rng.standard_normal((2, 3, 3))
+    y, names = noisy(gtab, rng, 2, sigma=0.01), select(None, basis)
+    y[1, 17] = np.nan
+    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper")
+    found = uncertainty.posterior(model, y, weights=weights, grad_dev=field)
+    fit, w_k = found.fit, np.where(np.isnan(y[1]), 0.0, weights)
+    frame = fit.R[1] + fit.field[1].T @ fit.R[1]
+    M = oracle.phi_matrix(4, fit.mu[1], gtab.qvecs @ frame)
+    H = (M.T * w_k) @ M + w * oracle.laplacian_matrix(4, fit.mu[1])
+    coef, rest = fit.hermite_coef()[1], np.nan_to_num(y[1]) - fit.predict()[1]
+    trace = np.trace(np.linalg.solve(H, (M.T * w_k) @ M))
+    square = (w_k * rest**2).sum() / ((w_k > 0).sum() - trace) / fit.S0[1] ** 2
+    for name in names:
+        h, eye = 1e-5, np.eye(len(coef))
+        ends = [[index_of(name, fit, coef + s * h * e, 1) for e in eye] for s in (1, -1)]
+        slope = np.subtract(*ends) / (2 * h)
+        sd = sqrt(square * (slope @ np.linalg.solve(H, slope)))
+        assert found.sd[name][1] == pytest.approx(sd, rel=1e-5, abs=1e-12), name
 
 
 def closed_form(fit, y, w, hc=2, v=0):
@@ -237,21 +246,41 @@ def test_held_replicates_are_fits(rng):
     y[0, 17] = np.nan
     fit = model.fit(y, weights=weights, grad_dev=field)
     names, w = select(None, "anisotropic"), np.where(np.isnan(y[0]), 0, weights)
-    voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)
+    voxel = voxel_of(model, fit, y, weights)
     np.testing.assert_array_equal(voxel.w, w)
     np.testing.assert_allclose(voxel.fitted, fit.predict()[0], rtol=1e-9)
-    again = voxel.fitted[:, None] + 20 * rng.standard_normal((len(gtab), 12))
-    many = uncertainty._constrained(model, fit, voxel, again, names)
+    again = voxel.fitted + 20 * rng.standard_normal((12, len(gtab)))
+    coef, failed = model.engine.solver.many(
+        voxel.H, again @ voxel.right.T / (again @ voxel.at_origin)[:, None]
+    )
+    assert not failed.any()
     np.testing.assert_allclose(
-        many,
-        uncertainty._refitted(model, fit, voxel, again, names, True, fit.laplacian_weight),
+        uncertainty._values(fit, 0, coef, names),
+        uncertainty._refitted(model, fit, voxel, again, names, True, True),
         rtol=1e-7,
     )
-    capped = mapmri.MapmriModel(gtab, 6, positivity="grid", laplacian=0.05)
-    capped.engine.solver.max_iter = 3  # most go to OSQP
-    np.testing.assert_allclose(
-        uncertainty._constrained(capped, fit, voxel, again[:, :3], names), many[:, :3], rtol=1e-4
-    )
+
+
+def test_replicates_that_the_solver_leaves_go_to_osqp(rng, monkeypatch):
+    gtab = table()
+    capped, model = (mapmri.MapmriModel(gtab, 4, positivity="grid") for _ in range(2))
+    y = noisy(gtab, rng, sigma=0.05)
+    found, counted = uncertainty.bootstrap(model, y, n=4), []
+    capped.engine.solver.max_iter = 3
+    call = uncertainty._refitted
+    monkeypatch.setattr(uncertainty, "_refitted", lambda *a: counted.append(len(a[3])) or call(*a))
+    for name, sd in uncertainty.bootstrap(capped, y, n=4).sd.items():
+        np.testing.assert_allclose(sd, found.sd[name], rtol=1e-3, atol=1e-9)
+    assert counted
+
+
+def test_signed_sums(rng):
+    """All rows with the signs of the bits, as a product with a matrix of signs."""
+    A, bits = lanes.empty(37, lanes.WIDTH), rng.integers(0, 256, (5, 6), dtype=np.uint8)
+    A[:], out = rng.standard_normal(A.shape), lanes.empty(5, lanes.WIDTH)
+    linalg.signed_sums(A, bits, lanes.empty(64, lanes.WIDTH), out)
+    signs = 2.0 * np.unpackbits(bits, axis=1, bitorder="little")[:, :37] - 1
+    np.testing.assert_allclose(out, signs @ A, atol=1e-13)
 
 
 def test_leverage_of_weighted_fits(rng):
@@ -261,7 +290,7 @@ def test_leverage_of_weighted_fits(rng):
     model = mapmri.MapmriModel(gtab, 4, laplacian=0.1, preset="paper")
     y = noisy(gtab, rng)
     fit = model.fit(y, weights=weights, grad_dev=field)
-    voxel = uncertainty._linear_problem(model, fit, 0, fit.coef[0], y[0], weights)
+    voxel = voxel_of(model, fit, y, weights)
     M = oracle.phi_matrix(4, fit.mu[0], gtab.qvecs @ (np.eye(3) + field[0]).T @ fit.R[0])
     root = np.sqrt(weights)[:, None] * M
     S = root @ np.linalg.solve(root.T @ root + 0.1 * oracle.laplacian_matrix(4, fit.mu[0]), root.T)

@@ -2,7 +2,7 @@
 Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first
 fit, the import.
 
-    python validation/bench.py [--only MODE] [--rounds K] [--no-dipy]
+    python validation/bench.py [--only MODE] [--orders N ..] [--rounds K] [--no-dipy]
 
 Ours and DIPY's alternate, so that a busy machine slows both; a time is the smallest of the rounds,
 a ratio the median of the rounds' ratios. One thread is timed in CPU seconds, several by the clock.
@@ -10,14 +10,15 @@ Ours is the whole fit with its nine indices, DIPY's is `fit` alone. Nothing is a
 """
 
 import argparse
+import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,12 +30,13 @@ for name in (
     os.environ[f"{name}_NUM_THREADS"] = "1"
 
 import common  # noqa: E402
+import large_data  # noqa: E402
 import numpy as np  # noqa: E402
 import readme  # noqa: E402
 import truth  # noqa: E402
 from common import MODES, RESULTS, ROOT, mapmri  # noqa: E402
 
-from mapmri_nb import data, io  # noqa: E402
+from mapmri_nb import io  # noqa: E402
 
 ORDERS = (4, 6, 8)
 OSQP = {  # the routes by OSQP, order 6, few voxels
@@ -278,17 +280,89 @@ def imports(rounds=7):
             "their ratio, interpreter taken off": round(ratio, 2)}  # fmt: skip
 
 
-def reading():
-    """Rates of reading a compressed series: inflating alone, and through the library."""
-    path = data.sample_dwi("catcord")
-    raw = path.read_bytes()
+START = "import mapmri_nb, nibabel"  # what a whole command begins with
+
+
+def seconds(call):
+    """Wall seconds of a call."""
     start = time.perf_counter()
-    size = len(zlib.decompress(raw, 31))
-    middle = time.perf_counter()
-    np.asarray(io.load_dwi(path).data)
-    end = time.perf_counter()
-    return {"inflating a series, MB/s": round(size / (middle - start) / 1e6, 1),
-            "reading it through mapmri_nb.io, MB/s": round(size / (end - middle) / 1e6, 1)}  # fmt: skip
+    call()
+    return time.perf_counter() - start
+
+
+def inflate(path):
+    """Inflate a file without keeping it: by isal where it is installed, as the command does."""
+    try:
+        from isal import igzip as gzip
+    except ImportError:
+        import gzip
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def commands(modes, threads, rounds):
+    """
+    The whole command, warm, with all indices, on a twentieth of the slices of a series of HCP's
+    shape: over the larger of two bare figures of the same run, inflating (or reading) the file and
+    the fit with its indices in memory; its start is taken off.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        count = large_data.generate(folder, (*large_data.SHAPE[:2], large_data.SHAPE[2] // 20))
+        series, packed = folder / "brain_dwi.nii", folder / "brain_dwi.nii.gz"
+        with open(series, "rb") as source, gzip.open(packed, "wb", 1) as target:
+            shutil.copyfileobj(source, target)
+        mask = np.asarray(io.read_nii(folder / "brain_mask.nii.gz").data) > 0
+        gtab = mapmri.GradientTable.from_fsl(
+            folder / "brain_dwi.bval", folder / "brain_dwi.bvec",
+            big_delta=large_data.BIG_DELTA, small_delta=large_data.SMALL_DELTA,
+        )  # fmt: skip
+        y = np.asarray(io.load_dwi(series).data)[mask].astype(float)
+        for mode in modes:
+            model = mapmri.MapmriModel(gtab, 6, **MODES[f"{mode} 0.2"])
+            for file, bare in ((series, series.read_bytes), (packed, lambda: inflate(packed))):
+                name = file.name
+                large_data.run(folder, large_data.MODES[mode], name)
+                found = []
+                for _ in range(rounds):
+                    begin = seconds(lambda: child(START))
+                    unpack, (cpu, fit) = seconds(bare), whole(model, y, threads)
+                    _, spent, memory, _, used = large_data.run(folder, large_data.MODES[mode], name)
+                    found.append((spent - begin, unpack, fit, (spent - begin) / max(unpack, fit),
+                                  1024 * memory, used - child(START), cpu))  # fmt: skip
+                keys = ("command_s", "bare_file_s", "in_memory_s", "ratio", "peak_MiB", "cpu_s",
+                        "in_memory_cpu_s")  # fmt: skip
+                row = dict(zip(keys, np.median(found, axis=0).tolist(), strict=True))
+                rows.append({"mode": mode, "file": file.suffix, "voxels": count} | row)
+                print(rows[-1], flush=True)
+    return rows
+
+
+def brain(rows, whole_rows, start):
+    """
+    CPU seconds, on one thread, that a brain of 250,000 voxels takes, warm, from the compressed file:
+    the start, and for each voxel its fit and what the command adds to it.
+    """
+    mapl = next(r for r in whole_rows if (r["mode"], r["file"]) == ("MAPL", ".gz"))
+    added = 1e6 * (mapl["cpu_s"] - mapl["in_memory_cpu_s"]) / mapl["voxels"]
+    title = "a brain of 250,000 voxels, 288 volumes, order 6, {}: CPU s"
+    return {
+        title.format(r["mode"]): round(start["import mapmri_nb, CPU s"] + 0.25 * (r["us"] + added))
+        for r in rows
+        if r["order"] == 6 and r["mode"] in MODES
+    }
+
+
+def in_words(whole_rows):
+    """Ratios of `commands` for the table of starts."""
+    title = (
+        "whole command, {mode}, {file}, {voxels} voxels: CPU time over that of the fit in memory"
+    )
+    return {title.format(**r): round(r["cpu_s"] / r["in_memory_cpu_s"], 2) for r in whole_rows} | {
+        "its peak memory, MiB": round(max(r["peak_MiB"] for r in whole_rows))
+    }
 
 
 def main(argv=None):
@@ -296,13 +370,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--only", metavar="MODE", help="part of a mode's name; nothing is written")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--orders", type=int, nargs="+", default=ORDERS)
     parser.add_argument("--no-dipy", action="store_true")
     args = parser.parse_args(argv)
     threads, rate = min(2, os.cpu_count() or 1), matrix_rate()
     gtab, y = voxels(4800)
     rows = []
     for mode in MODES | OSQP:
-        for order in ORDERS if mode in MODES else (6,):
+        for order in args.orders if mode in MODES else (6,):
             if args.only and args.only not in mode:
                 continue
             row = measure(mode, order, gtab, y, args.rounds, threads, not args.no_dipy)
@@ -317,7 +392,11 @@ def main(argv=None):
     if args.only:
         return 0
     gain = bare_gain(threads)
-    start = imports() | first_fits() | reading()
+    start, whole_rows = (
+        imports() | first_fits(),
+        commands(large_data.MODES, threads, min(args.rounds, 3)),
+    )
+    start |= in_words(whole_rows) | brain(rows, whole_rows, start)
     start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)}
     start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
     out = {
@@ -325,8 +404,9 @@ def main(argv=None):
         "scheme": SCHEME,
         "threads": threads,
         "rounds": args.rounds,
+        "load": round(os.getloadavg()[2], 1),
     }
-    out |= {"modes": rows, "start": start}
+    out |= {"modes": rows, "commands": whole_rows, "start": start}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(out, indent=1) + "\n")
     readme.write_validation()

@@ -35,6 +35,15 @@ MODES = {"MAPL": [], "CMAPL": ["--positivity", "grid"], "MAPL+": ["--positivity"
 BYTES = 8 * 90 + 8 * 84 + 4 * 11 + 2 * 288  # a voxel: slabs, results, maps, series; an upper bound
 
 
+# A process inherits the peak of the one that starts it: a small one starts the fit
+CHILD = """
+import json, resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([status, used.ru_maxrss, used.ru_utime + used.ru_stime]))
+"""
+
+
 def table():
     """b-values and directions, golden spirals with the shells interleaved by b0."""
     k = np.arange(90) + 0.5
@@ -90,26 +99,27 @@ def generate(folder, shape):
     return int(mask.sum())
 
 
-def run(folder, words):
+def run(folder, words, name="brain_dwi.nii"):
     """
     One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
-    the results in GB.
+    the results in GB, CPU seconds.
     """
     out = folder / "out"
     arguments = [
-        str(folder / "brain_dwi.nii"),
+        str(folder / name),
         "--mask",
         str(folder / "brain_mask.nii.gz"),
         "--out",
         str(out),
         *words,
     ]
+    command = [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"], cwd=ROOT
+    told = subprocess.run(
+        [sys.executable, "-c", CHILD, *command], cwd=ROOT, check=True, capture_output=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
+    status, peak, cpu = json.loads(told.stdout.splitlines()[-1])
     if status:
         raise SystemExit(f"fit {words} ended with {status}")
     entries = json.loads((out / io.map_name("brain", "", ".json")).read_text())
@@ -118,7 +128,7 @@ def run(folder, words):
         raise SystemExit(f"fit {words}: no {missing}")
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e9
     shutil.rmtree(out)
-    return entries["Run"]["Seconds"], seconds, usage.ru_maxrss / 2**20, size
+    return entries["Run"]["Seconds"], seconds, peak / 2**20, size, cpu
 
 
 def measure(base, shape, modes):
@@ -132,7 +142,7 @@ def measure(base, shape, modes):
             run(tiny, MODES[mode])  # compiles
         count, rows = generate(folder, shape), []
         for mode in modes:
-            split, seconds, memory, size = run(folder, MODES[mode])
+            split, seconds, memory, size, _ = run(folder, MODES[mode])
             parts = [split[name] for name in ("Reading", "Fitting", "Writing")]
             rows.append([mode, count, *parts, seconds, 1e6 * parts[1] / count, memory, size])
             print(

@@ -133,14 +133,14 @@ def six():
     if not (bench := load("bench")):
         return None
     rows = [
-        [r["mode"], r["us"], r.get("us_threads"), r.get("dipy_ms"), r.get("ratio")]
+        [r["mode"], r["us"], r.get("dipy_ms"), r.get("ratio")]
         for r in bench["modes"]
         if r["order"] == 6 and r["mode"] in SIX
     ]
-    columns = ["order 6", "µs a voxel", f"{bench['threads']} threads", "DIPY's fit, ms", "ratio"]
+    columns = ["order 6", "µs a voxel", "DIPY's fit, ms", "ratio"]
     e = bench["environment"]
-    note = "The fit with its nine indices, one thread and several; ratio: the time of DIPY's `fit` alone over ours. "
-    note += f"{bench['scheme']}; {e['cpu']}, {e['date']}."
+    note = "The fit with its nine indices, one thread, CPU time; ratio: the time of DIPY's `fit` alone over ours. "
+    note += f"{bench['scheme']}; {e['cpu']}, load {bench.get('load', 'unknown')}, {e['date']}."
     if stale("bench"):
         note += f" **Measured on older code (version {e['mapmri_nb']}); not repeated.**"
     return markdown(columns, rows, short) + f"\n\n{note}"

@@ -2,13 +2,12 @@
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +79,26 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
+class _Unopened:
+    """A kernel's cache on disk until its first use: Numba writes a test file for each it opens."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._dispatcher = dispatcher
+
+    def __getattr__(self, name: str) -> Any:
+        from numba.core.caching import NullCache
+
+        dispatcher = self._dispatcher
+        previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
+        try:
+            dispatcher.enable_caching()
+        except RuntimeError:  # no writable locator: compile in memory, as with the switch off
+            dispatcher._cache = NullCache()
+        finally:
+            numba.config.CACHE_DIR = previous
+        return getattr(dispatcher._cache, name)
+
+
 def kernel(
     fastmath: frozenset[str] = frozenset(),
     inline: bool = False,
@@ -111,13 +130,7 @@ def kernel(
         flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
-            try:
-                dispatcher.enable_caching()
-            except RuntimeError:  # no writable locator: compile in memory, as with the switch off
-                pass
-            finally:
-                numba.config.CACHE_DIR = previous
+            dispatcher._cache = _Unopened(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
@@ -191,11 +204,13 @@ def n_threads(requested: int | None) -> int:
         return 1
     if requested is not None:
         return int(requested)
+    count = int(numba.get_num_threads())
     inside = threading.current_thread() is not threading.main_thread() or os.getpid() != _PID
-    if inside or multiprocessing.parent_process() is not None:
+    process = sys.modules.get("multiprocessing.process")  # a worker has it
+    if count == 1 or inside or (process and process.parent_process() is not None):
         return 1
     words = [os.environ.get(name, "").split(",")[0].strip() for name in BOUNDS]
-    return min([int(numba.get_num_threads()), *(int(w) for w in words if w.isdigit() and int(w))])
+    return min([count, *(int(w) for w in words if w.isdigit() and int(w))])
 
 
 @contextmanager
@@ -223,6 +238,8 @@ def spread(call: Callable[[int, int], object], count: int, grain: int, threads: 
         call(0, count)
         return
     cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(call, a, b) for a, b in itertools.pairwise(cuts)]:
             done.result()

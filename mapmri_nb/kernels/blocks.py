@@ -18,8 +18,7 @@ the same arguments, `(plan, data, block, out, i0, stop)`: it reads and writes th
 Lane l of these is voxel i0 + l of `data`; a loop in steps of WIDTH treats lanes l to l + WIDTH - 1
 at once. `run` calls the stages through their addresses, without the GIL and without Python between them. A mode is
 a list of stages (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments
-in the voxel's own frame and GCV are stages of their own. Every voxel is computed alone, so that
-results depend neither on V nor on where `start` and `stop` cut.
+in the voxel's own frame and GCV are stages of their own. No result depends on V, `start` or `stop`.
 
 The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
 makes them (I + F) times it (`grad_dev`).

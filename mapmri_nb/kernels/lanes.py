@@ -10,6 +10,7 @@ the same code runs on NumPy arrays. What a lane holds never depends on WIDTH.
 """
 
 import itertools
+import math
 import operator
 from typing import Any
 
@@ -20,7 +21,6 @@ from numba.core import cgutils, codegen, config
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
-from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -56,7 +56,7 @@ def empty(*shape: int) -> Array:
     """
     Zeros that start on a cache line: a vector that straddles two lines costs twice as much to load.
     """
-    size, line = int(np.prod(shape)), 64
+    size, line = math.prod(shape), 64
     raw = np.zeros(size + line // 8)
     start = -raw.ctypes.data % line // 8
     return raw[start : start + size].reshape(shape)
@@ -359,6 +359,8 @@ def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     )  # always: once for many rows, and a V of 5 would crash
     start = cgutils.pointer_add(builder, source.data, builder.mul(l, step))
     out = context.make_array(_ROWS)(context, builder)
+    from numba.np.arrayobj import populate_array  # a tenth of the import, for those who compile
+
     populate_array(
         out, data=builder.bitcast(start, _VECTOR.as_pointer()), shape=[count], strides=[stride],
         itemsize=ir.Constant(_LONG, 8 * WIDTH), meminfo=None,

@@ -141,6 +141,49 @@ def block_backsolve(A: Array, n: int, out: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
+def block_invert(A: Array, n: int) -> None:
+    """The inverse of a `block_cholesky` factor, packed likewise, in its place."""
+    for l in range(0, A.shape[1], WIDTH):
+        a = rows(A, l)
+        for i in range(n):
+            r = i * (i + 1) // 2
+            diagonal = a[r + i]
+            for j in range(i):
+                x = every(0.0)
+                for k in range(j, i):
+                    x -= a[r + k] * a[k * (k + 1) // 2 + j]
+                a[r + j] = x * diagonal
+
+
+@kernel(fastmath=CONTRACT)
+def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> None:
+    """
+    Sums of all rows of A (m, V) with signs, into out (B, V): bit j of bits[r, g] (B, m / 16 rounded
+    up, times 2) is 1 where row 8 g + j counts positive in sum r. V is a multiple of WIDTH.
+
+    The 16 sums of four rows are made once for all r, in table (64, V) [the method of the Four
+    Russians]: a quarter of the operations of a product with a matrix of signs.
+    """
+    for l in range(0, A.shape[1], WIDTH):
+        a, t, sums = rows(A, l), rows(table, l), rows(out, l)
+        for r in range(bits.shape[0]):
+            sums[r] = every(0.0)
+        for g in range(0, bits.shape[1], 2):
+            for h in range(4):
+                t[16 * h] = every(0.0)
+                for j in range(4):
+                    row, k = every(0.0), 8 * g + 4 * h + j
+                    if k < A.shape[0]:
+                        row = a[k]
+                    for b in range(16 * h, 16 * h + (1 << j)):
+                        t[b + (1 << j)] = t[b] + row
+                        t[b] -= row
+            for r in range(bits.shape[0]):
+                x, y = int(bits[r, g]), int(bits[r, g + 1])
+                sums[r] += (t[x & 15] + t[16 + (x >> 4)]) + (t[32 + (y & 15)] + t[48 + (y >> 4)])
+
+
+@kernel(fastmath=CONTRACT)
 def block_set(out: Array, value: float) -> None:
     """
     Fill rows with a value (a whole-row assignment would compile string formatting, two seconds of

@@ -16,7 +16,7 @@ from . import lanes, moments, rotation
 from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows
-from .linalg import block_cholesky, block_copy, block_set
+from .linalg import block_cholesky, block_copy, block_invert, block_set
 from .status import NO_FIT, STRAINED, UNSETTLED
 
 RICIAN, DENOISED = 1, 2  # `origin.Rules.noise`
@@ -228,6 +228,7 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
         for k in range(n * (n + 1) // 2, block.noise.factor.shape[0]):
             a[k] = every(0.0)
     block_cholesky(block.noise.factor, n, block.pivot)
+    block_invert(block.noise.factor, n)
     for l in range(0, block.status.size, WIDTH):
         a, f, weight = (
             rows(block.noise.factor, l),
@@ -235,17 +236,10 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
             rows(block.laplacian_weight, l)[0],
         )
         spent = every(0.0)
-        for i in range(n):  # the factor becomes its inverse, row by row
-            r = i * (i + 1) // 2
-            diagonal, along = a[r + i], every(origin[i])
-            for j in range(i):
-                x = every(0.0)
-                for k in range(j, i):
-                    x -= a[r + k] * a[k * (k + 1) // 2 + j]
-                a[r + j] = x * diagonal
-            along *= diagonal
-            for j in range(i):
-                along += a[r + j] * origin[j]
+        for i in range(n):
+            along = every(0.0)
+            for j in range(i + 1):
+                along += a[i * (i + 1) // 2 + j] * origin[j]
             spent += rows(block.row, l)[0] * along * along
         for e in range(t.target.size):
             value, product = every(0.0), every(0.0)

@@ -270,3 +270,87 @@ def maxima_rows(
                     if row[other] > row[k] or (row[other] == row[k] and other < k):
                         peak = False
             found[v, k] = peak
+
+
+@kernel()
+def refine_rows(
+    second: Array, powers: IntArray, points: Array, value: Array, start: int, stop: int
+) -> None:
+    """
+    Newton's method on the sphere, for homogeneous polynomials f of degree L; never downhill.
+
+    Parameters
+    ----------
+    second : (M, 6, m) second derivatives xx xy yy xz yz zz of each, in the m monomials `powers`
+        (m, 3), of degree L - 2.
+    points : (M, 3) unit vectors to start from; the highest place found is written. value : (M,) f
+        there, written.
+
+    Notes
+    -----
+    Gradient = Hessian v / (L - 1), f = gradient v / L. On the tangent plane the Hessian, less the
+    slope along v, is made negative by what its largest eigenvalue lacks.
+    """
+    degree = powers[0, 0] + powers[0, 1] + powers[0, 2] + 2
+    d, e, f, g, H = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty((3, 3))
+    power = np.ones((3, degree))
+    for i in range(start, stop):
+        value[i] = -math.inf
+        for j in range(3):
+            d[j] = points[i, j]
+        for _ in range(20):
+            for j in range(3):
+                for k in range(1, degree):
+                    power[j, k] = power[j, k - 1] * d[j]
+            r = 0
+            for j in range(3):
+                for k in range(j + 1):
+                    total = 0.0
+                    for p in range(powers.shape[0]):
+                        x, y, z = powers[p, 0], powers[p, 1], powers[p, 2]
+                        total += second[i, r, p] * power[0, x] * power[1, y] * power[2, z]
+                    H[j, k], H[k, j] = total, total
+                    r += 1
+            slope, least = 0.0, 0
+            for j in range(3):
+                g[j] = (H[j, 0] * d[0] + H[j, 1] * d[1] + H[j, 2] * d[2]) / (degree - 1)
+                slope += g[j] * d[j]
+                if abs(d[j]) < abs(d[least]):
+                    least = j
+            if slope / degree > value[i]:
+                value[i] = slope / degree
+                for j in range(3):
+                    points[i, j] = d[j]
+            a, b = (least + 1) % 3, (least + 2) % 3  # e = d x axis, f = d x e: the tangent plane
+            e[least], size = 0.0, math.sqrt(d[a] * d[a] + d[b] * d[b])
+            e[a], e[b] = d[b] / size, -d[a] / size
+            for j in range(3):
+                k, m = (j + 1) % 3, (j + 2) % 3
+                f[j] = d[k] * e[m] - d[m] * e[k]
+            gx = gy = xy = 0.0
+            xx = yy = -slope
+            for j in range(3):
+                gx += e[j] * g[j]
+                gy += f[j] * g[j]
+                for k in range(3):
+                    xx += e[j] * H[j, k] * e[k]
+                    xy += e[j] * H[j, k] * f[k]
+                    yy += f[j] * H[j, k] * f[k]
+            largest = math.sqrt(0.25 * (xx - yy) ** 2 + xy * xy) + 0.5 * (xx + yy)
+            if largest >= 0.0:
+                damp = largest + 0.1 * abs(xx + yy)
+                xx -= damp
+                yy -= damp
+            det = xx * yy - xy * xy
+            if not det > 0.0:
+                break
+            u, v = (xy * gy - yy * gx) / det, (xy * gx - xx * gy) / det
+            size = math.sqrt(u * u + v * v)
+            if not size > 1e-8:
+                break
+            shrink, length = min(1.0, 0.1 / size), 0.0
+            for j in range(3):
+                d[j] += shrink * (u * e[j] + v * f[j])
+                length += d[j] * d[j]
+            for j in range(3):
+                d[j] /= math.sqrt(length)

@@ -142,6 +142,12 @@ def hermite_to_monomial(order: int) -> Array:
     return frozen(out)
 
 
+@lru_cache
+def hermite_origin(order: int) -> Array:
+    """`origin_values` of `index_table`."""
+    return frozen(origin_values(index_table(order)))
+
+
 def iso_origin_values(order: int) -> Array:
     """
     Values at q = 0 of the isotropic basis: Gamma(j+1/2)/(Gamma(j) Gamma(3/2)) for l = 0, else 0.

@@ -6,6 +6,7 @@ Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner
 points.
 """
 
+import itertools
 import math
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -16,12 +17,20 @@ from numpy.typing import NDArray
 from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
-from .ordering import frozen, hermite_to_monomial, index_table, monomials
+from .ordering import (
+    class_bounds,
+    class_permutation,
+    frozen,
+    hermite_to_monomial,
+    index_table,
+    monomials,
+)
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
+GROUP, TILE = 48, 16  # voxels and points of `negative_rows` handled together
 SIGNAL, PROPAGATOR = 0, 1
 
 # ---- values at points
@@ -182,11 +191,15 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
     total = mu * mu + target * target
     s, c = 2.0 * mu * target / total, (target - mu) * (target + mu) / total
     out[0] = sqrt(s)
-    for m in range(1, size):
-        out[m] = -c * math.sqrt((m - 1.0) / m) * out[max(m - 2, 0)]
+    for m in range(2, size, 2):
+        out[m] = -c * math.sqrt((m - 1.0) / m) * out[m - 2]
+    for m in range(1, size, 2):
+        out[m] = 0.0 * s
     for n in range(degree):
         here, low, up = n * size, math.sqrt(n / (n + 1.0)), 1.0 / math.sqrt(n + 1.0)
-        for m in range(size):
+        for m in range(n % 2, size, 2):  # those of odd n + 1 + m vanish
+            out[here + size + m] = 0.0 * s
+        for m in range((n + 1) % 2, size, 2):
             value = low * c * out[max(here - size, 0) + m]
             if m > 0:
                 value += (up * math.sqrt(float(m))) * s * out[here + m - 1]
@@ -197,10 +210,11 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
 def even_table(order: int) -> IntArray:
     """
     Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
-    radial part.
+    radial part; by n1, then n2.
     """
     table = index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
+    where = where[np.lexsort(table[where].T[::-1])]
     return frozen(np.column_stack([where, table[where]]))
 
 
@@ -230,40 +244,43 @@ def radial_cosine_rows(
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
     here, there, result = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((1, WIDTH))
-    a = np.empty((coef.shape[1], WIDTH))
-    O = np.empty((3, (degree + 1) * size, WIDTH))
+    a, O = np.empty((coef.shape[1], WIDTH)), np.empty((3, (degree + 1) * size, WIDTH))
+    sums = np.empty((2, K + 1, WIDTH))
     for first in range(start, stop, WIDTH):
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w, x, y, z = (
-            rows(a, 0),
-            rows(here, 0),
-            rows(there, 0),
+        c, u, w = rows(a, 0), rows(here, 0), rows(there, 0)
+        x, y, z, inner, g = (
             rows(O[0], 0),
             rows(O[1], 0),
             rows(O[2], 0),
+            rows(sums[0], 0),
+            rows(sums[1], 0),
         )
-        overlaps(u[0], w[0], degree, size, x)
-        overlaps(u[1], w[1], degree, size, y)
-        overlaps(u[2], w[2], degree, size, z)
+        for axis in range(3):
+            overlaps(u[axis], w[axis], degree, size, rows(O[axis], 0))
         norm, total, b = every(0.0), every(0.0), 1.0
         for n in range(coef.shape[1]):
             norm += c[n] * c[n]
         for k in range(K + 1):
-            g = every(0.0)
-            for m1 in range(k + 1):
-                for m2 in range(k - m1 + 1):
-                    m3, value = k - m1 - m2, every(0.0)
-                    for e in range(count):
-                        n1, n2, n3 = (
-                            even[e, 1] * size + 2 * m1,
-                            even[e, 2] * size + 2 * m2,
-                            even[e, 3] * size + 2 * m3,
-                        )
-                        value += c[even[e, 0]] * x[n1] * y[n2] * z[n3]
-                    g += B[m1] * B[m2] * B[m3] * value
-            total += g * g / b
+            g[k], inner[k] = every(0.0), every(0.0)
+        for e in range(count):  # sums over m1 + m2 + m3 = k are convolutions
+            n1, n2, n3 = even[e, 1] * size, even[e, 2] * size, even[e, 3] * size
+            for m in range(K + 1):
+                inner[m] += B[m] * c[even[e, 0]] * z[n3 + 2 * m]
+            if e + 1 < count and even[e + 1, 1] == even[e, 1] and even[e + 1, 2] == even[e, 2]:
+                continue
+            for j in range(K + 1):
+                plane = every(0.0)
+                for m in range(j + 1):
+                    plane += (B[m] * B[j - m]) * x[n1 + 2 * m] * y[n2 + 2 * (j - m)]
+                for k in range(j, K + 1):
+                    g[k] += plane * inner[k - j]
+            for m in range(K + 1):
+                inner[m] = every(0.0)
+        for k in range(K + 1):
+            total += g[k] * g[k] / b
             b *= (k + 1.5) / (k + 1.0)
         rows(result, 0)[0] = pick(norm, 0.0, total / norm, math.nan)
         for l in range(min(WIDTH, stop - first)):
@@ -286,7 +303,7 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
     sin.
     """
     t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
-    out: Array = t**3 / (1.0 - 3.0 * t + 3.0 * t * t)
+    out: Array = t * t * t / (1.0 - 3.0 * t + 3.0 * t * t)
     return out
 
 
@@ -294,83 +311,91 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
 # ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
-def dense_grid(order: int, spacing: float = 0.5) -> tuple[Array, Array]:
+class DenseGrid(NamedTuple):
     """
-    Tables of `negative_rows`: a half lattice in normalised coordinates x = r/mu, in tiles of LANES
-    points.
+    Tables of `negative_rows`: one octant of a lattice in normalised coordinates x = r/mu, whose
+    points stand for all their changes of sign.
+    """
 
-    Returns
-    -------
-    tiles : (T, m, LANES), prod(mu) Psi_n at the points, n_coef padded by zeros to a multiple of
-        four.
-    weights : (T, LANES), spacing^3, twice for the antipode, 0 for padding. The ball's radius,
-        sqrt(2 order + 1) + 3,
-    misses 2e-5 of a basis function's integral.
+    # four (T, TILE, n_k): prod(mu) Psi_n at the points, functions by parity class; the points that
+    # fill the last tile are 0
+    values: tuple[Array, Array, Array, Array]
+    weights: Array  # (T, TILE) volume of a quarter of the points that one stands for
+    order: IntArray  # (n,) position in DIPY's order of each function
+    bounds: IntArray  # (5,) of the classes
+
+
+@lru_cache
+def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
+    """
+    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis function's
+    integral.
     """
     radius = math.sqrt(2 * order + 1) + 3
-    axis = spacing * np.arange(-int(radius / spacing), int(radius / spacing) + 1)
+    axis = spacing * np.arange(int(radius / spacing) + 1)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    x = x[len(x) // 2 :]  # the origin and one point of each antipodal pair
     x = x[(x * x).sum(1) <= radius**2]
     powers = np.prod(x[:, None, :] ** monomials(order)[None], axis=2)
     gauss = np.exp(-0.5 * (x**2).sum(1)) / (2 * np.pi) ** 1.5
-    rows, n = -(-len(x) // LANES) * LANES, powers.shape[1]
-    values, weights = np.zeros((rows, -(-n // 4) * 4)), np.zeros(rows)
-    values[: len(x), :n] = powers @ hermite_to_monomial(order) * gauss[:, None]
-    weights[: len(x)] = 2 * spacing**3
-    weights[0] = spacing**3
-    tiles = np.ascontiguousarray(values.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1))
-    return frozen(tiles), frozen(weights.reshape(-1, LANES))
+    place, bounds = class_permutation(order), class_bounds(order)
+    tiles = -(-len(x) // TILE)
+    values, weights = np.zeros((tiles * TILE, len(place))), np.zeros(tiles * TILE)
+    values[: len(x)] = (powers @ hermite_to_monomial(order) * gauss[:, None])[:, place]
+    weights[: len(x)] = spacing**3 * 2.0 ** ((x > 0).sum(1) - 2)
+    first, second, third, fourth = (
+        frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
+        for a, b in itertools.pairwise(bounds)
+    )
+    classes = first, second, third, fourth
+    return DenseGrid(classes, frozen(weights.reshape(tiles, TILE)), place, bounds)
 
 
 @kernel(fastmath=CONTRACT)
-def _extremes(value: Array, weight: Array, state: Array) -> None:
+def _extremes(parts: Array, weight: Array, state: Array) -> None:
     """
-    Add one voxel's values at a tile of points (L,) to its smallest, largest and negative mass, (3,
-    L).
+    Add the values at a tile of points, given as sums over the parity classes (4, TILE, V), to the
+    smallest, the largest and the negative mass, (3, V).
     """
-    low, high, negative = state[0], state[1], state[2]
-    for l in range(value.size):
-        low[l] = min(low[l], value[l])
-        high[l] = max(high[l], value[l])
-        negative[l] -= weight[l] * min(value[l], 0.0)
+    for l in range(0, state.shape[1], WIDTH):
+        s, t, v, w = rows(parts[0], l), rows(parts[1], l), rows(parts[2], l), rows(parts[3], l)
+        now = rows(state, l)
+        low, high, negative = now[0], now[1], now[2]
+        for r in range(weight.size):
+            a, b, c, d = s[r] + t[r], s[r] - t[r], v[r] + w[r], v[r] - w[r]
+            for one, two in ((a, c), (b, d)):
+                for value in (one + two, one - two):
+                    low, high = pick(low, value, value, low), pick(value, high, value, high)
+                    negative -= weight[r] * pick(0.0, value, value, 0.0)
+        now[0], now[1], now[2] = low, high, negative
 
 
 @kernel()
-def negative_rows(
-    coef: Array, tiles: Array, weights: Array, out: Array, start: int, stop: int
-) -> None:
+def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
     """
     How far each row's propagator is from positive, on a dense grid.
 
     Parameters
     ----------
-    coef : (V, n) with E(0) = 1, or NaN. tiles, weights : `dense_grid(order)`.
+    coef : (V, n) with E(0) = 1, or NaN. grid : `dense_grid(order)`.
     out : (V, 2), written: the smallest value (0 where there is no negative one: P vanishes far
-        away) over the largest,
-    and the negative mass, the integral of max(-P, 0).
+        away) over the largest, and the negative mass, the integral of max(-P, 0).
     """
-    group = 48  # voxels that share one reading of the tiles
-    P, value = np.zeros((group, tiles.shape[1])), np.empty((group, tiles.shape[2]))
-    state = np.empty((group, 3, tiles.shape[2]))
-    for first in range(start, stop, group):
-        count = min(group, stop - first)
-        for v in range(count):
-            for n in range(coef.shape[1]):
-                P[v, n] = coef[first + v, n]
+    x, parts = np.empty((coef.shape[1], GROUP)), np.empty((4, TILE, GROUP))
+    state = np.empty((3, GROUP))
+    for first in range(start, stop, GROUP):
+        for l in range(GROUP):
+            v = min(first + l, stop - 1)
+            for i in range(coef.shape[1]):
+                x[i, l] = coef[v, grid.order[i]]
             for i in range(3):
-                for l in range(state.shape[2]):
-                    state[v, i, l] = 0.0
-        for t in range(tiles.shape[0]):
-            block_product(P, tiles[t], value)
-            for v in range(count):
-                _extremes(value[v], weights[t], state[v])
-        for v in range(count):
-            low = high = negative = 0.0
-            for l in range(state.shape[2]):
-                low, high = min(low, state[v, 0, l]), max(high, state[v, 1, l])
-                negative += state[v, 2, l]
-            bad = math.isnan(P[v, 0])
-            out[first + v, 0] = math.nan if bad or high == 0.0 else low / high
-            out[first + v, 1] = math.nan if bad else negative
+                state[i, l] = 0.0
+        for t in range(grid.weights.shape[0]):
+            for k in range(4):
+                some = x[grid.bounds[k] : grid.bounds[k + 1]]
+                block_product(grid.values[k][t], some, parts[k])
+            _extremes(parts, grid.weights[t], state)
+        for l in range(min(GROUP, stop - first)):
+            low, high = state[0, l], state[1, l]
+            bad = math.isnan(x[0, l])
+            out[first + l, 0] = math.nan if bad or high == 0.0 else low / high
+            out[first + l, 1] = math.nan if bad else state[2, l]

@@ -3,7 +3,7 @@ Directions: bundled sets, real spherical harmonics, the ODF as a field, in harmo
 GFA.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gamma, pi, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..gradients import GradientTable
-from ..kernels.odf import Forms, forms, maxima_rows, odf_at, powers_at, powers_of_degree
+from ..kernels._jit import n_threads, spread
+from ..kernels.odf import (
+    Forms,
+    forms,
+    maxima_rows,
+    odf_at,
+    powers_at,
+    powers_of_degree,
+    refine_rows,
+)
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -338,45 +347,12 @@ def _derivatives(sh_order: int) -> Array:
 
 
 def _refine(coef: Array, sh_order: int, start: Array) -> tuple[Array, Array]:
-    """
-    Newton's method on the sphere from each direction (M, 3) for harmonics (M, n_sh); never
-    downhill.
-
-    For a homogeneous f of degree L: gradient = Hessian v / (L - 1), f = gradient v / L.
-    """
+    """Peaks (M, 3), and values, of harmonics (M, n_sh) from each direction (M, 3): `refine_rows`."""
     second = (coef @ _derivatives(sh_order)).reshape(len(start), 6, -1)
-    best, best_value, on, d = (
-        start.copy(),
-        np.full(len(start), -np.inf),
-        np.arange(len(start)),
-        start,
-    )
-    for _ in range(20):
-        h = np.einsum("mkp,mp->mk", second[on], powers_at(d, sh_order - 2))
-        H = h[:, [0, 1, 3, 1, 2, 4, 3, 4, 5]].reshape(-1, 3, 3)
-        gradient = np.einsum("mij,mj->mi", H, d) / (sh_order - 1)
-        slope = np.einsum("mi,mi->m", gradient, d)
-        better = slope / sh_order > best_value[on]
-        best[on[better]], best_value[on[better]] = d[better], slope[better] / sh_order
-        e1 = np.cross(d, np.eye(3)[np.abs(d).argmin(1)])
-        e1 /= np.linalg.norm(e1, axis=1, keepdims=True)
-        frame = np.stack([e1, np.cross(d, e1)], 1)  # of the tangent plane
-        gx, gy = np.einsum("mij,mj->im", frame, gradient)
-        bend = frame @ H @ frame.swapaxes(1, 2)
-        xx, xy, yy = bend[:, 0, 0] - slope, bend[:, 0, 1], bend[:, 1, 1] - slope
-        largest = np.hypot((xx - yy) / 2, xy) + (xx + yy) / 2  # eigenvalue: made negative
-        damp = np.where(largest < 0, 0.0, largest + 0.1 * np.abs(xx + yy))
-        xx, yy = xx - damp, yy - damp
-        det = np.where(xx * yy - xy**2 > 0, xx * yy - xy**2, np.inf)
-        step = np.stack([xy * gy - yy * gx, xy * gx - xx * gy], 1) / det[:, None]
-        size = np.linalg.norm(step, axis=1, keepdims=True)
-        moves = size[:, 0] > 1e-8
-        if not moves.any():
-            break
-        step *= np.minimum(1.0, 0.1 / np.maximum(size, 1e-300))
-        d = (d + np.einsum("mi,mij->mj", step, frame))[moves]
-        on, d = on[moves], d / np.linalg.norm(d, axis=1, keepdims=True)
-    return best, best_value
+    best, value = np.ascontiguousarray(start), np.empty(len(start))
+    call = partial(refine_rows, second, powers_of_degree(sh_order - 2), best, value)
+    spread(call, len(start), 64, n_threads(None))
+    return best, value
 
 
 def peaks(odf: OdfField, sh_order: int = DEGREE, **options: Any) -> tuple[Array, Array]:

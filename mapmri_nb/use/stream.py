@@ -43,6 +43,7 @@ Tables = Generator[
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
 SLAB = 16384  # voxels: what an interruption costs, and most of the memory
+PACE = 3  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
 
@@ -352,8 +353,13 @@ def fit_series(
         source = closing(_ahead(_read(inputs, where, todo, reading, odd)))
         with ThreadPoolExecutor(1) as writer, source as slabs:
             kept: Future[None] | None = None
+            begun = 0.0
             with closing(engine(job.model, job.names, slabs)) as tables:
-                for slab, table, seconds in tables:
+                for k, (slab, table, seconds) in enumerate(tables):
+                    if k == PACE and len(todo) > 3 * PACE:
+                        left = (time.perf_counter() - begun) / PACE * (len(todo) - k)
+                        log.info("%d voxels: about %.0f s to go", len(where), left)
+                    begun = begun if k else time.perf_counter()  # the first one compiles
                     if kept is not None:
                         kept.result()
                     kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)

@@ -2,14 +2,14 @@
 Error bars of every index: the wild bootstrap through every mode, and the Gaussian posterior of the
 coefficients.
 
-Both work voxel by voxel, so that memory does not grow with the number of replicates, and in one
-representation for both bases: Hermite coefficients in the tensor's frame.
+Both take the normal equations of a fit, at its scales and weights, from the stages of the block
+kernels, and every index from the accessors of a fit, in one representation for both bases: Hermite
+coefficients in the tensor's frame.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,27 +17,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from ..fit import RADIAL, MapmriFit, fit_rows
+from ..engine import Work
+from ..fit import ATTRIBUTES, MapmriFit, fit_rows
 from ..indices import INDICES, select
-from ..kernels import blocks, hermite, laplacian, ordering, propagator, scalars
+from ..kernels import blocks, hermite, laplacian, ordering, propagator
 from ..kernels._jit import n_threads, one_thread, spread
-from ..kernels.lanes import empty, padded
-from ..kernels.linalg import block_product, pad4
-from ..kernels.tensor import isotropic_scale
+from ..kernels._memory import Memory, lay_out
+from ..kernels.lanes import GRAIN, WIDTH, empty
+from ..kernels.linalg import block_cholesky, block_invert, block_product, signed_sums
+from ..kernels.tensor import isotropic_scales
 from ..model import MapmriModel, sample_slabs
 from ..status import Status
 
 Array = NDArray[np.float64]
 
 QUANTILES = (0.025, 0.16, 0.84, 0.975)
-NORMAL = (-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054)
+NORMAL = np.array([-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054])
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
-CHUNK = 16  # bytes of signs at once: 128 replicates, which the cache holds
-SIGNS: Array = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) > 0, -1.0, 1.0
-)  # (256, 8), by byte
-LINEAR = ("rtop", "rtap", "rtpp", "msd", "qiv")  # QIV by its reciprocal
-EPSILON = 0.4  # of the scaled sine of PA
+STEP = 1e-5  # of central differences, in units of the norm of the coefficients
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
 
@@ -60,37 +57,31 @@ class Uncertainty(NamedTuple):
     intervals: dict[str, Array]
 
 
-class Forms(NamedTuple):
-    """
-    What indices are made of at one mu: functionals of the Hermite coefficients, all in one matrix.
-    """
+class Equations(NamedTuple):
+    """The linear problems of V voxels in Hermite coefficients at held mu and R."""
 
-    rows: Array  # (r, n_coef)
-    part: dict[
-        str, slice
-    ]  # name -> rows: one functional, L, or those of which the share of the squares is cos^2
-    whole: dict[
-        str, slice
-    ]  # name -> rows that the share is of; absent: of the coefficients themselves
-    B: Array  # (n_coef,) E(0) = B'c
-    pa_dti: float
+    rows: NDArray[np.int64]  # (V,) in the mask
+    y: Array  # (V, n) samples, missing ones 0
+    w: Array  # (V, n) weights, missing ones 0
+    H: Array  # (V, n_coef, n_coef) M'WM + weight L, and the sample at q = 0
+    T: Array  # (V, n_coef, n_coef) H^-1 = T'T
+    weighted: Array  # (V, n_coef, n_coef) weight L
+    pull: Array  # (V, n_coef) weight L e, e the tensor's Gaussian in the basis
+    fitted: Array  # (V, n) S0 M coef
 
 
 class Voxel(NamedTuple):
-    """One voxel's linear problem in Hermite coefficients at held mu and R."""
+    """One voxel's linear problem."""
 
     row: int  # in the mask
     y: Array  # (n,) samples, missing ones 0
     w: Array  # (n,) weights, missing ones 0
-    M: Array  # (n, n_coef) design
     right: Array  # (n_coef, n) samples to right-hand sides: M'W, and what depends on the mean b0
     A: Array  # (n_coef, n) samples to coefficients
-    H: Array  # (n_coef, n_coef) M'WM + weight L, and the sample at q = 0
+    H: Array  # (n_coef, n_coef)
     at_origin: Array  # (n,) samples to the mean b0
-    coef: Array  # (n_coef,) E(0) = 1
-    fitted: Array  # (n,) S0 M coef
+    fitted: Array  # (n,)
     leverage: Array  # (n,) diagonal of M A
-    forms: Forms
 
 
 def bootstrap(
@@ -127,17 +118,7 @@ def bootstrap(
     names = select(indices, model.basis, INDICES)
 
     linear = hold and model.positivity is None and model.noise is None
-
-    def replicates(fit: MapmriFit, voxel: Voxel, residual: Array, signs: Array) -> Array:
-        """
-        Coefficients of some replicates where they are linear in the samples, else their indices.
-        """
-        if linear:
-            return (voxel.A @ voxel.fitted)[:, None] + _product(voxel.A * residual, signs)
-        y = voxel.fitted[:, None] + residual[:, None] * signs
-        if hold:
-            return _constrained(model, fit, voxel, y, names)
-        return _refitted(model, fit, voxel, y, names, fit_options.get("scale") is not None, None)
+    given = hold or fit_options.get("scale") is not None
 
     def drawn_from_law(fit: MapmriFit, voxel: Voxel) -> Array:
         rng = np.random.default_rng([int(seed), voxel.row])
@@ -146,30 +127,35 @@ def bootstrap(
             fit.rows()["sigma"][voxel.row] / np.sqrt(np.where(voxel.w > 0, voxel.w, 1.0))[:, None]
         )
         parts[0] += np.maximum(voxel.fitted, 0.0)[:, None]
-        weight = fit.laplacian_weight[voxel.row : voxel.row + 1].copy() if hold else None
-        given = hold or fit_options.get("scale") is not None
-        y = np.sqrt((parts**2).sum(0))
-        values = _refitted(model, fit, voxel, y, names, given, weight)
-        return _summary(values, index_values(names, voxel.forms, voxel.coef[:, None]))
+        return _refitted(model, fit, voxel, np.sqrt((parts**2).sum(0)).T, names, given, hold)
 
-    def resample(fit: MapmriFit, voxel: Voxel) -> Array:
-        if model.noise is not None:
-            return drawn_from_law(fit, voxel)
+    def resampled(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        rng, drawn = np.random.default_rng([int(seed), voxel.row]), (-(-int(n) // 8), len(residual))
-        bits = np.frombuffer(rng.bytes(drawn[0] * drawn[1]), np.uint8).reshape(drawn)
-        cuts = (np.ascontiguousarray(bits[k : k + CHUNK].T) for k in range(0, len(bits), CHUNK))
-        parts = [
-            replicates(fit, voxel, residual, SIGNS.take(cut, axis=0).reshape(len(residual), -1))
-            for cut in cuts
-        ]
-        own = voxel.coef[:, None]
+        rng, size = (
+            np.random.default_rng([int(seed), voxel.row]),
+            (int(n), -(-len(residual) // 16) * 2),
+        )
+        bits = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
         if linear:
-            values = index_values(names, voxel.forms, np.hstack([own, *parts]))
-        else:
-            values = np.hstack([index_values(names, voxel.forms, own), *parts])
-        return _summary(values[:, 1 : int(n) + 1], values[:, :1])
+            return _values(fit, voxel.row, _signed(voxel.A, voxel.fitted, residual, bits), names)
+        signs = 2.0 * np.unpackbits(bits, axis=1, bitorder="little")[:, : len(residual)] - 1.0
+        y = voxel.fitted + residual * signs
+        if not hold:
+            return _refitted(model, fit, voxel, y, names, given, hold)
+        sums = _signed(np.vstack([voxel.right, voxel.at_origin]), voxel.fitted, residual, bits)
+        coef, failed = model.engine.solver.many(voxel.H, sums[:, :-1] / sums[:, -1:])
+        failed |= ~(sums[:, -1] > 0)
+        values = _values(fit, voxel.row, coef, names)
+        if failed.any():
+            values[:, failed] = _refitted(model, fit, voxel, y[failed], names, True, True)
+        return values
+
+    def resample(fit: MapmriFit, equations: Equations, _: Any) -> Iterator[Array]:
+        own = _values(fit, equations.rows, fit.hermite_coef()[equations.rows], names)
+        for k, voxel in enumerate(_voxels(model, fit, equations)):
+            call = resampled if model.noise is None else drawn_from_law
+            yield _summary(call(fit, voxel), own[:, k : k + 1])
 
     return _voxelwise(model, data, mask, names, resample, threads, fit_options)
 
@@ -191,31 +177,45 @@ def posterior(
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
     names = select(indices, model.basis, INDICES)
 
-    def propagate(fit: MapmriFit, voxel: Voxel) -> Array:
-        rss = float(np.sum(voxel.w * (voxel.y - voxel.fitted) ** 2))
-        free = max((voxel.w > 0).sum() - voxel.leverage.sum(), 1.0)
-        square, H = rss / free, voxel.H
+    rules, B = model.plan.rules, ordering.hermite_origin(model.order)
+
+    def propagate(fit: MapmriFit, e: Equations, solve: Callable[..., Equations]) -> Array:
+        inverse, coef = e.T.swapaxes(1, 2) @ e.T, fit.hermite_coef()[e.rows]
+        b = inverse @ B
+        spent = len(B) - np.einsum("vij,vij->v", inverse, e.weighted)  # tr S
+        if rules.fixed:
+            spent += np.einsum("vi,vij,vj->v", b, e.weighted, b) / (b @ B)
+        elif rules.deviation:
+            spent += np.einsum("vi,vi->v", b, e.pull)
+        square = (e.w * (e.y - e.fitted) ** 2).sum(1) / np.maximum((e.w > 0).sum(1) - spent, 1.0)
+        T = e.T
         if model.noise == "rician":
-            square = float(fit.rows()["sigma"][voxel.row]) ** 2
-            known = voxel.w * (_information(voxel, square, model.options["coils"]) - 1.0)
-            H = H + (voxel.M.T * known) @ voxel.M
-        covariance = square / fit.S0[voxel.row] ** 2 * np.linalg.inv(H)
-        out = np.empty((len(names), 2 + len(QUANTILES)))
-        for i, name in enumerate(names):
-            value, gradient = index_gradient(name, voxel.forms, voxel.coef)
-            sd = math.sqrt(max(0.0, float(gradient @ covariance @ gradient)))
-            out[i] = [value, sd, *(value + z * sd for z in NORMAL)]
-        return out
+            square = fit.rows()["sigma"][e.rows] ** 2
+            T = solve(e.rows, e.y, e.w * _information(e, square, model)).T
+        length = np.linalg.norm(T, axis=2)
+        size = STEP * np.linalg.norm(coef, axis=1)[:, None]
+        along = T * (size / length)[:, :, None]  # at E(0) = 1: what a step adds to it is taken off
+        along -= (along @ B)[:, :, None] * coef[:, None]
+        near = np.concatenate([coef[:, None], coef[:, None] + along, coef[:, None] - along], 1)
+        voxels = np.repeat(e.rows, 2 * len(B) + 1)
+        values = _values(fit, voxels, near.reshape(-1, len(B)), names)
+        values = values.reshape(len(names), len(e.rows), -1)
+        mean, up, down = np.split(values, (1, len(B) + 1), 2)
+        slopes = (up - down) * (length / (2.0 * size))
+        mean, sd = mean[..., 0], np.sqrt((slopes**2).sum(2) * square) / fit.S0[e.rows]
+        out = np.stack([mean, sd, *(mean + z * sd for z in NORMAL)], -1)
+        return np.asarray(out.swapaxes(0, 1))
 
     return _voxelwise(model, data, mask, names, propagate, threads, fit_options)
 
 
-def _information(voxel: Voxel, square: float, coils: int) -> Array:
-    """Observed information of each sample on its signal, over 1 / sigma^2, 0 to 1."""
+def _information(e: Equations, square: Array, model: MapmriModel) -> Array:
+    """Observed information (V, n) of each sample on its signal, over 1 / sigma^2, 0 to 1."""
     from scipy.special import ive
 
-    y = np.maximum(voxel.y, 0.0) * np.sqrt(voxel.w)
-    x = np.minimum(y * np.maximum(voxel.fitted, 0.0) * np.sqrt(voxel.w) / square, 1e6)
+    coils, square = model.options["coils"], square[:, None]
+    y = np.maximum(e.y, 0.0) * np.sqrt(e.w)
+    x = np.minimum(y * np.maximum(e.fitted, 0.0) * np.sqrt(e.w) / square, 1e6)
     x = np.maximum(x, 1e-3)
     r = ive(coils, x) / ive(coils - 1, x)
     slope = 1.0 - r * r - (2.0 * coils - 1.0) * r / x
@@ -224,7 +224,7 @@ def _information(voxel: Voxel, square: float, coils: int) -> Array:
 
 def _voxelwise(
     model: MapmriModel, data: Any, mask: ArrayLike | None, names: list[str],
-    spread_of: Callable[[MapmriFit, Voxel], Array], threads: int | None, fit_options: dict[str, Any],
+    tables_of: Callable[..., Any], threads: int | None, fit_options: dict[str, Any],
 ) -> Uncertainty:  # fmt: skip
     """
     Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
@@ -234,135 +234,181 @@ def _voxelwise(
     companions = {name: value for name, value in fit_options.items() if name not in own}
     taken = checks.take(model.gtab, data, mask, **companions)
     fit = model.fit(taken, **own, threads=threads)
-    coef = fit.hermite_coef()
-    tables = np.full((len(coef), len(names), 2 + len(QUANTILES)), np.nan)
+    fit.hermite_coef()
+    tables = np.full((len(fit.status), len(names), 2 + len(QUANTILES)), np.nan)
 
     def some(rows: NDArray[np.int64], y: Array, w: Array, start: int, stop: int) -> None:
-        for k in range(start, stop):
-            if not fit.status[rows[k]] & Status.NO_FIT:
-                voxel = _linear_problem(
-                    model, fit, int(rows[k]), coef[rows[k]], y[k], w[k if len(w) > 1 else 0]
-                )
-                tables[rows[k]] = spread_of(fit, voxel)
+        solve = partial(_equations, model, fit, plan, Work(model.engine, GRAIN))
+        for first in range(start, stop, GRAIN):
+            cut = slice(first, min(first + GRAIN, stop))
+            weights = w[cut] if len(w) > 1 else np.repeat(w, cut.stop - first, 0)
+            tables[rows[cut]] = list(tables_of(fit, solve(rows[cut], y[cut], weights), solve))
 
-    workers = n_threads(threads)
+    plan, workers = _held(model), n_threads(threads)
     with one_thread():  # the replicates of one voxel are not worth threads of their own
         for rows, y, w in sample_slabs(taken):
-            spread(partial(some, rows, y, w), len(rows), 1, workers)
+            good = fit.status[rows] & Status.NO_FIT == 0
+            call = partial(some, rows[good], y[good], w[good] if len(w) > 1 else w)
+            spread(call, int(good.sum()), GRAIN, workers)
     mean, sd = ({name: fit.volume(tables[:, i, k]) for i, name in enumerate(names)} for k in (0, 1))
     return Uncertainty(
         fit, mean, sd, {name: fit.volume(tables[:, i, 2:]) for i, name in enumerate(names)}
     )
 
 
-def _linear_problem(
-    model: MapmriModel, fit: MapmriFit, v: int, coef: Array, y: Array, w: Array
-) -> Voxel:
-    index = ordering.index_table(fit.order)
-    M, L = np.empty((len(y), len(index))), np.empty((len(index), len(index)))
-    hermite.signal_rows(
-        np.ascontiguousarray(model.gtab.qvecs @ _frame(fit, v)), fit.mu[v].copy(), index, M
-    )
-    laplacian.matrix(fit.mu[v].copy(), index, L)
+def _held(model: MapmriModel) -> Memory:
+    """The plan of an anisotropic fit without a Laplacian and without noise."""
+    rules, none = model.plan.rules._replace(noise=0), np.zeros(1)
+    plan = model.plan._replace(rules=rules, laplacian_weights=none)
+    return lay_out(plan._replace(isotropic=False, static_scale=0.0))
+
+
+@lru_cache
+def _packing(order: int) -> tuple[NDArray[Any], ...]:
+    """
+    Rows and columns of a packed lower triangle in block order; where the elements of a symmetric
+    matrix in DIPY's order stand in it; where those of rows in block order, columns in DIPY's; and
+    which of the latter are not above the diagonal.
+    """
+    place = np.argsort(ordering.class_permutation(order))
+    i, j = np.tril_indices(len(place))
+    packed = np.zeros((len(place), len(place)), np.int64)
+    packed[i, j] = packed[j, i] = np.arange(len(i))
+    return i, j, packed[place][:, place], packed[:, place], np.tri(len(place))[:, place]
+
+
+def _equations(
+    model: MapmriModel, fit: MapmriFit, plan: Memory, work: Work, rows: NDArray[np.int64], y: Array, w: Array
+) -> Equations:  # fmt: skip
+    """
+    The problems of some voxels, by the stages of a fit at given scales with the plan `_held`; the
+    Laplacian is added here.
+    """
     w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
-    gtab, rules, b0 = model.gtab, model.plan.rules, np.where(model.at_origin, w, 0.0)
-    B, decay = (
-        ordering.origin_values(index),
-        gtab.bvals
-        * ((gtab.bvecs @ _frame(fit, v)) ** 2 @ (fit.mu_tensor[v] ** 2 / (2.0 * gtab.tau))),
+    y = np.where(w > 0, y, 0.0)
+    V, field = len(rows), np.zeros((0, 3, 3))
+    if fit.field is not None:
+        field = fit.field[rows]
+    factor = _factors(model, fit, rows)
+    data = blocks.Data(
+        y, w, fit.mu[rows] / factor[:, None], fit.R[rows], field, np.zeros(0), factor
     )
-    at_origin = np.where(b0 > 0, b0 * np.exp(np.where(b0 > 0, decay, 0.0)), 0.0)
-    at_origin /= b0.sum() if b0.any() else 1.0  # as `tensor.signal_at_origin`
-    H = (M.T * w) @ M + fit.laplacian_weight[v] * L + rules.row * b0.sum() * np.outer(B, B)
-    column = rules.row * b0.sum() * B
-    if rules.deviation:  # from the tensor's Gaussian
-        f = _factor(fit, v) ** 2
-        e = (2.0 * f / (1.0 + f)) ** 1.5 * B * ((1.0 - f) / (1.0 + f)) ** (index.sum(1) // 2)
-        column = column + fit.laplacian_weight[v] * (L @ e)
-    right = M.T * w + np.outer(column, at_origin)
-    ridge = 0.0 if model.positivity is None else RIDGE * np.trace(H) / len(H)
-    inverse = np.linalg.inv(H + ridge * np.eye(len(H)))
-    A = inverse @ right
-    if rules.fixed:
-        to_B = inverse @ B / (B @ inverse @ B)
-        A += np.outer(to_B, at_origin - B @ A)
-    made_of = forms(fit.order, fit.mu[v], fit.mu_tensor[v], fit.isotropic, L)
-    return Voxel(
-        v,
-        np.where(w > 0, y, 0.0),
-        w,
-        M,
-        right,
-        A,
-        H,
-        at_origin,
-        coef,
-        fit.S0[v] * (M @ coef),
-        (M.T * A).sum(0),
-        made_of,
-    )
+    t, block = plan.value.moments, work.block
+    memory = plan, lay_out(data), lay_out(blocks.new_rows(1, model.n_coef))
+    job = work.take(model.engine, *memory, True).job
+    with np.errstate(all="ignore"):
+        blocks.run_stages(job.stages.before, job.places, 0, V)
+    n = len(t.index)
+    i, j, both, lower, triangle = _packing(fit.order)
+    odd = t.index[:, :, None] % 2 == 1
+    sign = np.where(odd, block.sign[None, :, :V], 1.0).prod(1)  # of columns of R that were turned
+
+    def whole(A: Array, signs: Array, where: NDArray[np.int64]) -> Array:
+        flat = np.ascontiguousarray((A[: len(i), :V] * signs).T)
+        return flat.take(where.ravel(), axis=1).reshape(V, n, n)
+
+    weighted, G = np.zeros_like(block.G), block.G
+    block.laplacian_weight[0, :V] = fit.laplacian_weight[rows]
+    laplacian.add(plan.value.lap, block.factors, block.laplacian_weight, weighted)
+    G += weighted
+    H, weighted = (whole(A, sign[i] * sign[j], both) for A in (G, weighted))
+    e = np.eye(1, n)  # the tensor's Gaussian
+    if model.plan.rules.rescale:
+        e = block.scale.gaussian[np.argsort(t.permutation), :V].T
+    if model.positivity is not None:
+        diagonal = np.flatnonzero(i == j)
+        G[diagonal] += RIDGE * G[diagonal].mean(0)
+    block_cholesky(G, n, block.pivot)
+    block_invert(G, n)
+    T = whole(G, sign[j], lower) * triangle
+    tables, frames = propagator.point_tables(fit.order, propagator.SIGNAL), fit.R[rows]
+    if fit.field is not None:
+        frames = frames + np.swapaxes(fit.field[rows], 1, 2) @ frames
+    coef = fit.hermite_coef()[rows]
+    E = propagator.values_at(coef, fit.mu[rows], frames, model.gtab.qvecs, tables)
+    pull = np.einsum("vij,vj->vi", weighted, np.broadcast_to(e, (V, n)))
+    return Equations(rows, y, w, H, T, weighted, pull, fit.S0[rows, None] * E)
 
 
-def _factor(fit: MapmriFit, v: int) -> float:
-    """The basis' scale over the tensor's."""
-    of_tensor = fit.mu_tensor[v, 0]
-    if fit.isotropic and not fit.options["static_diffusivity"]:
-        of_tensor = isotropic_scale(fit.mu_tensor[v].copy())
-    elif fit.isotropic:
-        return 1.0
-    factor = float(fit.mu[v, 0] / of_tensor)
-    return 1.0 if abs(factor - 1.0) < 1e-12 else factor
+def _factors(model: MapmriModel, fit: MapmriFit, rows: Any) -> Array:
+    """The basis' scales over the tensor's, of some rows."""
+    if not model.plan.rules.rescale:
+        return np.ones(len(fit.mu[rows]))
+    of_tensor = np.ascontiguousarray(fit.mu_tensor[rows])
+    out = of_tensor[:, 0].copy()
+    if fit.isotropic:
+        isotropic_scales(of_tensor, out)
+    out = fit.mu[rows, 0] / out
+    return np.asarray(np.where(np.abs(out - 1.0) < 1e-12, 1.0, out))
 
 
-def _frame(fit: MapmriFit, v: int) -> Array:
-    """The matrix that takes rows q to the frame R, at (I + F) q where the fit has a field."""
-    return np.asarray(fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v])
+def _voxels(model: MapmriModel, fit: MapmriFit, e: Equations) -> Iterator[Voxel]:
+    """Each voxel's maps from its samples."""
+    gtab, rules, index = model.gtab, model.plan.rules, ordering.index_table(fit.order)
+    B, M = ordering.hermite_origin(fit.order), np.empty((len(gtab), len(index)))
+    for k, v in enumerate(e.rows):
+        frame = fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v]
+        hermite.signal_rows(np.ascontiguousarray(gtab.qvecs @ frame), fit.mu[v].copy(), index, M)
+        b0 = np.where(model.at_origin, e.w[k], 0.0)
+        decay = gtab.bvals * ((gtab.bvecs @ frame) ** 2 @ (fit.mu_tensor[v] ** 2 / (2 * gtab.tau)))
+        at_origin = b0 * np.exp(np.where(b0 > 0, decay, 0.0))
+        at_origin /= b0.sum() if b0.any() else 1.0  # as `tensor.signal_at_origin`
+        column = rules.row * b0.sum() * B + (e.pull[k] if rules.deviation else 0.0)
+        T, design = e.T[k], M.T
+        root = _product(T, design)
+        back = root * e.w[k] + np.outer(T @ column, at_origin)
+        A, leverage = _product(T.T, back), (root * back).sum(0)
+        if rules.fixed:
+            to_B, left = T.T @ (T @ B), at_origin - B @ A
+            A += np.outer(to_B / (B @ to_B), left)
+            leverage += (to_B @ design) / (B @ to_B) * left
+        right = design * e.w[k] + np.outer(column, at_origin) if model.positivity else A
+        yield Voxel(int(v), e.y[k], e.w[k], right, A, e.H[k], at_origin, e.fitted[k], leverage)
 
 
-def _constrained(
-    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str]
-) -> Array:
-    """
-    Values (names, n) of replicates y (samples, n) at held scales: one H for all of them where the
-    solver takes that.
-    """
-    v, values, S0 = voxel.row, np.empty((len(names), y.shape[1])), voxel.at_origin @ y
-    g = _product(voxel.right, y) / S0
-    coef, failed = model.engine.solver.many(voxel.H, np.ascontiguousarray(g.T))
-    failed |= ~(S0 > 0)
-    values[:, ~failed] = index_values(names, voxel.forms, coef[~failed].T)
-    if failed.any():
-        weight = fit.laplacian_weight[v : v + 1].copy()
-        values[:, failed] = _refitted(model, fit, voxel, y[:, failed], names, True, weight)
-    return values
+def _signed(A: Array, fitted: Array, residual: Array, bits: NDArray[np.uint8]) -> Array:
+    """A (fitted + residual with the signs of each replicate), one row a replicate."""
+    n = -(-len(A) // WIDTH) * WIDTH
+    rows, out = empty(len(residual), n), empty(len(bits), n)
+    rows[:, : len(A)] = (A * residual).T
+    signed_sums(rows, bits, empty(64, n), out)
+    return out[:, : len(A)] + A @ fitted
 
 
 def _refitted(
-    model: MapmriModel,
-    fit: MapmriFit,
-    voxel: Voxel,
-    y: Array,
-    names: list[str],
-    hold: bool,
-    weight: Array | None,
-) -> Array:
+    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], given: bool, hold: bool
+) -> Array:  # fmt: skip
     """
-    Values (names, n) of replicates y (samples, n) fitted by the model itself, mu and R held or not,
-    weight (1,) if held.
+    Values (names, V) of replicates y (V, n) fitted by the model itself; mu and R held where
+    `given`, the Laplacian weight and sigma too where `hold`.
     """
     none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
-    scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if hold else none
+    scale = (fit.mu_tensor[row].copy(), fit.R[row].copy()) if given else none
     field = none[1] if fit.field is None else fit.field[row].copy()
     sigma = np.zeros(0)
     if model.noise is not None and hold:
         sigma = np.ascontiguousarray(fit.rows()["sigma"][row])
     data = blocks.Data(
-        np.ascontiguousarray(y.T), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma,
-        np.array([_factor(fit, voxel.row)]) if hold else np.zeros(0),
+        np.ascontiguousarray(y), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma,
+        _factors(model, fit, row) if hold else np.zeros(0),
     )  # fmt: skip
-    out = model.engine.fit(data, 1, weight)
-    again = MapmriFit(fit_rows(out), np.ones(y.shape[1], bool), fit.options, fit.gtab)
+    out = model.engine.fit(data, 1, fit.laplacian_weight[row].copy() if hold else None)
+    again = MapmriFit(fit_rows(out), np.ones(len(y), bool), fit.options, fit.gtab)
     return np.stack([again.index(name) for name in names])
+
+
+def _values(fit: MapmriFit, voxels: Any, coef: Array, names: list[str]) -> Array:
+    """
+    Indices (names, V) of unnormalised Hermite coefficients (V, n) at the scales of some voxels of a
+    fit; NaN where E(0) is not positive.
+    """
+    origin = np.einsum("vi,i->v", coef, ordering.hermite_origin(fit.order))
+    coef = coef / np.where(origin > 0, origin, np.nan)[:, None]
+    voxels = np.broadcast_to(voxels, len(coef))
+    rows = {name: fit.rows()[name][voxels] for name in ATTRIBUTES if name != "coef"}
+    rows |= {"coef": coef, "hermite": coef}
+    again = MapmriFit(rows, np.ones(len(coef), bool), fit.options, fit.gtab)
+    return np.stack([again.index_rows(name) for name in names])
 
 
 def _summary(values: Array, own: Array) -> Array:
@@ -378,172 +424,16 @@ def _summary(values: Array, own: Array) -> Array:
     if kept.shape[1] < 2:
         return np.full((len(values), 2 + len(QUANTILES)), np.nan)
     mean = kept.mean(1, keepdims=True)
-    return np.hstack(
-        [
-            mean,
-            kept.std(1, ddof=1, keepdims=True),
-            own - mean + np.quantile(kept, QUANTILES, axis=1).T,
-        ]
-    )
+    ordered, place = np.sort(kept, axis=1), np.array(QUANTILES) * (kept.shape[1] - 1)
+    low, part = place.astype(int), place % 1  # np.quantile takes eight times as long
+    quantiles = (1 - part) * ordered[:, low] + part * ordered[:, low + 1]
+    return np.hstack([mean, kept.std(1, ddof=1, keepdims=True), own - mean + quantiles])
 
 
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
-    P, out = pad4(A), np.empty((len(A), X.shape[1]))
-    for first in range(0, X.shape[1], blocks.VOXELS):
-        part = X[:, first : first + blocks.VOXELS]
-        block, product = empty(len(X), padded(part.shape[1])), empty(len(P), padded(part.shape[1]))
-        block[:, : part.shape[1]] = part
-        block_product(P, block, product)
-        out[:, first : first + part.shape[1]] = product[: len(A), : part.shape[1]]
-    return out
-
-
-# ---- indices and their exact gradients
-# -------------------------------------------------------------------------------
-
-
-@lru_cache
-def _constants(order: int) -> tuple[Array, Array, dict[str, Array]]:
-    """
-    B_n, unit vectors (k, n_coef) of the coefficients with B_n, and the sums that NG_par and NG_perp
-    square.
-    """
-    t, n, sums = scalars.tables(order), ordering.n_coef(order), {}
-    even, B = t.even.astype(np.int64), np.zeros(n)
-    B[even] = t.origin
-    for which in ("par", "perp"):  # (groups, n_coef), the Gaussian's first
-        ptr, src, weight = (getattr(t, f"{which}_{part}") for part in ("ptr", "src", "weight"))
-        out = sums[f"ng_{which}"] = np.zeros((len(ptr) - 1, n))
-        out[np.repeat(np.arange(len(out)), np.diff(ptr.astype(np.int64))), src.astype(np.int64)] = (
-            weight
-        )
-    return B, np.eye(n)[even], sums
-
-
-def _radial_matrix(order: int, mu: Array, target: Array, K: int) -> Array:
-    """
-    Rows g_k / sqrt(b_k) of `propagator.radial_cosine_rows` as functionals of the coefficients, (K +
-    1, n_coef).
-    """
-    n, B = (
-        ordering.index_table(order),
-        np.sqrt(np.cumprod([1.0, *((2 * m + 1) / (2 * m + 2) for m in range(K))])),
-    )
-    axes, b = [], np.cumprod([1.0, *((k + 1.5) / (k + 1.0) for k in range(K))])
-    for axis in range(3):
-        overlap = np.empty((order + 1) * (2 * K + 1))
-        propagator.overlaps(float(mu[axis]), float(target[axis]), order, 2 * K + 1, overlap)
-        axes.append(B[:, None] * overlap.reshape(order + 1, -1)[n[:, axis], ::2].T)
-    for axis in (1, 2):  # sums over m1 + m2 + m3 = k are convolutions
-        axes[0] = np.array([(axes[0][: k + 1] * axes[axis][k::-1]).sum(0) for k in range(K + 1)])
-    return np.asarray(axes[0] / np.sqrt(b)[:, None])
-
-
-def _section(order: int, name: str, sums: Array, factor: float) -> Array:
-    """The tensor's Gaussian along a section, normalised, as a functional (1, n_coef); see `scalars.beside`."""
-    axes, f = ([0] if name == "ng_par" else [1, 2]), factor**2
-    n = ordering.index_table(order)[(sums != 0).argmax(1)][:, axes]
-    on = np.zeros((len(n), 3), np.int64)
-    on[:, axes] = n
-    e = ordering.origin_values(on) * ((1 - f) / (1 + f)) ** (n.sum(1) // 2)
-    norm = (2 * f / (1 + f)) ** (len(axes) / 2) / factor ** (len(axes) / 2)
-    return np.asarray(norm * e @ sums)[None]
-
-
-def forms(order: int, mu: Array, mu_tensor: Array, isotropic: bool, L: Array) -> Forms:
-    """
-    What the indices of one voxel are made of; mu, mu_tensor (3,) mm, `isotropic`: the fit's basis,
-    L its Laplacian.
-    """
-    B, unit, sums = _constants(order)
-    u0, nine = isotropic_scale(np.array(mu_tensor)), np.empty((len(unit), 9))
-    scalars.index_rows(unit, np.tile(mu, (len(unit), 1)), scalars.tables(order), nine, 0, len(unit))
-    nine[:, INDICES["qiv"].column] = 1.0 / nine[:, INDICES["qiv"].column]
-    functionals = nine.T @ unit  # a linear one is known by its values on unit vectors
-    parts = {name: functionals[INDICES[name].column, None] for name in LINEAR}
-    parts |= {"lapnorm": L, "pa": _radial_matrix(order, mu, np.full(3, u0), RADIAL)}
-    beside = isotropic or abs(mu[0] / mu_tensor[0] - 1.0) > 1e-12  # another Gaussian than e_0
-    parts["ng"] = _radial_matrix(order, mu, mu_tensor, 0) if beside else unit[:1]
-    parts |= {} if isotropic else sums
-    if beside and not isotropic:
-        parts |= {
-            f"{name} of": _section(order, name, sums[name], mu[0] / mu_tensor[0]) for name in sums
-        }
-    ends = np.cumsum([0, *map(len, parts.values())]).tolist()
-    where = {name: slice(a, b) for name, a, b in zip(parts, ends[:-1], ends[1:], strict=True)}
-    whole = {name: where[name] for name in sums if name in where}
-    first = {
-        name: where.get(f"{name} of", slice(rows.start, rows.start + 1))
-        for name, rows in whole.items()
-    }
-    cosine = propagator.gaussian_cosine(np.asarray(mu_tensor), np.array(u0))
-    return Forms(
-        np.vstack([*parts.values()]),
-        where | first,
-        whole,
-        B,
-        float(propagator.propagator_anisotropy(cosine)),
-    )
-
-
-def index_values(names: list[str], made_of: Forms, raw: Array) -> Array:
-    """
-    Indices (names, n) of unnormalised Hermite coefficients (n_coef, n); NaN where E(0) is not
-    positive.
-    """
-    origin = made_of.B @ raw
-    coef = raw / np.where(origin > 0, origin, np.nan)
-    values, out = _product(made_of.rows, coef), np.empty((len(names), raw.shape[1]))
-    size = (coef * coef).sum(0)
-    for i, name in enumerate(names):
-        if name == "pa_dti":
-            out[i] = made_of.pa_dti
-            continue
-        part = values[made_of.part[name]]
-        if name in LINEAR:
-            out[i] = 1.0 / part[0] if name == "qiv" else part[0]
-        elif name == "lapnorm":
-            out[i] = (coef * part).sum(0)
-        else:
-            cosine = (part * part).sum(0) / (
-                (values[made_of.whole[name]] ** 2).sum(0) if name in made_of.whole else size
-            )
-            out[i] = (
-                propagator.propagator_anisotropy(cosine)
-                if name == "pa"
-                else np.sqrt(np.maximum(1.0 - cosine, 0.0))
-            )
-    return out
-
-
-def index_gradient(name: str, made_of: Forms, coef: Array) -> tuple[float, Array]:
-    """
-    One index of one voxel and its gradient (n_coef,) by the unnormalised coefficients, at E(0) =
-    B'coef = 1.
-    """
-    value = float(index_values([name], made_of, coef[:, None])[0, 0])
-    if name == "pa_dti":
-        return value, np.zeros_like(coef)
-    part, B = made_of.rows[made_of.part[name]], made_of.B
-    if name in LINEAR:
-        return value, -(value**2) * (part[0] - B / value) if name == "qiv" else part[0] - value * B
-    if name == "lapnorm":
-        return value, 2.0 * (part @ coef - value * B)
-    inside, whole = part @ coef, coef
-    back = whole
-    if name in made_of.whole:
-        whole = made_of.rows[made_of.whole[name]] @ coef
-        back = made_of.rows[made_of.whole[name]].T @ whole
-    size = float(whole @ whole)
-    cosine = float(inside @ inside) / size
-    slope = (
-        2.0 * (part.T @ inside - cosine * back) / size
-    )  # of cos^2, which is homogeneous: B plays no part
-    if name != "pa":
-        return value, -slope / (2.0 * value) if value > 0 else np.full_like(coef, np.nan)
-    sine2 = max(1.0 - cosine, 1e-300)
-    s = math.pow(sine2, EPSILON / 2)
-    base = 1.0 - 3.0 * s + 3.0 * s * s
-    by_s = (3.0 * s * s * base - s**3 * (6.0 * s - 3.0)) / base**2
-    return value, by_s * (-EPSILON / 2) * s / sine2 * slope
+    n = -(-X.shape[1] // WIDTH) * WIDTH
+    P, block, out = empty(len(A) + -len(A) % 4, len(X)), empty(len(X), n), empty(len(A) + 3, n)
+    P[: len(A)], block[:, : X.shape[1]] = A, X
+    block_product(P, block, out)
+    return out[: len(A), : X.shape[1]]
