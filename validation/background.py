@@ -14,7 +14,7 @@ import numpy as np
 import oracle
 import recovery
 import scipy.sparse as sp
-from common import load_sample, mapmri
+from common import load_sample, made_fit, mapmri
 from noise import folder_sample, left_out_samples
 
 ORDER, WEIGHT, VOXELS = 6, 0.2, 40
@@ -76,9 +76,8 @@ def simulated(snr):
         row = []
         for column in (False, True):
             c, constant = answer(y[v], gtab.qvecs, gtab.b0s_mask, scale.mu[v], scale.R[v], column)
-            rtop = oracle.aniso_indices(
-                c / (oracle.aniso_origin(ORDER) @ c + constant), scale.mu[v]
-            )["rtop"]
+            unit = c / (oracle.aniso_origin(ORDER) @ c + constant)
+            rtop = made_fit(unit, scale.mu[v]).rtop()[0]
             row.append(100 * (rtop / want[v, 0] - 1))
         found.append([*row, constant])
     return np.median(found, 0)
