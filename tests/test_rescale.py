@@ -6,6 +6,8 @@ import phantom
 import pytest
 
 import mapmri_nb as mapmri
+from mapmri_nb.engine import Work
+from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
 from mapmri_nb.positivity import normalised_grid
 from mapmri_nb.use import uncertainty
@@ -82,15 +84,18 @@ def test_held_fits_reproduce_it():
     model = mapmri.MapmriModel(gtab, 6, positivity="grid")
     fit = model.fit(y)
     assert (fit.mu[:, 0] < fit.mu_tensor[:, 0]).any()
-    coef = fit.hermite_coef()
-    for v in range(len(y)):
-        voxel = uncertainty._linear_problem(model, fit, v, coef[v], y[v], np.ones(len(gtab)))
-        names = ["rtop", "msd", "ng", "ng_par", "ng_perp"]
-        for hold in (uncertainty._constrained(model, fit, voxel, y[v][:, None], names),
-                     uncertainty._refitted(model, fit, voxel, y[v][:, None], names, True, None),
-                     uncertainty.index_values(names, voxel.forms, coef[v][:, None])):  # fmt: skip
-            want = [fit.index_rows(name)[v] for name in names]
-            np.testing.assert_allclose(hold[:, 0], want, rtol=1e-6)
+    names = ["rtop", "msd", "ng", "ng_par", "ng_perp"]
+    want, w = np.stack([fit.index_rows(name) for name in names]), np.ones_like(y)
+    plan, work = uncertainty._held(model), Work(model.engine, GRAIN)
+    problems = uncertainty._equations(model, fit, plan, work, np.arange(len(y)), y, w)
+    for v, voxel in enumerate(uncertainty._voxels(model, fit, problems)):
+        again = uncertainty._refitted(model, fit, voxel, y[v][None], names, True, True)
+        np.testing.assert_allclose(again[:, 0], want[:, v], rtol=1e-6)
+        g = voxel.right @ y[v] / (voxel.at_origin @ y[v])
+        coef, failed = model.engine.solver.many(voxel.H, g[None])
+        held = uncertainty._values(fit, np.array([v]), coef, names)
+        assert not failed.any()
+        np.testing.assert_allclose(held[:, 0], want[:, v], rtol=1e-6)
 
 
 def test_ng_is_against_the_tensor():
