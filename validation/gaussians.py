@@ -196,7 +196,7 @@ def regularised(quick):
     )
     keys = ("rtop", "rtap", "rtpp", "msd", "ng")
     for weight in (1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4, 0.0):
-        fit = mapmri.MapmriModel(gtab, 6, laplacian=weight).fit(y[None])
+        fit = mapmri.MapmriModel(gtab, 6, laplacian=weight, preset="paper").fit(y[None])
         dense = oracle.fit(y, gtab.bvals, gtab.bvecs, TAU, 6, weight)
         truth_of_fit = oracle.aniso_indices(dense["hermite"], dense["mu"])
         ours = {k: float(getattr(fit, k)()[0]) for k in keys}
