@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All legs of the tests with the Python of $PYTHON (default: python): the compiled leg, and beside it, on a second core,
-# lint, types, without the compiler, and with bounds checks. Or, after the word `small`, one leg for an environment of
+# lint, types, pages, without the compiler, and with bounds checks. Or, after the word `small`, one leg for an environment of
 # other versions: lanes, every mode, solvers, files, command line. Every leg has its own kernel cache: a warm one would
 # silently load objects of another leg. Ends with the compiled leg's output.
 set -uo pipefail
@@ -33,6 +33,7 @@ else
     leg lint "$python" -m ruff check --no-cache .
     leg format "$python" -m ruff format --no-cache --check .
     leg types "$python" -m mypy --cache-dir "$scratch/mypy"
+    leg docs "$python" -m sphinx -W -q docs "$scratch/pages"
     leg nojit interpreted
     leg boundscheck checked
     wait

@@ -19,7 +19,7 @@ from mapmri_nb.cli import main
 import mapmri_nb as mapmri
 from mapmri_nb import report
 from mapmri_nb.status import MEANING, Status
-from mapmri_nb.use import payload, references, views
+from mapmri_nb.use import compare, payload, references, views
 from mapmri_nb.use.folder import read_fit, save_fit
 
 AFFINE = np.array([[0, -2.0, 0, 9], [-2.0, 0, 0, 7], [0, 0, 3.0, -5], [0, 0, 0, 1]])  # PLS
@@ -190,8 +190,8 @@ def test_packed_maps_are_the_fits(saved, page):
     for entry, values in zip(page.data["maps"], (np.cbrt(fit.rtop()) * 1e-3,), strict=False):
         want = orientation.turn(values)[inside]
         np.testing.assert_allclose(values_of(entry), want, atol=1e-4 * np.ptp(entry["range"]))
-    kinds = page.data["status"]["kinds"]
-    found = unpacked(page.data["status"]["data"], "u1")
+    kinds = page.data["kinds"]
+    found = unpacked(page.data["status"][0]["data"], "u1")
     status = orientation.turn(fit.volume(fit.status, 0))[inside]
     np.testing.assert_array_equal([kinds[k][0] for k in found], status)
 
@@ -349,6 +349,91 @@ def test_odd_fits_have_a_page(saved, tmp_path, kind):
     assert len(unpacked(page.data["voxels"]["at"], "<i4")) == fitted
 
 
+# ---- two fits
+
+
+@pytest.fixture(scope="module")
+def pair(saved, tmp_path_factory):
+    """The folder of another fit of the series, of order 2 and without one voxel; the page on both."""
+    folder, fit = saved
+    series = nib.load(folder / "the_dwi.nii.gz").get_fdata()
+    mask = fit.mask.copy()
+    mask[2, 2, 2] = False
+    other = mapmri.MapmriModel(fit.gtab, radial_order=2, laplacian=None).fit(series, mask)
+    b = tmp_path_factory.mktemp("other")
+    save_fit(other, b, prefix="sub-<1>&", sources=["sub-<1>&_dwi.nii.gz"], affine=AFFINE)
+    assert main(["report", str(folder), str(b), "--quiet"]) == 0
+    return b, other, Page((b / "comparison.html").read_text(encoding="utf-8"))
+
+
+def test_two_fits_are_compared(saved, pair):
+    folder, fit = saved
+    b, other, page = pair
+    settings = {row[0]: row[1:] for row in page.rows if len(row) == 3}
+    assert settings["radial order"] == ["4", "2"]
+    assert settings["mode"] == ["MAPL", "MAP"]
+    assert "basis" not in settings
+    assert "Of 179 voxels in either mask A fitted 178 voxels (99.44%), B 177" in page.text
+    assert "only A 1, only B 0" in page.text
+    rows = {row[0]: row for row in page.rows if len(row) == 10}
+    x, y = fit.msd() * 1e6, other.msd() * 1e6
+    got = [float(text.removesuffix("%")) for text in (*rows["MSD"][1:3], *rows["MSD"][4:8])]
+    both = np.isfinite(x) & np.isfinite(y)
+    d = (y - x)[both]
+    want = [np.median(x[both]), np.median(y[both]), *np.percentile(d, (50, 5, 95))]
+    np.testing.assert_allclose(got[:5], want, rtol=1e-3)
+    assert got[5] == pytest.approx(100 * np.median(d / x[both]), abs=0.01)
+    turned = views.Orientation.of(AFFINE, fit.mask.shape).turn
+    inside = turned(fit.mask)
+    first, second, between = [m for m in page.data["maps"] if m["label"].startswith("MSD")]
+    assert first["range"] == second["range"]
+    for entry, values in ((first, x), (second, y), (between, y - x)):
+        off = np.abs(values_of(entry) - turned(values)[inside])
+        assert np.nanmax(off) < 1e-3 * np.ptp(entry["range"])
+    statuses = [unpacked(s["data"], "u1") for s in page.data["status"]]
+    words = [[page.data["kinds"][k][1] for k in found] for found in statuses]
+    assert [w.count("outside the mask") for w in words] == [0, 1]
+    assert {link for link in page.links if not link.startswith("#")} >= {
+        "sub-<1>&_model-mapmri_dwimap.json"
+    }
+    assert main(["report", str(folder), str(b), "--quiet"]) == 1, "not overwritten"
+
+
+def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
+    """Another grid, place, series or table: one line that names both."""
+    folder, fit = saved
+    few = fit.gtab[:60]
+    data = fit.predict()[..., :60]
+    fits = {
+        "shape": (mapmri.MapmriModel(few, 2).fit(data[1:]), AFFINE, "sub-<1>&_dwi.nii.gz"),
+        "affines differ by 1": (
+            mapmri.MapmriModel(few, 2).fit(data), AFFINE + np.eye(4), "sub-<1>&_dwi.nii.gz"
+        ),
+        "series: sub-<1>&_dwi.nii.gz and x.nii": (
+            mapmri.MapmriModel(few, 2).fit(data), AFFINE, "x.nii"
+        ),
+        "measurement 0 of the one, b = 0,": (
+            mapmri.MapmriModel(
+                mapmri.GradientTable(few.bvals, -few.bvecs[:, ::-1], tau=few.tau), 2
+            ).fit(data), AFFINE, "sub-<1>&_dwi.nii.gz",
+        ),
+    }  # fmt: skip
+    for k, (text, (other, affine, source)) in enumerate(fits.items()):
+        save_fit(other, tmp_path / str(k), prefix="x", sources=[source], affine=affine)
+        assert main(["report", str(folder), str(tmp_path / str(k))]) == 1
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
+    same = mapmri.MapmriModel(few, 2).fit(data)  # volumes left out
+    save_fit(same, tmp_path / "same", prefix="x", affine=AFFINE)
+    out = str(tmp_path / "c.html")
+    assert main(["report", str(folder), str(tmp_path / "same"), "--out", out, "--quiet"]) == 0
+    assert main(["report", str(folder), str(tmp_path / "same"), "--dwi", out]) == 1
+    assert "--dwi goes with one fit" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="convention"):
+        compare.write_comparison(folder, folder, convention="left")
+
+
 # ---- in a browser
 
 CHROMIUM = next(
@@ -400,23 +485,64 @@ window.addEventListener("load", () => {
 """
 
 
+DRIVE_TWO = """
+window.addEventListener("load", () => {
+  const out = {}, $ = (id) => document.getElementById(id), canvas = (k) => document.querySelectorAll("#sheet canvas")[k];
+  try {
+    const slider = document.querySelector(".plane input"), before = [0, 1, 2].map((k) => canvas(k).toDataURL());
+    out.first = $("readout").textContent;
+    slider.value = 0; slider.dispatchEvent(new Event("input"));
+    out.linked = [0, 1, 2].map((k) => canvas(k).toDataURL() !== before[k]);
+    const ink = (c) => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data.slice(0, 3)];
+    out.colours = [1, 2].map((k) => ink(canvas(k)));
+    $("choice").value = 9; $("choice").dispatchEvent(new Event("change"));
+    out.second = $("readout").textContent;
+    document.querySelector(".plane canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+    out.maps = document.querySelectorAll("#sheet canvas").length;
+  } catch (error) { out.error = String(error.stack); }
+  const pre = document.createElement("pre");
+  pre.id = "result"; pre.textContent = JSON.stringify(out);
+  document.body.append(pre);
+});
+"""
+
+
+def driven(text, script, folder, size="1280,900"):
+    """What a script that drives a page in Chromium wrote into its `result`."""
+    page = folder / "driven.html"
+    text = text.replace("<script type=", f"<script>{script}</script><script type=", 1)
+    page.write_text(text, encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}",
+               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
+               page.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.S)
+    out = json.loads(html.unescape(found[1]))
+    assert "error" not in out, out.get("error")
+    return out
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the comparison's script is not run")
+def test_the_script_works_on_two_fits(pair, tmp_path):
+    """One slider moves A, B and the difference; the readout has the three values of one index."""
+    b, _, page = pair
+    out = driven((b / "comparison.html").read_text(encoding="utf-8"), DRIVE_TWO, tmp_path)
+    assert out["linked"] == [True, True, True]
+    names = ("RTOP1/3, A", "RTOP1/3, B ", "RTOP1/3, B − A", "status, A", "status, B")
+    assert all(name in out["first"] for name in names)
+    assert "MSD" not in out["first"]
+    assert all(f"MSD, {word}" in out["second"] for word in ("A", "B", "B − A"))
+    assert out["colours"][0] != out["colours"][1]
+    assert out["maps"] == len(page.data["maps"]) + 2
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the report's script is not run")
 @pytest.mark.parametrize("size", ["1280,900", "500,844"])
 def test_the_script_works(saved, page, tmp_path, size):
     """Letters, values under the cross, keys, sliders, linked maps, a voxel on click, outliers."""
     folder, fit = saved
     text = (folder / "report.html").read_text(encoding="utf-8")
-    driven = tmp_path / "driven.html"
-    driven.write_text(
-        text.replace("<script type=", f"<script>{DRIVE}</script><script type=", 1), encoding="utf-8"
-    )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}",
-               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
-               driven.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.S)
-    out = json.loads(html.unescape(found[1]))
-    assert "error" not in out, out.get("error")
+    out = driven(text, DRIVE, tmp_path, size)
     assert out["edges"] == ["RLPA", "RLIS", "PAIS"]
     assert out["neurological"] == ["LRPA", "LRIS", "PAIS"]
     assert out["size"] == [6, 6]

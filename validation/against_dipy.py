@@ -64,7 +64,9 @@ def pairs(sample, order, weight, basis, count):
     """
     good = np.flatnonzero((sample.y > 0).all(1))
     y = np.ascontiguousarray(sample.y[good[:: max(1, len(good) // count)][:count]])
-    ours = mapmri.MapmriModel(sample.gtab, order, laplacian=weight, basis=basis).fit(y)
+    ours = mapmri.MapmriModel(
+        sample.gtab, order, laplacian=weight, basis=basis, preset="paper"
+    ).fit(y)
     model = dipy_model(sample.gtab, order, weight, basis)
     dipy = []
     for v in range(len(y)):
@@ -146,7 +148,9 @@ def crossing_fit(name):
     b, g = truth.scheme_3x90()
     mixture = truth.MIXTURES[name]
     mu, R = truth.mixture_frame(*mixture, TAU)
-    model = mapmri.MapmriModel(mapmri.GradientTable(b, g, tau=TAU), 6, laplacian=None)
+    model = mapmri.MapmriModel(
+        mapmri.GradientTable(b, g, tau=TAU), 6, laplacian=None, preset="paper"
+    )
     return model.fit(truth.mixture_signal(*mixture, b, g)[None], scale=(mu, R))
 
 
@@ -252,7 +256,7 @@ def weights(quick):
     }
     rows, missed = [], 0
     for title, array in arrays.items():
-        fit = mapmri.MapmriModel(sample.gtab, 6, laplacian=array).fit(y)
+        fit = mapmri.MapmriModel(sample.gtab, 6, laplacian=array, preset="paper").fit(y)
         ours = dipy = 0
         for v in range(len(y)):
             m = oracle.phi_matrix(6, fit.mu[v], sample.gtab.qvecs @ fit.R[v])
@@ -282,7 +286,7 @@ def gcv_scaling(quick):
     """
     sample = load_sample("small101d")
     y = np.ascontiguousarray(sample.y[(sample.y > 0).all(1)][:: 200 if quick else 30])
-    model = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv")
+    model = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv", preset="paper")
     fits = [model.fit(y * factor) for factor in (1.0, 1e-3, 1e3)]
     theirs_model = dipy_model(sample.gtab, 6, "GCV", "anisotropic")
     lopt = []

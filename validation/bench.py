@@ -321,7 +321,7 @@ def main(argv=None):
     start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)}
     start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
     out = {
-        "environment": common.environment(),
+        "environment": common.environment("bench"),
         "scheme": SCHEME,
         "threads": threads,
         "rounds": args.rounds,

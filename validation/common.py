@@ -2,7 +2,10 @@
 What every case needs: the contract of a case, where things are, made-up fits, the bundled samples.
 """
 
+import ast
 import datetime
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -59,8 +62,56 @@ class Case(NamedTuple):
         return bool(measured >= self.tolerance if self.at_least else measured <= self.tolerance)
 
 
-def environment():
-    """Versions, processor and date, as they go into every result."""
+COMMAND = ("commands", "stream", "folder", "io")  # what a fit from the command line runs through
+
+
+@functools.cache
+def parsed(path):
+    """Names that a file imports, and its code without comments, docstrings and layout."""
+    tree, words = ast.parse(path.read_text()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+            words |= {word for name in names for word in name.split(".")}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "mapmri":
+            words.add(node.attr)
+        elif isinstance(node, ast.Constant) and node.value == "-m":
+            words.add("cli")  # a command in a process of its own
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            texts = [getattr(getattr(b, "value", None), "value", None) for b in body]
+            node.body = [b for b, t in zip(body, texts, strict=True) if not isinstance(t, str)]
+            node.body = node.body or [ast.Pass()]
+    return words | (set(COMMAND) if "cli" in words else set()), ast.unparse(tree)
+
+
+def sources(group):
+    """
+    Files that a result rests on: its script and the scripts that this imports, the method and its
+    kernels, and what the scripts import of the rest.
+    """
+    library, here, tests = ROOT / "mapmri_nb", ROOT / "validation", ROOT / "tests"
+    found = {*library.glob("*.py"), *library.glob("kernels/*.py")} - set(library.glob("dipy*.py"))
+    waiting = [here / f"{group}.py"]
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        if library not in path.parents:
+            words = parsed(path)[0] - {"readme", "run"}
+            folders = (library, library / "use", here, tests)
+            places = {folder / f"{word}.py" for folder in folders for word in words}
+            waiting += [place for place in places - found if place.is_file()]
+    return sorted(found)
+
+
+def digest(group):
+    """Of the code of `sources`, as the running Python writes it."""
+    code = (f"{path.relative_to(ROOT)}\n{parsed(path)[1]}\n" for path in sources(group))
+    return hashlib.sha256("".join(code).encode()).hexdigest()[:12]
+
+
+def environment(group):
+    """Versions, the code's digest, processor and date, as they go into every result."""
     packages = {}
     for name in ("numpy", "scipy", "numba", "llvmlite", "osqp", "dipy", "clarabel"):
         try:
@@ -84,6 +135,7 @@ def environment():
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "mapmri_nb": mapmri.__version__,
+        "code": digest(group),
         "python": platform.python_version(),
         "packages": packages,
         "system": f"{platform.system()} {platform.machine()}",
@@ -96,7 +148,7 @@ def environment():
 def write_result(group, cases, tables):
     """The file of a group: where it ran, its cases and its tables, as plain numbers."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"group": group, "environment": environment(), "cases": cases, "tables": tables}
+    result = {"group": group, "environment": environment(group), "cases": cases, "tables": tables}
     (RESULTS / f"{group}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

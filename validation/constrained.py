@@ -231,7 +231,7 @@ def lowest(order, c):
 def measure(positivity, solver, order, basis, weight, gtab, y, reference):
     """Answers of every row of y by one mode; `reference` (dict) keeps Clarabel's answers by row."""
     options = {"basis": basis, "laplacian": weight, "positivity": positivity, "solver": solver}
-    fit = mapmri.MapmriModel(gtab, order, **options).fit(y)
+    fit = mapmri.MapmriModel(gtab, order, **options, preset="paper").fit(y)
     low, certified, out = np.zeros(len(y)), np.zeros(len(y), bool), []
     if positivity == "global":
         low, certified = (

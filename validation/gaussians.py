@@ -196,7 +196,7 @@ def regularised(quick):
     )
     keys = ("rtop", "rtap", "rtpp", "msd", "ng")
     for weight in (1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4, 0.0):
-        fit = mapmri.MapmriModel(gtab, 6, laplacian=weight).fit(y[None])
+        fit = mapmri.MapmriModel(gtab, 6, laplacian=weight, preset="paper").fit(y[None])
         mu, frame, _ = oracle.fit_tensor(y, gtab.bvals, gtab.bvecs, TAU)
         root = np.sqrt(weight) * np.linalg.cholesky(oracle.laplacian_matrix(6, mu)).T
         stacked = np.vstack([oracle.phi_matrix(6, mu, gtab.qvecs @ frame), root])

@@ -51,7 +51,7 @@ def excess(basis):
         sources.append(("simulated", *simulated(2 * each, rng)))
         rows = []
         for name, gtab, y in sources:
-            fit = mapmri.MapmriModel(gtab, 6, laplacian="gcv", basis=basis).fit(
+            fit = mapmri.MapmriModel(gtab, 6, laplacian="gcv", basis=basis, preset="paper").fit(
                 np.ascontiguousarray(y)
             )
             over, at_bound = [], 0

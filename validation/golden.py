@@ -84,9 +84,9 @@ def isotropic(quick):
 def noisy(weight):
     """Fit of golden vector (c) with a Laplacian weight."""
     b, g, y, tau, mu, _ = truth.golden_c()
-    return mapmri.MapmriModel(mapmri.GradientTable(b, g, tau=tau), 6, laplacian=weight).fit(
-        y[None], scale=(mu, np.eye(3))
-    )
+    return mapmri.MapmriModel(
+        mapmri.GradientTable(b, g, tau=tau), 6, laplacian=weight, preset="paper"
+    ).fit(y[None], scale=(mu, np.eye(3)))
 
 
 def noisy_indices(quick):

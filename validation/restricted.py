@@ -261,7 +261,8 @@ def sensitivity(quick):
         apparent = 1e3 / np.sqrt(np.pi * model.fit(np.vstack([y, noisy])).rtap())
         found.append(apparent[0])
         spread.append(np.nanpercentile(apparent[1:], [5, 95]))
-    plot(radii * 1e3, np.array(found), np.array(spread))
+    if not quick:
+        plot(radii * 1e3, np.array(found), np.array(spread))
     rows = [
         [float(r * 1e3), float(f), *map(float, s)]
         for r, f, s in zip(radii, found, spread, strict=True)

@@ -1,7 +1,7 @@
 """
 Run the validation: every case of every group, results/*.json, the tables of README.md.
 
-    python validation/run.py [--quick] [--all] [--only NAME]
+    python validation/run.py [--quick] [--all] [--only NAME] [--stale]
 
 --all, or --only with its name, also runs the scripts of APART: what needs processes, disks, an
 index or an hour of its own.
@@ -86,10 +86,10 @@ def run_group(group, only, quick):
         if path.exists() and only not in (None, group)
         else {"cases": [], "tables": {}}
     )
-    here, there = common.environment(), old.get("environment")
+    here, there = common.environment(group), old.get("environment")
     if there and not quick and {**here, "date": 0} != {**there, "date": 0}:
         raise SystemExit(
-            f"{path.name} is of another machine or other versions: run the whole group, --only {group}"
+            f"{path.name} is of another machine, other versions or older code: run the whole group, --only {group}"
         )
     entries, tables = {e["name"]: {"date": there["date"]} | e for e in old["cases"]}, old["tables"]
     good = True
@@ -121,15 +121,31 @@ def main(argv=None):
     parser.add_argument(
         "--only", metavar="NAME", help="a group, one of those scripts, or part of a case's name"
     )
+    parser.add_argument(
+        "--stale",
+        action="store_true",
+        help="only what was measured on older code than this (with --all the scripts apart too)",
+    )
     args = parser.parse_args(argv)
-    found = [run_group(group, args.only, args.quick) for group in GROUPS if args.only not in APART]
+    fresh = [
+        name
+        for name in (*GROUPS, *APART)
+        if args.stale and readme.load(name) and not readme.stale(name)
+    ]
+    if fresh:
+        print(f"of this code already: {', '.join(fresh)}")
+    found: list = [
+        run_group(group, args.only, args.quick)
+        for group in GROUPS
+        if args.only not in APART and group not in fresh
+    ]
     for name in APART:
-        if name == args.only or (args.all and not args.only):
+        if name not in fresh and (name == args.only or (args.all and not args.only)):
             found.append(
                 subprocess.call([sys.executable, str(common.ROOT / "validation" / f"{name}.py")])
                 == 0
             )
-    if all(f is None for f in found):
+    if args.only and all(f is None for f in found) and args.only not in fresh:
         parser.error(f"--only: no group or case is called {args.only!r}")
     if not args.quick:
         readme.write_validation()

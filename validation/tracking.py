@@ -1,15 +1,14 @@
 """
 Tracking by MRtrix 3 at its defaults in a phantom of two crossing bundles, beside DIPY's ODF.
 
-    python validation/tracking.py [--dipy]      skipped, by name, where MRtrix is not installed
+    python validation/tracking.py      skipped, by name, where MRtrix is not installed
 
-The same runs with run.py; --dipy fits the phantom by DIPY as well, voxel by voxel, and prints.
+The same runs with run.py. DIPY fits the phantom voxel by voxel, which takes some minutes.
 """
 
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -154,7 +153,7 @@ def tracking(quick):
             for path, source in zip(unscaled, files, strict=True):
                 save(path, io.load_map(source).data)
             cases = [("mapmri_nb", files), ("mapmri_nb, mm^2, not scaled", unscaled)]
-            if "--dipy" in sys.argv:  # a quarter of an hour
+            if not quick:
                 files = of_dipy(folder, member.any(0), factor)
                 cases.append(("DIPY, times the same factor", files))
             for who, (odf, peaks) in cases:

@@ -299,13 +299,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
 
-    add = command(
-        commands.report, "one self-contained HTML page on a saved fit", saved, force, quiet
-    )
+    text = "one self-contained HTML page on a saved fit, or on two fits of one series"
+    add = command(commands.report, text, force, quiet)
+    add("dir", **a_folder, help="folder of a saved fit, or the fit's JSON")
+    text = "which fit, where the folder has several; or a second fit to compare with the first"
+    add("prefix", nargs="?", metavar="PREFIX|DIR", help=text)
     add(
         "--out",
         **a_file,
-        help="(default: report.html beside the fit, after its PREFIX where it has neighbours)",
+        help="(default: report.html beside the fit, after its PREFIX where it has neighbours; "
+        "comparison.html beside the second)",
     )
     add("--dwi", **a_file, help="the fitted series (default: where it was, if it is still there)")
     text = "radiological (patient's left on the right, default) or neurological"

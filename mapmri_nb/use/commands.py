@@ -384,14 +384,23 @@ def predict(args: argparse.Namespace) -> list[Path]:
 
 
 def report(args: argparse.Namespace) -> list[Path]:
-    """Named by its prefix where the folder holds several fits."""
+    """Named by its prefix where the folder holds several fits; of two fits if two are given."""
     from . import folder
+    from .compare import write_comparison
     from .report import write_report
 
     if args.out and args.out.is_dir():
         raise ValueError(
             f"--out: {args.out} is a folder, the page needs a name: {args.out / 'report.html'}"
         )
+    prefixes = [folder.prefix_of_fit(model) for model in folder.model_files(args.dir)]
+    if args.prefix and args.prefix not in prefixes and Path(args.prefix).exists():
+        if args.dwi:
+            raise ValueError("--dwi goes with one fit, not with two")
+        a, b = (folder.model_file(path) for path in (args.dir, args.prefix))
+        out = write_comparison(a, b, args.out, args.force, convention=args.convention)
+        log.info("%s", out)
+        return [out]
     model = folder.model_file(args.dir, args.prefix)
     prefix = folder.prefix_of_fit(model)
     several = len(folder.model_files(model.parent)) > 1

@@ -44,11 +44,13 @@ def part(fit: MapmriFit, keep: NDArray[Any]) -> MapmriFit:
 class Grid:
     """The voxels that a report shows: canonical, cropped to the mask, every `step`-th of each axis."""
 
-    def __init__(self, fit: MapmriFit, orientation: Orientation, maps: int) -> None:
-        numbers = np.full(fit.mask.shape, -1)
-        numbers[fit.mask] = np.arange(len(fit.coef))
+    def __init__(
+        self, mask: NDArray[np.bool_], orientation: Orientation, maps: int, most: int | None = None
+    ) -> None:
+        numbers = np.full(mask.shape, -1)
+        numbers[mask] = np.arange(mask.sum())
         turned, self.step = orientation.turn(numbers), 1
-        while self.characters(turned, maps) > MAPS_MOST:
+        while self.characters(turned, maps) > (most or MAPS_MOST):
             self.step += 1
         turned = turned[(slice(None, None, self.step),) * 3]
         found = np.argwhere(turned >= 0)
@@ -57,7 +59,7 @@ class Grid:
         self.numbers = turned[tuple(slice(a, b) for a, b in zip(self.first, last, strict=True))]
         self.rows = self.numbers[self.numbers >= 0]
         self.fine = self.characters(self.numbers, maps) * 2 / self.step**3 <= MAPS_FINE
-        self.orientation, self.shape = orientation, three(fit.mask).shape
+        self.orientation, self.shape = orientation, three(mask).shape
 
     def characters(self, numbers: NDArray[Any], maps: int) -> float:
         """Of `maps` maps of one byte a voxel."""
@@ -81,12 +83,15 @@ class Grid:
             "step": self.step,
         }
 
-    def quantised(self, m: Map, rows: Array) -> dict[str, Any]:
+    def quantised(
+        self, m: Map, rows: Array, bounds: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
         """
         A map in 8 or 16 bits: 0 is no value; the rest runs evenly from `low` to `middle`, the upper
-        end of its range, and with the logarithm from there to `high`.
+        end of its range (`bounds`), and with the logarithm from there to `high`.
         """
-        bounds, shown, span = limits(rows), rows[self.rows], np.ptp(limits(rows))
+        bounds = bounds or limits(rows)
+        shown, span = rows[self.rows], np.ptp(bounds)
         finite = rows[np.isfinite(rows)]
         least, high = (finite.min(), finite.max()) if finite.size else bounds
         low, middle = max(bounds[0] - (10 if self.fine else 0.5) * span, least), bounds[1]
@@ -156,10 +161,12 @@ def each_voxel(
     straight = MapmriFit(kept, some.mask, own, fit.gtab)
     unit = MapmriFit(kept | {"mu": 0.01 * some.mu / reach[:, None]}, some.mask, own, fit.gtab)
     b = np.linspace(0, 1.02 * fit.gtab.bvals.max(), CURVE)
-    curves = [
-        straight.predict(GradientTable(b, np.tile(axis, (CURVE, 1)), tau=fit.gtab.tau))
-        for axis in np.eye(3)
-    ]
+    lines = [GradientTable(b, np.tile(axis, (CURVE, 1)), tau=fit.gtab.tau) for axis in np.eye(3)]
+    noisy = some.sigma is not None
+    curves = [straight.predict(line, noisy=noisy) for line in lines]
+    floor = 1.25 * some.rows()["rmse"]
+    if noisy:
+        floor = some.predict(fit.gtab[[0]], S0=0, noisy=True)[:, 0]
     curve = np.stack(curves, 1)
     top = np.nanmax(curve, (1, 2), initial=0.0)
     if samples is not None:
@@ -190,6 +197,7 @@ def each_voxel(
     return {
         "top": pack(top.astype("<f4")),
         "rmse": pack(some.rows()["rmse"].astype("<f4")),
+        "floor": pack(floor.astype("<f4")),
         "e1": pack(some.R[:, :, 0].astype("<f4")),
         "reach": pack((1e3 * REACH * reach).astype("<f4")),
         "samples": None if samples is None else sixteen(samples),
@@ -217,7 +225,7 @@ def each_volume(
     out, samples = np.full((2, n), np.nan), np.empty((len(rows), n))
     for first in range(0, n, CHUNK):
         chunk = np.arange(first, min(first + CHUNK, n))
-        fitted = line.predict(fit.gtab[chunk])
+        fitted = line.predict(fit.gtab[chunk], noisy=fit.sigma is not None)
         for k, volume in enumerate(chunk):
             y = three_of(data, int(volume))[three(fit.mask)].astype(float)
             samples[:, volume] = y[rows]

@@ -224,7 +224,7 @@ def overview(
 ) -> Figure:  # fmt: skip
     """
     One picture of a fit: eight maps of a slice in micrometres, and ODF glyphs of the part of it
-    where most fibres lie in it, framed in the map of PA.
+    with most fibres, in the slice rather than across it, framed in the map of PA.
 
     `view_kwargs`: axis, index, convention, figsize, dpi, as of `compare_maps`.
     """
@@ -243,10 +243,9 @@ def overview(
         colour_bar(figure, show_map(axes, m, fit.mask, view, cut, {}), [axes], m, cut, "bottom")
         axes.set_title(m.label)
     toward = _table_axes(view, fit.gtab.frame, view.screen[2:])[0]
-    seen = 1 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
-    left, right, low, high, keep = _window(
-        view, fit.mask, None, view.cut(fit.pa() * fit.volume(seen))
-    )
+    seen = 1.05 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
+    wanted = view.cut(fit.pa() ** 2 * fit.volume(seen))  # squared: fluid does not count
+    left, right, low, high, keep = _window(view, fit.mask, None, wanted)
     _glyphs(figure, panels["odf"], fit, view, keep, {}, ("gfa", "mm"))
     panels["odf"].set(xlim=(left - 0.5, right - 0.5), ylim=(low - 0.5, high - 0.5))
     if keep.sum() < view.cut(fit.mask).sum():

@@ -24,25 +24,29 @@
     return VIRIDIS[k].map((a, c) => a + f * (VIRIDIS[k + 1][c] - a));
   }
   const LUT = Array.from({ length: 256 }, (_, i) => ramp(i / 255));
+  const ENDS = [[33, 102, 172], [247, 247, 247], [178, 24, 43]]; // below, at and above zero
+  const SIGNED = LUT.map((_, i) => ENDS[1].map((a, c) => a + (ENDS[i < 128 ? 0 : 2][c] - a) * Math.abs(i / 127.5 - 1)));
 
   // ---- maps: each gives a colour and words for a row of the mask
-  const kinds = D.status.kinds.map(([value, text, lost], k) => ({ value, text, colour: lost ? NO_FIT : value ? KINDS[k % KINDS.length] : [120, 170, 130] }));
-  const which = bytes(D.status.data), colours = bytes(D.colour);
+  const V = D.voxels; // null: the page has maps alone
+  const kinds = D.kinds.map(([value, text, lost], k) => ({ value, text, colour: lost ? NO_FIT : value ? KINDS[k % KINDS.length] : [120, 170, 130] }));
+  const statuses = D.status.map((s) => bytes(s.data)), which = statuses[0];
   const maps = D.maps.map((m) => {
     const codes = m.bits === 16 ? u16(m.data) : bytes(m.data), top = m.bits === 16 ? 65535 : 255;
     const value = (r) => {
       const t = (codes[r] - 1) / (top - 1);
       return !codes[r] ? NaN : t <= m.even ? m.low + (t / m.even) * (m.middle - m.low) : m.middle + span * Math.expm1(((t - m.even) / (1 - m.even)) * m.tail);
     };
-    const span = m.range[1] - m.range[0] || 1;
+    const span = m.range[1] - m.range[0] || 1, lut = m.signed ? SIGNED : LUT, none = m.signed ? [90, 90, 90] : NO_FIT;
     return {
-      ...m, value,
-      colour: (r) => (codes[r] ? LUT[Math.round(255 * Math.min(Math.max((value(r) - m.range[0]) / span, 0), 1))] : NO_FIT),
+      ...m, value, lut,
+      colour: (r) => (codes[r] ? lut[Math.round(255 * Math.min(Math.max((value(r) - m.range[0]) / span, 0), 1))] : none),
       words: (r) => (!codes[r] ? "no fit" : (codes[r] === 1 && m.below ? "≤ " : "") + number(value(r)) + (m.unit ? " " + m.unit : "")),
     };
   });
-  maps.push({ label: "direction of e1", text: "colour: axis, brightness: PA", colour: (r) => colours.subarray(3 * r, 3 * r + 3), words: () => "" });
-  maps.push({ label: "status", text: "what happened in a voxel", colour: (r) => kinds[which[r]].colour, words: (r) => kinds[which[r]].value + ": " + kinds[which[r]].text });
+  const colours = D.colour && bytes(D.colour);
+  if (colours) maps.push({ label: "direction of e1", text: "colour: axis, brightness: PA", colour: (r) => colours.subarray(3 * r, 3 * r + 3), words: () => "" });
+  statuses.forEach((found, i) => maps.push({ label: D.status[i].label, text: "what happened in a voxel", colour: (r) => kinds[found[r]].colour, words: (r) => kinds[found[r]].value + ": " + kinds[found[r]].text }));
   document.querySelectorAll(".swatch").forEach((s) => { s.style.background = "rgb(" + kinds[s.dataset.kind].colour + ")"; });
 
   const dark = () => matchMedia("(prefers-color-scheme: dark)").matches;
@@ -119,19 +123,19 @@
     slider.setAttribute("aria-label", name + " slice");
     label.append(name, slider, shown);
     f.canvas.tabIndex = 0; f.canvas.setAttribute("role", "application");
-    f.canvas.setAttribute("aria-label", name + " plane: arrow keys move the cross, Enter opens the voxel");
+    f.canvas.setAttribute("aria-label", name + " plane: arrow keys move the cross" + (V ? ", Enter opens the voxel" : ""));
     holder.append(f.box, label); $("planes").append(holder);
     slider.addEventListener("input", () => { state.at[axis] = +slider.value; state.axis = axis; refresh(); });
     f.canvas.addEventListener("pointermove", (e) => read(locate(e, f.canvas, axis)));
     f.canvas.addEventListener("pointerleave", () => read(state.at));
-    f.canvas.addEventListener("click", (e) => { state.at = locate(e, f.canvas, axis); state.axis = axis; refresh(); open(); });
+    f.canvas.addEventListener("click", (e) => { state.at = locate(e, f.canvas, axis); state.axis = axis; refresh(); if (V) open(); });
     f.canvas.addEventListener("keydown", (e) => {
       const side = mirrored(axis) ? -1 : 1, moves = { ArrowRight: [across(axis), side], ArrowLeft: [across(axis), -side], ArrowUp: [upward(axis), 1], ArrowDown: [upward(axis), -1], PageUp: [axis, 1], PageDown: [axis, -1] };
       const move = moves[e.key];
       if (move) state.at[move[0]] = Math.min(N[move[0]] - 1, Math.max(0, state.at[move[0]] + move[1]));
       else if (e.key !== "Enter" && e.key !== " ") return;
       e.preventDefault(); state.axis = axis; refresh();
-      if (!move) open();
+      if (!move && V) open();
     });
     return { axis, ...f, slider, shown };
   });
@@ -156,7 +160,7 @@
     const k = row[index(p)], at = mm(p);
     let text = "<span><b>voxel (" + stored(p).join(", ") + ")</b></span>" + (at ? "<span>" + at.map((x, c) => XYZ[c] + " " + x.toFixed(1)).join(", ") + " mm</span>" : "");
     if (k < 0) text += "<span>outside the mask</span>";
-    else maps.forEach((m) => { const words = m.words(k); if (words) text += "<span><b>" + m.label + "</b> " + words + "</span>"; });
+    else maps.forEach((m, i) => { const words = V || !m.range || Math.floor(i / 3) === Math.floor(state.map / 3) ? m.words(k) : ""; if (words) text += "<span><b>" + m.label + "</b> " + words + "</span>"; });
     $("readout").innerHTML = text;
   }
 
@@ -175,17 +179,31 @@
     sheet.forEach((s, k) => { paint(s.canvas, maps[k], state.sheet); cross(s.lines, state.sheet); s.button.setAttribute("aria-pressed", String(k === state.map)); });
     $("choice").value = state.map;
     $("bar").style.visibility = m.range ? "visible" : "hidden";
-    if (m.range) { $("bar-low").textContent = number(m.range[0]); $("bar-high").textContent = number(m.range[1]) + (m.unit ? " " + m.unit : ""); }
+    if (m.range) {
+      const bar = $("bar-colours").getContext("2d");
+      for (let i = 0; i < 128; i++) { bar.fillStyle = "rgb(" + m.lut[2 * i].map(Math.round) + ")"; bar.fillRect(i, 0, 1, 10); }
+      $("bar-low").textContent = number(m.range[0]); $("bar-high").textContent = number(m.range[1]) + (m.unit ? " " + m.unit : "");
+    }
     read(state.at);
   }
 
+  let shown = -1;
+  $("convention").value = state.convention;
+  $("convention").parentElement.hidden = D.affine === null;
+  $("choice").addEventListener("change", (e) => { state.map = +e.target.value; refresh(); });
+  $("convention").addEventListener("change", (e) => { state.convention = e.target.value; refresh(); if (shown >= 0) drawOdf(shown); });
+  $("plane").value = String(state.sheet);
+  $("plane").addEventListener("change", (e) => { state.sheet = +e.target.value; refresh(); });
+  document.documentElement.dataset.ready = "yes";
+  refresh();
+  if (!V) return;
+
   // ---- one voxel
-  const V = D.voxels, [CURVE, PLANE, BALL] = V.points, HALF = (PLANE >> 1) + 1, KNOWN = BALL >> 1;
-  const where = new Int32Array(bytes(V.at).buffer), odd = bytes(V.odd), top = f32(V.top), rmse = f32(V.rmse), e1 = f32(V.e1), reach = f32(V.reach);
+  const [CURVE, PLANE, BALL] = V.points, HALF = (PLANE >> 1) + 1, KNOWN = BALL >> 1;
+  const where = new Int32Array(bytes(V.at).buffer), odd = bytes(V.odd), top = f32(V.top), rmse = f32(V.rmse), floors = f32(V.floor), e1 = f32(V.e1), reach = f32(V.reach);
   const samples = V.samples && u16(V.samples), curve = u16(V.curve), cuts = bytes(V.planes), odf = bytes(V.odf), ball = f32(V.sphere), faces = u16(V.faces);
   const b = D.table.b, g = f32(D.table.g), spots = Array.from(where, (k) => (k < 0 ? null : point(place[k])));
   const oddOnes = Array.from(odd.keys()).filter((v) => odd[v] && spots[v]);
-  let shown = -1;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
   function open() {
@@ -211,7 +229,7 @@
 
   function drawSignal(v) {
     const [c, w, h] = fresh("signal"), left = 62, bottom = h - 40, n = b.length, most = V.most_b;
-    const floor = 1.25 * rmse[v], value = (k) => (samples[v * n + k] === 65535 ? NaN : (samples[v * n + k] / 65534) * top[v]);
+    const floor = floors[v], value = (k) => (samples[v * n + k] === 65535 ? NaN : (samples[v * n + k] / 65534) * top[v]);
     const low = Math.max(top[v] / 1e4, Math.min(floor / 3, top[v] / 10)), X = (x) => left + ((w - left - 12) * x) / most;
     const Y = (y) => bottom - ((bottom - 12) * Math.log(Math.max(y, low) / low)) / Math.log(1.15 * top[v] / low);
     c.strokeStyle = style("--line"); c.textAlign = "center";
@@ -296,16 +314,6 @@
   }
   [["previous", -1], ["next", 1]].forEach(([id, by]) => { $(id).disabled = !oddOnes.length; $(id).addEventListener("click", () => step(by)); });
 
-  $("convention").value = state.convention;
-  $("convention").parentElement.hidden = D.affine === null;
-  $("choice").addEventListener("change", (e) => { state.map = +e.target.value; refresh(); });
-  $("convention").addEventListener("change", (e) => { state.convention = e.target.value; refresh(); if (shown >= 0) drawOdf(shown); });
-  $("plane").value = String(state.sheet);
-  $("plane").addEventListener("change", (e) => { state.sheet = +e.target.value; refresh(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (shown >= 0) show(shown, 0); });
-  const bar = $("bar-colours").getContext("2d");
-  for (let i = 0; i < 128; i++) { bar.fillStyle = "rgb(" + ramp(i / 127).map(Math.round) + ")"; bar.fillRect(i, 0, 1, 10); }
-  refresh();
   if (place.length) open();
-  document.documentElement.dataset.ready = "yes";
 })();

@@ -10,8 +10,7 @@ import errno
 import json
 import logging
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ..fit import MapmriFit
 from ..gradients import to_scanner
 from ..indices import ANISOTROPIC_ONLY, INDICES
 from ..status import MEANING, Status
-from . import io, payload, references
+from . import io, pages, payload, references
 from .folder import SavedFit, read_fit
 from .views import CONVENTIONS, Map, Orientation, html, map_of, three
 
@@ -42,8 +41,11 @@ FITTED, MASS, SHARE, ODD, FEW = 0.99, 0.05, 0.05, 0.02, 0.005
 LIKE = 25  # volumes of nearest b that a volume is compared with
 VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among them, and times their median
 LAYER = 2.0  # a volume's worst slice, times the median of worst slices
+FLOOR_GUESSED = "1.25 RMSE (the mean of a Rician magnitude without signal, if RMSE is the noise)"
+FLOOR_MODELLED = (
+    "the mean magnitude without signal, at the fit's sigma; lines are expected magnitudes"
+)
 FLOOR = 3.0  # signal over RMSE: below it a magnitude is mostly noise
-BARS = 40
 
 
 class Finding(NamedTuple):
@@ -84,7 +86,7 @@ def write_report(
     if target.exists() and not force:
         raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
     data = _series(saved, dwi)
-    text = page(saved, data, convention, _links(base, saved.prefix, target.parent))
+    text = page(saved, data, convention, links_of(base, saved.prefix, target.parent))
     with io.staged(target.parent, force) as stage:
         (stage / target.name).write_text(text, encoding="utf-8")
     return target
@@ -108,7 +110,7 @@ def _series(saved: SavedFit, dwi: io.File | None) -> Any:
     return data
 
 
-def _links(base: Path, prefix: str, start: Path) -> list[tuple[str, str]]:
+def links_of(base: Path, prefix: str, start: Path) -> list[tuple[str, str]]:
     """Files of the fit: name and address relative to the page."""
     found = sorted(p for p in base.glob(f"{prefix}*") if p.is_file() and p.suffix != ".html")
     return [(p.name, Path(os.path.relpath(p, start)).as_posix()) for p in found]
@@ -121,17 +123,14 @@ def page(
     links: list[tuple[str, str]] | None = None,
 ) -> str:
     """The HTML of a saved fit; `data` (..., n) is its series."""
-    fit, here = saved.fit, Path(__file__)
-    names = [n for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
-    maps = {name: map_of(fit, SHORT.get(name, name), "um") for name in names}
-    maps |= {name: map_of(fit, name) for name in QUALITY}
-    texts = {name: INDICES[name].long_name for name in names} | TEXTS
+    fit = saved.fit
+    maps, texts = maps_of(fit)
     weights = fit.laplacian_weight[np.isfinite(fit.laplacian_weight)]
     if len(np.unique(weights)) > 1:
         maps["weight"] = Map(fit.volume(fit.laplacian_weight), "Laplacian weight", "mm⁻¹")
         texts["weight"] = "chosen in each voxel"
     orientation = Orientation.of(saved.affine, fit.mask.shape)
-    grid = payload.Grid(fit, orientation, len(maps) + 4)
+    grid = payload.Grid(fit.mask, orientation, len(maps) + 4)
     odd = payload.outliers(fit, maps["negative_mass"].values[fit.mask], MASS)
     content, volumes = _content(fit, grid, maps, odd, data, convention)
     for entry, name in zip(content["maps"], maps, strict=True):
@@ -141,21 +140,25 @@ def page(
     paragraph, bibtex = references.methods(fit.options)
     fill = {
         "TITLE": escape(title),
-        "STYLE": here.with_suffix(".css").read_text(encoding="utf-8"),
-        "SCRIPT": here.with_suffix(".js").read_text(encoding="utf-8"),
-        "DATA": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        "FLOOR": FLOOR_MODELLED if fit.sigma is not None else FLOOR_GUESSED,
         "VERDICT": _verdict(fit, findings),
         "INDICES": _summary(maps, texts),
         "VOLUMES": _volumes(fit, volumes),
         "STATUS": _status(fit),
         "METHODS": f"<p id='methods-text'>{escape(paragraph)}</p><pre id='bibtex' tabindex='0'>{escape(bibtex)}</pre>",
-        "FACTS": _pairs(_facts(fit, saved)),
-        "TIMING": _pairs(_timing(fit, saved)),
+        "FACTS": pages.pairs(facts(fit, saved)),
+        "TIMING": pages.pairs(_timing(fit, saved)),
         "FILES": "".join(f"<li><a href='{escape(to, quote=True)}'>{escape(name)}</a></li>" for name, to in links or []),
     }  # fmt: skip
-    text = here.with_suffix(".html").read_text(encoding="utf-8")
-    pieces = text.split("@@")  # text, NAME, text, NAME, ...
-    return "".join(fill[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+    return pages.filled("report.html", content, fill)
+
+
+def maps_of(fit: MapmriFit) -> tuple[dict[str, Map], dict[str, str]]:
+    """Maps of the indices and of the fit's quality by their names, and what they mean."""
+    names = [n for n in INDICES if not (fit.isotropic and n in ANISOTROPIC_ONLY)]
+    maps = {name: map_of(fit, SHORT.get(name, name), "um") for name in names}
+    maps |= {name: map_of(fit, name) for name in QUALITY}
+    return maps, {name: INDICES[name].long_name for name in names} | TEXTS
 
 
 def _content(
@@ -171,10 +174,10 @@ def _content(
     colour = np.nan_to_num(np.abs(axes)) * np.clip(strength, 0, 1)
     content["colour"] = payload.pack(np.round(255 * colour[grid.rows]).astype("u1"))
     kinds, which = np.unique(fit.status, return_inverse=True)
-    content["status"] = {
-        "data": payload.pack(which.reshape(-1)[grid.rows].astype("u1")),
-        "kinds": [[int(kind), _meaning(kind), bool(kind & Status.NO_FIT)] for kind in kinds],
-    }
+    content["status"] = [
+        {"label": "status", "data": payload.pack(which.reshape(-1)[grid.rows].astype("u1"))}
+    ]
+    content["kinds"] = kinds_of(kinds)
     table = fit.gtab
     content["table"] = {
         "b": np.round(table.bvals, 2).tolist(),
@@ -184,7 +187,7 @@ def _content(
     used = len(json.dumps(content))
     n = len(table)
     curve, plane, ball = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1), 181
-    each = (curve + plane + ball + 28 + (2 * n if data is not None else 0)) * 4 / 3
+    each = (curve + plane + ball + 32 + (2 * n if data is not None else 0)) * 4 / 3
     rows = payload.choose(grid, fit, odd, int((payload.LIMIT - used) / each))
     samples, volumes = None, None
     if data is not None:
@@ -249,7 +252,7 @@ def _findings(
     advice = "open them below: motion, vessels and the edge of the mask are the usual causes"
     what, measured = "Outlier voxels (RMSE, negative mass, RTOP)", f"{strange:.2%} of voxels"
     out.append(Finding(strange <= ODD, what, measured, f"at most {ODD:.0%}", advice))
-    if shells:
+    if shells and fit.sigma is None:  # a modelled floor may lie above the signal
         ratio = _signal_to_residual(fit, shells[-1][0])
         advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
         what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
@@ -312,45 +315,11 @@ def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
         for f in sorted(findings, key=lambda f: f.fine)
     ]
     mood = "look" if doubtful else "fine"
-    table = _table(("check", "verdict", "measured", "threshold", "what to do"), rows)
+    table = pages.table(("check", "verdict", "measured", "threshold", "what to do"), rows)
     return f"<p class='verdict {mood}'>{escape(text)}</p>{table}"
 
 
-# ---- tables and small pictures
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], name: str = "wide") -> str:
-    """A table of HTML cells, the first of each row its heading; numbers stand to the right."""
-
-    def cell(text: str) -> str:
-        number = re.fullmatch(r"[-+\d.,e]+ ?%?|nan", text)
-        return f"<td class='n'>{text}</td>" if number else f"<td>{text}</td>"
-
-    head = "".join(f"<th scope='col'>{h}</th>" for h in heads)
-    head = f"<thead><tr>{head}</tr></thead>" if head else ""
-    body = "".join(
-        f"<tr><th scope='row'>{first}</th>{''.join(map(cell, rest))}</tr>" for first, *rest in rows
-    )
-    table = f"<table>{head}<tbody>{body}</tbody></table>"
-    label = f"Table: {heads[0]}" if heads else "Table"
-    return f"<div class='{name}' tabindex='0' role='group' aria-label='{label}'>{table}</div>"
-
-
-def _pairs(rows: dict[str, str]) -> str:
-    return _table((), ((escape(k), escape(v)) for k, v in rows.items()), "facts")
-
-
-def _histogram(values: Array) -> str:
-    """Bars between the 0.5 and 99.5 % percentiles, as SVG."""
-    if not values.size:
-        return ""
-    low, high = np.percentile(values, (0.5, 99.5))
-    counts = np.histogram(values, BARS, (low, high) if high > low else None)[0]
-    heights = np.round(34 * counts / max(counts.max(), 1), 1)
-    bars = "".join(f"M{4 * k} 36v-{h:g}h3.4v{h:g}z" for k, h in enumerate(heights) if h)
-    label = f"histogram from {low:.3g} to {high:.3g}"
-    paths = f"<path d='{bars}'/><path class='base' d='M0 36.5h{4 * BARS}'/>"
-    return f"<svg class='hist' viewBox='0 0 {4 * BARS} 37' role='img' aria-label='{label}'>{paths}</svg>"
+# ---- tables
 
 
 def _summary(maps: dict[str, Map], texts: dict[str, str]) -> str:
@@ -359,10 +328,10 @@ def _summary(maps: dict[str, Map], texts: dict[str, str]) -> str:
         finite = m.values[np.isfinite(m.values)]
         numbers = np.percentile(finite, (5, 50, 95)) if finite.size else [np.nan] * 3
         unit = "" if m.unit == "1" else m.unit
-        cells = (*(f"{x:.4g}" for x in numbers), unit, _histogram(finite), escape(texts[name]))
+        cells = (*(f"{x:.4g}" for x in numbers), unit, pages.histogram(finite), escape(texts[name]))
         rows.append((html(m.label), *cells))
     heads = ("map", "5 %", "median", "95 %", "unit", "0.5 to 99.5 %", "meaning")
-    return _table(heads, rows)
+    return pages.table(heads, rows)
 
 
 def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
@@ -394,12 +363,18 @@ def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
     ]
     if not rows:
         return picture + "<p>No volume stands out.</p>"
-    return picture + _table(
+    return picture + pages.table(
         ("volume that stands out", "b (s/mm²)", "residual", "worst slice"), rows
     )
 
 
-def _meaning(kind: Any) -> str:
+def kinds_of(kinds: Iterable[int]) -> list[Any]:
+    """Statuses as the script reads them: value, words, whether there is no fit."""
+    return [[int(kind), meaning(kind), bool(kind & Status.NO_FIT)] for kind in kinds]
+
+
+def meaning(kind: Any) -> str:
+    """A status in words."""
     texts = [text for flag, text in MEANING.items() if kind & flag]
     return "; ".join(texts) or "fitted, nothing to note"
 
@@ -409,11 +384,12 @@ def _status(fit: MapmriFit) -> str:
     rows = []
     for k, (kind, count) in enumerate(zip(kinds, counts, strict=True)):
         swatch = f"<span class='swatch' data-kind='{k}'></span> {kind}"
-        rows.append((swatch, str(count), f"{count / len(fit.status):.1%}", escape(_meaning(kind))))
-    return _table(("status", "voxels", "share", "meaning"), rows)
+        rows.append((swatch, str(count), f"{count / len(fit.status):.1%}", escape(meaning(kind))))
+    return pages.table(("status", "voxels", "share", "meaning"), rows)
 
 
-def _facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
+def facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
+    """Model, data and software of a fit in words."""
     options, gtab, entries = fit.options, fit.gtab, saved.entries
     shells = gtab.shells()
     many = (
