@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 
 SOFT = 0.5  # a mask that is not two-valued is inside above it
 SAME_PLACE, NEAR = 0.05, 0.5  # voxels: the same grid, within rounding; shifted, but still meant
+MOST_NEGATIVE = 0.01  # of the samples of voxels with signal, without a warning
 PILED_UP = (
     0.01  # part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
 )
@@ -161,11 +162,24 @@ def aligned(
     )
 
 
-def count_zeros(y: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-    """How many of the samples (V, n) are exactly 0, by volume, and in how many voxels with signal."""
+def count_odd(y: NDArray[Any]) -> tuple[NDArray[np.int64], int, int]:
+    """
+    How many of the samples (V, n) are exactly 0, by volume, how many are negative, and in how many
+    voxels with signal.
+    """
     odd = y[~(y.min(1) > 0)]
-    signal = (odd > 0).any(1)
-    return (odd[signal] == 0).sum(0), len(y) - int((~signal).sum())
+    odd, none = odd[signal := (odd > 0).any(1)], int((~signal).sum())
+    return (odd == 0).sum(0), int((odd < 0).sum()), len(y) - none
+
+
+def negative(count: int, voxels: int, gtab: GradientTable) -> None:
+    """Warn where many samples of the voxels with signal are negative, which no magnitude is."""
+    if (share := count / max(voxels * len(gtab), 1)) > MOST_NEGATIVE:
+        log.warning(
+            "%.2g %% of the samples are negative, which no magnitude is (ringing of an interpolation, a bias "
+            "taken off?): they count as they are, and a model of the noise leaves them out",
+            100 * share,
+        )
 
 
 def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None:

@@ -116,6 +116,7 @@ class MapmriModel:
             else float(np.nextafter(self.bval_threshold, 0.0)),
             eigenvalue_threshold=eigenvalue_threshold,
             laplacian_of="signal",
+            scale="tensor",
             S0="b0" if positivity_constraint else "free",
             static_diffusivity=None
             if anisotropic_scaling or dti_scale_estimation

@@ -207,6 +207,12 @@ class Engine:
             count = min(job.voxels, stop - i0)
             blocks.run_stages(stages.before, job.places, i0, stop)
             self.solver.answer(self.plan, block, count)
+            while len(stages.shrink):
+                blocks.run_stages(stages.shrink, job.places, i0, stop)
+                if job.moving[0] == 0:
+                    break
+                blocks.run_stages(stages.again, job.places, i0, stop)
+                self.solver.answer(self.plan, block, count)
             while len(stages.correct) and job.step[0] < noise.STEPS:
                 blocks.run_stages(stages.correct, job.places, i0, stop)
                 if job.moving[0] == 0:

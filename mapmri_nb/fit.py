@@ -184,6 +184,12 @@ class MapmriFit:
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
             call = partial(scalars.index_rows, coef, mu, scalars.tables(self.order), self._nine)
             spread(call, len(coef), blocks.VOXELS, n_threads(None))
+            factor = mu[:, 0] / self.mu_tensor[:, 0]
+            factor[np.abs(factor - 1.0) < 1e-12] = 1.0
+            if not self.isotropic and (factor != 1.0).any():
+                index = ordering.index_table(self.order)
+                tables = scalars.tables(self.order)
+                scalars.beside(coef, factor, tables, index, self._nine, 0, len(coef))
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 

@@ -28,6 +28,7 @@ MAX_CONDITION = (
     5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
 )
 FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
+SAME_B = 20.0  # s/mm2, above the smallest b: b0 volumes of one kind
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
 CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of the data
 
@@ -47,7 +48,8 @@ class MapmriModel:
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
     bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100, or
-        the first shell beyond up to which the table determines a tensor (`scale_threshold`).
+        the first shell beyond up to which the table determines a tensor (`scale_threshold`); sample
+        weights of 0 do not change it.
     eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the voxel's
         own mean diffusivity.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
@@ -56,6 +58,10 @@ class MapmriModel:
         volumes: Gaussians come out exact at any weight) or "signal" [Fick 2016].
     S0 : "fit" (E(0) is fitted, S0_b is one more sample at q = 0 with the weight of all b0 volumes),
         "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
+    scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that in
+        the voxels in which positivity and the tensor's scale contradict the data
+        (`kernels.rescale`); without positivity, or with S0="b0" or static_diffusivity, both are the
+        same.
     noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
         and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
         scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
@@ -90,6 +96,7 @@ class MapmriModel:
         zero_is_missing: bool = True,
         laplacian_of: str = "deviation",
         S0: str = "fit",
+        scale: str = "data",
         noise: str | None = None,
         coils: int = 1,
         preset: str | None = None,
@@ -98,9 +105,9 @@ class MapmriModel:
             _choice("preset", preset, ("paper",))
             given = {
                 "bval_threshold": bval_threshold, "eigenvalue_threshold": eigenvalue_threshold,
-                "laplacian_of": laplacian_of, "S0": S0, "noise": noise,
+                "laplacian_of": laplacian_of, "S0": S0, "scale": scale, "noise": noise,
             }  # fmt: skip
-            bval_threshold, eigenvalue_threshold, laplacian_of, S0, noise = _paper(
+            bval_threshold, eigenvalue_threshold, laplacian_of, S0, scale, noise = _paper(
                 given, positivity
             )
         self.gtab = GradientTable.of(gtab)
@@ -114,6 +121,7 @@ class MapmriModel:
         self.noise = None if noise is None else _choice("noise", noise, ("rician", "denoised"))
         _choice("laplacian_of", laplacian_of, ("signal", "deviation"))
         _choice("S0", S0, ("fit", "free", "b0"))
+        _choice("scale", scale, ("data", "tensor"))
         if not (_is_whole(coils) and 1 <= coils <= MOST_COILS):
             raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
         if coils != 1 and noise is None:
@@ -146,10 +154,14 @@ class MapmriModel:
             "static_diffusivity": static_diffusivity,
             "laplacian_of": laplacian_of,
             "S0": S0,
+            "scale": scale,
             "noise": self.noise,
             "coils": int(coils),
             "zero_is_missing": bool(zero_is_missing),
         }
+        self.at_origin = self.gtab.b0s_mask.copy()  # volumes whose mean is S0_b
+        if S0 == "fit":  # a shell of weak gradients says little about q = 0
+            self.at_origin &= self.gtab.bvals <= self.gtab.bvals.min() + SAME_B
         self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
         use = self._tensor_volumes(threshold)
         without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
@@ -288,6 +300,9 @@ class MapmriModel:
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
             mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+            self.positivity is not None
+            and (o["scale"], static_diffusivity) == ("data", None)
+            and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
         )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
@@ -301,7 +316,7 @@ class MapmriModel:
             share,
             u0,
             needed,
-            tensor.tables(gtab.bvals, gtab.bvecs, use, gtab.b0s_mask),
+            tensor.tables(gtab.bvals, gtab.bvecs, use, self.at_origin),
             moments.order_tables(self.order),
             moments.scheme(gtab.qvecs, float(gtab.tau), self.order, rounding),
             laplacian.tables(self.order),
@@ -347,7 +362,7 @@ class MapmriModel:
             volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
-        progress : show a bar. quiet : no warning about zeros that pile up.
+        progress : show a bar. quiet : no warnings about samples and scales.
 
         Raises
         ------
@@ -363,7 +378,7 @@ class MapmriModel:
         mu, R = checks.given_scale(scale, inside)
         noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
-        zeros, signal = np.zeros(len(self.gtab), np.int64), 0
+        odd: list[Any] = [0, 0, 0]
         for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
             samples = blocks.Data(y, w, m, r, f, s)
@@ -374,26 +389,31 @@ class MapmriModel:
                 part = self.engine.fit(samples, threads)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
-            if self.zero_is_missing:
-                found, voxels = checks.count_zeros(y)
-                zeros, signal = zeros + found, signal + voxels
+            if not quiet:
+                odd = [a + b for a, b in zip(odd, checks.count_odd(y), strict=True)]
         if not quiet:
-            checks.piled_up(zeros, signal, self.gtab)
+            self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
         if self.noise is None:
             del named["sigma"]
         fit = MapmriFit(named, inside, self.options, self.gtab, taken.affine)
         if scale is None and not quiet:
-            scales.judge(fit)
+            scales.judge(fit.status, fit.mu_tensor, self)
         return fit
+
+    def judge_samples(self, zeros: Any, negative: int, voxels: int) -> None:
+        """Warn of what `checks.count_odd` found in all samples."""
+        if self.zero_is_missing:
+            checks.piled_up(zeros, voxels, self.gtab)
+        checks.negative(negative, voxels, self.gtab)
 
 
 def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
     """The options of the published method; an error where the caller asked for others."""
     default = {"bval_threshold": "auto", "eigenvalue_threshold": None, "laplacian_of": "deviation",
-               "S0": "fit", "noise": None}  # fmt: skip
+               "S0": "fit", "scale": "data", "noise": None}  # fmt: skip
     paper = {"bval_threshold": 2100, "eigenvalue_threshold": 1e-4, "laplacian_of": "signal",
-             "S0": "free" if positivity is None else "b0", "noise": None}  # fmt: skip
+             "S0": "free" if positivity is None else "b0", "scale": "tensor", "noise": None}  # fmt: skip
     for name, value in given.items():
         if value not in (default[name], paper[name]):
             raise ValueError(

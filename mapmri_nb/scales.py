@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .gradients import GradientTable
 from .kernels import tensor
@@ -51,24 +52,28 @@ def scale_threshold(gtab: GradientTable) -> float:
     return float(round(1.05 * shells[-1])) if shells else LOW_B
 
 
-def judge(fit: Any) -> None:
-    """Warn where the scale tensors of a fit cannot be trusted."""
-    done = fit.status & int(Status.NO_FIT) == 0
+def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any) -> None:
+    """
+    Warn where the scale tensors of a model's fit cannot be trusted: status (V,), mu_tensor (V, 3) in
+    mm.
+    """
+    options, gtab = model.options, model.gtab
+    done = status & int(Status.NO_FIT) == 0
     if not done.any():
         return
-    floor = float((fit.status[done] & int(Status.FLOOR) != 0).mean())
+    floor = float((status[done] & int(Status.FLOOR) != 0).mean())
     if floor > MOST_FLOOR:
         log.warning(
             "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is too high for "
             "them, or b up to bval_threshold = %s determines too little",
-            100 * floor, fit.options["eigenvalue_threshold"], fit.options["bval_threshold"],
+            100 * floor, options["eigenvalue_threshold"], options["bval_threshold"],
         )  # fmt: skip
-    used = fit.options["bval_threshold"] or math.inf
-    rest, below = fit.gtab.bvals > used, fit.gtab.bvals <= used
-    md = float(np.median((fit.mu_tensor[done] ** 2).mean(1))) / (2.0 * fit.gtab.tau)
-    if rest.any() and md * fit.gtab.bvals[below].max() < LITTLE_DECAY:
+    used = options["bval_threshold"] or math.inf
+    rest, below = gtab.bvals > used, gtab.bvals <= used
+    md = float(np.median((mu_tensor[done] ** 2).mean(1))) / (2.0 * gtab.tau)
+    if rest.any() and md * gtab.bvals[below].max() < LITTLE_DECAY:
         log.warning(
             "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly attenuates it and "
             "%d volumes have more; pass bval_threshold=%.0f",
-            md, used, rest.sum(), 1.05 * min(ATTENUATION / md, fit.gtab.bvals.max()),
+            md, used, rest.sum(), 1.05 * min(ATTENUATION / md, gtab.bvals.max()),
         )  # fmt: skip

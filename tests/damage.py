@@ -150,7 +150,7 @@ MODES = {
     for basis in phantom.BASES
 }
 ODD = (np.nan, np.inf, -np.inf, 5e-324, 1e-310, 1e308, -1e308, 0.0, -0.0)
-MAPS = (
+MAPS = [
     "rtop",
     "rtap",
     "rtpp",
@@ -164,7 +164,7 @@ MAPS = (
     "pa_dti",
     "rmse",
     "r2",
-)
+]
 RESIDUALS = (
     "rmse",
     "r2",

@@ -11,7 +11,7 @@ from math import factorial, gamma, lgamma, pi, sqrt
 import numpy as np
 from scipy import optimize, special
 
-from mapmri_nb.testing.truths import isotropic_scale, pa_rescale
+from mapmri_nb.testing.truths import isotropic_scale
 
 # ---------------------------------------------------------------- orders, bases
 
@@ -253,127 +253,6 @@ def iso_laplacian_matrix(order, u):
 # ---------------------------------------------------------------- indices
 
 
-def aniso_indices(a, mu, k_max=5):
-    """
-    All indices of anisotropic coefficients a (n,) at scales mu (3,); e1 is the first axis of the
-    frame.
-    """
-    a, mu = np.asarray(a, float), np.asarray(mu, float)
-    order = order_of(a)
-    n, b = aniso_table(order), aniso_origin(order)
-    sign = (-1.0) ** (n.sum(1) // 2)
-    one = (1 + 2 * n) * np.ones((len(a), 3))
-    top = np.sum(a * sign * b) / (sqrt(8 * pi**3) * np.prod(mu))
-    qiv_inverse = np.sum(a * sign * b * (one / mu**2).sum(1)) / (
-        4 * pi**2 * sqrt(8 * pi**3) * np.prod(mu)
-    )
-    b1 = np.array([[origin1d(int(k)) * (-1.0) ** (k // 2) for k in row] for row in n])
-    alpha = [np.sum((a * b1[:, 1] * b1[:, 2])[n[:, 0] == k]) for k in range(order + 1)]
-    pairs = [(k, i) for k in range(order + 1) for i in range(order + 1 - k)]
-    beta = [np.sum((a * b1[:, 0])[(n[:, 1] == k) & (n[:, 2] == i)]) for k, i in pairs]
-    cos2, u0 = pa_cos2(a, mu, k_max), isotropic_scale(mu)
-    return {
-        "rtop": top,
-        "rtap": np.sum(a * (-1.0) ** ((n[:, 1] + n[:, 2]) // 2) * b) / (2 * pi * mu[1] * mu[2]),
-        "rtpp": np.sum(a * (-1.0) ** (n[:, 0] // 2) * b) / (sqrt(2 * pi) * mu[0]),
-        "msd": np.sum(a * b * (one * mu**2).sum(1)),
-        "qiv": 1 / qiv_inverse,
-        "ng": sqrt(np.sum(a[1:] ** 2) / np.sum(a**2)),
-        "ng_par": sqrt(np.sum(np.square(alpha[1:])) / np.sum(np.square(alpha))),
-        "ng_perp": sqrt(np.sum(np.square(beta[1:])) / np.sum(np.square(beta))),
-        "lapnorm": a @ laplacian_matrix(order, mu) @ a,
-        "e2": np.sum(a**2) / (8 * pi**1.5 * np.prod(mu)),
-        "pa": pa_rescale(cos2),
-        "pa_dti": pa_rescale(8 * u0**3 * np.prod(mu) / np.prod(mu**2 + u0**2)),
-    }
-
-
-def iso_indices(a, u, e):
-    """
-    Indices of isotropic coefficients a (n,) at scale u; e (3,) is the axis of RTAP and RTPP in the
-    frame of a.
-    """
-    a = np.asarray(a, float)
-    order = order_of(a)
-    b, norms, (j, el, _) = iso_origin(order), iso_norms(order, u), iso_table(order).T
-    _, theta, phi = angles(e)
-    y_e = np.array([real_sh(*row[1:], theta, phi)[0] for row in iso_table(order)])
-    rtpp = np.sum(
-        a
-        * y_e
-        * (-0.5) ** (el // 2)
-        / sqrt(pi)
-        * [radial_sum(*row[:2], -2) for row in iso_table(order)]
-    )
-    sign = (-1.0) ** (j - 1)
-    cos2 = np.sum((a**2 * norms)[el == 0]) / np.sum(a**2 * norms)
-    return {
-        "rtop": np.sum(a * sign * b) / ((2 * pi) ** 1.5 * u**3),
-        "rtap": 2 * (iso_odf_matrix(order, u, e, -2) @ a)[0],
-        "rtpp": rtpp / u,
-        "msd": u**2 * np.sum(a * (4 * j - 1) * b),
-        "qiv": 8 * sqrt(2) * pi**3.5 * u**5 / np.sum(a * sign * (4 * j - 1) * b),
-        "lapnorm": a @ iso_laplacian_matrix(order, u) @ a,
-        "e2": np.sum(a**2 * norms),
-        "pa": pa_rescale(cos2),
-    }
-
-
-def iso_ng(a, u, mu, rotation):
-    """
-    NG of the isotropic basis: sine of the angle between P and the tensor's Gaussian, by quadrature
-    in its frame.
-    """
-    order, mu = order_of(a), np.asarray(mu, float)
-    x, w = gauss_hermite(order + 2, np.sqrt(2 / (1 / u**2 + 1 / mu**2)))
-    overlap = w @ (
-        psi_matrix(0, mu, x)[:, 0] * (iso_psi_matrix(order, u, x @ np.asarray(rotation).T) @ a)
-    )
-    p2 = np.sum(np.square(a) * iso_norms(order, u))
-    return sqrt(max(0.0, 1 - overlap**2 * 8 * pi**1.5 * np.prod(mu) / p2))
-
-
-def quadrature_indices(signal, propagator, mu):
-    """
-    Every index from its definition; e1 is the first axis; mu bounds the Gaussian of the functions.
-    """
-    mu = np.asarray(mu)
-
-    def second(f):
-        return integrate(f, mu, "r", power=2)
-
-    def sine(axes):
-        g = np.prod(mu[axes]) ** -0.5 * pi ** (-len(axes) / 4)
-        own = integrate(lambda r: propagator(r) ** 2, mu, "r", axes, 2)
-        rest = (
-            integrate(
-                lambda r: propagator(r) * np.exp(-((r / mu) ** 2).sum(1) / 2), mu, "r", axes, 2
-            )
-            * g
-        )
-        return sqrt(max(0.0, 1 - rest**2 / own))
-
-    return {
-        "rtop": integrate(signal, mu, "q"),
-        "rtap": integrate(signal, mu, "q", (1, 2)),
-        "rtpp": integrate(signal, mu, "q", (0,)),
-        "msd": integrate(lambda r: propagator(r) * (r**2).sum(1), mu, "r"),
-        "qiv": 1 / integrate(lambda q: signal(q) * (q**2).sum(1), mu, "q"),
-        "lapnorm": 16 * pi**4 * second(lambda r: propagator(r) ** 2 * (r**2).sum(1) ** 2),
-        "e2": second(lambda r: propagator(r) ** 2),
-        "ng": sine([0, 1, 2]),
-        "ng_par": sine([0]),
-        "ng_perp": sine([1, 2]),
-    }
-
-
-def random_coefficients(order, seed=1):
-    """Random coefficients with E(0) = 1."""
-    rng = np.random.default_rng(seed)
-    a = np.r_[1.0, 0.1 * rng.standard_normal(len(aniso_table(order)) - 1)]
-    return a / (a @ aniso_origin(order)), a / (a @ iso_origin(order))
-
-
 def radial_sum(j, el, s):
     """Sum over k < j in the isotropic ODF_s; s = -2 also gives RTPP."""
     t, x, total = (el + s + 3) / 2, j + el - 0.5, 0.0
@@ -407,24 +286,6 @@ def pa_cos2(a, mu, k_max=5):
                 )
         total += g_k**2 / (gamma(k + 1.5) / (gamma(k + 1) * gamma(1.5)))
     return total / np.sum(np.square(a))
-
-
-def pa_fit_cos2(a, mu, y, q, k_max):
-    """
-    Same angle with the counterpart from a fit of the l = 0 functions at u0 to the data y at |q|,
-    E(0) = 1.
-    """
-    u0, k = isotropic_scale(mu), np.arange(k_max + 1)
-    x = 2 * (pi * u0 * np.linalg.norm(np.atleast_2d(q), axis=1)) ** 2
-    radial = np.array([special.eval_genlaguerre(i, 0.5, 2 * x) * np.exp(-x) for i in k]).T
-    b_k = special.eval_genlaguerre(k, 0.5, 0.0)
-    kappa = constrained_lstsq(radial, y, b_k)
-    r, w = gauss_hermite(order_of(a) + k_max + 2, np.sqrt(2 / (1 / u0**2 + 1 / np.square(mu))))
-    p, rho = psi_matrix(order_of(a), mu, r) @ a, np.sum(r**2, 1) / (2 * u0**2)
-    o = np.array([(-1) ** i * special.eval_genlaguerre(i, 0.5, 2 * rho) for i in k]).T @ kappa
-    o *= np.exp(-rho) / ((2 * pi) ** 1.5 * u0**3)
-    o2 = np.sum(kappa**2 * b_k) / (8 * pi**1.5 * u0**3)
-    return (w @ (p * o)) ** 2 / (o2 * np.sum(np.square(a)) / (8 * pi**1.5 * np.prod(mu)))
 
 
 def odf_matrix(order, mu, v, s=2):

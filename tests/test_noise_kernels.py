@@ -1,13 +1,18 @@
 """Kernels of the noise of magnitudes against SciPy, and against drawn noise."""
 
 import numpy as np
+import oracle
+import phantom
 import pytest
+import truth
 from scipy.special import gamma, hyp1f1, ive
 
+from mapmri_nb import MapmriModel
 from mapmri_nb.kernels import noise
 from mapmri_nb.kernels._jit import kernel, plain
 from mapmri_nb.kernels.lanes import WIDTH, rows
 
+pytestmark = pytest.mark.nojit
 COILS = (1, 2, 4, 8, 16, 32)
 
 
@@ -82,3 +87,31 @@ def test_without_the_compiler():
     np.testing.assert_allclose(
         [body(v, 2) for v in x], [noise.bessel_ratio(v, 2) for v in x], rtol=1e-13
     )
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_a_fit_is_its_own_expectation(coils):
+    """Signal and sigma of a settled fit, written out in NumPy: one more step changes neither."""
+    b, g = truth.scheme([20, 30], [1000, 3000])
+    mu, R = np.array([8e-3, 5e-3, 4e-3]), truth.rotation(1, 30)
+    parts = np.random.default_rng(4).standard_normal((2, 2 * coils, len(b)))
+    parts[:, 0] += 12 * np.exp(-b * (g @ R[:, 0]) ** 2 * 1.5e-3 - b * 3e-4)
+    y = np.sqrt((parts**2).sum(1))
+    options = {"noise": "rician", "coils": coils, "preset": None, "S0": "free"}
+    model = MapmriModel(phantom.table(b, g), 2, laplacian=0.3, laplacian_of="signal", **options)
+    fit = model.fit(y, scale=(mu, R))
+    M, L = (
+        oracle.phi_matrix(2, mu, oracle.qvectors(b, g, phantom.TAU) @ R),
+        oracle.laplacian_matrix(2, mu),
+    )
+    G = M.T @ M + 0.3 * L
+    for v in range(2):
+        A, square = fit.S0[v] * M @ fit.coef[v], fit.sigma[v] ** 2
+        A = np.maximum(A, 0)
+        r = ive(coils, y[v] * A / square) / ive(coils - 1, y[v] * A / square)
+        again = np.linalg.solve(G, M.T @ (y[v] * r))
+        step = M @ again - fit.S0[v] * M @ fit.coef[v]
+        assert (step**2).mean() <= (noise.SETTLED * fit.sigma[v]) ** 2
+        free = 2 * coils * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
+        want = (y[v] ** 2 - 2 * y[v] * A * r + A**2).sum() / free
+        assert square == pytest.approx(want, rel=noise.SETTLED)

@@ -25,10 +25,6 @@ def test_tables(order):
     )
 
 
-def test_counts():
-    assert [ordering.n_coef(n) for n in range(0, 13, 2)] == [1, 7, 22, 50, 95, 161, 252]
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_parity_classes(order):
     """The block order lists each class once, in DIPY's order inside it."""

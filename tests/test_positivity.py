@@ -8,47 +8,19 @@ from math import sqrt
 import numpy as np
 import oracle
 import pytest
+from phantom import signals
+from truth import scheme as shells
 
 from mapmri_nb import positivity
 from mapmri_nb.kernels import qp
 
 TAU = 0.03
-N_SHELL = 60
 
 
 def scheme(n_shells=3):
-    """
-    6 b0 and shells of 60 quasi-random directions, b jittered by up to 10 s/mm2 around 1000, 2000,
-    ...
-    """
-    k = np.arange(N_SHELL)
-    z = 1 - 2 * (k + 0.5) / N_SHELL
-    angle = np.pi * (1 + sqrt(5)) * (k + 0.5)
-    rows = [np.zeros((6, 3))]
-    b = [np.zeros(6)]
-    for s in range(n_shells):
-        planar = np.sqrt(1 - z**2)
-        rows.append(np.stack([planar * np.cos(angle + s), planar * np.sin(angle + s), z], 1))
-        b.append(1000.0 * (s + 1) + 5.0 * (k % 5 - 2))
-    return np.concatenate(b), np.concatenate(rows)
-
-
-def signals(count, b, g, seed=0, noise=1 / 20):
-    """Mixtures of up to two fibres and an isotropic part, with Rician noise."""
-    rng = np.random.default_rng(seed)
-    out = np.empty((count, b.size))
-    for v in range(count):
-        f = rng.dirichlet([1, 1, 1])
-        clean = f[0] * np.exp(-b * rng.choice([0.7e-3, 3e-3]))
-        for share in f[1:]:
-            u = rng.normal(size=3)
-            clean = clean + share * np.exp(
-                -b * (0.2e-3 + 1.6e-3 * (g @ (u / np.linalg.norm(u))) ** 2)
-            )
-        out[v] = 100 * np.abs(
-            clean + noise * (rng.normal(size=b.size) + 1j * rng.normal(size=b.size))
-        )
-    return out
+    """Shells of 60, b jittered by up to 10."""
+    b, g = shells([60] * n_shells, 1000.0 * np.arange(1, n_shells + 1))
+    return b + 5.0 * (np.arange(len(b)) % 5 - 2) * (b > 0), g
 
 
 def problem(y, b, g, order, weight, mu=None, isotropic=False):
@@ -69,21 +41,6 @@ def compiled(H, g, B, grid, max_iter=5000):
     problem = qp.GridProblem(B, 1, grid.rows, max_iter)
     status = qp.solve(np.ascontiguousarray(H), g, problem, qp.workspace(n, m), c, info)
     return status, c, info
-
-
-def clarabel(H, g, B, K):
-    """The same QP, without ridge, by an interior point at 1e-9."""
-    solver = pytest.importorskip("clarabel")
-    from scipy.sparse import csc_matrix
-
-    settings = solver.DefaultSettings()
-    settings.verbose, settings.max_threads = False, 1
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
-    cones = [solver.ZeroConeT(1), solver.NonnegativeConeT(len(K))]
-    rows, rhs = csc_matrix(np.vstack([B, -K])), np.r_[1.0, np.zeros(len(K))]
-    return np.array(
-        solver.DefaultSolver(csc_matrix(np.triu(H)), -g, rows, rhs, cones, settings).solve().x
-    )
 
 
 def objective(H, g, dd, c):
@@ -164,50 +121,25 @@ def test_ball_is_dipys():
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", [4, 6, 8])
 @pytest.mark.parametrize("weight", [0.0, 0.01, 0.2])
-def test_against_clarabel(order, weight):
+def test_optimal_in_both_bases(order, weight):
+    """By the conditions of Karush, Kuhn and Tucker, which a convex problem's optimum alone meets."""
     b, g = scheme()
-    grid = positivity.normalised_grid(order)
-    for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order)):
-        H, rhs, B, dd, _ = problem(
-            y, b, g, order, weight, isotropic=k % 3 == 2
-        )  # one engine for both bases
-        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
+    grid, binding = positivity.normalised_grid(order), 0
+    for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order, noise=0.05)):
+        H, rhs, B, dd, _ = problem(y, b, g, order, weight, isotropic=k % 3 == 2)
         status, c, info = compiled(H, rhs, B, grid)
-        assert status == qp.SOLVED
-        assert abs(objective(H, rhs, dd, c) / best - 1) < (1e-7 if order < 8 else 3e-7)
+        assert (status, info[0] < 1e-8) == (qp.SOLVED, True)
         assert violation(grid.K, c) < 1e-12
         assert abs(B @ c - 1) < 1e-12
-        assert info[0] < 1e-8
         assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-8
+        binding += info[2] > 0
         if order < 8 or weight > 0:
-            c, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
-            assert status == qp.SOLVED
-            assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-5
-            assert violation(grid.K, c) < 1e-12
-            assert abs(B @ c - 1) < 1e-12
-            assert kkt < 1e-8
-
-
-def test_constraint_binds_and_costs():
-    """
-    The constrained residual is larger than the free one, equal where the free one is positive
-    already.
-    """
-    b, g = scheme()
-    grid, binding = positivity.normalised_grid(4), 0
-    for y in signals(12, b, g, seed=3, noise=1 / 10):
-        H, rhs, B, dd, _ = problem(y, b, g, 4, 0.0)
-        inverse = np.linalg.inv(H)
-        free = inverse @ (rhs + B * (1 - B @ inverse @ rhs) / (B @ inverse @ B))
-        _, c, info = compiled(H, rhs, B, grid)
-        if violation(grid.K, free) > 1e-9:
-            assert info[2] >= 1
-            assert objective(H, rhs, dd, c) > objective(H, rhs, dd, free) * (1 + 1e-9)
-            binding += 1
-        else:
-            assert info[2] == 0
-            np.testing.assert_allclose(c, free, rtol=0, atol=1e-7 * np.abs(free).max())  # the ridge
-    assert 0 < binding < 12
+            other, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
+            assert (status, kkt < 1e-8) == (qp.SOLVED, True)
+            assert violation(grid.K, other) < 1e-12
+            best = objective(H, rhs, dd, c)
+            assert objective(H, rhs, dd, other) == pytest.approx(best, rel=1e-5)
+    assert binding or weight > 0.1
 
 
 @pytest.mark.nojit
@@ -215,9 +147,10 @@ def test_compiled_solver_without_the_compiler():
     b, g = scheme(2)
     grid = positivity.normalised_grid(2)
     H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
-    status, c, _ = compiled(H, rhs, B, grid)
+    status, c, info = compiled(H, rhs, B, grid)
     assert status == qp.SOLVED
     assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-10
+    assert info[0] < 1e-10
 
 
 @pytest.mark.nojit
@@ -287,22 +220,6 @@ def test_osqp_form_is_the_problem():
     np.testing.assert_allclose(np.linalg.norm(A, axis=1), 1)
 
 
-def test_osqp_answers_depend_on_their_voxel_alone():
-    b, g = scheme()
-    grid = positivity.normalised_grid(4)
-    first, second = (problem(y, b, g, 4, 0.0)[:3] for y in signals(2, b, g, noise=0.2))
-    alone = positivity.solve_osqp(*first, grid.K)[0]
-    positivity.solve_osqp(*second, grid.K)
-    assert np.array_equal(alone, positivity.solve_osqp(*first, grid.K)[0])
-    n, m = grid.rows.values.shape
-    work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
-    answers = []
-    for H, rhs, B in (first, second, first):
-        assert qp.solve(H, rhs, qp.GridProblem(B, 1, grid.rows, 5000), work, c, info) == qp.SOLVED
-        answers.append(c.copy())
-    assert np.array_equal(answers[0], answers[2])
-
-
 # ---------------------------------------------------------------- hard inputs
 
 
@@ -314,75 +231,6 @@ def test_cap_forces_a_status():
     status, _, info = compiled(H, rhs, B, grid, max_iter=3)
     assert status == qp.CAPPED
     assert info[0] == np.inf
-
-
-@pytest.mark.jit_only
-def test_noise_alone_ends():
-    """
-    500 voxels without signal, as in air: a status, and an answer that meets its conditions where it
-    says so.
-    """
-    b, g = scheme()
-    grid, rng, order = positivity.normalised_grid(6), np.random.default_rng(1), 6
-    mu = np.full(3, sqrt(2 * 1e-4 * TAU))
-    M = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU))
-    H, B = M.T @ M, oracle.aniso_origin(order)
-    n, m = grid.rows.values.shape
-    work, c, info, solved = qp.workspace(n, m), np.empty(n), np.empty(3), 0
-    for _ in range(500):
-        d = np.abs(rng.normal(size=b.size) + 1j * rng.normal(size=b.size))
-        status = qp.solve(H, M.T @ d, qp.GridProblem(B, 1, grid.rows, 2000), work, c, info)
-        assert status in (qp.SOLVED, qp.CAPPED, qp.NO_STEP, qp.INACCURATE)
-        if status == qp.SOLVED:
-            solved += 1
-            assert violation(grid.K, c) < 1e-12
-            assert info[0] < 1e-8
-    assert solved >= 495
-
-
-@pytest.mark.jit_only
-def test_singular_matrix_has_an_answer():
-    """
-    Order 8 on three exact shells without Laplacian: H has a null space, the ridge decides inside
-    it.
-    """
-    b, g = scheme()
-    b = 1000 * np.round(b / 1000)
-    grid = positivity.normalised_grid(8)
-    for y in signals(3, b, g, seed=5):
-        H, rhs, B, dd, _ = problem(y, b, g, 8, 0.0)
-        assert np.linalg.matrix_rank(H) < len(H)
-        status, c, _ = compiled(H, rhs, B, grid)
-        assert status == qp.SOLVED
-        assert violation(grid.K, c) < 1e-12
-        best = objective(H, rhs, dd, clarabel(H, rhs, B, grid.K))
-        assert abs(objective(H, rhs, dd, c) / best - 1) < 1e-6
-
-
-@pytest.mark.parametrize("kind", ["floor", "duplicated", "constant", "spike", "few"])
-def test_hard_inputs_end_with_a_status(kind):
-    b, g = scheme()
-    y = signals(1, b, g)[0]
-    if kind == "duplicated":
-        g = g[np.r_[:6, np.tile(np.arange(6, 12), 30)]]  # six directions, thirty times each
-    if kind == "few":
-        keep = np.r_[:3, 6:51]
-        b, g, y = b[keep], g[keep], y[keep]
-    y = {
-        "constant": np.full_like(y, 100.0),
-        "spike": np.where(np.arange(y.size) == 40, 1e4, y),
-    }.get(kind, y)
-    mu = np.full(3, sqrt(2 * 1e-4 * TAU)) if kind == "floor" else None
-    grid = positivity.normalised_grid(6)
-    H, rhs, B, _, _ = problem(y, b, g, 6, 0.0, mu)
-    status, c, info = compiled(H, rhs, B, grid, 2000)
-    if status == qp.SOLVED:
-        assert violation(grid.K, c) < 1e-12
-        assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-7
-    else:  # the fallback's turn
-        c, _, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
-        assert status == qp.INACCURATE or violation(grid.K, c) < 1e-12
-    assert info[1] <= 2001
 
 
 @pytest.mark.nojit

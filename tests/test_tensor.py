@@ -143,7 +143,9 @@ def test_signal_at_origin(rng):
     b0 volumes at b = 15 are brought to b = 0 by the tensor; missing ones do not count; none left is
     NaN.
     """
-    b, g = phantom.odd_schemes()["b0 at 15"]
+    b, g = phantom.small_scheme()
+    g = np.where(b[:, None] > 0, g, np.roll(g, 7, axis=0))
+    b = np.where(b > 0, b, 15.0)
     y = phantom.signals(5, b, g, seed=4)
     where = np.flatnonzero(b <= 50)
     y[1, where[:3]] = np.nan
@@ -157,18 +159,3 @@ def test_signal_at_origin(rng):
         assert S0[v] == pytest.approx(oracle.scale_S0(y[v], b, g, full), rel=1e-13)
     assert np.isnan(S0[2])
     assert S0[0] > np.nanmean(y[0, where])
-
-
-def test_frame_follows_a_rotation(rng):
-    """Turning all directions turns the tensor: same eigenvalues, turned axes."""
-    b, g = phantom.small_scheme()
-    y, turn = phantom.signals(8, b, g, seed=3), phantom.random_rotation(rng)
-    first, second = fit_tensors(y, b, g)[0], fit_tensors(y, b, g @ turn.T)[0]
-    for one, two in zip(first, second, strict=True):
-        full = np.empty((2, 3, 3))
-        for k, packed in enumerate((one, two)):
-            full[k][PACKED] = packed
-            full[k][PACKED[::-1]] = packed
-        np.testing.assert_allclose(
-            turn @ full[0] @ turn.T, full[1], atol=1e-12 * np.abs(full).max()
-        )

@@ -1,26 +1,63 @@
 """mapmri_nb.testing: mapmri_nb holds, broken programs fail where they are broken, `lacks` is said."""
 
 import json
+import random
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import phantom
 import pytest
+from hypothesis import settings
+from phantom import MODES
 
 import mapmri_nb.dipy
-from mapmri_nb import testing
+from mapmri_nb import MapmriModel, testing
 from mapmri_nb.testing import PROPERTIES, Case, Lacks, Program, check, search
 from mapmri_nb.testing.__main__ import main
-from mapmri_nb.testing.programs import DropIn, Ours
+from mapmri_nb.testing.programs import DropIn, Ours, gradient_table
 
 pytestmark = pytest.mark.jit_only
+SEED = 0 if settings.default.derandomize else random.randrange(2**32)  # of the cases
+
+
+OURS = Ours()
+EXAMPLES = max(8, settings.default.max_examples // 4)  # of the profile: an hour of the long one
+SAME = [name for name, one in PROPERTIES.items() if one.number in "1234"]
+# points of a grid lie along the axes of the b-vectors there
+TURNS = {"grid": {"rotation_of_directions": {"basis": "anisotropic"}}}
+
+
+def assert_holds(name, **options):
+    found = search(OURS, name, **({"examples": EXAMPLES} | options))
+    assert found.word == "holds", f"{found.what}\n{found.code}"
+    assert found.cases > 0, found.what
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_mapmri_nb_holds(name):
-    found = search(Ours(), name, examples=20 if name in ("linearity", "laplacian_matrix") else 3)
-    assert found.word == "holds", f"{found.what}\n{found.code}"
-    assert found.cases > 0, found.what
+    assert_holds(name, seed=SEED)
+
+
+@pytest.mark.parametrize("positivity", ["grid", "global"])
+@pytest.mark.parametrize("name", [*SAME, "rtop", "ng_par", "odf_integrals"])
+def test_positive_modes_hold(name, positivity):
+    assert_holds(name, seed=SEED, positivity=positivity, **TURNS.get(positivity, {}).get(name, {}))
+
+
+def test_isotropic_grid_does_not_turn():
+    """Known: the grid of the isotropic basis stays with the b-vectors."""
+    found = search(OURS, "rotation_of_directions", basis="isotropic", positivity="grid")
+    assert found.word == "fails"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_signs_of_directions_change_no_bit(mode):
+    case = Case(seed=SEED, order=4)
+    table, sign = gradient_table(case.table), case.rng(6).choice([-1.0, 1.0], (100, 1))
+    turned = gradient_table(case.table._replace(g=case.table.g * sign))
+    one, two = (MapmriModel(t, 4, **MODES[mode]).fit(case.signals) for t in (table, turned))
+    assert phantom.same(one, two)
 
 
 @pytest.mark.parametrize(

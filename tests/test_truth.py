@@ -6,7 +6,6 @@ by quadrature.
 from math import pi, sqrt
 
 import numpy as np
-import oracle
 import pytest
 import truth
 from scipy import integrate, special
@@ -50,68 +49,6 @@ def test_spherical_mean_closed_form():
         assert truth.spherical_mean_norm2([1.0], np.array([np.diag([p, t, t])])) == pytest.approx(
             want, rel=1e-9
         )
-
-
-def project(fractions, tensors, tau, order, nodes=60):
-    """
-    L2 projection of a mixture on MAP(order) at the mean tensor's scales: coefficients and scales.
-    """
-    mu, frame = truth.mixture_frame(fractions, tensors, tau)
-    grid, w = special.roots_hermite(nodes)
-    x, w = grid * 1.2, w * np.exp(grid**2) * 1.2
-    points = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1) * mu
-    p = 0.0
-    for f, d in zip(fractions, tensors, strict=True):
-        s = np.linalg.inv(2 * tau * frame.T @ d @ frame)
-        norm = f * (2 * pi) ** -1.5 * sqrt(np.linalg.det(s))
-        p = p + norm * np.exp(-np.einsum("...i,ij,...j->...", points, s, points) / 2)
-    h = np.array([w * oracle.hermite1d(k, x) for k in range(order + 1)])
-    dense = np.einsum("ai,bj,ck,ijk->abc", h, h, h, p, optimize=True)
-    return dense[tuple(oracle.aniso_table(order).T)] * np.prod(mu) * 8 * pi**1.5 / (
-        2 * pi
-    ) ** 1.5, mu
-
-
-@pytest.mark.parametrize(
-    ("order", "errors"),
-    [(6, "-1.7e-2 -4.9e-3 -4.9e-3 -6.9e-2 6.7e-2"), (10, "-3.2e-3 4.8e-4 4.8e-4 -1.8e-2 1.6e-2"),
-     (16, "-2.9e-4 5e-6 5e-6 2.3e-3 2.0e-3")],
-)  # fmt: skip
-def test_projection_converges_to_the_mixture(order, errors):
-    a, mu = project(*truth.MIXTURES["X60"], TAU, order)
-    got, want = oracle.aniso_indices(a, mu), truth.mixture_truth(*truth.MIXTURES["X60"], TAU)
-    for key, text in zip(("rtop", "rtap", "rtpp", "msd", "qiv"), errors.split(), strict=True):
-        assert_digits(got[key] / want[key] - 1, text)
-    for key in ("ng", "ng_par", "ng_perp", "lapnorm", "e2"):
-        assert got[key] == pytest.approx(want[key], rel={6: 0.2, 10: 0.03, 16: 2e-3}[order])
-
-
-LS_RATIOS = [
-    ("3x90", 6, "X60", ".94724 .97392 .99890 .99129 1.21091"),
-    ("3x90", 6, "X90", ".92018 .92163 .94891 .98479 1.34903"),
-    ("3x90", 6, "BiIso", ".93805 .98063 1.00486 .82935 1.23351"),
-    ("3x90", 6, "WM3", ".61557 .61253 .99649 .94962 3.93512"),
-    ("MGH", 8, "X60", ".98433 .98619 .99738 1.03047 1.09627"),
-    ("MGH", 8, "WM3", ".81443 .81317 1.02797 .87820 2.03733"),
-]
-
-
-@pytest.mark.parametrize(("scheme", "order", "name", "ratios"), LS_RATIOS)
-def test_least_squares_ratios(scheme, order, name, ratios):
-    b, g = truth.scheme_3x90() if scheme == "3x90" else truth.scheme_mgh()
-    mixture = truth.MIXTURES[name]
-    mu, turn = truth.mixture_frame(*mixture, TAU)
-    m = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU) @ turn)
-    a = oracle.constrained_lstsq(
-        m, truth.mixture_signal(*mixture, b, g), oracle.aniso_origin(order)
-    )
-    got, want = oracle.aniso_indices(a, mu), truth.mixture_truth(*mixture, TAU)
-    for key, text in zip(("rtop", "rtap", "rtpp", "msd", "qiv"), ratios.split(), strict=True):
-        assert_digits(got[key] / want[key], text)
-    assert abs(got["ng"] - want["ng"]) < (0.15 if name == "WM3" else 0.02) or name in (
-        "X90",
-        "BiIso",
-    )
 
 
 # ---------------------------------------------------------------- restricted diffusion
@@ -172,16 +109,3 @@ def test_restricted_closed_forms(geometry):
         assert moment(0, q) == pytest.approx(
             truth.restricted_signal(geometry, 2 * pi * q * size), rel=1e-8
         )
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_what_order_buys(geometry):
-    for order, value in zip(truth.PROJECTED_ORDERS, truth.PROJECTED[geometry], strict=True):
-        assert_digits(truth.projected_ratio(geometry, order), f"{value:.4f}")
-    if geometry == "planes":  # the radial functions are the even Hermite functions
-        u = 1 / sqrt(6)
-        t, w = special.roots_legendre(400)
-        r, w = (t + 1) / 2, w
-        total = sum((w @ (truth.restricted_propagator("planes", 1.0, r) * oracle.hermite1d(n, r / u)))
-                    * oracle.hermite1d(n, 0.0) for n in range(0, 9, 2)) / (sqrt(pi) * u)  # fmt: skip
-        assert total == pytest.approx(truth.projected_ratio("planes", 8), rel=1e-12)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import frames, gcv, lanes, laplacian, moments, noise, rotation, tensor
+from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, scalars, tensor
 from . import origin as origin_rule
 from ._jit import CONTRACT, addresses, call, kernel, stage
 from ._memory import INTEGER, Memory
@@ -91,6 +91,7 @@ class Data(NamedTuple):
     R: Array  # (voxels, 3, 3) given frames
     field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
     sigma: Array = np.zeros(0)  # (voxels,) of the noise
+    factor: Array = np.zeros(0)  # (voxels,) of the basis' scales over those given
 
 
 class Out(NamedTuple):
@@ -132,6 +133,7 @@ class Block(NamedTuple):
     status: IntArray  # (V,)
     row: Array  # (1, V) weight of the sample at q = 0
     noise: noise.Work
+    scale: rescale.Work
     few: Array  # (9,) scratch of one voxel
     scalars: Array  # (10, V): the rows below, which are views of it
     S0: Array  # S0_b up to the solver, the fitted E(0) after it, in the data's units
@@ -152,6 +154,7 @@ class Stages(NamedTuple):
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
     later: Unsigned  # the same at the scales there are
+    shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
     solve: Unsigned  # (1,), or empty: Python answers
     after: Unsigned  # from coefficients to results
@@ -191,7 +194,8 @@ def new_block(plan: Plan, V: int) -> Block:
         np.zeros(V, np.int64),
         np.zeros(V, np.int64),
         *empty(1),
-        noise.workspace(samples, n, V, plan.rules.noise == noise.RICIAN),
+        noise.workspace(samples, n, V, plan.rules),
+        rescale.workspace(n, V, plan.rules.rescale),
         np.zeros(9),
         scalars,
         *(scalars[k : k + 1] for k in range(len(SCALARS))),
@@ -238,6 +242,9 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
         block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
         block.sigma[0, l] = math.nan
+        block.scale.factor[0, l] = 1.0
+        if data.factor.size > 0:
+            block.scale.factor[0, l] = data.factor[min(v, data.factor.size - 1)]
         if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
             for k in range(n):
                 y[k, l] = values[k]
@@ -389,13 +396,13 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
             block.yy[0, l] += block.row[0, l] * block.S0[0, l] ** 2
             block.pivot[0, l] += 1.0
     if plan.rules.deviation:
-        origin_rule.deviation(block, 1.0)
+        origin_rule.deviation(block, plan.rules.rescale, 1.0)
     gcv.choose(
         block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
     if plan.rules.deviation:
-        origin_rule.deviation(block, -1.0)
+        origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
         block.status[l] &= ~WEIGHT_AT_BOUND
         if block.bound[l] != 0:
@@ -408,9 +415,7 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
     if plan.rules.deviation:
-        laplacian.add_first_column(
-            plan.lap, block.factors, block.laplacian_weight, block.S0, block.rhs
-        )
+        origin_rule.attract(plan, block)
     for l in range(block.status.size):
         if block.noise.settled[l] == 0:
             block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
@@ -498,28 +503,6 @@ def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
     _residuals(block)
 
 
-@kernel(inline=True)
-def _out_of_range(plan: Plan, block: Block, l: int) -> bool:
-    """
-    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
-    above 1 by more than three times the residual.
-    """
-    t, m = plan.moments, block.mu
-    msd = qiv = rtap = rtpp = 0.0
-    for i in range(t.origin.size):
-        if t.origin[i] != 0.0:
-            a, n = t.origin[i] * block.x[i, l], t.index[i]
-            one = 1.0 if n[0] % 4 == 0 else -1.0
-            two = 1.0 if (n[1] + n[2]) % 4 == 0 else -1.0
-            rtpp += one * a
-            rtap += two * a
-            for k in range(3):
-                msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
-                qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
-    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
-    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
-
-
 @stage()
 def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
@@ -545,7 +528,7 @@ def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) ->
                 block.status[l] |= NOT_DEFINITE
             elif not rtop[l] > 0.0:
                 block.status[l] |= RTOP_NOT_POSITIVE
-            if _out_of_range(plan, block, l):
+            if scalars.out_of_range(plan, block, l):
                 block.status[l] |= OUT_OF_RANGE
         v = i0 + l
         out.status[v] = block.status[l]
@@ -589,6 +572,12 @@ def run(job: Job, start: int, stop: int) -> None:
         count = min(job.voxels, stop - i0)
         run_stages(stages.before, places, i0, stop)
         call(stages.solve[0], (places[0], places[1], places[3], count))
+        while len(stages.shrink) > 0:
+            run_stages(stages.shrink, places, i0, stop)
+            if job.moving[0] == 0:
+                break
+            run_stages(stages.again, places, i0, stop)
+            call(stages.solve[0], (places[0], places[1], places[3], count))
         while len(stages.correct) > 0 and job.step[0] < noise.STEPS:
             run_stages(stages.correct, places, i0, stop)
             if job.moving[0] == 0:
@@ -601,8 +590,8 @@ def run(job: Job, start: int, stop: int) -> None:
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
     """
-    The stages before, again, later, of the correction, and after the solver: scales given or from
-    the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
+    The stages before, again, later, of the scale, of the correction, and after the solver: scales
+    given or from the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
     left marked STRAINED.
     """
 
@@ -616,12 +605,17 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     scales += where(field, bend)
     later = [fixed_moments, *where(field, skew), hermite_moments, *where(in_own_frame, own_frame)]
     later += [equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
+    later += where(rules.rescale, rescale.gaussian)
     later += [*where(plan.laplacian_weights.size != 1, choose_weight), regularise]
     fitted = [synthesise, *where(field, unskew), noise.signals]
     first = [read, *where(rules.noise == noise.DENOISED, noise.invert), *where(rician, noise.keep)]
-    before = [*first, *scales, *later, *where(rician, noise.count_parameters)]
+    choice = rules.rescale and not given
+    before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
+    before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
+    shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
     after = [*fitted, *where(rician, noise.expected_signals), residuals, write]
-    return before, [*scales, *later], later, where(rician, *fitted, noise.correct), after
+    correct = where(rician, *fitted, noise.correct)
+    return before, [*scales, *later], later, shrink, correct, after
 
 
 def compiled(
@@ -634,7 +628,7 @@ def compiled(
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
-    before, again, later, correct, after = (addresses(stages, *rest) for stages in lists)
+    *first, after = (addresses(stages, *rest) for stages in lists)
     solvers = [] if solver is None else [solver]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
-    return Stages(before, again, later, correct, solve, after)
+    return Stages(*first, solve, after)

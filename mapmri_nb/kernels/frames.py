@@ -64,24 +64,27 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
 def scales(plan: Any, block: Any) -> None:
     """
     Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
-    of a `blocks.Block` from its eigenvalues and frames.
+    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor times
+    the tensor's.
     """
     eigenvalues, angles = block.few[:3], block.moments.angles
     mu, mu_tensor, D, R = block.mu, block.mu_tensor, block.D, block.R
     for l in range(R.shape[0]):
+        factor = block.scale.factor[0, l]
         rotation.frame_angles(R[l], angles, l)
         for i in range(3):
             eigenvalues[i] = block.values[i, l]
             mu_tensor[i, l] = math.sqrt(2.0 * plan.tau * block.values[i, l])
-            mu[i, l] = mu_tensor[i, l]
+            mu[i, l] = factor * mu_tensor[i, l]
         tensor.tensor_elements(R[l], eigenvalues, block.D_scale, l)
         u0 = plan.static_scale
         if plan.isotropic and plan.static_scale == 0.0:
             for i in range(3):
                 eigenvalues[i] = mu_tensor[i, l]
             u0 = tensor.isotropic_scale(eigenvalues)
+        u0 *= factor
         for r in range(6):
-            D[r, l] = block.D_scale[r, l]
+            D[r, l] = factor * factor * block.D_scale[r, l]
             if plan.isotropic:
                 D[r, l] = u0 * u0 / (2.0 * plan.tau) if r == 0 or r == 2 or r == 5 else 0.0
         for i in range(3):

@@ -135,6 +135,22 @@ def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
+def add_product(
+    t: LaplacianTables, f: Array, weight: Array, S0: Array, e: Array, rhs: Array
+) -> None:
+    """rhs (n, V) += weight S0 L e, as `add_first_column` does for e = e_0; e (n, V)."""
+    for l in range(0, f.shape[1], WIDTH):
+        a, scale, x, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(e, l), rows(rhs, l)
+        for k in range(t.target.size):
+            total, i, j = every(0.0), t.row[t.pointer[k]], t.column[t.pointer[k]]
+            for p in range(t.pointer[k], t.pointer[k + 1]):
+                total += t.coefficient[p] * a[t.factor[p]]
+            b[i] += scale * total * x[j]
+            if i != j:
+                b[j] += scale * total * x[i]
+
+
+@kernel(fastmath=CONTRACT)
 def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
     """
     rhs (n, V) += weight S0 L e_0: what the Laplacian of the deviation from the Gaussian S0 e_0 adds

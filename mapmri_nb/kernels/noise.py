@@ -46,9 +46,11 @@ class Work(NamedTuple):
     factor: Array  # ((n + 1)(n + 2)/2, V)
 
 
-def workspace(samples: int, n: int, V: int, used: bool) -> Work:
-    """For a block of V voxels with n coefficients; `used`: the noise is `RICIAN`."""
-    sizes = (samples, samples, (n + 1) * (n + 2) // 2) if used else (0, 0, 0)
+def workspace(samples: int, n: int, V: int, rules: Any) -> Work:
+    """For a block of V voxels with n coefficients, fitted by the `origin.Rules` of a model."""
+    used = samples * (rules.noise == RICIAN)
+    counted = (n + 1) * (n + 2) // 2 * (rules.noise == RICIAN or rules.rescale)
+    sizes = (used, used, counted)
     return Work(
         np.zeros(V, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64),
         *(lanes.empty(size, V) for size in (1, 1, 1, 1, 1, 1, *sizes)),
@@ -213,9 +215,9 @@ def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None
 def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     tr S = n - weight tr(G^-1 L) - k B'G^-1 B, the parameters that a linear fit spends, G = M'M +
-    weight L + k B B'; only where sigma must be estimated.
+    weight L + k B B'; only where sigma or the scale must be estimated.
     """
-    if data.sigma.size > 0:
+    if data.sigma.size > 0 and not plan.rules.rescale:
         return
     t, origin = plan.lap, plan.moments.origin
     n = origin.size

@@ -8,6 +8,7 @@ the deviation leaves alone.
 
 from typing import Any, NamedTuple
 
+from . import laplacian
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, rows
@@ -18,10 +19,11 @@ class Rules(NamedTuple):
 
     row: float  # weight of the sample at q = 0, in units of the b0 volumes' own; 0: none
     fixed: bool  # E(0) = S0_b
-    deviation: bool  # the Laplacian is that of the deviation from the Gaussian S0_b e_0
+    deviation: bool  # the Laplacian is that of the deviation from the Gaussian S0_b e
     noise: int  # 0: none, `noise.RICIAN` or `noise.DENOISED`
     coils: int
     means: Array  # `noise.mean_table`, or (2, 0) without noise
+    rescale: bool  # the basis is made narrower where its scale contradicts positivity, `rescale`
 
 
 @stage(CONTRACT)
@@ -44,12 +46,28 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
 
 
 @kernel(fastmath=CONTRACT)
-def deviation(block: Any, sign: float) -> None:
+def deviation(block: Any, rescale: bool, sign: float) -> None:
     """
-    From M'y to M'(y - S0_b M e_0), and back with the other sign. y'Wy is right after the way forth
-    alone.
+    From M'y to M'(y - S0_b M e), and back with the other sign. y'Wy is right after the way forth
+    alone. e is e_0, or with `rescale` block.scale.gaussian.
     """
     n = block.rhs.shape[0]
+    if rescale:
+        for l in range(0, block.w.shape[1], WIDTH):
+            G, rhs, S0, yy = (
+                rows(block.G, l),
+                rows(block.rhs, l),
+                rows(block.S0, l)[0],
+                rows(block.yy, l),
+            )
+            e = rows(block.scale.gaussian, l)
+            for i in range(n):
+                total = every(0.0)
+                for j in range(n):
+                    total += G[i * (i + 1) // 2 + j if i > j else j * (j + 1) // 2 + i] * e[j]
+                yy[0] += S0 * e[i] * (S0 * total - 2.0 * rhs[i])
+                rhs[i] -= sign * S0 * total
+        return
     for l in range(0, block.w.shape[1], WIDTH):
         G, rhs, S0, yy = (
             rows(block.G, l),
@@ -60,6 +78,16 @@ def deviation(block: Any, sign: float) -> None:
         yy[0] += S0 * (S0 * G[0] - 2.0 * rhs[0])
         for i in range(n):
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]
+
+
+@kernel(inline=True)
+def attract(plan: Any, block: Any) -> None:
+    """rhs += weight S0_b L e, with e as in `deviation`."""
+    f, weight = block.factors, block.laplacian_weight
+    if plan.rules.rescale:
+        laplacian.add_product(plan.lap, f, weight, block.S0, block.scale.gaussian, block.rhs)
+    else:
+        laplacian.add_first_column(plan.lap, f, weight, block.S0, block.rhs)
 
 
 @kernel(fastmath=CONTRACT)

@@ -10,7 +10,7 @@ three-dimensional quadrature.
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,6 +162,60 @@ def ng(coef: Array) -> float:
     return pick(total, 0.0, sqrt(rest / total), math.nan)
 
 
+@kernel()
+def beside(
+    coef: Array, factor: Array, t: IndexTables, index: IntArray, out: Array, start: int, stop: int
+) -> None:
+    """
+    NG, NG_par and NG_perp of rows start to stop against the Gaussian of scales mu / factor, into
+    columns 5 to 7 of out (V, 9), where factor (V,) is not 1.
+
+    In d dimensions that Gaussian is the sum of (2 f^2 / (1 + f^2))^(d/2) b_n ((1 - f^2) / (1 +
+    f^2))^(N/2) times the functions n, and its squared norm f^d that of the first one.
+    """
+    for v in range(start, stop):
+        if not (factor[v] < 1.0 or factor[v] > 1.0):  # without a fit, too
+            continue
+        f = factor[v] ** 2
+        first, ratio = math.sqrt(2.0 * f / (1.0 + f)), (1.0 - f) / (1.0 + f)
+        for which in range(3):
+            d = 3 if which == 0 else (1 if which == 1 else 2)
+            groups = coef.shape[1]
+            if which > 0:
+                groups = (t.par_ptr if which == 1 else t.perp_ptr).size - 1
+            overlap = square = 0.0
+            for g in range(groups):
+                total, i = 0.0, g
+                if which == 0:
+                    total = coef[v, g]
+                elif which == 1:
+                    i = np.int64(t.par_src[t.par_ptr[g]])
+                    for k in range(t.par_ptr[g], t.par_ptr[g + 1]):
+                        total += t.par_weight[k] * coef[v, t.par_src[k]]
+                else:
+                    i = np.int64(t.perp_src[t.perp_ptr[g]])
+                    for k in range(t.perp_ptr[g], t.perp_ptr[g + 1]):
+                        total += t.perp_weight[k] * coef[v, t.perp_src[k]]
+                square += total * total
+                e = first**d
+                for axis in range(3):
+                    if which == 0 or (which == 1) == (axis == 0):
+                        n = index[i, axis]
+                        e *= _axis_value(n) * ratio ** (n // 2)
+                overlap += e * total
+            cosine2 = overlap * overlap / (square * math.sqrt(f) ** d)
+            out[v, 5 + which] = math.sqrt(max(0.0, 1.0 - cosine2))
+
+
+@kernel()
+def _axis_value(n: int) -> float:
+    """sqrt(n!) / n!! of even n, 0 of odd n."""
+    value = 1.0 if n % 2 == 0 else 0.0
+    for k in range(1, n // 2 + 1):
+        value *= math.sqrt((2.0 * k - 1.0) / (2.0 * k))
+    return value
+
+
 @kernel(inline=True)
 def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> float:
     first = rest = 0.0 * coef[0]
@@ -236,3 +290,25 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
         for l in range(min(WIDTH, stop - i0)):
             for i in range(out.shape[1]):
                 out[i0 + l, i] = values[i, l]
+
+
+@kernel(inline=True)
+def out_of_range(plan: Any, block: Any, l: int) -> bool:
+    """
+    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
+    above 1 by more than three times the residual.
+    """
+    t, m = plan.moments, block.mu
+    msd = qiv = rtap = rtpp = 0.0
+    for i in range(t.origin.size):
+        if t.origin[i] != 0.0:
+            a, n = t.origin[i] * block.x[i, l], t.index[i]
+            one = 1.0 if n[0] % 4 == 0 else -1.0
+            two = 1.0 if (n[1] + n[2]) % 4 == 0 else -1.0
+            rtpp += one * a
+            rtap += two * a
+            for k in range(3):
+                msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
+                qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
+    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
+    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6

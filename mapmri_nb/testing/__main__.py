@@ -37,16 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
         one = program(given.program)
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"PROGRAM: {error}")
-    logging.getLogger("mapmri_nb").setLevel(logging.ERROR)  # its remarks on odd tables
-    results = []
-    for name in names:
-        found = search(one, name, examples=given.examples, seed=given.seed, seconds=given.seconds,
-                       of=given.program)  # fmt: skip
-        results.append(found)
-        if not given.json:
-            label = f"{PROPERTIES[name].number:>2} {name:28} {found.word}"
-            text = ": ".join(part for part in (found.code, found.what) if part)
-            print(f"{label}  {text[:400]}".rstrip(), flush=True)
+    log = logging.getLogger("mapmri_nb")
+    before, results = log.level, []
+    log.setLevel(logging.ERROR)  # its remarks on odd tables
+    try:
+        for name in names:
+            found = search(one, name, examples=given.examples, seed=given.seed, seconds=given.seconds,
+                           of=given.program)  # fmt: skip
+            results.append(found)
+            if not given.json:
+                label = f"{PROPERTIES[name].number:>2} {name:28} {found.word}"
+                text = ": ".join(part for part in (found.code, found.what) if part)
+                print(f"{label}  {text[:400]}".rstrip(), flush=True)
+    finally:
+        log.setLevel(before)
     if given.json:
         print(json.dumps([found._asdict() for found in results], indent=1))
     return int(any(found.word == "fails" for found in results))

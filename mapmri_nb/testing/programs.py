@@ -40,9 +40,10 @@ class Program(Protocol):
     ) -> Any:  # fmt: skip
         """
         Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
-        weight in 1/mm or "gcv"), positivity (None, "grid" or "global"); some invariants also give
-        bval_threshold (s/mm2 or None), eigenvalue_threshold, static_diffusivity (mm2/s) and
-        laplacian_of="signal", S0="free" (the published penalty, E(0) fitted). Other options: Lacks.
+        weight in 1/mm, a tuple of them to choose from, or "gcv"), positivity (None, "grid" or
+        "global"); some invariants also give bval_threshold (s/mm2 or None), eigenvalue_threshold,
+        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free" (the published
+        penalty, E(0) fitted). Other options: Lacks.
         """
         raise Lacks("fit")
 
@@ -195,7 +196,8 @@ class Dipy(Program):
         given: dict[str, Any] = {"anisotropic_scaling": basis == "anisotropic"}
         given["laplacian_regularization"] = laplacian is not None
         if laplacian is not None:
-            given["laplacian_weighting"] = "GCV" if laplacian == "gcv" else laplacian
+            weights = np.array(laplacian) if isinstance(laplacian, tuple) else laplacian
+            given["laplacian_weighting"] = "GCV" if laplacian == "gcv" else weights
         given["positivity_constraint"] = positivity is not None
         given["global_constraints"] = positivity == "global"
         for name, value in options.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
@@ -29,13 +29,14 @@ class Result(NamedTuple):
 
 def search(
     program: Program, name: str, *, examples: int = 20, seed: int = 0, seconds: float = 60.0,
-    of: str | None = None,
+    of: str | None = None, **fixed: Any,
 ) -> Result:  # fmt: skip
     """
     Run a property on cases drawn by a seed, and shrink the first that fails.
 
     A program's exception is a failure with its text. After `seconds` no more cases are run. `of`
-    names the program in the code: one of PROGRAMS or "module:Adapter".
+    names the program in the code: one of PROGRAMS or "module:Adapter". `fixed` are fields of the
+    cases that the property itself does not fix: positivity="grid".
     """
     known: dict[Case, str] = {}
     lacking: set[str] = set()
@@ -64,7 +65,7 @@ def search(
         max_examples=examples, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    drawn = cases(**PROPERTIES[name].fixed)
+    drawn = cases(**(fixed | PROPERTIES[name].fixed))
     try:
         case = find(drawn, fails, settings=options, random=random.Random(seed))
     except NoSuchExample:

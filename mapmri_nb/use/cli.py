@@ -215,6 +215,8 @@ def parser() -> argparse.ArgumentParser:
     add("--laplacian-of", choices=("deviation", "signal"), default="deviation", help=text)
     text = "E(0) by the fit with the mean b0 as one more sample (default), free, or the mean b0"
     add("--s0", dest="S0", choices=("fit", "free", "b0"), default="fit", help=text)
+    text = "of the basis: narrower where positivity contradicts the data (default) or the tensor's"
+    add("--scale", choices=("data", "tensor"), default="data", help=text)
     text = "raw (rician) or denoised magnitudes, whose noise floor is modelled (default: none)"
     add("--noise", choices=("none", "rician", "denoised"), default="none", help=text)
     text = "of the noise: a number or a 3-D NIfTI (default: by the fit)"
@@ -297,6 +299,7 @@ def parser() -> argparse.ArgumentParser:
         force,
         quiet,
     )
+    add("--noisy", action="store_true", help="expected magnitudes of a fit with --noise")
     add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
 
     text = "one self-contained HTML page on a saved fit, or on two fits of one series"

@@ -373,7 +373,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
         gtab, _ = table_of(args, args.bval or args.grad, affine, same)
     elif args.volumes is not None:
         gtab = gtab[readers.volumes(args.volumes, gtab.bvals)]
-    signal = fit.predict(gtab)
+    signal = fit.predict(gtab, noisy=args.noisy)
     signal[np.isnan(signal)] = float(args.fill)
     with io.staged(args.out.parent, args.force) as stage:
         pieces = np.moveaxis(signal, -1, 0)

@@ -100,6 +100,7 @@ def defaults(name: str) -> dict[str, Any]:
     weighted, positivity = {name: key for key, name in MODES.items()}[name]
     options = {"radial_order": 6, "basis": "anisotropic", "bval_threshold": None}
     options |= {"laplacian_of": "deviation", "S0": "fit", "noise": None, "coils": 1}
+    options["scale"] = "data"
     return options | {"laplacian": 0.2 if weighted else None, "positivity": positivity}
 
 
@@ -142,6 +143,12 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         )
     elif options["positivity"] == "grid":
         text.append("The propagator was constrained to be nonnegative on a grid of displacements.")
+    free = options.get("S0") != "b0" and not options.get("static_diffusivity")
+    if options["positivity"] and options.get("scale") == "data" and free:
+        text.append(
+            "The basis' scale was that of the tensor, reduced by up to 40 % where the constraint "
+            "contradicted the data."
+        )
     text.append(SIGNAL_AT_ORIGIN[options.get("S0", "free")])
     floor = f"{'noncentral chi' if options.get('coils', 1) > 1 else 'Rician'}"
     if options.get("noise") == "rician":

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, checks
+from .. import __version__, checks, scales
 from ..fit import finished
 from ..indices import TABLE
 from ..model import MapmriModel
@@ -226,11 +226,11 @@ def _read(
     where: NDArray[np.int64],
     todo: list[int],
     reading: dict[int, float],
-    zeros: list[Any],
+    odd: list[Any],
 ) -> Slabs:
     """
-    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `zeros`
-    adds up what `checks.count_zeros` finds.
+    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `odd`
+    adds up what `checks.count_odd` finds.
     """
     for slab in todo:
         start = time.perf_counter()
@@ -240,7 +240,7 @@ def _read(
             for name, image in inputs.items()
         }
         reading[slab] = time.perf_counter() - start
-        zeros[:] = (a + b for a, b in zip(zeros, checks.count_zeros(samples["data"]), strict=True))
+        odd[:] = (a + b for a, b in zip(odd, checks.count_odd(samples["data"]), strict=True))
         yield slab, samples
 
 
@@ -349,8 +349,8 @@ def fit_series(
         io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
         reading: dict[int, float] = {}
-        zeros: list[Any] = [0, 0]
-        source = closing(_ahead(_read(inputs, where, todo, reading, zeros)))
+        odd: list[Any] = [0, 0, 0]
+        source = closing(_ahead(_read(inputs, where, todo, reading, odd)))
         with ThreadPoolExecutor(1) as writer, source as slabs:
             kept: Future[None] | None = None
             begun = 0.0
@@ -366,8 +366,12 @@ def fit_series(
                     bar.update(table.shape[1])
             if kept is not None:
                 kept.result()
-        if job.model.zero_is_missing and todo:
-            checks.piled_up(zeros[0], zeros[1], job.model.gtab)
+        first = dict(zip(blank, np.cumsum([0, *sizes]).tolist(), strict=False))
+        status = store.column(first["status"]).astype(np.int64)
+        if todo:
+            job.model.judge_samples(*odd)
+            tensor = [store.column(first["mu_tensor"] + k) for k in range(3)]
+            scales.judge(status, np.stack(tensor, 1), job.model)
         start = time.perf_counter()
         spent = dict(
             zip(
@@ -419,5 +423,4 @@ def fit_series(
             )
             folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
-        status = [*blank].index("status")
-        return store.column(sum(sizes[:status])).astype(np.int64)
+        return status

@@ -25,6 +25,7 @@ from ..kernels._jit import n_threads, one_thread, spread
 from ..kernels._memory import Memory, lay_out
 from ..kernels.lanes import GRAIN, WIDTH, empty
 from ..kernels.linalg import block_cholesky, block_invert, block_product, signed_sums
+from ..kernels.tensor import isotropic_scales
 from ..model import MapmriModel, sample_slabs
 from ..status import Status
 
@@ -65,6 +66,7 @@ class Equations(NamedTuple):
     H: Array  # (V, n_coef, n_coef) M'WM + weight L, and the sample at q = 0
     T: Array  # (V, n_coef, n_coef) H^-1 = T'T
     weighted: Array  # (V, n_coef, n_coef) weight L
+    pull: Array  # (V, n_coef) weight L e, e the tensor's Gaussian in the basis
     fitted: Array  # (V, n) S0 M coef
 
 
@@ -184,7 +186,7 @@ def posterior(
         if rules.fixed:
             spent += np.einsum("vi,vij,vj->v", b, e.weighted, b) / (b @ B)
         elif rules.deviation:
-            spent += np.einsum("vi,vi->v", b, e.weighted[:, :, 0])
+            spent += np.einsum("vi,vi->v", b, e.pull)
         square = (e.w * (e.y - e.fitted) ** 2).sum(1) / np.maximum((e.w > 0).sum(1) - spent, 1.0)
         T = e.T
         if model.noise == "rician":
@@ -287,7 +289,10 @@ def _equations(
     V, field = len(rows), np.zeros((0, 3, 3))
     if fit.field is not None:
         field = fit.field[rows]
-    data = blocks.Data(y, w, fit.mu[rows], fit.R[rows], field)
+    factor = _factors(model, fit, rows)
+    data = blocks.Data(
+        y, w, fit.mu[rows] / factor[:, None], fit.R[rows], field, np.zeros(0), factor
+    )
     t, block = plan.value.moments, work.block
     memory = plan, lay_out(data), lay_out(blocks.new_rows(1, model.n_coef))
     job = work.take(model.engine, *memory, True).job
@@ -307,6 +312,9 @@ def _equations(
     laplacian.add(plan.value.lap, block.factors, block.laplacian_weight, weighted)
     G += weighted
     H, weighted = (whole(A, sign[i] * sign[j], both) for A in (G, weighted))
+    e = np.eye(1, n)  # the tensor's Gaussian
+    if model.plan.rules.rescale:
+        e = block.scale.gaussian[np.argsort(t.permutation), :V].T
     if model.positivity is not None:
         diagonal = np.flatnonzero(i == j)
         G[diagonal] += RIDGE * G[diagonal].mean(0)
@@ -318,7 +326,20 @@ def _equations(
         frames = frames + np.swapaxes(fit.field[rows], 1, 2) @ frames
     coef = fit.hermite_coef()[rows]
     E = propagator.values_at(coef, fit.mu[rows], frames, model.gtab.qvecs, tables)
-    return Equations(rows, y, w, H, T, weighted, fit.S0[rows, None] * E)
+    pull = np.einsum("vij,vj->vi", weighted, np.broadcast_to(e, (V, n)))
+    return Equations(rows, y, w, H, T, weighted, pull, fit.S0[rows, None] * E)
+
+
+def _factors(model: MapmriModel, fit: MapmriFit, rows: Any) -> Array:
+    """The basis' scales over the tensor's, of some rows."""
+    if not model.plan.rules.rescale:
+        return np.ones(len(fit.mu[rows]))
+    of_tensor = np.ascontiguousarray(fit.mu_tensor[rows])
+    out = of_tensor[:, 0].copy()
+    if fit.isotropic:
+        isotropic_scales(of_tensor, out)
+    out = fit.mu[rows, 0] / out
+    return np.asarray(np.where(np.abs(out - 1.0) < 1e-12, 1.0, out))
 
 
 def _voxels(model: MapmriModel, fit: MapmriFit, e: Equations) -> Iterator[Voxel]:
@@ -328,11 +349,11 @@ def _voxels(model: MapmriModel, fit: MapmriFit, e: Equations) -> Iterator[Voxel]
     for k, v in enumerate(e.rows):
         frame = fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v]
         hermite.signal_rows(np.ascontiguousarray(gtab.qvecs @ frame), fit.mu[v].copy(), index, M)
-        b0 = np.where(gtab.b0s_mask, e.w[k], 0.0)
+        b0 = np.where(model.at_origin, e.w[k], 0.0)
         decay = gtab.bvals * ((gtab.bvecs @ frame) ** 2 @ (fit.mu_tensor[v] ** 2 / (2 * gtab.tau)))
         at_origin = b0 * np.exp(np.where(b0 > 0, decay, 0.0))
         at_origin /= b0.sum() if b0.any() else 1.0  # as `tensor.signal_at_origin`
-        column = rules.row * b0.sum() * B + (e.weighted[k, :, 0] if rules.deviation else 0.0)
+        column = rules.row * b0.sum() * B + (e.pull[k] if rules.deviation else 0.0)
         T, design = e.T[k], M.T
         root = _product(T, design)
         back = root * e.w[k] + np.outer(T @ column, at_origin)
@@ -368,8 +389,9 @@ def _refitted(
     if model.noise is not None and hold:
         sigma = np.ascontiguousarray(fit.rows()["sigma"][row])
     data = blocks.Data(
-        np.ascontiguousarray(y), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma
-    )
+        np.ascontiguousarray(y), np.ascontiguousarray(voxel.w[None]), *scale, field, sigma,
+        _factors(model, fit, row) if hold else np.zeros(0),
+    )  # fmt: skip
     out = model.engine.fit(data, 1, fit.laplacian_weight[row].copy() if hold else None)
     again = MapmriFit(fit_rows(out), np.ones(len(y), bool), fit.options, fit.gtab)
     return np.stack([again.index(name) for name in names])

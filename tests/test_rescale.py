@@ -1,0 +1,123 @@
+"""The basis' own scale: where positivity and the tensor's scale contradict the data."""
+
+import numpy as np
+import oracle
+import phantom
+import pytest
+
+import mapmri_nb as mapmri
+from mapmri_nb.engine import Work
+from mapmri_nb.kernels.lanes import GRAIN
+from mapmri_nb.kernels.rescale import STEP, STEPS
+from mapmri_nb.positivity import normalised_grid
+from mapmri_nb.use import uncertainty
+
+
+def slow_tail(seed=0):
+    """Table and noisy signals of which a fifth hardly diffuses: (n,), (3, n)."""
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((120, 3))
+    g /= np.linalg.norm(g, axis=1)[:, None]
+    b = np.r_[np.zeros(6), np.repeat([700.0, 2000.0, 12000.0], 40)]
+    g = np.vstack([np.zeros((6, 3)), g])
+    along = g[:, 2] ** 2
+    y = 0.8 * np.exp(-b * (0.6e-3 + 0.9e-3 * along)) + 0.2 * np.exp(-b * 0.04e-3)
+    return phantom.table(b, g), 100 * y + 0.5 * rng.standard_normal((3, len(y)))
+
+
+def problem(gtab, y, mu, R, factor, order=6, weight=0.2):
+    """Design, normal equations and the rule's bound of one voxel at a factor of the tensor's scale."""
+    M = oracle.phi_matrix(order, factor * mu, gtab.qvecs @ R)
+    B, L = oracle.aniso_origin(order), oracle.laplacian_matrix(order, factor * mu)
+    square, half = factor**2, oracle.aniso_table(order).sum(1) // 2
+    e = (2 * square / (1 + square)) ** 1.5 * B * ((1 - square) / (1 + square)) ** half
+    b0 = gtab.b0s_mask
+    S0 = y[b0].mean()
+    H = M.T @ M + weight * L + b0.sum() * np.outer(B, B)
+    g = M.T @ y + weight * S0 * L @ e + b0.sum() * S0 * B
+    spent = np.trace(np.linalg.solve(H, M.T @ M))
+    free = np.sum((y - M @ np.linalg.solve(H, g)) ** 2)
+    return M, H, g, free * len(y) / (len(y) - spent)
+
+
+@pytest.mark.parametrize("positivity", ["grid", "global"])
+def test_the_scale_is_reduced_until_positivity_is_believed(positivity):
+    gtab, y = slow_tail()
+    held, fit = (
+        mapmri.MapmriModel(gtab, 6, positivity=positivity, scale=scale).fit(y)
+        for scale in ("tensor", "data")
+    )
+    factor = fit.mu[:, 0] / fit.mu_tensor[:, 0]
+    np.testing.assert_allclose(fit.mu, factor[:, None] * fit.mu_tensor, rtol=1e-14)
+    assert np.array_equal(held.mu, held.mu_tensor)
+    for v in range(len(y)):
+        *_, bound = problem(gtab, y[v], held.mu[v], held.R[v], 1.0)
+        square = len(gtab) * np.array([held.rmse()[v], fit.rmse()[v]]) ** 2
+        assert square[0] > bound  # the bound is why it moved
+        assert square[1] <= bound or factor[v] == pytest.approx(1 - STEP * STEPS)
+        _, H, g, _ = problem(gtab, y[v], held.mu[v], held.R[v], factor[v])
+        c = fit.S0[v] * fit.hermite_coef()[v]
+        on = normalised_grid(6).K @ c
+        if positivity == "grid":  # stationary on the rows that hold, for this right-hand side
+            rows = normalised_grid(6).K[on < 1e-6 * on.max()]
+            left = H @ c - g
+            fitted = np.linalg.lstsq(rows.T, left, rcond=None)[0]
+            assert np.linalg.norm(rows.T @ fitted - left) < 1e-5 * np.linalg.norm(g)
+
+
+def test_where_positivity_is_believed_nothing_changes():
+    gtab, y = slow_tail()
+    y = 100 * np.exp(-gtab.bvals * 0.8e-3) + np.random.default_rng(1).standard_normal(
+        (4, len(gtab))
+    )
+    for positivity in ("grid", "global", None):
+        fits = [
+            mapmri.MapmriModel(gtab, 4, positivity=positivity, scale=scale).fit(y)
+            for scale in ("tensor", "data")
+        ]
+        np.testing.assert_allclose(fits[0].coef, fits[1].coef, rtol=0, atol=1e-9)
+        assert np.array_equal(fits[0].mu, fits[1].mu)
+
+
+def test_held_fits_reproduce_it():
+    gtab, y = slow_tail()
+    model = mapmri.MapmriModel(gtab, 6, positivity="grid")
+    fit = model.fit(y)
+    assert (fit.mu[:, 0] < fit.mu_tensor[:, 0]).any()
+    names = ["rtop", "msd", "ng", "ng_par", "ng_perp"]
+    want, w = np.stack([fit.index_rows(name) for name in names]), np.ones_like(y)
+    plan, work = uncertainty._held(model), Work(model.engine, GRAIN)
+    problems = uncertainty._equations(model, fit, plan, work, np.arange(len(y)), y, w)
+    for v, voxel in enumerate(uncertainty._voxels(model, fit, problems)):
+        again = uncertainty._refitted(model, fit, voxel, y[v][None], names, True, True)
+        np.testing.assert_allclose(again[:, 0], want[:, v], rtol=1e-6)
+        g = voxel.right @ y[v] / (voxel.at_origin @ y[v])
+        coef, failed = model.engine.solver.many(voxel.H, g[None])
+        held = uncertainty._values(fit, np.array([v]), coef, names)
+        assert not failed.any()
+        np.testing.assert_allclose(held[:, 0], want[:, v], rtol=1e-6)
+
+
+def test_ng_is_against_the_tensor():
+    gtab, y = slow_tail()
+    fit = mapmri.MapmriModel(gtab, 6, positivity="grid").fit(y)
+    coef, v = fit.hermite_coef(), int(np.argmin(fit.mu[:, 0] / fit.mu_tensor[:, 0]))
+    mu, tensor = fit.mu[v], fit.mu_tensor[v]
+    x = np.linspace(-7, 7, 57)
+    for name, axes in (("ng", (0, 1, 2)), ("ng_par", (0,)), ("ng_perp", (1, 2))):
+        u = np.stack(np.meshgrid(*[x if a in axes else [0.0] for a in range(3)]), -1).reshape(-1, 3)
+        r = u * tensor
+        P, G = oracle.psi_matrix(6, mu, r) @ coef[v], np.exp(-0.5 * (u**2).sum(1))
+        cosine = (P @ G) / np.sqrt((P @ P) * (G @ G))
+        assert fit.index_rows(name)[v] == pytest.approx(np.sqrt(1 - cosine**2), rel=1e-6)
+
+
+def test_one_kind_of_b0_makes_the_sample_at_the_origin():
+    gtab, _ = slow_tail()
+    b, g = gtab.bvals.copy(), gtab.bvecs.copy()
+    weak = np.flatnonzero(b == 700.0)[:20]
+    b[weak] = 41.0
+    table = phantom.table(b, g)
+    assert table.b0s_mask[weak].all()
+    assert not mapmri.MapmriModel(table, 4).at_origin[weak].any()
+    assert mapmri.MapmriModel(table, 4, S0="free").at_origin[weak].all()
