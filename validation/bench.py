@@ -329,10 +329,10 @@ def commands(modes, threads, rounds):
                 for _ in range(rounds):
                     begin = seconds(lambda: child(START))
                     unpack, (cpu, fit) = seconds(bare), whole(model, y, threads)
-                    _, spent, memory, _, used = large_data.run(folder, large_data.MODES[mode], name)
+                    _, spent, _, _, used = large_data.run(folder, large_data.MODES[mode], name)
                     found.append((spent - begin, unpack, fit, (spent - begin) / max(unpack, fit),
-                                  1024 * memory, used - child(START), cpu))  # fmt: skip
-                keys = ("command_s", "bare_file_s", "in_memory_s", "ratio", "peak_MiB", "cpu_s",
+                                  used - child(START), cpu))  # fmt: skip
+                keys = ("command_s", "bare_file_s", "in_memory_s", "ratio", "cpu_s",
                         "in_memory_cpu_s")  # fmt: skip
                 row = dict(zip(keys, np.median(found, axis=0).tolist(), strict=True))
                 rows.append({"mode": mode, "file": file.suffix, "voxels": count} | row)
@@ -360,9 +360,7 @@ def in_words(whole_rows):
     title = (
         "whole command, {mode}, {file}, {voxels} voxels: CPU time over that of the fit in memory"
     )
-    return {title.format(**r): round(r["cpu_s"] / r["in_memory_cpu_s"], 2) for r in whole_rows} | {
-        "its peak memory, MiB": round(max(r["peak_MiB"] for r in whole_rows))
-    }
+    return {title.format(**r): round(r["cpu_s"] / r["in_memory_cpu_s"], 2) for r in whole_rows}
 
 
 def main(argv=None):
