@@ -7,7 +7,7 @@ import pytest
 import truth
 
 import mapmri_nb as mapmri
-from mapmri_nb import checks, positivity
+from mapmri_nb import checks, positivity, uncertainty
 from mapmri_nb.kernels import origin, qp
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
@@ -346,3 +346,28 @@ def test_many_negative_samples_are_a_warning(table, caplog):
         caplog.clear()
         model.judge_samples(zeros, negative // 4, voxels)
         assert not caplog.text
+
+
+@pytest.mark.parametrize("noise", [None, "rician"])
+def test_error_bars_are_the_scatter(table, crossing, noise):
+    """Of magnitudes with and without a model of their noise; the posterior has the prior besides."""
+    y = rician(crossing, 5.0, 200)
+    model = mapmri.MapmriModel(table, noise=noise)
+    fit, some = model.fit(y), y[:12]
+    found = uncertainty.bootstrap(model, some, n=60, hold=False, indices="rtop,msd,ng")
+    wide = uncertainty.posterior(model, some, indices="rtop,msd,ng")
+    for name, sd in found.sd.items():
+        scatter = fit.index_rows(name).std()
+        assert np.median(sd) == pytest.approx(scatter, rel=0.2), name
+        assert 1.0 < np.median(wide.sd[name]) / scatter < 3.0, name
+
+
+def test_replicates_choose_again_what_the_voxels_chose(table):
+    for options, held in (
+        ({}, True),
+        ({"positivity": "grid"}, True),
+        ({"laplacian": "gcv"}, False),
+    ):
+        assert uncertainty.held_by_default(mapmri.MapmriModel(table, 4, **options)) is held
+    strong = mapmri.GradientTable(3 * table.bvals, table.bvecs, tau=TAU)
+    assert not uncertainty.held_by_default(mapmri.MapmriModel(strong, 4))

@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--reestimate",
         action="store_true",
-        help="--bootstrap estimates scales and Laplacian weight again (default: held)",
+        help="--bootstrap estimates scales and Laplacian weight again (default: held at one weight and b up to 4000)",
     )
     add(
         "--threads",

@@ -222,8 +222,9 @@ def _error_bars(args: argparse.Namespace, job: Any) -> None:
             "Replicates": args.bootstrap,
             "Seed": args.seed or 0,
         }
-        entries["Scales"] = "estimated again" if args.reestimate else "held"
-        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": not args.reestimate}
+        hold = not args.reestimate and uncertainty.held_by_default(job.model)
+        entries["Scales"] = "held" if hold else "estimated again"
+        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": hold}
     spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
     found = spread(job.model, job.image.data, job.mask, **common)
     maps, sidecars = {}, {}

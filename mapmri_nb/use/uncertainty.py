@@ -35,6 +35,7 @@ QUANTILES = (0.025, 0.16, 0.84, 0.975)
 NORMAL = np.array([-1.959963984540054, -0.994457883209753, 0.994457883209753, 1.959963984540054])
 LEVERAGE_POWER = {0: 0.0, 2: 0.5, 3: 1.0}  # HC0, HC2, HC3
 STEP = 1e-5  # of central differences, in units of the norm of the coefficients
+HIGH_B = 4000.0  # s/mm2
 RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivity leaves it singular
 
 
@@ -55,6 +56,14 @@ class Uncertainty(NamedTuple):
     mean: dict[str, Array]
     sd: dict[str, Array]
     intervals: dict[str, Array]
+
+
+def held_by_default(model: MapmriModel) -> bool:
+    """
+    Whether replicates keep the scales and the weight: not where each voxel chooses its weight, nor
+    above HIGH_B, where held bars of NG are too narrow (`validation/uncertainty_case.py`).
+    """
+    return model.laplacian_weights.size == 1 and bool(model.gtab.bvals.max() <= HIGH_B)
 
 
 class Equations(NamedTuple):
@@ -85,7 +94,7 @@ class Voxel(NamedTuple):
 
 
 def bootstrap(
-    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, n: int = 500, seed: int = 0, hold: bool = True,
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, n: int = 500, seed: int = 0, hold: bool | None = None,
     hc: int = 2, indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
     """
@@ -97,7 +106,7 @@ def bootstrap(
     model, data, mask : as for `MapmriModel.fit`; fit_options (scale, weights, grad_dev) too.
     n : replicates. seed : of the signs; a voxel's replicates depend on the seed and its row alone.
     hold : keep mu, R and the Laplacian weight of the fit; False estimates again what the fit had
-        estimated.
+        estimated; None as `held_by_default` says.
     hc : 0, 2 or 3, g = 0, 1/2 or 1. HC2 is calibrated (sd 0.996 of the truth; HC0 0.77, HC3 1.33).
     indices : names, as in `INDICES`; default all of the basis.
 
@@ -117,6 +126,7 @@ def bootstrap(
         raise ValueError(f"hc must be 0, 2 or 3, not {hc!r}")
     names = select(indices, model.basis, INDICES)
 
+    hold = held_by_default(model) if hold is None else hold
     linear = hold and model.positivity is None and model.noise is None
     given = hold or fit_options.get("scale") is not None
 
