@@ -94,12 +94,10 @@ def crossing_table(quick):
     for angle in ANGLES:
         y = crossing_signals(angle, b, g, 4 if quick else 16)
         found = [run(y, gtab, basis) for run in (ours, theirs) for basis in BASES]
-        for f in found:
-            assert np.isfinite(f).any(), f"no fit resolves {angle} degrees"
         rows.append(
             [
                 angle,
-                *(float(np.nanmean(f)) for f in found),
+                *(float(np.nanmean(f)) if np.isfinite(f).any() else np.nan for f in found),
                 *(int(np.isfinite(f).sum()) for f in found[:2]),
             ]
         )

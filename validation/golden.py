@@ -56,7 +56,7 @@ def anisotropic(quick):
         | values(fit, want)
         | points(fit)
     )
-    got |= {"u0": fit._isotropic_scale()[0], "cos_dti": np.cos(fit.theta_dti()[0])}
+    got |= {"u0": fit._isotropic_scale[0], "cos_dti": np.cos(fit.theta_dti()[0])}
     pairs = [(name, printed, got[name]) for name, printed in want.items() if name in got]
     pairs += [
         (f"cos(theta_PO), K = {k}", v, np.cos(fit.theta_po(k)[0])) for k, v in want["cos"].items()

@@ -8,6 +8,8 @@ import oracle
 from common import TAU, Case, Table, made_fit, random_frame, relative, table_at
 from scipy import special
 
+from mapmri_nb.testing.truths import pa_rescale
+
 AXES = {"3-D": (0, 1, 2), "plane": (1, 2), "line": (0,)}
 
 
@@ -120,8 +122,8 @@ class Quadrature:
             * np.pi**4
             * self.over(lambda r: square(r) ** 2 * p(r) ** 2, "r", power=2),
             "ng": self.sine("3-D"),
-            "pa": oracle.pa_rescale(self.radial_cos2(6)),
-            "pa_dti": oracle.pa_rescale(self.cos2_tensor()),
+            "pa": pa_rescale(self.radial_cos2(6)),
+            "pa_dti": pa_rescale(self.cos2_tensor()),
         }
         if not self.fit.isotropic:
             out |= {"ng_par": self.sine("line"), "ng_perp": self.sine("plane")}
