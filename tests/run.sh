@@ -6,6 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
+[[ $python == */* ]] && python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # some legs run elsewhere
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export HYPOTHESIS_PROFILE=ci MPLBACKEND=Agg

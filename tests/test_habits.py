@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import phantom
@@ -48,9 +49,11 @@ def test_no_name_completes_that_raises():
 
 
 def test_no_attribute_of_a_fit_raises(fit):
-    for thing in (fit, MODEL, GTAB):
-        for name in dir(thing):
-            getattr(thing, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for thing in (fit, MODEL, GTAB):
+            for name in dir(thing):
+                getattr(thing, name)
 
 
 def test_a_misspelt_name_is_an_error_for_the_type_checker(tmp_path):

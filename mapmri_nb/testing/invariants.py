@@ -70,15 +70,19 @@ def order_of_samples(program: Program, case: Case) -> None:
 @prop("3", laplacian=st.sampled_from([0.05, None, 0.2]))  # the score of GCV knows the count
 def doubled_samples(program: Program, case: Case) -> None:
     """
-    All samples twice, at twice the weight, give the same indices. All b make the tensor: a program
-    may choose by the number of volumes. Tolerance: the case's.
+    All samples twice, at twice the weight, give the same indices. All b make the tensor, and with
+    positivity the tensor the scale: a program may choose by the number of volumes. Tolerance: the
+    case's.
     """
+    options: dict[str, Any] = {"bval_threshold": None}
+    if case.positivity is not None:
+        options["scale"] = "tensor"
     t = case.table
     twice = t._replace(b=np.r_[t.b, t.b], g=np.vstack([t.g, t.g]))
     weight = 2 * case.laplacian if isinstance(case.laplacian, float) else case.laplacian
     y = np.hstack([case.signals] * 2)
-    two = fitted(program, case, twice, y, laplacian=weight, bval_threshold=None)
-    same_indices(program, case, fitted(program, case, bval_threshold=None), two)
+    two = fitted(program, case, twice, y, laplacian=weight, **options)
+    same_indices(program, case, fitted(program, case, **options), two)
 
 
 @prop("3", volumes=st.integers(100, 300))

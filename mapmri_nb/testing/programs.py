@@ -42,8 +42,8 @@ class Program(Protocol):
         Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
         weight in 1/mm, a tuple of them to choose from, or "gcv"), positivity (None, "grid" or
         "global"); some invariants also give bval_threshold (s/mm2 or None), eigenvalue_threshold,
-        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free" (the published
-        penalty, E(0) fitted). Other options: Lacks.
+        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free", scale="tensor" (the
+        published penalty, E(0) fitted, the basis' scale that of the tensor). Other options: Lacks.
         """
         raise Lacks("fit")
 
@@ -201,7 +201,7 @@ class Dipy(Program):
         given["positivity_constraint"] = positivity is not None
         given["global_constraints"] = positivity == "global"
         for name, value in options.items():
-            if (name, value) in (("laplacian_of", "signal"), ("S0", "free")):
+            if (name, value) in (("laplacian_of", "signal"), ("S0", "free"), ("scale", "tensor")):
                 continue  # what it does
             if name == "bval_threshold":  # volumes strictly below it
                 value = np.inf if value is None else np.nextafter(value, np.inf)
