@@ -71,7 +71,7 @@ def _kind(value: Any) -> Any:
     return kind.copy(readonly=False) if isinstance(kind, types.Array) else kind
 
 
-class Placed(types.Type):  # type: ignore[misc]
+class Placed(types.Type):  # type: ignore[misc]  # Numba has no types
     """The compiler's type of a tuple in memory."""
 
     def __init__(self, kind: Any) -> None:
@@ -143,13 +143,13 @@ def _load(context: Any, builder: Any, kind: Any, place: Any) -> Any:
 
 
 @register_model(Placed)
-class _Model(datamodel.models.PrimitiveModel):  # type: ignore[misc]
+class _Model(datamodel.models.PrimitiveModel):  # type: ignore[misc]  # nor here
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, cgutils.voidptr_t)
 
 
 @infer_getattr
-class _Fields(AttributeTemplate):  # type: ignore[misc]
+class _Fields(AttributeTemplate):  # type: ignore[misc]  # nor here
     key = Placed
 
     def generic_resolve(self, placed: Any, name: str) -> Any:

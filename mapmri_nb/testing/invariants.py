@@ -201,7 +201,7 @@ def integrals(
 
 def is_an_integral(name: str) -> Callable[[Program, Case], None]:
     def check(program: Program, case: Case) -> None:
-        for got, want, size in integrals(program, case):  # type: ignore[arg-type]
+        for got, want, size in integrals(program, case):
             if name not in got:
                 raise Lacks(name)
             value = 1 / got[name] if name == "qiv" else got[name]
@@ -235,14 +235,14 @@ def unit_mass(program: Program, case: Case) -> None:
     """Int P dr = E(0) = 1. Tolerance: 1e-10 of the sum of absolute terms."""
     E0 = program.predict(fitted(program, case), np.zeros((1, 3)))
     within("E(0)", E0[np.isfinite(E0)] - 1, QUADRATURE)
-    for _, want, size in integrals(program, case):  # type: ignore[arg-type]
+    for _, want, size in integrals(program, case):
         within("int P", want["mass"] - 1, QUADRATURE * size["mass"])
 
 
 @prop("5", order=st.sampled_from([2, 4, 6, 8, 0]))
 def parseval(program: Program, case: Case) -> None:
     """Int E^2 dq = int P^2 dr. Tolerance: 1e-10 of either."""
-    for _, want, size in integrals(program, case):  # type: ignore[arg-type]
+    for _, want, size in integrals(program, case):
         within("int E^2", want["energy"] - want["parseval"], QUADRATURE * size["energy"])
 
 
