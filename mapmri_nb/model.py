@@ -377,6 +377,9 @@ class MapmriModel:
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
         inside, field = taken.inside, taken.field
         mu, R = checks.given_scale(scale, inside)
+        shared = self.plan.static_scale > 0.0
+        if scale is not None:
+            shared |= np.shape(scale[0]) == (3,) and np.shape(scale[1]) == (3, 3)
         noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         odd: list[Any] = [0, 0, 0]
@@ -385,9 +388,10 @@ class MapmriModel:
             samples = blocks.Data(y, w, m, r, f, s)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
-                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
+                part = blocks.cut(rows, first, stop)
+                self.engine.fit(samples, threads, out=part, shared=shared)
             else:
-                part = self.engine.fit(samples, threads)
+                part = self.engine.fit(samples, threads, shared=shared)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
