@@ -18,7 +18,7 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
+from .kernels.noise import DENOISED, MOST_COILS, RICIAN, curves
 from .kernels.origin import Rules
 
 log = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ class MapmriModel:
             o["laplacian_of"] == "deviation",
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
-            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+            curves(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
             self.positivity is not None
             and (o["scale"], static_diffusivity) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale

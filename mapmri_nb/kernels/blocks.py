@@ -36,7 +36,7 @@ from ._jit import CONTRACT, addresses, call, kernel, stage
 from ._memory import INTEGER, Memory
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
+from .linalg import SparseMap, block_backsolve, block_cholesky, block_forward, block_map
 from .status import (
     DROPPED,
     FLOOR,
@@ -153,10 +153,10 @@ class Stages(NamedTuple):
 
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
-    later: Unsigned  # the same at the scales there are
+    later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,), or empty: Python answers
+    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -432,27 +432,44 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
     divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
     """
-    origin = plan.moments.origin
-    n = origin.size
+    n = plan.moments.origin.size
     for l in range(0, block.G.shape[1], WIDTH):
         last, b = rows(block.G, l), rows(block.rhs, l)
         for i in range(n):
             last[n * (n + 1) // 2 + i] = b[i]
     block_cholesky(block.G, n, block.pivot)
+    _backward(plan, block)
+    for l in range(block.status.size):
+        if not block.pivot[0, l] > n * 2.3e-16:
+            block.status[l] |= NOT_DEFINITE
+
+
+@stage()
+def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
+    """`solve_linear` for another rhs, by the factor it left in G; settled voxels keep what they have."""
+    n = plan.moments.origin.size
+    block_forward(block.G, n, block.rhs)
+    _backward(plan, block)
+
+
+@kernel()
+def _backward(plan: Plan, block: Block) -> None:
+    """From the forward solution in row n of G to coefficients, of voxels that are not settled, and S0."""
+    origin = plan.moments.origin
+    n = origin.size
     if plan.rules.fixed:
         origin_rule.fix(origin, block.G, block.S0, block.public)
-    block_backsolve(block.G, n, block.x)
+    block_backsolve(block.G, n, block.public)
     for l in range(0, block.G.shape[1], WIDTH):
-        c, total = rows(block.x, l), every(0.0)
+        c, x, total = rows(block.public, l), rows(block.x, l), every(0.0)
+        settled = rows(block.noise.frozen, l)[0]
         for i in range(n):
             total += origin[i] * c[i]
         total = pick(total, 0.0, total, math.nan)
         rows(block.S0, l)[0] = total
         for i in range(n):
-            c[i] /= total
+            x[i] = pick(settled, 0.5, x[i], c[i] / total)
     for l in range(block.status.size):
-        if not block.pivot[0, l] > n * 2.3e-16:
-            block.status[l] |= NOT_DEFINITE
         if not block.S0[0, l] > 0.0:
             block.status[l] |= NO_ORIGIN
 
@@ -578,13 +595,14 @@ def run(job: Job, start: int, stop: int) -> None:
                 break
             run_stages(stages.again, places, i0, stop)
             call(stages.solve[0], (places[0], places[1], places[3], count))
-        while len(stages.correct) > 0 and job.step[0] < noise.STEPS:
+        while len(stages.correct) > 0:
             run_stages(stages.correct, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            refit = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
-            run_stages(refit, places, i0, stop)
-            call(stages.solve[0], (places[0], places[1], places[3], count))
+            scales = job.step[0] == noise.STEP_OF_SCALES + 1
+            run_stages(stages.again if scales else stages.later, places, i0, stop)
+            solve = stages.solve[0 if scales else len(stages.solve) - 1]
+            call(solve, (places[0], places[1], places[3], count))
         run_stages(stages.after, places, i0, stop)
 
 
@@ -615,20 +633,19 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
     after = [*fitted, *where(rician, noise.expected_signals), residuals, write]
     correct = where(rician, *fitted, noise.correct)
-    return before, [*scales, *later], later, shrink, correct, after
+    return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
+    solvers: list[Callable[..., None]], in_own_frame: bool, memory: tuple[Memory, ...]
 ) -> Stages:
     """
-    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
-    kernel that takes (problem, plan, block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
+    kernels that take (problem, plan, block, count), of which the last solves after `later`.
     """
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     *first, after = (addresses(stages, *rest) for stages in lists)
-    solvers = [] if solver is None else [solver]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
     return Stages(*first, solve, after)
