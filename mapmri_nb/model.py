@@ -44,7 +44,8 @@ class MapmriModel:
     radial_order : even, 0 to 10.
     basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
     laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by
-        GCV is taken.
+        GCV is taken. With laplacian_of="deviation" "gcv" takes no weight that expects the deviation
+        rougher than the Gaussian itself (`kernels.gcv.bound_below`).
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".

@@ -215,6 +215,10 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
         block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
+    if plan.rules.deviation and plan.laplacian_weights.size == 0:
+        gcv.bound_below(
+            block.yy, block.pivot, block.S0, block.gcv, block.laplacian_weight, block.bound
+        )
     if plan.rules.deviation:
         origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
