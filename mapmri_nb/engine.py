@@ -29,14 +29,16 @@ class Solver:
     ----------
     kernel : the stage (problem, plan, block, count) that `blocks.run` calls, or None where Python
         answers every voxel.
+    again : the same for another right-hand side of the block just solved; None: it is `kernel`.
     finishes : True where `answer` solves the voxels that `kernel` left NOT_CONVERGED.
     """
 
     kernel: Any
+    again: Any = None
     finishes = False
 
     def __init__(self) -> None:
-        self.kernel = stages.solve_linear
+        self.kernel, self.again = stages.solve_linear, stages.solve_again
 
     def problem(self) -> Any:
         """What `kernel` needs besides the block: a tuple of constants and of scratch for one thread."""
@@ -181,7 +183,10 @@ class Engine:
             *(m.kind for m in memory),
         )  # fmt: skip
         if key not in self._stages:
-            self._stages[key] = blocks.compiled(self.solver.kernel, own_frame, memory)
+            solvers = [] if self.solver.kernel is None else [self.solver.kernel]
+            if plan.value.rules.noise == noise.RICIAN and self.solver.again is not None:
+                solvers.append(self.solver.again)
+            self._stages[key] = blocks.compiled(solvers, own_frame, memory)
         return self._stages[key]
 
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
@@ -280,12 +285,12 @@ class Engine:
                     break
                 blocks.run_stages(stages.again, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
-            while len(stages.correct) and job.step[0] < noise.STEPS:
+            while len(stages.correct):
                 blocks.run_stages(stages.correct, job.places, i0, stop)
                 if job.moving[0] == 0:
                     break
-                first = job.step[0] <= noise.STEPS_OF_SCALES
-                blocks.run_stages(stages.again if first else stages.later, job.places, i0, stop)
+                scales = job.step[0] == noise.STEP_OF_SCALES + 1
+                blocks.run_stages(stages.again if scales else stages.later, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
             blocks.run_stages(stages.after, job.places, i0, stop)
 

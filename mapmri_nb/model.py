@@ -18,7 +18,7 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
+from .kernels.noise import DENOISED, MOST_COILS, RICIAN, curves
 from .kernels.origin import Rules
 from .kernels.status import DROPPED
 
@@ -44,7 +44,8 @@ class MapmriModel:
     radial_order : even, 0 to 10.
     basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
     laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by
-        GCV is taken.
+        GCV is taken. With laplacian_of="deviation" "gcv" takes no weight that expects the deviation
+        rougher than the Gaussian itself (`kernels.gcv.bound_below`).
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
@@ -300,7 +301,7 @@ class MapmriModel:
             o["laplacian_of"] == "deviation",
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
-            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+            curves(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
             self.positivity is not None
             and (o["scale"], static_diffusivity) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale

@@ -8,6 +8,8 @@ import oracle
 import pytest
 import truth
 
+import mapmri_nb as mapmri
+from mapmri_nb import data, io
 from mapmri_nb.kernels import gcv, lanes
 from mapmri_nb.kernels.ordering import class_permutation, n_coef
 
@@ -257,3 +259,39 @@ def test_bound_is_reported(order, rng):
     top = bound == 1
     assert top.sum() >= 3
     np.testing.assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)
+
+
+@pytest.mark.nojit
+def test_no_deviation_rougher_than_the_gaussian(brain):
+    """`bound_below`: weights raised to n sigma^2 / (S0^2 L_00), written out in NumPy."""
+    voxels, mu = brain[0][:48], brain[1][:, :48]
+    block = pack(voxels, mu)
+    work = gcv.workspace(50, 48)
+    weight, bound = choose(6, block, work=work)
+    S0 = np.geomspace(0.01, 1.0, 48)[None]
+    least = np.empty(48)
+    for l, (m, lap, y) in enumerate(voxels):
+        H = np.linalg.solve(m.T @ m + weight[l] * lap, m.T)
+        square = np.sum((y - m @ H @ y) ** 2) / (len(y) - np.trace(m @ H))
+        least[l] = 50 * square / (S0[0, l] ** 2 * lap[0, 0])
+    raised, flags = weight[None].copy(), bound.copy()
+    gcv.bound_below(block[3][None], block[4][None], S0, work, raised, flags)
+    np.testing.assert_allclose(raised[0], np.maximum(weight, least), rtol=1e-8)
+    assert 5 < np.sum(least > weight) < 43
+    np.testing.assert_array_equal(flags, bound | (least > weight))
+
+
+def test_gcv_does_not_open_between_the_shells():
+    """Cat cord at order 8: three shells determine less. The signal's Laplacian keeps its range."""
+    path = data.sample_dwi("catcord")
+    series, table = io.load_dwi(path).data, mapmri.GradientTable.from_bids(path)
+    y = np.asarray(series, float).reshape(-1, len(table))
+    y, odd = y[(y > 0).all(1)][::4], {}
+    for laplacian_of in ("signal", "deviation"):
+        fit = mapmri.MapmriModel(table, 8, laplacian="gcv", laplacian_of=laplacian_of).fit(y)
+        flagged = fit.status & mapmri.Status.WEIGHT_AT_BOUND != 0
+        weight = fit.laplacian_weight * np.prod(fit.mu, 1) ** (1 / 3)
+        odd[laplacian_of] = weight[flagged], np.sum(fit.status & mapmri.Status.OUT_OF_RANGE != 0)
+    assert np.allclose(odd["signal"][0].min(), 5e-8)
+    assert odd["deviation"][0].min() > 1e-6
+    assert odd["deviation"][1] < odd["signal"][1]

@@ -42,10 +42,10 @@ class Stages(NamedTuple):
 
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
-    later: Unsigned  # the same at the scales there are
+    later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,), or empty: Python answers
+    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -90,13 +90,14 @@ def run(job: Job, start: int, stop: int) -> None:
                 break
             run_stages(todo.again, places, i0, stop)
             call(todo.solve[0], (places[0], places[1], places[3], count))
-        while len(todo.correct) > 0 and job.step[0] < noise.STEPS:
+        while len(todo.correct) > 0:
             run_stages(todo.correct, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            refit = todo.again if job.step[0] <= noise.STEPS_OF_SCALES else todo.later
-            run_stages(refit, places, i0, stop)
-            call(todo.solve[0], (places[0], places[1], places[3], count))
+            scales = job.step[0] == noise.STEP_OF_SCALES + 1
+            run_stages(todo.again if scales else todo.later, places, i0, stop)
+            solve = todo.solve[0 if scales else len(todo.solve) - 1]
+            call(solve, (places[0], places[1], places[3], count))
         run_stages(todo.after, places, i0, stop)
 
 
@@ -139,22 +140,21 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
     after = [*fitted, *where(rician, noise.expected_signals), stages.residuals, stages.write]
     correct = where(rician, *fitted, noise.correct)
-    return before, [*scales, *later], later, shrink, correct, after
+    return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
+    solvers: list[Callable[..., None]], in_own_frame: bool, memory: tuple[Memory, ...]
 ) -> Stages:
     """
-    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
-    kernel that takes (problem, plan, block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
+    kernels that take (problem, plan, block, count), of which the last solves after `later`.
     """
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     *first, after = (addresses(one, *rest) for one in lists)
     if plan.value.linear.basis.size > 0:
-        solver = stages.solve_by_map
-    solvers = [] if solver is None else [solver]
+        solvers = [stages.solve_by_map]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
     return Stages(*first, solve, after)

@@ -13,7 +13,7 @@ from . import origin as origin_rule
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import block_backsolve, block_cholesky, block_map, block_product
+from .linalg import block_backsolve, block_cholesky, block_forward, block_map, block_product
 from .records import Block, Data, Out, Plan
 from .status import (
     DROPPED,
@@ -254,6 +254,10 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
         block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
+    if plan.rules.deviation and plan.laplacian_weights.size == 0:
+        gcv.bound_below(
+            block.yy, block.pivot, block.S0, block.gcv, block.laplacian_weight, block.bound
+        )
     if plan.rules.deviation:
         origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
@@ -285,27 +289,44 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
     divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
     """
-    origin = plan.moments.origin
-    n = origin.size
+    n = plan.moments.origin.size
     for l in range(0, block.G.shape[1], WIDTH):
         last, b = rows(block.G, l), rows(block.rhs, l)
         for i in range(n):
             last[n * (n + 1) // 2 + i] = b[i]
     block_cholesky(block.G, n, block.pivot)
+    _backward(plan, block)
+    for l in range(block.status.size):
+        if not block.pivot[0, l] > n * 2.3e-16:
+            block.status[l] |= NOT_DEFINITE
+
+
+@stage()
+def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
+    """`solve_linear` for another rhs, by the factor it left in G; settled voxels keep what they have."""
+    n = plan.moments.origin.size
+    block_forward(block.G, n, block.rhs)
+    _backward(plan, block)
+
+
+@kernel()
+def _backward(plan: Plan, block: Block) -> None:
+    """From the forward solution in row n of G to coefficients, of voxels that are not settled, and S0."""
+    origin = plan.moments.origin
+    n = origin.size
     if plan.rules.fixed:
         origin_rule.fix(origin, block.G, block.S0, block.public)
-    block_backsolve(block.G, n, block.x)
+    block_backsolve(block.G, n, block.public)
     for l in range(0, block.G.shape[1], WIDTH):
-        c, total = rows(block.x, l), every(0.0)
+        c, x, total = rows(block.public, l), rows(block.x, l), every(0.0)
+        settled = rows(block.noise.frozen, l)[0]
         for i in range(n):
             total += origin[i] * c[i]
         total = pick(total, 0.0, total, math.nan)
         rows(block.S0, l)[0] = total
         for i in range(n):
-            c[i] /= total
+            x[i] = pick(settled, 0.5, x[i], c[i] / total)
     for l in range(block.status.size):
-        if not block.pivot[0, l] > n * 2.3e-16:
-            block.status[l] |= NOT_DEFINITE
         if not block.S0[0, l] > 0.0:
             block.status[l] |= NO_ORIGIN
 
