@@ -26,7 +26,7 @@ from .dipy_functions import *  # noqa: F403 - the names that code imports from D
 from .dipy_functions import LAPLACIAN_PARTS, laplacian_part
 from .engine import Solver
 from .gradients import GradientTable
-from .kernels import blocks, laplacian, ordering, propagator, qp, status
+from .kernels import blocks, constrained, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
 from .positivity import GridSolver, half_ball
 from .status import Status
@@ -416,7 +416,7 @@ class _Ball(GridSolver):
         place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
         index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
         for l in range(count):
-            if qp.skipped(block, l):
+            if constrained.skipped(block, l):
                 continue
             r = self.points * (self.radius or 5**0.5 * block.mu_tensor[:, l].max())
             propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
@@ -424,7 +424,7 @@ class _Ball(GridSolver):
             K /= np.linalg.norm(K, axis=1)[:, None]
             octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
             grid = qp.GridRows(octant, place, bounds)
-            qp.solve_voxels(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
+            constrained.on_grid(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED
                 self.by_osqp(plan, block, l, K)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks, scales
+from . import checks, options, scales
 from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
+from .kernels.noise import DENOISED, RICIAN, mean_table
 from .kernels.origin import Rules
 
 log = logging.getLogger(__name__)
@@ -93,89 +92,41 @@ class MapmriModel:
         bval_threshold: float | str | None = "auto",
         eigenvalue_threshold: float | None = None,
         static_diffusivity: float | None = None,
-        zero_is_missing: bool = True,
         laplacian_of: str = "deviation",
         S0: str = "fit",
         scale: str = "data",
         noise: str | None = None,
         coils: int = 1,
+        zero_is_missing: bool = True,
         preset: str | None = None,
     ) -> None:
-        if preset is not None:
-            _choice("preset", preset, ("paper",))
-            given = {
-                "bval_threshold": bval_threshold, "eigenvalue_threshold": eigenvalue_threshold,
-                "laplacian_of": laplacian_of, "S0": S0, "scale": scale, "noise": noise,
-            }  # fmt: skip
-            bval_threshold, eigenvalue_threshold, laplacian_of, S0, scale, noise = _paper(
-                given, positivity
-            )
+        given = {k: v for k, v in locals().items() if k not in ("self", "gtab")}
         self.gtab = GradientTable.of(gtab)
-        self.order = _order(radial_order)
-        self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
-        self.positivity = (
-            None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
-        )
-        self.solver = _choice("solver", solver, ("auto", "osqp"))
-        self.laplacian_weights = _laplacian_weights(laplacian)
-        self.noise = None if noise is None else _choice("noise", noise, ("rician", "denoised"))
-        _choice("laplacian_of", laplacian_of, ("signal", "deviation"))
-        _choice("S0", S0, ("fit", "free", "b0"))
-        _choice("scale", scale, ("data", "tensor"))
-        if not (_is_whole(coils) and 1 <= coils <= MOST_COILS):
-            raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
-        if coils != 1 and noise is None:
-            raise ValueError(f"coils = {coils} is for noise='rician' or 'denoised' alone")
-        if eigenvalue_threshold is not None:
-            _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
-        if static_diffusivity is not None:
-            _diffusivity("static_diffusivity", static_diffusivity)
-            if self.basis != "isotropic":
-                raise ValueError(
-                    f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
-                )
-        if isinstance(bval_threshold, str):
-            _choice("bval_threshold", bval_threshold, ("auto",))
-        elif bval_threshold is not None:
-            _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
-        threshold: float | None = scales.scale_threshold(self.gtab)
-        if not isinstance(bval_threshold, str):
-            threshold = bval_threshold
-        self.options: dict[str, Any] = {
-            "radial_order": self.order,
-            "basis": self.basis,
-            "laplacian": laplacian
-            if laplacian is None or isinstance(laplacian, str)
-            else _plain(laplacian),
-            "positivity": self.positivity,
-            "solver": self.solver,
-            "bval_threshold": threshold,
-            "eigenvalue_threshold": eigenvalue_threshold,
-            "static_diffusivity": static_diffusivity,
-            "laplacian_of": laplacian_of,
-            "S0": S0,
-            "scale": scale,
-            "noise": self.noise,
-            "coils": int(coils),
-            "zero_is_missing": bool(zero_is_missing),
-        }
+        self.options = options.checked(given, self.gtab)
+        self.order: int = self.options["radial_order"]
+        self.basis: str = self.options["basis"]
+        self.positivity: str | None = self.options["positivity"]
+        self.solver: str = self.options["solver"]
+        self.noise: str | None = self.options["noise"]
+        self.zero_is_missing: bool = self.options["zero_is_missing"]
+        self.laplacian_weights = options.laplacian_weights(self.options["laplacian"])
+        self.n_coef = ordering.n_coef(self.order)
         self.at_origin = self.gtab.b0s_mask.copy()  # volumes whose mean is S0_b
         if S0 == "fit":  # a shell of weak gradients says little about q = 0
             self.at_origin &= self.gtab.bvals <= self.gtab.bvals.min() + SAME_B
-        self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
-        use = self._tensor_volumes(threshold)
-        without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
-        needed = self.n_coef if without else 7
-        if not self.unregularised:
-            self._warn_of_shells()
+        use = self._tensor_volumes(self.options["bval_threshold"])
+        needed = self.n_coef if self._no_laplacian else 7
         if self.unregularised:
             self._check_identifiable()
-        elif len(self.gtab) < needed:
-            raise ValueError(
-                f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)} volumes: "
-                "without a Laplacian they are not determined; pass laplacian=0.2 or a smaller order"
-            )
-        self.engine = Engine(self._plan(use, static_diffusivity, needed), self._solver())
+        else:
+            self._warn_of_shells()
+            if len(self.gtab) < needed:
+                raise ValueError(
+                    f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)}"
+                    " volumes: without a Laplacian they are not determined; pass laplacian=0.2 or a "
+                    "smaller order"
+                )
+        self.engine = Engine(self._plan(use, needed), self._solver())
 
     @property
     def plan(self) -> blocks.Plan:
@@ -191,17 +142,17 @@ class MapmriModel:
         return self.laplacian_weights
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
-        return f"MapmriModel({self.gtab!r}, {options})"
+        told = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {told})"
 
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""
-        return (
-            self.laplacian_weights.size == 1
-            and self.laplacian_weights[0] == 0.0
-            and self.positivity is None
-        )
+        return self._no_laplacian and self.positivity is None
+
+    @property
+    def _no_laplacian(self) -> bool:
+        return bool(self.laplacian_weights.tolist() == [0.0])
 
     def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
@@ -286,10 +237,9 @@ class MapmriModel:
             return GlobalSolver(self.order, self.solver, self.options["S0"] == "b0")
         return Solver()
 
-    def _plan(
-        self, use: NDArray[np.bool_], static_diffusivity: float | None, needed: int
-    ) -> blocks.Plan:
-        gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
+    def _plan(self, use: NDArray[np.bool_], needed: int) -> blocks.Plan:
+        gtab, o = self.gtab, self.options
+        isotropic, static = self.basis == "isotropic", o["static_diffusivity"]
         floor, share = o["eigenvalue_threshold"], 0.0
         if floor is None:  # where nothing diffuses: 5 % of what the largest b sees
             floor, share = 0.05 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
@@ -301,13 +251,13 @@ class MapmriModel:
             o["coils"],
             mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
             self.positivity is not None
-            and (o["scale"], static_diffusivity) == ("data", None)
+            and (o["scale"], static) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
         )
         rounding = (
             moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
         )
-        u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
+        u0 = 0.0 if static is None else math.sqrt(2.0 * static * gtab.tau)
         return blocks.Plan(
             self.order,
             isotropic,
@@ -369,7 +319,7 @@ class MapmriModel:
         TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
         values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if threads is not None and not (_is_whole(threads) and threads >= 1):
+        if threads is not None and not (options.is_whole(threads) and threads >= 1):
             raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
         taken = data
         if not isinstance(data, checks.Taken):
@@ -408,20 +358,6 @@ class MapmriModel:
         checks.negative(negative, voxels, self.gtab)
 
 
-def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
-    """The options of the published method; an error where the caller asked for others."""
-    default = {"bval_threshold": "auto", "eigenvalue_threshold": None, "laplacian_of": "deviation",
-               "S0": "fit", "scale": "data", "noise": None}  # fmt: skip
-    paper = {"bval_threshold": 2100, "eigenvalue_threshold": 1e-4, "laplacian_of": "signal",
-             "S0": "free" if positivity is None else "b0", "scale": "tensor", "noise": None}  # fmt: skip
-    for name, value in given.items():
-        if value not in (default[name], paper[name]):
-            raise ValueError(
-                f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}"
-            )
-    return tuple(paper.values())
-
-
 def _public_map(order: int, isotropic: bool) -> SparseMap:
     """From the block kernels' order to the coefficients the user sees."""
     n, place = ordering.n_coef(order), ordering.class_permutation(order)
@@ -431,74 +367,6 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
     matrix = np.where(np.abs(matrix) > 1e-13, matrix, 0.0)
     i, j = np.nonzero(matrix)
     return sparse_map(i, j, matrix[i, j], n)
-
-
-def _order(order: Any) -> int:
-    if not (_is_whole(order) and order % 2 == 0 and 0 <= order <= ordering.MAX_ORDER):
-        raise ValueError(
-            f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}"
-        )
-    return int(order)
-
-
-def _is_whole(value: Any) -> bool:
-    return (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and float(value).is_integer()
-    )
-
-
-def _positive(name: str, value: Any, unit: str) -> None:
-    if not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) > 0):
-        raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
-
-
-def _diffusivity(name: str, value: Any) -> None:
-    _positive(name, value, "in mm2/s")
-    low, high = checks.DIFFUSIVITIES
-    factor, unit = (1e-3, "um2/ms") if value > high else (1e6, "m2/s")
-    hint = f"Was it in {unit}? Then it is {value * factor:g} mm2/s: give that"
-    checks.in_sense(name, value, low, high, "mm2/s", hint)
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-    return str(value)
-
-
-def _plain(laplacian: Any) -> float | list[float]:
-    array = np.asarray(laplacian, float)
-    return float(array) if array.ndim == 0 else array.tolist()
-
-
-def _laplacian_weights(laplacian: Any) -> Array:
-    """Laplacian weights for the kernels: none of them asks for GCV."""
-    if laplacian is None:
-        return np.zeros(1)
-    if isinstance(laplacian, str):
-        if laplacian.lower() != "gcv":
-            raise ValueError(
-                f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
-            )
-        return np.zeros(0)
-    try:
-        weights = np.atleast_1d(np.array(laplacian, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"laplacian must be None, a weight, 'gcv' or a sequence, not {laplacian!r}"
-        ) from None
-    if isinstance(laplacian, bool) or weights.ndim != 1 or weights.size == 0:
-        raise ValueError(
-            f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
-        )
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
-    largest = float(weights.max())
-    hint = f"Was it in 1/m? Then it is {largest / 1000:g} 1/mm: give that"
-    checks.in_sense("laplacian", largest, 0.0, checks.MOST_WEIGHT, "1/mm", hint)
-    return weights
 
 
 def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Solver
-from .kernels import blocks, qp, status
+from .kernels import blocks, constrained, qp, status
+from .kernels.factors import RIDGE
 from .kernels.hermite import propagator_rows
 from .kernels.ordering import (
     class_bounds,
@@ -117,7 +118,7 @@ def normalised_grid(order: int) -> Grid:
     return make_grid(order, grid_points(order))
 
 
-def _ridged(H: Array, share: float = qp.RIDGE) -> Array:
+def _ridged(H: Array, share: float = RIDGE) -> Array:
     """
     H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer
     one problem.
@@ -299,7 +300,7 @@ class GridSolver(Solver):
 
     def __init__(self, order: int, solver: str = "auto", fixed: bool = False) -> None:
         self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
-        self.kernel = qp.solve_block if solver == "auto" else None
+        self.kernel = constrained.solve_grid if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
     def problem(self) -> qp.GridProblem:
@@ -310,21 +311,21 @@ class GridSolver(Solver):
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         K = normalised_grid(self.order).K
         for l in range(count):
-            if not qp.skipped(block, l):
+            if not constrained.skipped(block, l):
                 self.by_osqp(plan, block, l, K)
 
     def by_osqp(self, plan: blocks.Plan, block: blocks.Block, l: int, K: Array) -> None:
         """Solve voxel l of a block with rows K (m, n) by OSQP."""
         place, n = plan.moments.permutation, len(self.B)
         H, g = np.empty((n, n)), np.empty(n)
-        qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
+        constrained.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
         c, block.kkt[0, l], block.iterations[0, l], verdict = solve_osqp(
             H, g, self.B, K, self.fixed
         )
         block.status[l] |= status.BY_OSQP
         if verdict != qp.SOLVED:
             block.status[l] |= status.NOT_CONVERGED
-        qp.pack(place, c, self.B, l, block)
+        constrained.pack(place, c, self.B, l, block)
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
         c, failed = np.zeros_like(g), np.ones(len(g), np.int64)

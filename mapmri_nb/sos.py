@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .engine import Solver
-from .kernels import blocks, cones, qp, sdp, status
+from .kernels import blocks, cones, constrained, sdp, status
 from .kernels._jit import n_threads, spread
 from .kernels.lanes import columns, padded
 from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef, origin_values
@@ -21,8 +21,6 @@ Array = NDArray[np.float64]
 QUIET = np.errstate(
     all="ignore"
 )  # without the compiler NumPy warns of lanes that ended, which are computed but not used
-# status bits of an answer of `sdp`
-FLAGS = (0, status.SHIFTED, status.NOT_CONVERGED, status.NOT_CONVERGED)
 NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
 
 
@@ -183,7 +181,7 @@ def solve_osqp(
             H + cones.RIDGE * np.trace(H) / n * np.eye(n)
         ).T  # unknowns: factor @ c
     except np.linalg.LinAlgError:
-        return sdp.NO_FIT, c, info
+        return sdp.UNANSWERED, c, info
     target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B[place])
     to_hermite, grams = np.linalg.inv(t.monomial), cones.blocks(t, t.gram.astype(np.int64))
     gaussian = [np.linalg.cholesky(Q).T for Q in cones.blocks(t, t.Q)]  # rows: u of the reference
@@ -223,7 +221,7 @@ def solve_osqp(
         if not (
             np.all(np.isfinite(solution.x)) and np.all(np.isfinite(solution.y)) and weights.any()
         ):
-            return sdp.NO_FIT, c, info
+            return sdp.UNANSWERED, c, info
         gradient, packed, start, lowest = -to_hermite.T @ (factor.T @ solution.y[:n]), [], 0, 0.0
         for k, v in enumerate(vectors):
             s, share, u = len(grams[k]), weights[start : start + len(v)], gaussian[k]
@@ -242,7 +240,7 @@ def solve_osqp(
     work.Q[: len(entries), 0] = entries
     sdp.conclude(t, work, answer, 0)
     c[place], info[2:], verdict = answer.c[:, 0], answer.info[2:, 0], int(answer.status[0])
-    return (verdict if verdict == sdp.NO_FIT or info[0] <= tol else sdp.NOT_CONVERGED), c, info
+    return (verdict if verdict == sdp.UNANSWERED or info[0] <= tol else sdp.INEXACT), c, info
 
 
 class GlobalSolver(Solver):
@@ -257,12 +255,12 @@ class GlobalSolver(Solver):
                 f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
             )
         self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
-        self.kernel = sdp.solve_block if solver == "auto" else None
+        self.kernel = constrained.solve_global if solver == "auto" else None
         self.B = origin_values(index_table(order))
 
-    def problem(self) -> sdp.GlobalProblem:
+    def problem(self) -> constrained.GlobalProblem:
         t = cones.tables(self.order)
-        return sdp.GlobalProblem(
+        return constrained.GlobalProblem(
             t, int(self.fixed), sdp.workspace(t), self.max_iter, self.TOLERANCE
         )
 
@@ -270,11 +268,11 @@ class GlobalSolver(Solver):
         place, n = plan.moments.permutation, len(self.B)
         H, g = np.empty((n, n)), np.empty(n)
         for l in range(count):
-            if not qp.skipped(block, l):
-                qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
+            if not constrained.skipped(block, l):
+                constrained.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
                 verdict, c, info = solve_osqp(H, g, self.B, self.order, fixed=self.fixed)
                 if not self.fixed:  # of the cone's ray: the objective has no slope at its optimum
                     c *= (g @ c) / (c @ H @ c)
-                block.status[l] |= status.BY_OSQP | FLAGS[verdict]
+                block.status[l] |= status.BY_OSQP | constrained.FLAGS[verdict]
                 block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = info[:3]
-                qp.pack(place, c, self.B, l, block)
+                constrained.pack(place, c, self.B, l, block)

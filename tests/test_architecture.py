@@ -29,6 +29,7 @@ FLOORS = {
     "checks": 2,
     "engine": 1,
     "scales": 2,
+    "options": 3,
     "fit": 3,
     "sos": 3,
     "positivity": 3,

@@ -29,25 +29,20 @@ A lane that ended keeps its values while its neighbours go on, so no voxel's ans
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import cones, lanes
-from . import status as bits
-from ._jit import CONTRACT, kernel, stage
+from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray
 from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
-from .qp import skipped
 
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
-# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that the certificate
-# needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT: coefficients are NaN
-CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
+# CERTIFIED: optimal; BLENDED: optimal but for the blend info[3] with the reference polynomial that the certificate
+# needed; INEXACT: certified, but not to the tolerance asked; UNANSWERED: coefficients are NaN
+CERTIFIED, BLENDED, INEXACT, UNANSWERED = 0, 1, 2, 3
 INSIDE = 0.98  # of the way to the boundary of the cones
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
 ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
@@ -117,7 +112,7 @@ def answers(n: int, voxels: int) -> Answer:
     """Room for the answers of some voxels; the lanes that are left over ask for none."""
     V = lanes.padded(voxels)
     return Answer(
-        lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, NO_FIT)
+        lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, UNANSWERED)
     )
 
 
@@ -347,7 +342,7 @@ def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
         lane[ACTIVE, l] = 0.0
         for i in range(answer.c.shape[0]):
             answer.c[i, l0 + l] = c[i, l] if proved else math.nan
-        answer.status[l0 + l] = (SHIFTED if amount > 0.0 else CERTIFIED) if proved else NO_FIT
+        answer.status[l0 + l] = (BLENDED if amount > 0.0 else CERTIFIED) if proved else UNANSWERED
     return active
 
 
@@ -407,8 +402,8 @@ def solve(
     G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g : (n, V).
     t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in w.Q.
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
-    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, SHIFTED, NOT_CONVERGED or
-        NO_FIT (left out; H not positive definite, g zero or not finite: c is NaN).
+    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, BLENDED, INEXACT or
+        UNANSWERED (left out; H not positive definite, g zero or not finite: c is NaN).
     """
     lane, status = w.lane, answer.status
     for l0 in range(0, status.size, WIDTH):
@@ -416,18 +411,18 @@ def solve(
             _pose(G, g, l0, t, fixed, w)
             for l in range(WIDTH):
                 if not lane[ACTIVE, l] > 0.0:
-                    status[l0 + l] = NO_FIT
+                    status[l0 + l] = UNANSWERED
             interior_point(t, max_iter, tol, w)
         conclude(t, w, answer, l0)
         for l in range(WIDTH):
             answer.info[0, l0 + l] = answer.info[1, l0 + l] = 0.0
-            if status[l0 + l] != NO_FIT:
+            if status[l0 + l] != UNANSWERED:
                 answer.info[0, l0 + l], answer.info[1, l0 + l] = (
                     lane[GAP, l] / lane[SCALE, l],
                     lane[ITERATIONS, l],
                 )
                 if not lane[CONVERGED, l] > 0.0:
-                    status[l0 + l] = NOT_CONVERGED
+                    status[l0 + l] = INEXACT
 
 
 @kernel(fastmath=CONTRACT)
@@ -467,72 +462,3 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
         certify(t, w.T, w)
         for l in range(WIDTH):
             info[2, l0 + l] = lane[MARGIN, l]
-
-
-@kernel()
-def _best_scale(G: Array, g: Array, c: Array, l: int) -> float:
-    """E(0) of voxel l: on the ray through the optimum of a cone the objective has no slope."""
-    slope = curvature = 0.0
-    for i in range(g.shape[0]):
-        slope += g[i, l] * c[i, l]
-        for j in range(i):
-            curvature += 2.0 * c[i, l] * G[i * (i + 1) // 2 + j, l] * c[j, l]
-        curvature += c[i, l] * G[i * (i + 3) // 2, l] * c[i, l]
-    return slope / curvature
-
-
-class GlobalProblem(NamedTuple):
-    """What `solve_block` needs besides the block."""
-
-    tables: Tables
-    fixed: int  # 1: E(0) = S0; 0: E(0) is free
-    work: Work
-    max_iter: int
-    tol: float
-
-
-@stage(allocates=True)
-def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> None:
-    """
-    Solve the sum-of-squares problem of the first `count` voxels of a `blocks.Block`, with the
-    margins of their certificates: a stage of `blocks.run`.
-    """
-    n, V = block.rhs.shape
-    if n == 1:  # order 0: the Gaussian is all there is
-        for l in range(count):
-            if not skipped(block, l):
-                block.x[0, l], block.margin[0, l] = 1.0, 1.0
-                if problem.fixed == 0:
-                    block.S0[0, l] = block.rhs[0, l] / block.G[0, l]
-                if not block.S0[0, l] > 0.0:
-                    block.status[l] |= bits.NO_ORIGIN
-        return
-    g, asked = np.empty((n, V)), np.empty(V, np.int64)
-    for l in range(V):
-        free = l < count and not skipped(block, l)
-        asked[l] = CERTIFIED if free else NO_FIT
-        for i in range(n):  # for data divided by S0
-            g[i, l] = block.rhs[i, l] / block.S0[0, l] if free else 0.0
-    answer = Answer(np.empty((n, V)), np.empty((4, V)), asked.copy())
-    solve(
-        block.G,
-        g,
-        problem.tables,
-        problem.fixed,
-        problem.max_iter,
-        problem.tol,
-        problem.work,
-        answer,
-    )
-    for l in range(count):
-        if asked[l] == CERTIFIED:
-            if problem.fixed == 0:
-                block.S0[0, l] *= _best_scale(block.G, g, answer.c, l)
-            for i in range(n):
-                block.x[i, l] = answer.c[i, l]
-            if answer.status[l] == SHIFTED:
-                block.status[l] |= bits.SHIFTED
-            elif answer.status[l] != CERTIFIED:
-                block.status[l] |= bits.NOT_CONVERGED
-            block.kkt[0, l], block.iterations[0, l] = answer.info[0, l], answer.info[1, l]
-            block.margin[0, l] = answer.info[2, l]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..indices import ON_REQUEST
-from . import commands
+from . import commands, fitting
 
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
@@ -167,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         return new.add_argument
 
     add = command(
-        commands.fit,
+        fitting.fit,
         "fit a series; coefficients and index maps into --out",
         table,
         maps,

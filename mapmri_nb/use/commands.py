@@ -3,12 +3,12 @@
 import argparse
 import errno
 import logging
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import fitting
 from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
@@ -39,210 +39,6 @@ def _saved(args: argparse.Namespace) -> Any:
 
 def _sidecar(image: Path) -> Path:
     return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-
-
-def _usable(path: Path, data: Any, gtab: Any) -> Any:
-    """Mask of the voxels with signal at b = 0, for those who gave none."""
-    import numpy as np
-
-    mean = np.zeros(data.shape[:-1])
-    for volume in np.flatnonzero(gtab.b0s_mask):
-        mean += np.nan_to_num(np.asarray(data[..., volume]), posinf=0.0, neginf=0.0)
-    mask = mean > 0
-    if not mask.any():
-        raise ValueError(f"{path}: no voxel has a positive signal at b = 0")
-    log.info(
-        "fitting %d of %d voxels, those with signal at b = 0: give a brain --mask",
-        mask.sum(),
-        mask.size,
-    )
-    return mask
-
-
-def _check_together(args: argparse.Namespace) -> None:
-    """
-    Options of `fit` that mean nothing without, or beside, each other: said before anything is read.
-    """
-    if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
-        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
-    if args.bootstrap is not None and args.bootstrap < 2:
-        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
-    if args.noise == "none" and (args.sigma is not None or args.coils != 1):
-        name = "--sigma" if args.sigma is not None else "--coils"
-        raise ValueError(f"{name} goes with --noise rician or denoised")
-    if args.noise == "denoised" and args.sigma is None:
-        raise ValueError("--noise denoised needs --sigma")
-    if args.bootstrap is None and (args.reestimate or args.seed is not None):
-        raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"--seed must not be negative: {args.seed}")
-    if args.scheduler and args.engine != "dask":
-        raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
-
-
-def fit(args: argparse.Namespace) -> list[Path]:
-    from .. import checks
-    from ..indices import select
-    from ..kernels._jit import n_threads
-    from ..model import MapmriModel
-    from ..status import Status, in_words
-    from . import folder, io, stream, summary
-
-    _check_together(args)
-    start = time.perf_counter()
-    image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
-    opening = time.perf_counter() - start
-    more, count = _distortions(args, image), image.data.shape[-1]
-    idle = _idle(more["weights"][1]) if "weights" in more else False
-    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
-    if "grad_dev" in more:
-        checks.field_frame(gtab.frame, image.affine)
-    names = select(args.indices, args.basis)
-    model = MapmriModel(gtab, **arguments(args, MapmriModel))
-    if len(keep) < count:
-        image = image._replace(data=io.Chosen(image.data, keep))
-        if "weights" in more:
-            path, found = more["weights"]
-            more["weights"] = path, found[keep] if found.ndim == 1 else io.Chosen(found, keep)
-    mask = (
-        io.load_mask(args.mask, image.data.shape[:3], image.affine)
-        if args.mask
-        else _usable(args.dwi, image.data, gtab)
-    )
-    regions = summary.regions(mask, args.labels, image.affine)
-    inputs = (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
-    sources = tuple(str(path.absolute()) for path in inputs if isinstance(path, Path))
-    job = stream.Job(
-        model,
-        args.dwi,
-        image,
-        mask,
-        args.out,
-        prefix,
-        names,
-        args.units,
-        float(args.fill),
-        sources,
-        more,
-        opening,
-        regions,
-    )
-    engine = stream.on_threads(args.threads)
-    if args.engine == "dask":
-        from .distributed import on_cluster
-
-        engine = on_cluster(args.scheduler, args.threads)
-    start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    effective = {
-        name: value for name, value in vars(args).items() if name not in ("run", "command", "typed")
-    }
-    effective["volumes"] = args.volumes and keep
-    run = {
-        "Threads": n_threads(args.threads),
-        "Engine": args.engine,
-        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
-        "Command": getattr(args, "typed", None),
-        "Series": str(args.dwi.absolute()),
-    }
-    if len(keep) < count:
-        run["Volumes"] = keep.tolist()
-    status = stream.fit_series(
-        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
-    )
-    if status is not None:
-        seconds = time.perf_counter() - start
-        text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
-        if len(status) and ((status & Status.NO_FIT) != 0).all():
-            raise ValueError(f"{text}. Their status is in {args.out}")
-        log.info("%s; results in %s", text, args.out)
-    if args.bootstrap or args.posterior:
-        _error_bars(args, job)
-    return folder.files(args.out, prefix)
-
-
-def _idle(weights: Any) -> Any:
-    """Volumes (n,) whose weight is 0, in an image in every voxel."""
-    import numpy as np
-
-    if len(weights.shape) == 1:
-        return weights == 0
-    return np.array([not np.any(weights[..., k]) for k in range(weights.shape[-1])])
-
-
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path | None, Any]]:
-    """
-    Weights, gradient non-linearity and sigma by the names that `MapmriModel.fit` has for them: file and
-    numbers.
-    """
-    import numpy as np
-
-    from .. import checks
-    from ..readers import read_numbers
-    from . import io
-
-    more: dict[str, tuple[Path | None, Any]] = {}
-    shape = image.data.shape[:3]
-    wanted = {"weights": image.data.shape, "grad_dev": (*shape, 9), "sigma": (*shape, 1)}
-    for name in wanted:
-        path = getattr(args, name)
-        if not isinstance(path, Path):
-            continue
-        if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
-            found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
-        else:
-            place = checks.Given(*io.read_nii(path))
-            found = checks.aligned(
-                f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
-            )
-            found = checks.squeezed(found, None, True)
-            if name == "sigma" and found.shape == shape:
-                found = np.asarray(found)[..., None]
-        if found.shape != wanted[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
-            )
-        more[name] = path, found
-    if args.sigma is not None and not isinstance(args.sigma, Path):
-        more["sigma"] = None, np.array([args.sigma])
-    return more
-
-
-def _error_bars(args: argparse.Namespace, job: Any) -> None:
-    """Maps of sd and 95 % interval beside the index maps."""
-    from ..indices import INDICES
-    from . import folder, uncertainty
-
-    start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    names = [name for name in job.names if name in INDICES]
-    common = {"indices": names, "threads": args.threads, **options}
-    entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
-    if args.bootstrap:
-        entries = {
-            "Method": "wild bootstrap, HC2",
-            "Replicates": args.bootstrap,
-            "Seed": args.seed or 0,
-        }
-        hold = not args.reestimate and uncertainty.held_by_default(job.model)
-        entries["Scales"] = "held" if hold else "estimated again"
-        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": hold}
-    spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
-    found = spread(job.model, job.image.data, job.mask, **common)
-    maps, sidecars = {}, {}
-    for name in names:
-        for kind, values, what in (
-            ("sd", found.sd[name], "sd"),
-            ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
-        ):
-            maps[f"{name}_desc-{kind}"] = values
-            sidecars[f"{name}_desc-{kind}"] = {"Statistic": what, **entries}
-    units: dict[str, Any] = {
-        "units": args.units,
-        "fill": float(args.fill),
-        "force": args.force or args.resume,
-    }
-    units["model"] = folder.model_section(job.model.options)
-    folder.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
-    log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
 def indices(args: argparse.Namespace) -> list[Path]:
@@ -451,7 +247,7 @@ def demo(args: argparse.Namespace) -> list[Path]:
             str(args.out / name),
             "--force",
         ]
-        fit(parser().parse_args(words + ["--quiet"] * args.quiet))
+        fitting.fit(parser().parse_args(words + ["--quiet"] * args.quiet))
         fits[name], affine, _, _ = read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
             from .plot import overview
