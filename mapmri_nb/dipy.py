@@ -190,8 +190,10 @@ class MapmriFit:
     """
 
     def __init__(self, model: MapmriModel, fit: core_fit.MapmriFit) -> None:
-        self.model, self.gtab, self.radial_order = model, model.gtab, model.radial_order
-        self._fit, self.mask, self.shape = fit, fit.mask, fit.mask.shape
+        self.model, self.gtab = model, model.gtab
+        self.radial_order = model.radial_order
+        self._fit, self.mask = fit, fit.mask
+        self.shape = fit.mask.shape
 
     @cached_property
     def _numbers(self) -> NDArray[np.int64]:
@@ -267,12 +269,8 @@ class MapmriFit:
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows("qiv"))
         sel = self.model.Bm > 0
-        n, B, mu, coef = (
-            self.model.ind_mat[sel],
-            self.model.Bm[sel],
-            self._fit.mu,
-            self._fit.coef[:, sel],
-        )
+        n, B = self.model.ind_mat[sel], self.model.Bm[sel]
+        mu, coef = self._fit.mu, self._fit.coef[:, sel]
         if self.model.anisotropic_scaling:
             terms = (-1.0) ** (n.sum(1) // 2) * B * ((1 + 2 * n) @ (mu**-2.0).T).T
             terms = terms / (4 * math.pi**2 * math.sqrt(8 * math.pi**3) * mu.prod(1))[:, None]
@@ -461,10 +459,7 @@ def _table(gtab: Any, taus: Array) -> GradientTable:
         _warn(
             f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds"
         )
-        table.taus, table.qvals, table.qvecs = (
-            table.taus * unit,
-            table.qvals / unit**0.5,
-            table.qvecs / unit**0.5,
-        )
+        table.taus, table.qvals = table.taus * unit, table.qvals / unit**0.5
+        table.qvecs = table.qvecs / unit**0.5
         table._timing["tau"] = table.taus
     return table

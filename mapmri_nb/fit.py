@@ -53,7 +53,8 @@ def _accessor(name: str, doc: str) -> Callable[[MapmriFit], Array]:
     def accessor(self: MapmriFit) -> Array:
         return self.index(name)
 
-    accessor.__name__, accessor.__qualname__, accessor.__doc__ = name, f"MapmriFit.{name}", doc
+    accessor.__name__, accessor.__qualname__ = name, f"MapmriFit.{name}"
+    accessor.__doc__ = doc
     return accessor
 
 
@@ -105,7 +106,8 @@ class MapmriFit:
         gtab: GradientTable,
         affine: Array | None = None,
     ) -> None:
-        self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        self._rows, self.mask = rows, mask
+        self.options, self.gtab = options, gtab
         self.affine = affine
         for name in ATTRIBUTES:
             setattr(self, name, rows[name])

@@ -43,7 +43,8 @@ def checked(given: dict[str, Any], gtab: GradientTable) -> dict[str, Any]:
         if given[name] not in allowed:
             words = ", ".join(repr(word) for word in allowed if word is not None)
             raise ValueError(f"{name} must be one of {words}, not {given[name]!r}")
-    order, coils, weight = given["radial_order"], given["coils"], given["laplacian"]
+    order, coils = given["radial_order"], given["coils"]
+    weight = given["laplacian"]
     if not (is_whole(order) and order % 2 == 0 and 0 <= order <= MAX_ORDER):
         raise ValueError(
             f"radial_order must be an even number from 0 to {MAX_ORDER}, not {order!r}"

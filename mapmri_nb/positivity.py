@@ -254,12 +254,14 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
     unit = max(h * t, s)
     if not (0 < h < inf and 0 < s < inf and 0 < t < inf and unit < inf):  # NaN fails too
         return inf
-    H, g, c = H / h, g / s, c / t  # 1 is the largest number of each: no product below overflows
+    H, g = H / h, g / s  # 1 is the largest number of each: no product below overflows
+    c = c / t
     try:
         W = _whitening(_ridged(H))
     except np.linalg.LinAlgError:
         return inf
-    p, b, size = K @ c, W @ B, s / unit * float(np.linalg.norm(W @ g))
+    p, b = K @ c, W @ B
+    size = s / unit * float(np.linalg.norm(W @ g))
     peak = float(p.max())
     if peak <= 0 or size == 0:
         return inf
@@ -299,7 +301,8 @@ class GridSolver(Solver):
     finishes = True
 
     def __init__(self, order: int, solver: str = "auto", fixed: bool = False) -> None:
-        self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
+        self.order, self.max_iter = order, self.MAX_ITER
+        self.fixed = fixed
         self.kernel = constrained.solve_grid if solver == "auto" else None
         self.B = origin_values(index_table(order))
 

@@ -86,7 +86,8 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     good &= origin > 0.0
     if proved is not None:
         done = good & (proved > 0.0)
-        out.certified[done], out.margin[done], out.distance[done] = True, proved[done], 0.0
+        out.certified[done], out.margin[done] = True, proved[done]
+        out.distance[done] = 0.0
         good &= ~done
     ask = np.flatnonzero(good)
     c = (rows[ask] / origin[ask, None])[:, class_permutation(order)]
@@ -110,11 +111,8 @@ def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop:
         v = np.arange(first, min(first + blocks.VOXELS, stop))
         answer = sdp.answers(n, len(v))
         sdp.gram_margin(_in_lanes(c[v]), t, 80, 1e-10, work, answer)
-        out.certified[v], out.margin[v], out.distance[v] = (
-            answer.info[2, : len(v)] > 0.0,
-            answer.info[3, : len(v)],
-            0.0,
-        )
+        out.certified[v], out.margin[v] = answer.info[2, : len(v)] > 0.0, answer.info[3, : len(v)]
+        out.distance[v] = 0.0
         v = v[~out.certified[v]]
         if len(v):  # project on the cone: H is the unit matrix
             answer = sdp.answers(n, len(v))
@@ -173,8 +171,10 @@ def solve_osqp(
         raise ValueError(
             f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
         )
-    t, n, place = cones.tables(order), len(g), class_permutation(order)
-    work, answer, info, c = sdp.workspace(t), sdp.answers(n, 1), np.zeros(4), np.full(n, np.nan)
+    t, n = cones.tables(order), len(g)
+    place = class_permutation(order)
+    work, answer = sdp.workspace(t), sdp.answers(n, 1)
+    info, c = np.zeros(4), np.full(n, np.nan)
     H, g = H[np.ix_(place, place)], g[place]
     try:
         factor = np.linalg.cholesky(
@@ -222,9 +222,11 @@ def solve_osqp(
             np.all(np.isfinite(solution.x)) and np.all(np.isfinite(solution.y)) and weights.any()
         ):
             return sdp.UNANSWERED, c, info
-        gradient, packed, start, lowest = -to_hermite.T @ (factor.T @ solution.y[:n]), [], 0, 0.0
+        gradient, packed = -to_hermite.T @ (factor.T @ solution.y[:n]), []
+        start, lowest = 0, 0.0
         for k, v in enumerate(vectors):
-            s, share, u = len(grams[k]), weights[start : start + len(v)], gaussian[k]
+            s, share = len(grams[k]), weights[start : start + len(v)]
+            u = gaussian[k]
             start += len(v)
             Q = (v.T * share) @ v
             packed.append(Q[np.tril_indices(s)])
@@ -239,7 +241,8 @@ def solve_osqp(
     entries = np.concatenate(packed)
     work.Q[: len(entries), 0] = entries
     sdp.conclude(t, work, answer, 0)
-    c[place], info[2:], verdict = answer.c[:, 0], answer.info[2:, 0], int(answer.status[0])
+    c[place], info[2:] = answer.c[:, 0], answer.info[2:, 0]
+    verdict = int(answer.status[0])
     return (verdict if verdict == sdp.UNANSWERED or info[0] <= tol else sdp.INEXACT), c, info
 
 
@@ -254,7 +257,8 @@ class GlobalSolver(Solver):
             raise ValueError(
                 f"solver='osqp' with positivity='global' takes radial_order 2, 4 or 6: {order}"
             )
-        self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
+        self.order, self.max_iter = order, self.MAX_ITER
+        self.fixed = fixed
         self.kernel = constrained.solve_global if solver == "auto" else None
         self.B = origin_values(index_table(order))
 

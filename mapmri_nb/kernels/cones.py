@@ -94,7 +94,8 @@ def _points(order: int) -> tuple[Array, Array]:
 @lru_cache
 def tables(order: int) -> Tables:
     """Tables of an even order 0 .. 10 (writable arrays, though shared: kernels compile once for these and scratch)."""
-    n, blocks, where = n_coef(order), gram_exponents(order), positions(monomials(order))
+    n, blocks = n_coef(order), gram_exponents(order)
+    where = positions(monomials(order))
     C, B = (
         a[..., class_permutation(order)]
         for a in (hermite_to_monomial(order), origin_values(index_table(order)))
@@ -104,7 +105,8 @@ def tables(order: int) -> Tables:
     gaussian = np.linalg.solve(
         C.T, B
     )  # moments of N(0, 1): the integral of Gaussian times p is sum(aB)
-    gram, times, Q, pairs = [], [], [], []
+    gram, times = [], []
+    Q, pairs = [], []
     Z = np.zeros((2, n + -n % 4, max(map(len, blocks))))
     for k, block in enumerate(blocks):
         i, j = np.tril_indices(len(block))
@@ -119,7 +121,8 @@ def tables(order: int) -> Tables:
         Q.append(np.linalg.inv(gaussian[whole])[i, j] / sum(map(len, blocks)))
         pairs.append((z[:, i] * z[:, j]).T)
     sizes = np.array([len(b) for b in blocks], np.int64)
-    gram_all, times_all, A = np.concatenate(gram), np.concatenate(times), np.concatenate(pairs)
+    gram_all, times_all = np.concatenate(gram), np.concatenate(times)
+    A = np.concatenate(pairs)
     Q_all, values = np.concatenate(Q), A.T * times_all
     hermite = np.linalg.inv(C)[:, gram_all] * times_all
     K_B = pad4(np.concatenate([K, B[None], 0.0 * B[None]]))
@@ -170,7 +173,8 @@ def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
     """A = -A^-1 in place by a sweep over the pivots; `column` is scratch, `pivot` as in `pivots`."""
-    a, v, smallest = rows(A, 0), rows(column, 0), every(1.0)
+    a, v = rows(A, 0), rows(column, 0)
+    smallest = every(1.0)
     for k in range(s):
         r = o + k * (k + 1) // 2
         d = a[r + k]
@@ -214,7 +218,8 @@ def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None
     """out[k s + i] = (Q z_(t+k))_i of four points, Q packed from row o."""
     q, u = rows(Q, 0), rows(out, 0)
     for i in range(s):
-        a = b = c = d = every(0.0)
+        a = b = every(0.0)
+        c = d = every(0.0)
         e = o + i * (i + 1) // 2
         for j in range(s):
             x = q[e]
@@ -223,21 +228,25 @@ def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None
             c += Z[t + 2, j] * x
             d += Z[t + 3, j] * x
             e += 1 if j < i else j + 1
-        u[i], u[s + i], u[2 * s + i], u[3 * s + i] = a, b, c, d
+        u[i], u[s + i] = a, b
+        u[2 * s + i], u[3 * s + i] = c, d
 
 
 @kernel(fastmath=CONTRACT)
 def add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array) -> None:
     """S_tu += (z_t'Q z_u) (z_t'W z_u) in the rows of four points t, U and V their `four_columns` with Q and W."""
-    x, y, out = rows(U, 0), rows(V, 0), rows(S, 0)
+    x, y = rows(U, 0), rows(V, 0)
+    out = rows(S, 0)
     for k in range(min(4, n - t)):
         last = t + k
         r = last * (last + 1) // 2
         for u in range(0, last + 1, 2):
             u1 = min(u + 1, last)
-            a = b = c = d = every(0.0)
+            a = b = every(0.0)
+            c = d = every(0.0)
             for i in range(s):
-                f, g, first, second = x[k * s + i], y[k * s + i], Z[u, i], Z[u1, i]
+                f, g = x[k * s + i], y[k * s + i]
+                first, second = Z[u, i], Z[u1, i]
                 a += first * f
                 b += first * g
                 c += second * f
@@ -261,19 +270,22 @@ def _unpack(A: Array, o: int, s: int, out: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def _product(X: Array, Y: Array, s: int, out: Array) -> None:
     """X Y' of whole matrices, in tiles of 2 x 2 (the last of an odd s is written twice)."""
-    x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
+    x, y = rows(X, 0), rows(Y, 0)
+    z = rows(out, 0)
     for i in range(0, s, 2):
         p, q = i * s, min(i + 1, s - 1) * s
         for j in range(0, s, 2):
             u, v = j * s, min(j + 1, s - 1) * s
-            a = b = c = d = every(0.0)
+            a = b = every(0.0)
+            c = d = every(0.0)
             for k in range(s):
                 a += x[p + k] * y[u + k]
                 b += x[p + k] * y[v + k]
                 c += x[q + k] * y[u + k]
                 d += x[q + k] * y[v + k]
             j1 = min(j + 1, s - 1)
-            z[p + j], z[p + j1], z[q + j], z[q + j1] = a, b, c, d
+            z[p + j], z[p + j1] = a, b
+            z[q + j], z[q + j1] = c, d
 
 
 @kernel(fastmath=CONTRACT)
@@ -288,7 +300,8 @@ def _symmetrise(X: Array, o: int, s: int, out: Array) -> None:
 @kernel()
 def symmetric_product(t: Tables, A: Array, B: Array, C: Array, full: Array, out: Array) -> None:
     """out = sym(A B C) of both blocks."""
-    first, second, third = full[0], full[1], full[2]
+    first, second = full[0], full[1]
+    third = full[2]
     for k in range(2):
         o, s = t.starts[k], t.sizes[k]
         _unpack(A, o, s, first)
@@ -302,7 +315,8 @@ def symmetric_product(t: Tables, A: Array, B: Array, C: Array, full: Array, out:
 @kernel(fastmath=CONTRACT)
 def combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> None:
     """out = a X + b Y, the first `count` rows."""
-    x, y, z = rows(X, 0), rows(Y, 0), rows(out, 0)
+    x, y = rows(X, 0), rows(Y, 0)
+    z = rows(out, 0)
     for i in range(count):
         z[i] = a * x[i] + b * y[i]
 
@@ -310,7 +324,8 @@ def combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> N
 @kernel(fastmath=CONTRACT)
 def move(X: Array, D: Array, step: Array, first: int, count: int, out: Array) -> None:
     """out = X + step D in some rows; X alone in lanes where the step (1,) is not positive."""
-    x, d, y, f = rows(X, 0), rows(D, 0), rows(out, 0), rows(step, 0)[0]
+    x, d = rows(X, 0), rows(D, 0)
+    y, f = rows(out, 0), rows(step, 0)[0]
     for i in range(first, first + count):
         y[i] = pick(f, 0.0, x[i] + f * d[i], x[i])
 
@@ -318,7 +333,8 @@ def move(X: Array, D: Array, step: Array, first: int, count: int, out: Array) ->
 @kernel(fastmath=CONTRACT)
 def inner(times: Array, Q: Array, M: Array, out: Array) -> None:
     """<Q, M> summed over the blocks into out (1,)."""
-    q, m, total = rows(Q, 0), rows(M, 0), every(0.0)
+    q, m = rows(Q, 0), rows(M, 0)
+    total = every(0.0)
     for e in range(times.size):
         total += times[e] * (q[e] * m[e])
     rows(out, 0)[0] = total
@@ -338,7 +354,8 @@ def fill(values: Array, factor: Array, out: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def ridged(G: Array, l0: int, n: int, A: Array) -> None:
     """H = G + RIDGE tr(G) / n, packed."""
-    g, a, trace = rows(G, l0), rows(A, 0), every(0.0)
+    g, a = rows(G, l0), rows(A, 0)
+    trace = every(0.0)
     for i in range(n):
         trace += g[i * (i + 3) // 2]
     for i in range(n):
@@ -352,7 +369,8 @@ def ridged(G: Array, l0: int, n: int, A: Array) -> None:
 def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
     """T = L^-1 [K', B, g], H = L L', in groups of four columns: row i of column t at (t // 4) 4 n + 4 i + t % 4."""
     n = K.shape[1]
-    l, x, y = rows(L, 0), rows(T, 0), rows(g, l0)
+    l, x = rows(L, 0), rows(T, 0)
+    y = rows(g, l0)
     for t in range(0, K.shape[0], 4):
         o = t * n
         for i in range(n):
@@ -361,7 +379,8 @@ def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
             if t <= n + 1 < t + 4:
                 x[o + 4 * i + n + 1 - t] = y[i]
             r, e = i * (i + 1) // 2, o + 4 * i
-            a, b, c, d = x[e], x[e + 1], x[e + 2], x[e + 3]
+            a, b = x[e], x[e + 1]
+            c, d = x[e + 2], x[e + 3]
             for j in range(i):
                 f, e = l[r + j], o + 4 * j
                 a -= f * x[e]
@@ -369,7 +388,8 @@ def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
                 c -= f * x[e + 2]
                 d -= f * x[e + 3]
             f, e = l[r + i], o + 4 * i
-            x[e], x[e + 1], x[e + 2], x[e + 3] = a * f, b * f, c * f, d * f
+            x[e], x[e + 1] = a * f, b * f
+            x[e + 2], x[e + 3] = c * f, d * f
 
 
 @kernel(fastmath=CONTRACT)
@@ -377,16 +397,19 @@ def gram(T: Array, n: int, count: int, P: Array) -> None:
     """P = T'T, packed, of `whiten`'s columns, in tiles of 2 x 2."""
     x, p = rows(T, 0), rows(P, 0)
     for t in range(0, count, 2):
-        first, r, s = t // 4 * 4 * n + t % 4, t * (t + 1) // 2, (t + 1) * (t + 2) // 2
+        first, r = t // 4 * 4 * n + t % 4, t * (t + 1) // 2
+        s = (t + 1) * (t + 2) // 2
         for u in range(0, t + 1, 2):
             second = u // 4 * 4 * n + u % 4
-            a = b = c = d = every(0.0)
+            a = b = every(0.0)
+            c = d = every(0.0)
             for i in range(0, 4 * n, 4):
                 a += x[first + i] * x[second + i]
                 b += x[first + i] * x[second + i + 1]
                 c += x[first + i + 1] * x[second + i]
                 d += x[first + i + 1] * x[second + i + 1]
-            p[r + u], p[s + u], p[s + u + 1] = a, c, d
+            p[r + u], p[s + u] = a, c
+            p[s + u + 1] = d
             if u < t:
                 p[r + u + 1] = b
 
@@ -397,7 +420,8 @@ def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> N
     The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g / 2; rows n, n + 1 of P are
     those of B and g.
     """
-    p, c, r, q = rows(P, 0), rows(c0, 0), n * (n + 1) // 2, (n + 1) * (n + 2) // 2
+    p, c = rows(P, 0), rows(c0, 0)
+    r, q = n * (n + 1) // 2, (n + 1) * (n + 2) // 2
     BB, gB = p[r + n], p[q + n]
     rows(scale, 0)[0] = 0.5 * p[q + n + 1]
     for t in range(n):
@@ -410,9 +434,11 @@ def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> N
 @kernel(fastmath=CONTRACT)
 def gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
     """P eta + K c0."""
-    p, e, c, g = rows(P, 0), rows(eta, 0), rows(c0, 0), rows(out, 0)
+    p, e = rows(P, 0), rows(eta, 0)
+    c, g = rows(c0, 0), rows(out, 0)
     for i in range(n):
-        r, f, total = i * (i + 1) // 2, e[i], c[i]
+        r, f = i * (i + 1) // 2, e[i]
+        total = c[i]
         for j in range(i):
             x = p[r + j]
             total += x * e[j]
@@ -426,7 +452,8 @@ def gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def normalise(B: Array, c: Array, Q: Array) -> None:
     """Divide c and Q by E(0) = B'c."""
-    x, q, origin = rows(c, 0), rows(Q, 0), every(0.0)
+    x, q = rows(c, 0), rows(Q, 0)
+    origin = every(0.0)
     for i in range(B.size):
         origin += B[i] * x[i]
     for i in range(B.size):
@@ -438,7 +465,8 @@ def normalise(B: Array, c: Array, Q: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def blend(reference: Array, keep: Array, amount: Array, Q: Array) -> None:
     """Q = keep Q + amount reference, factors (1,) of each lane."""
-    q, a, b = rows(Q, 0), rows(keep, 0)[0], rows(amount, 0)[0]
+    q, a = rows(Q, 0), rows(keep, 0)[0]
+    b = rows(amount, 0)[0]
     for e in range(reference.size):
         q[e] = a * q[e] + reference[e] * b
 
@@ -450,7 +478,8 @@ def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array)
 
     Each entry enters one equation only, (C c)_alpha = sum of the Q_ij with z_i z_j = x^alpha: the residual is shared.
     """
-    x, q, r, b = rows(c, 0), rows(Q, 0), rows(residual, 0), rows(bound, 0)
+    x, q = rows(c, 0), rows(Q, 0)
+    r, b = rows(residual, 0), rows(bound, 0)
     for i in range(t.B.size):
         total = size = every(0.0)
         for j in range(t.B.size):
@@ -474,7 +503,8 @@ def lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
     By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and by the row sums of
     what rounding can leave in the residuals (Gershgorin).
     """
-    q, b, a = rows(Q, 0), rows(bound, 0), rows(L, 0)
+    q, b = rows(Q, 0), rows(bound, 0)
+    a = rows(L, 0)
     for k in range(2):
         o, s = t.starts[k], t.sizes[k]
         for i in range(s):

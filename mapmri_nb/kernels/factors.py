@@ -76,7 +76,8 @@ def times(work: QpWork, x: Array, out: Array) -> None:
     """out = J x, WIDTH products at a time."""
     for k in range(x.size):
         work.x[k] = x[k]
-    a, b, pieces = rows(work.tiles, 0), rows(work.x_tiles, 0), work.x_tiles.shape[0]
+    a, b = rows(work.tiles, 0), rows(work.x_tiles, 0)
+    pieces = work.x_tiles.shape[0]
     for i in range(x.size):
         s = every(0.0)
         for p in range(pieces):
@@ -91,7 +92,8 @@ def combine(A: Array, first: int, d: Array, out: Array) -> float:
     for k in range(out.size):
         out[k] = 0.0
     while first + 4 <= last:
-        a, b, c, e = d[first], d[first + 1], d[first + 2], d[first + 3]
+        a, b = d[first], d[first + 1]
+        c, e = d[first + 2], d[first + 3]
         square += a * a + b * b + c * c + e * e
         for k in range(out.size):
             out[k] += (

@@ -22,7 +22,8 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
 
     Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
     """
-    b, status, values, R = block.tensor.b, block.status, block.values, block.R
+    b, status = block.tensor.b, block.status
+    values, R = block.values, block.R
     a, eigenvalues = block.few[:6], block.few[6:]
     for l in range(status.size):
         finite = True
@@ -68,7 +69,8 @@ def scales(plan: Any, block: Any) -> None:
     the tensor's.
     """
     eigenvalues, angles = block.few[:3], block.moments.angles
-    mu, mu_tensor, D, R = block.mu, block.mu_tensor, block.D, block.R
+    mu, mu_tensor = block.mu, block.mu_tensor
+    D, R = block.D, block.R
     for l in range(R.shape[0]):
         factor = block.scale.factor[0, l]
         rotation.frame_angles(R[l], angles, l)
@@ -121,7 +123,8 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         det = tensor.determinant(m)
         for i in range(3):
             for j in range(3):
-                p, q, r, s = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
+                p, q = (i + 1) % 3, (i + 2) % 3
+                r, s = (j + 1) % 3, (j + 2) % 3
                 inverse[j, i] = (m[p, r] * m[q, s] - m[p, s] * m[q, r]) / det
         congruence(inverse, b, l)
 
@@ -183,7 +186,8 @@ def turn(
     From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R
     may have any sign.
     """
-    M, angles, frame = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH)), np.zeros((3, 3))
+    M, angles = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH))
+    frame = np.zeros((3, 3))
     sign, last = np.zeros((3, WIDTH)), coef.shape[0] - 1
     for first in range(0, coef.shape[0], WIDTH):
         for l in range(WIDTH):

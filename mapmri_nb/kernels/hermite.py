@@ -40,7 +40,8 @@ def _rows(
     degree = 0
     for a in range(index.shape[0]):
         degree = max(degree, max(index[a, 0], max(index[a, 1], index[a, 2])))
-    h, up, down = np.empty((3, degree + 1)), np.empty(degree), np.empty(degree)
+    h, up = np.empty((3, degree + 1)), np.empty(degree)
+    down = np.empty(degree)
     for n in range(degree):
         up[n], down[n] = math.sqrt(2.0 / (n + 1.0)), math.sqrt(n / (n + 1.0))
     for k in range(points.shape[0]):

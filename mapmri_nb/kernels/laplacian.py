@@ -90,9 +90,12 @@ def factors(mu: Array, f: Array) -> None:
     """
     for l in range(0, mu.shape[1], WIDTH):
         m, out = rows(mu, l), rows(f, l)
-        a, b, c = m[0], m[1], m[2]
-        out[0], out[1], out[2] = a * a * a / (b * c), b * b * b / (a * c), c * c * c / (a * b)
-        out[3], out[4], out[5] = a * b / c, a * c / b, b * c / a
+        a, b = m[0], m[1]
+        c = m[2]
+        out[0], out[1] = a * a * a / (b * c), b * b * b / (a * c)
+        out[2] = c * c * c / (a * b)
+        out[3], out[4] = a * b / c, a * c / b
+        out[5] = b * c / a
 
 
 @lru_cache
@@ -126,7 +129,8 @@ def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
     weight (1, V).
     """
     for l in range(0, f.shape[1], WIDTH):
-        a, w, g = rows(f, l), rows(weight, l)[0], rows(G, l)
+        a, w = rows(f, l), rows(weight, l)[0]
+        g = rows(G, l)
         for e in range(t.target.size):
             total = every(0.0)
             for k in range(t.pointer[e], t.pointer[e + 1]):
@@ -140,9 +144,11 @@ def add_product(
 ) -> None:
     """rhs (n, V) += weight S0 L e, as `add_first_column` does for e = e_0; e (n, V)."""
     for l in range(0, f.shape[1], WIDTH):
-        a, scale, x, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(e, l), rows(rhs, l)
+        a, scale = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0]
+        x, b = rows(e, l), rows(rhs, l)
         for k in range(t.target.size):
-            total, i, j = every(0.0), t.row[t.pointer[k]], t.column[t.pointer[k]]
+            total, i = every(0.0), t.row[t.pointer[k]]
+            j = t.column[t.pointer[k]]
             for p in range(t.pointer[k], t.pointer[k + 1]):
                 total += t.coefficient[p] * a[t.factor[p]]
             b[i] += scale * total * x[j]
@@ -157,7 +163,8 @@ def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs
     to M'y.
     """
     for l in range(0, f.shape[1], WIDTH):
-        a, scale, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(rhs, l)
+        a, scale = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0]
+        b = rows(rhs, l)
         for e in range(t.target.size):
             if t.column[t.pointer[e]] == 0:
                 total = every(0.0)

@@ -68,9 +68,11 @@ def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: A
     """
     x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
     """
-    p0, p1, p2 = points[0], points[1], points[2]
+    p0, p1 = points[0], points[1]
+    p2 = points[2]
     for i in range(3):
-        a, b, c, xi = scale[i] * R[0, i], scale[i] * R[1, i], scale[i] * R[2, i], x[i]
+        a, b = scale[i] * R[0, i], scale[i] * R[1, i]
+        c, xi = scale[i] * R[2, i], x[i]
         for l in range(lanes):
             xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
 
@@ -81,7 +83,9 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
     for i in range(3):
         xi = x[i]
         for n in range(up.size):
-            a, b, f0, f1, f2 = up[n], down[n], f[i, max(n - 1, 0)], f[i, n], f[i, n + 1]
+            a, b = up[n], down[n]
+            f0, f1 = f[i, max(n - 1, 0)], f[i, n]
+            f2 = f[i, n + 1]
             for l in range(lanes):
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
 
@@ -101,11 +105,13 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
         for n2 in range(order - n1 + 1):
             f1 = f[1, n2]
             for n3 in range((n1 + n2) % 2, order - n1 - n2 + 1, 8):
-                i1, i2, i3 = min(n3 + 2, order), min(n3 + 4, order), min(n3 + 6, order)
+                i1, i2 = min(n3 + 2, order), min(n3 + 4, order)
+                i3 = min(n3 + 6, order)
                 c0, c1 = c[cube[n1, n2, n3]], c[cube[n1, n2, i1] if n3 + 2 <= order else none]
                 c2 = c[cube[n1, n2, i2] if n3 + 4 <= order else none]
                 c3 = c[cube[n1, n2, i3] if n3 + 6 <= order else none]
-                r0, r1, r2, r3 = f[2, n3], f[2, i1], f[2, i2], f[2, i3]
+                r0, r1 = f[2, n3], f[2, i1]
+                r2, r3 = f[2, i2], f[2, i3]
                 for l in range(lanes):
                     inner[l] += f1[l] * (c0 * r0[l] + c1 * r1[l] + c2 * r2[l] + c3 * r3[l])
         f0 = f[0, n1]
@@ -116,7 +122,8 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
 @kernel(fastmath=CONTRACT)
 def _gaussian(x: Array, lanes: int, factor: Array) -> None:
     """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
-    a, b, c = x[0], x[1], x[2]
+    a, b = x[0], x[1]
+    c = x[2]
     for l in range(lanes):
         factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
@@ -142,8 +149,10 @@ def point_rows(
     tables : `point_tables`. out : (V, K), written: E or P (1/mm^3).
     """
     size, K = tables.cube.shape[1], points.shape[1]
-    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.sign.size + 1)
-    inner, total, factor, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(3)
+    x, f = np.empty((3, LANES)), np.empty((3, size, LANES))
+    c = np.zeros(tables.sign.size + 1)
+    inner, total = np.empty(LANES), np.empty(LANES)
+    factor, scale = np.empty(LANES), np.empty(3)
     for i in range(3):
         for l in range(LANES):
             f[i, 0, l] = 1.0
@@ -196,7 +205,8 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
     for m in range(1, size, 2):
         out[m] = 0.0 * s
     for n in range(degree):
-        here, low, up = n * size, math.sqrt(n / (n + 1.0)), 1.0 / math.sqrt(n + 1.0)
+        here, low = n * size, math.sqrt(n / (n + 1.0))
+        up = 1.0 / math.sqrt(n + 1.0)
         for m in range(n % 2, size, 2):  # those of odd n + 1 + m vanish
             out[here + size + m] = 0.0 * s
         for m in range((n + 1) % 2, size, 2):
@@ -240,33 +250,34 @@ def radial_cosine_rows(
     degree = 0
     for e in range(even.shape[0]):
         degree = max(degree, even[e, 1])
-    size, count, B = 2 * K + 1, even.shape[0], np.ones(K + 1)
+    size, count = 2 * K + 1, even.shape[0]
+    B = np.ones(K + 1)
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    here, there, result = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((1, WIDTH))
+    here, there = np.empty((3, WIDTH)), np.empty((3, WIDTH))
+    result = np.empty((1, WIDTH))
     a, O = np.empty((coef.shape[1], WIDTH)), np.empty((3, (degree + 1) * size, WIDTH))
     sums = np.empty((2, K + 1, WIDTH))
     for first in range(start, stop, WIDTH):
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w = rows(a, 0), rows(here, 0), rows(there, 0)
-        x, y, z, inner, g = (
-            rows(O[0], 0),
-            rows(O[1], 0),
-            rows(O[2], 0),
-            rows(sums[0], 0),
-            rows(sums[1], 0),
-        )
+        c, u = rows(a, 0), rows(here, 0)
+        w = rows(there, 0)
+        x, y = rows(O[0], 0), rows(O[1], 0)
+        z, inner = rows(O[2], 0), rows(sums[0], 0)
+        g = rows(sums[1], 0)
         for axis in range(3):
             overlaps(u[axis], w[axis], degree, size, rows(O[axis], 0))
-        norm, total, b = every(0.0), every(0.0), 1.0
+        norm, total = every(0.0), every(0.0)
+        b = 1.0
         for n in range(coef.shape[1]):
             norm += c[n] * c[n]
         for k in range(K + 1):
             g[k], inner[k] = every(0.0), every(0.0)
         for e in range(count):  # sums over m1 + m2 + m3 = k are convolutions
-            n1, n2, n3 = even[e, 1] * size, even[e, 2] * size, even[e, 3] * size
+            n1, n2 = even[e, 1] * size, even[e, 2] * size
+            n3 = even[e, 3] * size
             for m in range(K + 1):
                 inner[m] += B[m] * c[even[e, 0]] * z[n3 + 2 * m]
             if e + 1 < count and even[e + 1, 1] == even[e, 1] and even[e + 1, 2] == even[e, 2]:
@@ -357,16 +368,20 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
     smallest, the largest and the negative mass, (3, V).
     """
     for l in range(0, state.shape[1], WIDTH):
-        s, t, v, w = rows(parts[0], l), rows(parts[1], l), rows(parts[2], l), rows(parts[3], l)
+        s, t = rows(parts[0], l), rows(parts[1], l)
+        v, w = rows(parts[2], l), rows(parts[3], l)
         now = rows(state, l)
-        low, high, negative = now[0], now[1], now[2]
+        low, high = now[0], now[1]
+        negative = now[2]
         for r in range(weight.size):
-            a, b, c, d = s[r] + t[r], s[r] - t[r], v[r] + w[r], v[r] - w[r]
+            a, b = s[r] + t[r], s[r] - t[r]
+            c, d = v[r] + w[r], v[r] - w[r]
             for one, two in ((a, c), (b, d)):
                 for value in (one + two, one - two):
                     low, high = pick(low, value, value, low), pick(value, high, value, high)
                     negative -= weight[r] * pick(0.0, value, value, 0.0)
-        now[0], now[1], now[2] = low, high, negative
+        now[0], now[1] = low, high
+        now[2] = negative
 
 
 @kernel()

@@ -19,7 +19,7 @@ from ._types import Array, IntArray
 from .factors import RIDGE, QpWork, add, back, combine, drop, load, times, whiten, workspace
 from .lanes import WIDTH
 
-SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
+SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = range(5)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
 # KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
@@ -58,7 +58,8 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
     The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
     c.
     """
-    values, order, sums = grid.values, grid.order, work.sums
+    values, order = grid.values, grid.order
+    sums = work.sums
     s, t = sums[0], sums[1]
     v, w = sums[2], sums[3]
     for k in range(4):
@@ -67,8 +68,10 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
             out[j] = 0.0
         a, last = grid.bounds[k], grid.bounds[k + 1]
         while a + 4 <= last:
-            x0, x1, x2, x3 = c[order[a]], c[order[a + 1]], c[order[a + 2]], c[order[a + 3]]
-            r0, r1, r2, r3 = values[a], values[a + 1], values[a + 2], values[a + 3]
+            x0, x1 = c[order[a]], c[order[a + 1]]
+            x2, x3 = c[order[a + 2]], c[order[a + 3]]
+            r0, r1 = values[a], values[a + 1]
+            r2, r3 = values[a + 2], values[a + 3]
             for j in range(s.size):
                 out[j] += x0 * r0[j] + x1 * r1[j] + x2 * r2[j] + x3 * r3[j]
             a += 4
@@ -76,7 +79,8 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
             x0, r0 = c[order[b]], values[b]
             for j in range(s.size):
                 out[j] += x0 * r0[j]
-    worst, p, peak = 0.0, -1, 0.0
+    worst, p = 0.0, -1
+    peak = 0.0
     for j in range(s.size):
         even, odd = s[j] + t[j], s[j] - t[j]
         peak = max(peak, even + abs(v[j] + w[j]))
@@ -267,7 +271,8 @@ def solve_whitened(
     H: Array, g: Array, problem: GridProblem, l: int, work: QpWork, c: Array, info: Array
 ) -> int:
     """`solve` where lane l of work.packed holds L^-1 of H."""
-    info[0], info[1], info[2] = math.inf, 0.0, 0.0
+    info[0], info[1] = math.inf, 0.0
+    info[2] = 0.0
     if not load(problem.grid.order, l, work):
         return NOT_POSITIVE
     times(work, g, work.d)
@@ -318,7 +323,8 @@ def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntAr
     negative: the optimum is one whatever the start, and this one is some steps away from it instead
     of some dozens.
     """
-    n, info, mean = g.shape[1], np.empty(3), np.zeros(g.shape[1])
+    n, info = g.shape[1], np.empty(3)
+    mean = np.zeros(g.shape[1])
     work, active = workspace(n, problem.grid.values.shape[1]), np.empty(n, np.int64)
     J, R = np.empty((n, n)), np.empty((n, n))
     for v in range(g.shape[0]):

@@ -35,7 +35,8 @@ def shear_pairs(degree: int) -> Pairs:
             for rest in range(total + 1):
                 m = total - rest
                 e = np.zeros((m + 1, 3), np.int64)
-                e[:, a], e[:, b], e[:, 3 - a - b] = np.arange(m + 1), m - np.arange(m + 1), rest
+                e[:, a], e[:, b] = np.arange(m + 1), m - np.arange(m + 1)
+                e[:, 3 - a - b] = rest
                 at = [where[int(x), int(y), int(z)] for x, y, z in e]
                 pairs += [(at[i], at[i - 1]) for r in range(1, m + 1) for i in range(m, r - 1, -1)]
         out.append(pairs)
@@ -61,7 +62,8 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
         sa = R[0, 2] / sb
         ca = -R[1, 2] / sb
     if ca < 0.0:
-        sa, ca, sb = -sa, -ca, -sb
+        sa, ca = -sa, -ca
+        sb = -sb
     cb = R[2, 2]
     cc = R[0, 0] * ca + R[1, 0] * sa
     if cc < 0.0:

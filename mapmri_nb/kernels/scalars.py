@@ -143,7 +143,8 @@ def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
     Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the
     sum.
     """
-    x, y, z = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1]), 1.0 / (mu[2] * mu[2])
+    x, y = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1])
+    z = 1.0 / (mu[2] * mu[2])
     total = _moment(t, t.to_origin, coef, x, y, z)
     total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
     return pick(total * total, 0.0, 1.0 / total, math.nan)
@@ -278,11 +279,8 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
     The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's
     frame.
     """
-    a, m, values = (
-        np.empty((coef.shape[1], WIDTH)),
-        np.empty((3, WIDTH)),
-        np.empty((out.shape[1], WIDTH)),
-    )
+    a, m = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
+    values = np.empty((out.shape[1], WIDTH))
     for i0 in range(start, stop, WIDTH):
         block_gather(coef, i0, stop, a)
         block_gather(mu, i0, stop, m)
@@ -299,7 +297,8 @@ def out_of_range(plan: Any, block: Any, l: int) -> bool:
     above 1 by more than three times the residual.
     """
     t, m = plan.moments, block.mu
-    msd = qiv = rtap = rtpp = 0.0
+    msd = qiv = 0.0
+    rtap = rtpp = 0.0
     for i in range(t.origin.size):
         if t.origin[i] != 0.0:
             a, n = t.origin[i] * block.x[i, l], t.index[i]

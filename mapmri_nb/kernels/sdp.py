@@ -42,7 +42,7 @@ from .linalg import block_cholesky, block_copy, block_product, block_set
 
 # CERTIFIED: optimal; BLENDED: optimal but for the blend info[3] with the reference polynomial that the certificate
 # needed; INEXACT: certified, but not to the tolerance asked; UNANSWERED: coefficients are NaN
-CERTIFIED, BLENDED, INEXACT, UNANSWERED = 0, 1, 2, 3
+CERTIFIED, BLENDED, INEXACT, UNANSWERED = range(4)
 INSIDE = 0.98  # of the way to the boundary of the cones
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
 ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
@@ -86,13 +86,15 @@ class Answer(NamedTuple):
 
 def workspace(t: Tables) -> Work:
     """Scratch for an order."""
-    n, e, m = len(t.B), len(t.moments), t.Z.shape[2]
+    n, e = len(t.B), len(t.moments)
+    m = t.Z.shape[2]
 
     def empty(*shape: int) -> Array:
         return lanes.empty(*shape, WIDTH)
 
     packed = (empty(e) for _ in range(7))
-    P, S, full = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
+    P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
+    full = empty(3, m * m)
     vectors = (empty(len(t.K)) for _ in range(5))
     return Work(
         P,
@@ -181,7 +183,8 @@ def _newton_matrix(t: Tables, w: Work) -> None:
     n = t.B.size
     block_copy(w.P, w.S, n * (n + 1) // 2)
     for k in range(2):
-        o, s, Z = t.starts[k], t.sizes[k], t.Z[k]
+        o, s = t.starts[k], t.sizes[k]
+        Z = t.Z[k]
         for first in range(0, n, 4):
             cones.four_columns(w.Q, o, s, Z, first, w.U)
             cones.four_columns(w.W, o, s, Z, first, w.V)
@@ -214,7 +217,8 @@ def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> b
     wide = pick(
         low, 0.0, precision * high - low, 1.0
     )  # without a step yet, or with one known too coarsely
-    a[LOW], a[HIGH], t[0] = low, high, trial
+    a[LOW], a[HIGH] = low, high
+    t[0] = trial
     a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)
     more = False
     for l in range(WIDTH):
@@ -229,14 +233,16 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 
     Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and bisects to `precision`.
     """
-    a, step, trial = rows(w.lane, 0), rows(w.step, 0), rows(w.trial, 0)
+    a, step = rows(w.lane, 0), rows(w.step, 0)
+    trial = rows(w.trial, 0)
     step[0] = every(1.0 / INSIDE)
     for k in range(2):
         o, s = t.starts[k], t.sizes[k]
         for X, D in ((w.Q, w.dQ), (w.M, w.dM)):
             longest, more = step[0], True
             trial[0] = longest
-            a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
+            a[LOW], a[HIGH] = every(0.0), longest
+            a[SEARCHES] = pick(longest, 1e-9, a[ACTIVE], 0.0)
             while more:
                 cones.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
                 cones.pivots(w.L, o, s, w.pivot)
@@ -248,7 +254,8 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 @kernel(inline=True)
 def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
-    lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
+    lane, e = w.lane, t.gram.size
+    size = t.sizes[0] + t.sizes[1]
     cones.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
     cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
     cones.inner(t.times, w.L, w.R, w.total)
@@ -258,7 +265,8 @@ def _centre(t: Tables, w: Work) -> None:
             ratio = w.total[0, l] / lane[GAP, l]
             lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
     cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
-    r, inverse, nu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[NU]
+    r, inverse = rows(w.R, 0), rows(w.W, 0)
+    nu = rows(lane, 0)[NU]
     for i in range(e):
         r[i] = nu * inverse[i] - r[i]
 
@@ -326,9 +334,11 @@ def certify(t: Tables, c: Array, w: Work) -> None:
 @kernel(inline=True)
 def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
     """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
-    active, lane, keep, blended = 0, w.lane, w.step, w.trial
+    active, lane = 0, w.lane
+    keep, blended = w.step, w.trial
     for l in range(WIDTH):
-        amount, keep[0, l], blended[0, l] = answer.info[3, l0 + l], 1.0, 0.0
+        amount, keep[0, l] = answer.info[3, l0 + l], 1.0
+        blended[0, l] = 0.0
         if not lane[ACTIVE, l] > 0.0:
             continue
         proved = lane[MARGIN, l] > 0.0
@@ -428,7 +438,9 @@ def solve(
 @kernel(fastmath=CONTRACT)
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
     """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
-    x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)
+    x, mine = rows(c, l0), rows(w.T, 0)
+    d, p = rows(w.c0, 0), rows(w.P, 0)
+    eta = rows(w.eta, 0)
     for i in range(t.B.size):
         mine[i], eta[i] = x[i], every(t.eta[i])
     block_product(t.K, w.T, w.c0)
@@ -456,7 +468,8 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
             m = 1.0
             for i in range(t.B.size):
                 m -= t.reference[i] * w.eta[i, l]
-            info[0, l0 + l], info[1, l0 + l], info[3, l0 + l] = lane[GAP, l], lane[ITERATIONS, l], m
+            info[0, l0 + l], info[1, l0 + l] = lane[GAP, l], lane[ITERATIONS, l]
+            info[3, l0 + l] = m
             w.step[0, l], w.trial[0, l] = 1.0, m
         cones.blend(t.Q, w.step, w.trial, w.Q)
         certify(t, w.T, w)

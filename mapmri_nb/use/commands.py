@@ -136,7 +136,9 @@ def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: P
     pam.peak_dirs, pam.peak_values = np.nan_to_num(vectors), np.nan_to_num(scale * heights)
     sh = fit.odf_sh(args.s, args.sh_order, "descoteaux07_legacy", frame="voxel")
     pam.shm_coeff, pam.gfa = np.nan_to_num(scale * sh), np.nan_to_num(fit.gfa())
-    pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
+    pam.sphere, pam.affine = Sphere(xyz=ball), affine
+    pam.B = pam.qa = None
+    pam.odf = None
     pam.total_weight, pam.ang_thr = 0.5, 60
     with io.staged(path.parent, args.force) as stage:
         save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]  # DIPY has no types

@@ -410,7 +410,8 @@ def _window(
         if not keep.any():
             raise ValueError(f"region: no voxel of the mask lies in it; {view.caption}")
         rows, columns = (np.flatnonzero(keep.any(axis)) for axis in (1, 0))
-        left, right, low, high = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+        left, right = columns[0], columns[-1] + 1
+        low, high = rows[0], rows[-1] + 1
     else:
         n = keep.shape[::-1]
         if len(region) != 4 or not all(

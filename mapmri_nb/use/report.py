@@ -37,7 +37,9 @@ TEXTS = {
     "negative_mass": "integral of -P where P is below zero; physics allows none",
 }
 # Thresholds of the verdict; the page states them.
-FITTED, MASS, SHARE, ODD, FEW = 0.99, 0.05, 0.05, 0.02, 0.005
+FITTED, MASS = 0.99, 0.05
+SHARE, ODD = 0.05, 0.02
+FEW = 0.005
 LIKE = 25  # volumes of nearest b that a volume is compared with
 VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among them, and times their median
 LAYER = 2.0  # a volume's worst slice, times the median of worst slices
@@ -186,7 +188,8 @@ def _content(
     }
     used = len(json.dumps(content))
     n = len(table)
-    curve, plane, ball = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1), 181
+    curve, plane = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1)
+    ball = 181
     each = (curve + plane + ball + 32 + (2 * n if data is not None else 0)) * 4 / 3
     rows = payload.choose(grid, fit, odd, int((payload.LIMIT - used) / each))
     samples, volumes = None, None
@@ -339,12 +342,14 @@ def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
     if volumes is None:
         return "<p>The series was not at hand: name it by <code>--dwi</code>.</p>"
     bad, n = _outlier_volumes(fit, volumes), len(fit.gtab)
-    top, width, height = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0, 150.0
+    top, width = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0
+    height = 150.0
     step, parts = width / n, []
     for k, pair in enumerate(volumes.T):
         mean, worst = np.nan_to_num(pair)
         text = f"volume {k}, b = {fit.gtab.bvals[k]:.0f}: {mean:.2f}, worst slice {worst:.2f}"
-        h, x, dot = height * mean / top, k * step, height - height * worst / top
+        h, x = height * mean / top, k * step
+        dot = height - height * worst / top
         shade = "bad" if bad[k] else "b0" if fit.gtab.b0s_mask[k] else "bar"
         bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
         dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
@@ -390,7 +395,8 @@ def _status(fit: MapmriFit) -> str:
 
 def facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     """Model, data and software of a fit in words."""
-    options, gtab, entries = fit.options, fit.gtab, saved.entries
+    options, gtab = fit.options, fit.gtab
+    entries = saved.entries
     shells = gtab.shells()
     many = (
         f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"

@@ -354,7 +354,8 @@ def _factors(model: MapmriModel, fit: MapmriFit, rows: Any) -> Array:
 
 def _voxels(model: MapmriModel, fit: MapmriFit, e: Equations) -> Iterator[Voxel]:
     """Each voxel's maps from its samples."""
-    gtab, rules, index = model.gtab, model.plan.rules, ordering.index_table(fit.order)
+    gtab, rules = model.gtab, model.plan.rules
+    index = ordering.index_table(fit.order)
     B, M = ordering.hermite_origin(fit.order), np.empty((len(gtab), len(index)))
     for k, v in enumerate(e.rows):
         frame = fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v]
@@ -443,7 +444,8 @@ def _summary(values: Array, own: Array) -> Array:
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
     n = -(-X.shape[1] // WIDTH) * WIDTH
-    P, block, out = empty(len(A) + -len(A) % 4, len(X)), empty(len(X), n), empty(len(A) + 3, n)
+    P, block = empty(len(A) + -len(A) % 4, len(X)), empty(len(X), n)
+    out = empty(len(A) + 3, n)
     P[: len(A)], block[:, : X.shape[1]] = A, X
     block_product(P, block, out)
     return out[: len(A), : X.shape[1]]
