@@ -1,4 +1,4 @@
-"""What callers hand over as series, masks and companions: arrays, images, files; one error style."""
+"""Series, masks and companions as callers hand them over: arrays, images or files, checked."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def mapmri_STU_reg_matrices(radial_order: int) -> tuple[Array, Array, Array]:
 def mapmri_laplacian_reg_matrix(
     ind_mat: ArrayLike, mu: ArrayLike, S_mat: Any = None, T_mat: Any = None, U_mat: Any = None
 ) -> Array:
-    """Laplacian matrix (n, n) of anisotropic functions in mm; the constants are the kernel's own."""
+    """Laplacian matrix (n, n) of anisotropic functions in mm; constants are the kernel's own."""
     index = _table(ind_mat)
     out = np.empty((len(index), len(index)))
     laplacian.matrix(np.array(mu, np.float64), index, out)
@@ -265,7 +265,7 @@ def create_rspace(gridsize: int, radius_max: float) -> Array:
 
 
 def gcv_cost_function(weight: float, args: tuple[Any, ...]) -> float:
-    """Generalised cross-validation of a weight, args = (data, M, M'M, K, L): |y - Sy| / (K - tr S)."""
+    """GCV of a weight, args = (data, M, M'M, K, L): |y - Sy| / (K - tr S)."""
     data, M, MMt, K, LR = args
     S = M @ np.linalg.solve(MMt + np.ravel(weight)[0] * LR, M.T)
     return float(np.linalg.norm(data - S @ data) / (K - np.trace(S)))

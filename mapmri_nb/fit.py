@@ -404,8 +404,8 @@ class MapmriFit:
 
     def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
         """
-        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of `odf`,
-        and values; see `directions.peaks`.
+        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of
+        `odf`, and values; see `directions.peaks`.
         """
         from .use import directions
 
@@ -438,8 +438,8 @@ class MapmriFit:
         gtab : the table (its own deltas are used); default: the fitted one. One in another frame is
             turned by the fit's `affine`. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
-        noisy : the expected magnitudes of these signals at the fit's sigma, which measured magnitudes
-            compare with; only for fits with `noise`.
+        noisy : the expected magnitudes of these signals at the fit's sigma, which measured
+            magnitudes compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         if 0 < table.bvals.max() < checks.LEAST_B:

@@ -31,7 +31,8 @@ class GradientTable:
     Parameters
     ----------
     bvals : (n,) b-values in s/mm2.
-    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs none.
+    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs
+        none.
     big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never
         guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
@@ -133,8 +134,8 @@ class GradientTable:
 
     def shells(self) -> list[tuple[float, int]]:
         """
-        Clusters of the length of q above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of
-        each.
+        Clusters of the length of q above the b0 threshold, ascending: (mean b in s/mm2, number of
+        volumes) of each.
         """
         order = np.argsort(self.qvals, kind="stable")
         order = order[~self.b0s_mask[order]]

@@ -46,25 +46,25 @@ class MapmriModel:
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
-    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100, or
-        the first shell beyond up to which the table determines a tensor (`scale_threshold`); sample
-        weights of 0 do not change it.
-    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the voxel's
-        own mean diffusivity.
+    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100,
+        or the first shell beyond up to which the table determines a tensor (`scale_threshold`);
+        sample weights of 0 do not change it.
+    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the
+        voxel's own mean diffusivity.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
     laplacian_of : "deviation" (from the Gaussian S0_b e_0 of the basis, S0_b the mean of the b0
         volumes: Gaussians come out exact at any weight) or "signal" [Fick 2016].
     S0 : "fit" (E(0) is fitted, S0_b is one more sample at q = 0 with the weight of all b0 volumes),
         "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
-    scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that in
-        the voxels in which positivity and the tensor's scale contradict the data
+    scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that
+        in the voxels in which positivity and the tensor's scale contradict the data
         (`kernels.rescale`); without positivity, or with S0="b0" or static_diffusivity, both are the
         same.
-    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
-        and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
-        scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
-        2006], sigma must be given.
+    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood,
+        penalised and constrained as asked, by expectation and maximisation; "denoised" for
+        magnitudes whose scatter, but not whose floor, was removed: their expected value is inverted
+        [Koay & Basser 2006], sigma must be given.
     coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
     preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
         positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
@@ -308,8 +308,8 @@ class MapmriModel:
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
             column by column. Images of these and of the mask are compared with the data's by
             affine and turned to its axes (`grad_dev`: an error).
-        sigma : of the noise in each of the two channels of each coil, in the data's units: a number, a
-            volume, or None for the fit's own estimate (noise="rician" alone).
+        sigma : of the noise in each of the two channels of each coil, in the data's units: a
+            number, a volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
         progress : show a bar. quiet : no warnings about samples and scales.

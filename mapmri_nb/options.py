@@ -1,4 +1,4 @@
-"""The options of `MapmriModel`: what each may be, checked once; errors name the option and its value."""
+"""The options of `MapmriModel`, checked once; errors name the option and its value."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAPER: dict[str, tuple[Any, Any]] = {
 
 
 def checked(given: dict[str, Any], gtab: GradientTable) -> dict[str, Any]:
-    """The options of a model for a table, as they are kept: less the preset, the threshold a number."""
+    """The options of a model for a table, as it keeps them: no preset, the threshold a number."""
     if given["preset"] == "paper":
         given = given | _paper(given)
     for name, allowed in CHOICES.items():

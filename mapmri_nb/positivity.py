@@ -184,8 +184,8 @@ def solve_osqp(
 
     The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows
     close to active are solved alone and the worst violations of the whole grid join them until none
-    is left. A violation of rounding size is removed by a step towards the Gaussian, which is strictly
-    feasible.
+    is left. A violation of rounding size is removed by a step towards the Gaussian, which is
+    strictly feasible.
 
     Returns
     -------
@@ -227,8 +227,8 @@ def solve_osqp(
 
 def pull(B: Array, K: Array, c: Array) -> Array:
     """
-    The nearest point to c with K c >= 0 on the way to the Gaussian of the same E(0), whose every row
-    is positive.
+    The nearest point to c with K c >= 0 on the way to the Gaussian of the same E(0), whose every
+    row is positive.
     """
     centre = np.zeros_like(c)
     centre[0] = (B @ c) / B[0]
@@ -245,8 +245,8 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
 
     The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
     multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
-    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not positive, g is 0
-    or K c has no positive element.
+    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not
+    positive, g is 0 or K c has no positive element.
     """
     from scipy.optimize import lsq_linear
 

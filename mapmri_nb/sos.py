@@ -1,5 +1,6 @@
 """
-Sums of squares in Python: certificates of positivity for any coefficients, and the reference solver built on OSQP.
+Sums of squares in Python: certificates of positivity for any coefficients, and the reference solver
+built on OSQP.
 
 The everyday solver of MAP+ and MAPL+ is the compiled interior point, `kernels.sdp`.
 """
@@ -26,17 +27,20 @@ NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary i
 
 class Certificate(NamedTuple):
     """
-    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all positive p are squares.
+    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all
+    positive p are squares.
 
     Attributes
     ----------
-    certified : (V,) bool. The Gram matrices, corrected to stand for the coefficients exactly, have a Cholesky
-        factorisation with a margin for rounding, here or at the fit that made the row.
-    margin : (V,) largest amount (at most 1) of the reference polynomial, the inverse of the Gaussian's moment
-        matrix, that leaves a sum of squares when taken off; known to 1e-6. What the fit proved, where it did.
-    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the propagator's L2 norm:
-        0 where certified. A row without certificate and within ``NEAR`` lies on the boundary of the cone, as far as
-        double precision can tell: certified coefficients exist at that distance.
+    certified : (V,) bool. The Gram matrices, corrected to stand for the coefficients exactly, have
+        a Cholesky factorisation with a margin for rounding, here or at the fit that made the row.
+    margin : (V,) largest amount (at most 1) of the reference polynomial, the inverse of the
+        Gaussian's moment matrix, that leaves a sum of squares when taken off; known to 1e-6. What
+        the fit proved, where it did.
+    distance : (V,) L2 distance from the cone of sums of squares with E(0) = 1, relative to the
+        propagator's L2 norm: 0 where certified. A row without certificate and within ``NEAR`` lies
+        on the boundary of the cone, as far as double precision can tell: certified coefficients
+        exist at that distance.
     """
 
     certified: NDArray[np.bool_]
@@ -50,14 +54,17 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
     Parameters
     ----------
-    coef : (n,) or (V, n), Hermite coefficients in DIPY's order, at any scale and frame (isotropic ones through T).
+    coef : (n,) or (V, n), Hermite coefficients in DIPY's order, at any scale and frame (isotropic
+        ones through T).
     order : int
         Radial order, even, 0 to 10.
-    proved : (V,) margins proved by the fit that made these rows (`kernels.sdp.solve`), positive where there is a proof.
+    proved : (V,) margins proved by the fit that made these rows (`kernels.sdp.solve`), positive
+        where there is a proof.
 
     Returns
     -------
-    Certificate. Rows that are not finite or have E(0) <= 0 have no certificate, and NaN for margin and distance.
+    Certificate. Rows that are not finite or have E(0) <= 0 have no certificate, and NaN for margin
+    and distance.
 
     Raises
     ------
@@ -66,8 +73,9 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
     Notes
     -----
-    p is a sum of squares if and only if p = z'Qz with Q positive semidefinite [Dela Haije 2020]. The Gram matrices
-    of largest margin are sought first; rows that have no proof are projected on the cone.
+    p is a sum of squares if and only if p = z'Qz with Q positive semidefinite [Dela Haije 2020].
+    The Gram matrices of largest margin are sought first; rows that have no proof are projected on
+    the cone.
     """
     if order % 2 or not 0 <= order <= MAX_ORDER:
         raise ValueError(f"order must be even, 0 to {MAX_ORDER}: {order}")
@@ -105,7 +113,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 
 @QUIET
 def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop: int) -> None:
-    """Certificates of rows start to stop of c (V, n), scaled to E(0) = 1, in the order of the block kernels."""
+    """Certificates of rows start to stop of c (V, n), E(0) = 1, in the block kernels' order."""
     work, n = sdp.workspace(t), len(t.B)
     for first in range(start, stop, blocks.VOXELS):
         v = np.arange(first, min(first + blocks.VOXELS, stop))
@@ -139,18 +147,20 @@ def solve_osqp(
     fixed: bool = True,
 ) -> tuple[int, Array, Array]:
     """
-    The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route, orders 2 to 6.
+    The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
+    orders 2 to 6.
 
     Parameters
     ----------
     H : (n, n) positive semidefinite. g, B : (n,), as there.
     fixed : whether E(0) = 1 is asked for; the answer has E(0) = 1 either way.
-    rounds, tol : at most so many QPs, to a proved gap of tol g'H^-1 g / 2 (a few 1e-4 of the objective; 10 or so).
+    rounds, tol : at most so many QPs, to a proved gap of tol g'H^-1 g / 2 (a few 1e-4 of the
+        objective; 10 or so).
 
     Returns
     -------
-    status, coefficients (n,), info (4,) : as `kernels.sdp.solve`; info[1] counts the QPs. The coefficients are
-    certified; NaN with NO_FIT.
+    status, coefficients (n,), info (4,) : as `kernels.sdp.solve`; info[1] counts the QPs. The
+    coefficients are certified; NaN with NO_FIT.
 
     Raises
     ------
@@ -159,10 +169,11 @@ def solve_osqp(
 
     Notes
     -----
-    Diagonally dominant Gram matrices are the nonnegative sums of the squares of u_i, u_i + u_j and u_i - u_j: linear
-    constraints. Basis pursuit [Ahmadi & Hall 2017] takes u from the last solution's Cholesky factor, so that this
-    solution stays feasible. Squares that would still lower the objective, the negative eigenvectors of the gradient's
-    moment matrices, join them; their eigenvalues bound the gap, since <Q, M_Gauss> = E(0) = 1.
+    Diagonally dominant Gram matrices are the nonnegative sums of the squares of u_i, u_i + u_j and
+    u_i - u_j: linear constraints. Basis pursuit [Ahmadi & Hall 2017] takes u from the last
+    solution's Cholesky factor, so that this solution stays feasible. Squares that would still lower
+    the objective, the negative eigenvectors of the gradient's moment matrices, join them; their
+    eigenvalues bound the gap, since <Q, M_Gauss> = E(0) = 1.
     """
     import osqp
     from scipy import sparse

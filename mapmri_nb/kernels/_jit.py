@@ -1,4 +1,4 @@
-"""The only place that names Numba's decorator: options, the disk cache, calls by address, threads."""
+"""Numba's decorator, named here alone: options, the disk cache, calls by address, threads."""
 
 import hashlib
 import itertools
@@ -109,8 +109,8 @@ def kernel(
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default. No
-    option comes from the environment, since the cache key ignores options. `inline` is for short
+    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default.
+    No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
@@ -154,8 +154,8 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
 def call(function: Any, arguments: Any) -> None:
     """
     Call a kernel by its address: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in memory,
-    as the kernel was compiled for.
+    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
+    memory, as the kernel was compiled for.
     """
     function(*arguments)
 

@@ -1,8 +1,9 @@
 """
-The cone of sums of squares: its tables for an order, and linear algebra on small symmetric matrices in lanes.
+The cone of sums of squares: its tables for an order, and linear algebra on small symmetric matrices
+in lanes.
 
-Letters and shapes are those of `sdp`. Every kernel treats WIDTH voxels, arrays [row][WIDTH]; symmetric matrices are packed,
-entry (i, j) of a block at its start + i (i + 1) / 2 + j.
+Letters and shapes are those of `sdp`. Every kernel treats WIDTH voxels, arrays [row][WIDTH];
+symmetric matrices are packed, entry (i, j) of a block at its start + i (i + 1) / 2 + j.
 """
 
 import math
@@ -35,7 +36,8 @@ class Tables(NamedTuple):
     """
     Constants of an order; packed entries (e,) have zeros up to a multiple of four, points too.
 
-    The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the cone, E(0) = 1.
+    The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the
+    cone, E(0) = 1.
     """
 
     sizes: IntArray  # (2,) of the even and the odd block
@@ -56,7 +58,7 @@ class Tables(NamedTuple):
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
-    """Exponents of z, even and odd degrees; (1,3), (7,3), (7,13), (22,13), (22,34) rows at orders 2 .. 10."""
+    """Exponents of z, (s, 3) each, of the even and of the odd degrees up to N/2."""
     degrees = range(order // 2 + 1)
     z = np.array(
         [(n - i - j, j, i) for n in degrees for i in range(n + 1) for j in range(n + 1 - i)],
@@ -72,7 +74,7 @@ def _polynomials(x: Array, exponents: IntArray) -> Array:
 
 
 def _points(order: int) -> tuple[Array, Array]:
-    """Points (n, 3) whose values determine p, and weights (n,): greedy choice on spheres, condition below 60."""
+    """Points (n, 3) whose values determine p (condition below 60), and weights (n,); greedy."""
     shells = order // 2 + 1
     k = np.arange(3 * shells * (order + 1)) + 0.5
     z, phi = 1.0 - k / len(k), math.pi * (1 + 5**0.5) * k
@@ -93,7 +95,9 @@ def _points(order: int) -> tuple[Array, Array]:
 
 @lru_cache
 def tables(order: int) -> Tables:
-    """Tables of an even order 0 .. 10 (writable arrays, though shared: kernels compile once for these and scratch)."""
+    """
+    Tables of an even order 0 .. 10; shared, but writable: kernels compile once for all arrays.
+    """
     n, blocks = n_coef(order), gram_exponents(order)
     where = positions(monomials(order))
     C, B = (
@@ -146,7 +150,7 @@ def blocks(t: Tables, packed: NDArray[Any]) -> list[NDArray[Any]]:
     return out
 
 
-# ---- small matrices and vectors of every lane --------------------------------------------------------------------------
+# ---- small matrices and vectors of every lane
 
 
 @kernel(fastmath=CONTRACT)
@@ -154,7 +158,8 @@ def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
     """
     Eliminate a symmetric matrix, packed from row o, from its last row on; A is overwritten.
 
-    `pivot`: the smallest pivot; 0 or less, or NaN, where A is not positive definite (a NaN spoils every later one).
+    `pivot`: the smallest pivot; 0 or less, or NaN, where A is not positive definite (a NaN spoils
+    every later one).
     """
     a, smallest = rows(A, 0), every(1.0)
     for k in range(s - 1, -1, -1):
@@ -172,7 +177,7 @@ def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
-    """A = -A^-1 in place by a sweep over the pivots; `column` is scratch, `pivot` as in `pivots`."""
+    """A = -A^-1 in place by a sweep over the pivots; `column`: scratch, `pivot`: as in `pivots`."""
     a, v = rows(A, 0), rows(column, 0)
     smallest = every(1.0)
     for k in range(s):
@@ -234,7 +239,7 @@ def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None
 
 @kernel(fastmath=CONTRACT)
 def add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array) -> None:
-    """S_tu += (z_t'Q z_u) (z_t'W z_u) in the rows of four points t, U and V their `four_columns` with Q and W."""
+    """S_tu += (z_t'Q z_u) (z_t'W z_u) for four points t; U, V: their `four_columns` with Q, W."""
     x, y = rows(U, 0), rows(V, 0)
     out = rows(S, 0)
     for k in range(min(4, n - t)):
@@ -348,7 +353,7 @@ def fill(values: Array, factor: Array, out: Array) -> None:
         a[i] = values[i] * f
 
 
-# ---- the dual problem --------------------------------------------------------------------------------------------------
+# ---- the dual problem
 
 
 @kernel(fastmath=CONTRACT)
@@ -367,7 +372,7 @@ def ridged(G: Array, l0: int, n: int, A: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def whiten(L: Array, K: Array, g: Array, l0: int, T: Array) -> None:
-    """T = L^-1 [K', B, g], H = L L', in groups of four columns: row i of column t at (t // 4) 4 n + 4 i + t % 4."""
+    """T = L^-1 [K', B, g], H = L L': row i of column t at (t // 4) 4 n + 4 i + t % 4."""
     n = K.shape[1]
     l, x = rows(L, 0), rows(T, 0)
     y = rows(g, l0)
@@ -417,8 +422,8 @@ def gram(T: Array, n: int, count: int, P: Array) -> None:
 @kernel(fastmath=CONTRACT)
 def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> None:
     """
-    The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g / 2; rows n, n + 1 of P are
-    those of B and g.
+    The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g /
+    2; rows n, n + 1 of P are those of B and g.
     """
     p, c = rows(P, 0), rows(c0, 0)
     r, q = n * (n + 1) // 2, (n + 1) * (n + 2) // 2
@@ -446,7 +451,7 @@ def gradient(P: Array, eta: Array, c0: Array, n: int, out: Array) -> None:
         g[i] = total + p[r + i] * f
 
 
-# ---- the certificate ---------------------------------------------------------------------------------------------------
+# ---- the certificate
 
 
 @kernel(fastmath=CONTRACT)
@@ -476,7 +481,8 @@ def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array)
     """
     Correct Q so that it stands for c exactly, up to rounding of a part of `bound` (n,).
 
-    Each entry enters one equation only, (C c)_alpha = sum of the Q_ij with z_i z_j = x^alpha: the residual is shared.
+    Each entry enters one equation only, (C c)_alpha = sum of the Q_ij with z_i z_j = x^alpha: the
+    residual is shared.
     """
     x, q = rows(c, 0), rows(Q, 0)
     r, b = rows(residual, 0), rows(bound, 0)
@@ -498,10 +504,11 @@ def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array)
 @kernel(fastmath=CONTRACT)
 def lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
     """
-    L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L proves Q.
+    L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L
+    proves Q.
 
-    By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and by the row sums of
-    what rounding can leave in the residuals (Gershgorin).
+    By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and
+    by the row sums of what rounding can leave in the residuals (Gershgorin).
     """
     q, b = rows(Q, 0), rows(bound, 0)
     a = rows(L, 0)

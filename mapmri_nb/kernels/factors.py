@@ -2,9 +2,9 @@
 Factors of the rows that the active set of `qp` holds, and their updates by one row.
 
 For a normal matrix H = LL' (n, n) and q active rows A (q, n): J = Q'L^-1 with Q orthogonal, so that
-J H J' = I, and J A' = [R; 0] with R (q, q) upper triangular. With d = J a for another row a, the free
-part d[q:] gives the direction z = J'd[q:] in which the active rows keep their values, and
-r = R^-1 d[:q] how fast their multipliers fall along it [Goldfarb & Idnani 1983].
+J H J' = I, and J A' = [R; 0] with R (q, q) upper triangular. With d = J a for another row a, the
+free part d[q:] gives the direction z = J'd[q:] in which the active rows keep their values, and r =
+R^-1 d[:q] how fast their multipliers fall along it [Goldfarb & Idnani 1983].
 """
 
 import math
@@ -17,7 +17,7 @@ from ._types import Array, IntArray
 from .lanes import WIDTH, every, rows, total
 from .linalg import block_cholesky
 
-# of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three shells)
+# of the mean diagonal of H, a part of the problem: H may be singular (order 8, three shells)
 RIDGE = 1e-9
 
 

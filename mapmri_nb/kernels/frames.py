@@ -20,7 +20,8 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
     """
     Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
-    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
+    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is
+    more.
     """
     b, status = block.tensor.b, block.status
     values, R = block.values, block.R
@@ -65,8 +66,8 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
 def scales(plan: Any, block: Any) -> None:
     """
     Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
-    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor times
-    the tensor's.
+    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor
+    times the tensor's.
     """
     eigenvalues, angles = block.few[:3], block.moments.angles
     mu, mu_tensor = block.mu, block.mu_tensor

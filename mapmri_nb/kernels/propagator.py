@@ -121,7 +121,7 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
 
 @kernel(fastmath=CONTRACT)
 def _gaussian(x: Array, lanes: int, factor: Array) -> None:
-    """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
+    """exp(-|x|^2/2) of points x (3, L), cut at 1e-304: no Hermite polynomial makes up for it."""
     a, b = x[0], x[1]
     c = x[2]
     for l in range(lanes):
@@ -184,7 +184,6 @@ def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTabl
 
 
 # ---- overlaps
-# --------------------------------------------------------------------------------------------------------
 
 
 @kernel()
@@ -319,7 +318,6 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
 
 
 # ---- positivity
-# ------------------------------------------------------------------------------------------------------
 
 
 class DenseGrid(NamedTuple):
@@ -339,8 +337,8 @@ class DenseGrid(NamedTuple):
 @lru_cache
 def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
     """
-    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis function's
-    integral.
+    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis
+    function's integral.
     """
     radius = math.sqrt(2 * order + 1) + 3
     axis = spacing * np.arange(int(radius / spacing) + 1)

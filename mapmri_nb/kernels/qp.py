@@ -1,12 +1,12 @@
 """
-Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and to
-B'c = 1 where `fixed` is 1 (0: E(0) is free).
+Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and
+to B'c = 1 where `fixed` is 1 (0: E(0) is free).
 
 The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the
 most violated row enters and rows whose multiplier turns negative leave. Every iterate is optimal
-for the rows it holds, so the objective only grows and no feasible start is needed. B, if fixed, is the
-first row and never leaves. The grid is symmetric under a change of sign of any axis, so K is kept for one
-octant: four sums over the parity classes price four rows at once.
+for the rows it holds, so the objective only grows and no feasible start is needed. B, if fixed, is
+the first row and never leaves. The grid is symmetric under a change of sign of any axis, so K is
+kept for one octant: four sums over the parity classes price four rows at once.
 """
 
 import math
@@ -243,8 +243,8 @@ def _ridge(H: Array) -> float:
 @kernel(inline=True)
 def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """
-    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the diagonal
-    of H.
+    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
+    diagonal of H.
 
     Parameters
     ----------
@@ -286,8 +286,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
     still held.
 
-    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
-    negative u leave.
+    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u =
+    R^-1 (t - J g); negative u leave.
     """
     R, d = work.R, work.d
     t, u = work.r, work.u

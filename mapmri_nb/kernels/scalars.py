@@ -293,8 +293,8 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
 @kernel(inline=True)
 def out_of_range(plan: Any, block: Any, l: int) -> bool:
     """
-    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
-    above 1 by more than three times the residual.
+    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
+    |E| above 1 by more than three times the residual.
     """
     t, m = plan.moments, block.mu
     msd = qiv = 0.0

@@ -1,12 +1,15 @@
 """
-Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels in lanes at a time.
+Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels
+in lanes at a time.
 
-The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite coefficients c. p = z'Qz with
-Q positive semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]. Each voxel solves
+The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite
+coefficients c. p = z'Qz with Q positive semidefinite and z the monomials of degree <= N/2 is
+nonnegative everywhere [Dela Haije 2020]. Each voxel solves
 
     minimise 1/2 c'Hc - g'c   subject to   p a sum of squares, and to B'c = 1 if E(0) is fixed
 
-Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s (s + 1) / 2:
+Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s
+(s + 1) / 2:
     c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
     K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows): polynomials enter by values,
                       which makes the Schur complement an entrywise product [Lofberg & Parrilo 2004]
@@ -15,17 +18,19 @@ Letters, for n coefficients; both parities of z have a block of their own, of s 
     Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
     A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
 
-With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if E(0) is free: c0 that
-of all c, P = K H^-1 K'), the dual problem is
+With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if
+E(0) is free: c0 that of all c, P = K H^-1 K'), the dual problem is
 
     minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
 
-A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of that one (corrector):
+A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of
+that one (corrector):
 
     (P + S) deta = A*(R) - P eta - K c0,   S_tu = sum over blocks of (z_t'Q z_u) (z_t'W z_u)
     dM = A deta,   dQ = R - Q - sym(Q dM W)
 
-A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what lies beside it.
+A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what
+lies beside it.
 """
 
 import math
@@ -40,8 +45,9 @@ from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
 
-# CERTIFIED: optimal; BLENDED: optimal but for the blend info[3] with the reference polynomial that the certificate
-# needed; INEXACT: certified, but not to the tolerance asked; UNANSWERED: coefficients are NaN
+# CERTIFIED: optimal; BLENDED: optimal but for the blend info[3] with the reference polynomial that
+# the certificate needed; INEXACT: certified, but not to the tolerance asked; UNANSWERED:
+# coefficients are NaN
 CERTIFIED, BLENDED, INEXACT, UNANSWERED = range(4)
 INSIDE = 0.98  # of the way to the boundary of the cones
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
@@ -118,7 +124,7 @@ def answers(n: int, voxels: int) -> Answer:
     )
 
 
-# ---- the interior point ------------------------------------------------------------------------------------------------
+# ---- the interior point
 
 
 @kernel()
@@ -159,7 +165,7 @@ def _residuals(t: Tables, w: Work) -> None:
 
 @kernel(inline=True)
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
-    """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
+    """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding)."""
     active, lane = 0, w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
@@ -208,7 +214,9 @@ def _direction(t: Tables, w: Work) -> None:
 
 @kernel()
 def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> bool:
-    """Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on."""
+    """
+    Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on.
+    """
     a, t = rows(lane, 0), rows(trial_step, 0)
     on, trial = a[SEARCHES], t[0]
     inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
@@ -231,7 +239,8 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
     """
     Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended.
 
-    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and bisects to `precision`.
+    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and
+    bisects to `precision`.
     """
     a, step = rows(w.lane, 0), rows(w.step, 0)
     trial = rows(w.trial, 0)
@@ -286,8 +295,9 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """
     Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
 
-    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference: predictor, corrector,
-    one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute) and ITERATIONS of w.lane are written.
+    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference:
+    predictor, corrector, one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute)
+    and ITERATIONS of w.lane are written.
     """
     block_set(w.total, 1.0)
     cones.fill(t.Q, w.total, w.Q)
@@ -305,15 +315,17 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
         _advance(t, w)
 
 
-# ---- the certificate ---------------------------------------------------------------------------------------------------
+# ---- the certificate
 
 
 @kernel()
 def certify(t: Tables, c: Array, w: Work) -> None:
     """
-    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive semidefinite.
+    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive
+    semidefinite.
 
-    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be taken off; 0: no proof.
+    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be
+    taken off; 0: no proof.
     """
     lane, margin = w.lane, w.step
     cones.share_residual(t, c, w.Q, w.gradient, w.point)
@@ -333,7 +345,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
 
 @kernel(inline=True)
 def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
-    """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
+    """Write the lanes with a proof; the others (their number) blend in more of the reference."""
     active, lane = 0, w.lane
     keep, blended = w.step, w.trial
     for l in range(WIDTH):
@@ -359,7 +371,8 @@ def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
 @kernel(inline=True)
 def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
     """
-    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into lanes from l0 on.
+    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into
+    lanes from l0 on.
 
     Lanes whose status is not CERTIFIED get NaN.
     """
@@ -378,7 +391,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
         cones.blend(t.Q, w.step, w.trial, w.Q)
 
 
-# ---- the problems ------------------------------------------------------------------------------------------------------
+# ---- the problems
 
 
 @kernel(inline=True)
@@ -404,16 +417,20 @@ def solve(
     G: Array, g: Array, t: Tables, fixed: int, max_iter: int, tol: float, w: Work, answer: Answer
 ) -> None:
     """
-    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the answer has E(0) = 1
-    either way), for V voxels, a multiple of WIDTH.
+    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the
+    answer has E(0) = 1 either way), for V voxels, a multiple of WIDTH.
 
     Parameters
     ----------
-    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g : (n, V).
-    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in w.Q.
-    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
-    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, BLENDED, INEXACT or
-        UNANSWERED (left out; H not positive definite, g zero or not finite: c is NaN).
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g :
+        (n, V).
+    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in
+        w.Q.
+    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
+        takes 8 to 14).
+    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED,
+        BLENDED, INEXACT or UNANSWERED (left out; H not positive definite, g zero or not finite: c
+        is NaN).
     """
     lane, status = w.lane, answer.status
     for l0 in range(0, status.size, WIDTH):
@@ -437,7 +454,7 @@ def solve(
 
 @kernel(fastmath=CONTRACT)
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
-    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
+    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, from the Gaussian on; c into w.T."""
     x, mine = rows(c, l0), rows(w.T, 0)
     d, p = rows(w.c0, 0), rows(w.P, 0)
     eta = rows(w.eta, 0)
@@ -455,8 +472,9 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
     """
     Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >= 0.
 
-    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum of squares left.
-    `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6; proved where info[2] > 0.
+    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum
+    of squares left. `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6;
+    proved where info[2] > 0.
     """
     info, lane = answer.info, w.lane
     for l0 in range(0, answer.status.size, WIDTH):

@@ -117,7 +117,7 @@ def odf(args: argparse.Namespace) -> list[Path]:
 
 
 def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: Path) -> Path:
-    """Peaks and harmonics as DIPY keeps them for its trackers: along the voxel axes, legacy basis."""
+    """Peaks and harmonics as DIPY's trackers read them: along the voxel axes, legacy basis."""
     import numpy as np
 
     from . import io

@@ -26,7 +26,7 @@ def nodes(n: int) -> Array:
 
 
 def corners(points: Array, n: int) -> tuple[NDArray[np.int64], Array]:
-    """Nodes (m, 4) around points (m, 3), and their bilinear weights; a point and its opposite agree."""
+    """Nodes (m, 4) around points (m, 3), and bilinear weights; a point and its opposite agree."""
     face = np.abs(points).argmax(1)
     turned = np.take_along_axis(points, (face[:, None] + np.arange(3)) % 3, 1)
     middle = turned[:, :1] == 0  # the centre itself

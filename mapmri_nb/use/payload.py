@@ -43,7 +43,7 @@ def part(fit: MapmriFit, keep: NDArray[Any]) -> MapmriFit:
 
 
 class Grid:
-    """The voxels that a report shows: canonical, cropped to the mask, every `step`-th of each axis."""
+    """The voxels that a report shows: canonical, cropped to the mask, every `step`-th an axis."""
 
     def __init__(
         self, mask: NDArray[np.bool_], orientation: Orientation, maps: int, most: int | None = None

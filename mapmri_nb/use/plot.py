@@ -444,8 +444,9 @@ def _glyphs(
     figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_], options: dict[str, Any],
     background: tuple[str, str],
 ) -> None:  # fmt: skip
-    """The ODFs of the voxels `keep` (rows, columns) of a slice, painted over a map of it (its name and
-    units).
+    """
+    The ODFs of the voxels `keep` (rows, columns) of a slice, painted over the map `background`
+    (name, units).
     """
     s, scale = options.get("s", 2.0), options.get("scale", 0.5)
     numbers = np.full(fit.mask.shape, -1)

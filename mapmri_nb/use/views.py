@@ -223,7 +223,7 @@ class View(NamedTuple):
 
     @property
     def screen(self) -> Array:
-        """Canonical voxel axes behind the screen's: right, up, toward the viewer; rows of a matrix."""
+        """Canonical voxel axes behind the screen's (right, up, toward the viewer) as rows."""
         side = -1.0 if self.mirrored else 1.0
         rows = np.eye(3)[[self.right, self.up, self.axis]]
         return rows * [[side], [1.0], [side * (-1.0 if self.axis == 1 else 1.0)]]
