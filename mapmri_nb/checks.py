@@ -146,19 +146,20 @@ def aligned(
                 return data
             if not turn:
                 raise ValueError(
-                    f"{name}: its axes are stored in another order or direction than the data's, and "
-                    "its components would have to turn with them: resample it onto the data"
+                    f"{name}: its axes are stored in another order or direction than the data's, "
+                    "and its components would have to turn with them: resample it onto the data"
                 )
             log.info("%s: its axes are stored otherwise than the data's; turned to them", name)
             values = np.asarray(data).transpose(*order, *range(3, len(data.shape)))
             return np.asfortranarray(values[tuple(slice(None, None, -1 if f else 1) for f in flip)])
     places = [
-        f"shape {tuple(n)}, voxels of {np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()} mm, origin "
-        f"{a[:3, 3].round(2).tolist()}"
+        f"shape {tuple(n)}, voxels of {np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()} mm, "
+        f"origin {a[:3, 3].round(2).tolist()}"
         for n, a in ((data.shape[:3], image.affine), (shape, affine))
     ]
     raise ValueError(
-        f"{name}: it lies elsewhere than the data ({places[0]}; {places[1]}): resample it onto the data"
+        f"{name}: it lies elsewhere than the data ({places[0]}; {places[1]}): resample it onto the "
+        "data"
     )
 
 
@@ -176,8 +177,9 @@ def negative(count: int, voxels: int, gtab: GradientTable) -> None:
     """Warn where many samples of the voxels with signal are negative, which no magnitude is."""
     if (share := count / max(voxels * len(gtab), 1)) > MOST_NEGATIVE:
         log.warning(
-            "%.2g %% of the samples are negative, which no magnitude is (ringing of an interpolation, a bias "
-            "taken off?): they count as they are, and a model of the noise leaves them out",
+            "%.2g %% of the samples are negative, which no magnitude is (ringing of an "
+            "interpolation, a bias taken off?): they count as they are, and a model of the noise "
+            "leaves them out",
             100 * share,
         )
 
@@ -195,8 +197,9 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
     top, low = (part[mark].mean() for mark in (q > 0.95 * np.nanmax(q), q < 1.05 * np.nanmin(q)))
     if top > PILED_UP and top > 3 * low:
         log.warning(
-            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak signals that were "
-            "clipped? As missing samples they bias the fit; zero_is_missing=False takes them as data",
+            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak "
+            "signals that were clipped? As missing samples they bias the fit; "
+            "zero_is_missing=False takes them as data",
             100 * top,
             100 * low,
         )
@@ -267,8 +270,8 @@ def field_frame(frame: str, affine: Array | None) -> None:
     """A ValueError where the components of FSL's gradient non-linearity are not along `frame`."""
     if not np.allclose(axes(affine, "image", frame), np.eye(3), atol=1e-6):
         raise ValueError(
-            "grad_dev: its components are along the axes of FSL's b-vectors, the gradient table's are of the "
-            f"{frame} frame: give the table by FSL's b-vectors"
+            "grad_dev: its components are along the axes of FSL's b-vectors, the gradient table's "
+            f"are of the {frame} frame: give the table by FSL's b-vectors"
         )
 
 
@@ -291,12 +294,14 @@ def field_rows(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
         F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
     if F.shape != (*inside.shape, 3, 3):
         raise ValueError(
-            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
+            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not "
+            f"{F.shape}"
         )
     rows = np.ascontiguousarray(F[inside])
     if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
         raise ValueError(
-            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
+            "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is "
+            f"{np.abs(rows).max()}"
         )
     return rows
 

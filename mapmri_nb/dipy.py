@@ -98,7 +98,8 @@ class MapmriModel:
         self.deltas_given = taus is not None
         if taus is None:
             _warn(
-                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices have no true units"
+                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices "
+                "have no true units"
             )
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
@@ -250,7 +251,8 @@ class MapmriFit:
         """
         if self.model.anisotropic_scaling:
             raise ValueError(
-                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both bases"
+                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both "
+                "bases"
             )
         return self._rows(
             directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy")
@@ -323,11 +325,13 @@ class MapmriFit:
     def _check_non_gaussianity(self) -> None:
         if self.model.bval_threshold > 2000.0:
             _warn(
-                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be physically meaningful"
+                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be "
+                "physically meaningful"
             )
         if not self.model.anisotropic_scaling:
             raise ValueError(
-                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves both bases"
+                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves "
+                "both bases"
             )
 
     def fitted_signal(self, gtab: Any = None) -> Any:
@@ -457,7 +461,8 @@ def _table(gtab: Any, taus: Array) -> GradientTable:
     table = GradientTable.of(gtab, tau=taus / unit)
     if unit > 1.0:
         _warn(
-            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds"
+            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as "
+            "seconds"
         )
         table.taus, table.qvals = table.taus * unit, table.qvals / unit**0.5
         table.qvecs = table.qvecs / unit**0.5

@@ -130,7 +130,8 @@ class MapmriFit:
         keep = np.asarray(mask)
         if keep.dtype != bool or keep.shape != self.mask.shape:
             raise ValueError(
-                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
+                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of "
+                f"{keep.shape}"
             )
         rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
         return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
@@ -456,7 +457,8 @@ class MapmriFit:
             scale = scale[self.mask]
         if scale.shape not in ((), self.S0.shape):
             raise ValueError(
-                f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}"
+                f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not "
+                f"{scale.shape}"
             )
         out = np.ascontiguousarray(out * scale[..., None])
         if noisy:

@@ -217,7 +217,8 @@ class GradientTable:
             return table
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
             raise ValueError(
-                f"gtab must be a GradientTable or have bvals and bvecs, not a {type(table).__name__}"
+                "gtab must be a GradientTable or have bvals and bvecs, not a "
+                f"{type(table).__name__}"
             )
         big, small = (
             getattr(table, name, None) if tau is None else None
@@ -354,7 +355,8 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
         return given
     if missing:
         raise ValueError(
-            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no units"
+            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no "
+            "units"
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")

@@ -122,9 +122,9 @@ class MapmriModel:
             self._warn_of_shells()
             if len(self.gtab) < needed:
                 raise ValueError(
-                    f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)}"
-                    " volumes: without a Laplacian they are not determined; pass laplacian=0.2 or a "
-                    "smaller order"
+                    f"radial_order: {self.order} has {needed} coefficients, the table "
+                    f"{len(self.gtab)} volumes: without a Laplacian they are not determined; pass "
+                    "laplacian=0.2 or a smaller order"
                 )
         self.engine = Engine(self._plan(use, needed), self._solver())
 
@@ -158,13 +158,14 @@ class MapmriModel:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
         if not b0.any():
             raise ValueError(
-                f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
-                f"the smallest b is {b.min():g} s/mm2"
+                "gtab: fitting needs at least one b0 volume (b <= b0_threshold = "
+                f"{self.gtab.b0_threshold}); the smallest b is {b.min():g} s/mm2"
             )
         if b.max() <= max(self.gtab.b0_threshold, checks.LEAST_B):
             raise ValueError(
                 f"gtab has no weighted volume: its largest b is {b.max():g} s/mm2 (b0_threshold is "
-                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b in s/mm2"
+                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b "
+                "in s/mm2"
             )
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
         design = np.column_stack(
@@ -175,14 +176,14 @@ class MapmriModel:
         )
         if np.linalg.matrix_rank(design) < 7:
             raise ValueError(
-                f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor; "
-                "pass bval_threshold=None or a larger one"
+                f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not "
+                "determine a tensor; pass bval_threshold=None or a larger one"
             )
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
         if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
             log.warning(
-                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% at an SNR of 20; "
-                "a larger bval_threshold (or None) takes more volumes",
+                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% "
+                "at an SNR of 20; a larger bval_threshold (or None) takes more volumes",
                 use.sum(), bval_threshold, 5 * spread,
             )  # fmt: skip
         return use
@@ -206,9 +207,10 @@ class MapmriModel:
         )
         shells = ", ".join(f"{count} at b = {b:.0f}" for b, count in self.gtab.shells())
         raise ValueError(
-            f"radial_order: {self.order} is not determined by these measurements without a Laplacian or positivity "
-            f"(condition number {found:.2g} > {MAX_CONDITION:g}; shells: {shells}). The largest safe order is {safe}; "
-            "or pass laplacian=0.2 or positivity='global'"
+            f"radial_order: {self.order} is not determined by these measurements without a "
+            f"Laplacian or positivity (condition number {found:.2g} > {MAX_CONDITION:g}; shells: "
+            f"{shells}). The largest safe order is {safe}; or pass laplacian=0.2 or "
+            "positivity='global'"
         )
 
     def _warn_of_shells(self) -> None:
@@ -216,8 +218,8 @@ class MapmriModel:
         shells = self.gtab.shells()
         if self.order > 2 * len(shells):
             log.warning(
-                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at most, what is above "
-                "it follows from the regularisation alone",
+                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at "
+                "most, what is above it follows from the regularisation alone",
                 self.order,
                 len(shells),
                 "s" * (len(shells) > 1),

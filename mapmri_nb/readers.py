@@ -297,8 +297,8 @@ def _expected(bvals: Array, rows: Array, length: Array, weighted: Bools) -> Arra
     row = [float(f"{x:.4g}") for x in rows[i]]
     text = f"bvecs[{i}] = {row} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1"
     raise ValueError(
-        f"{text}. Is it a direction only: bvec_scaling='normalise'; or is b nominal and the true one "
-        f"b |v|^2 = {bvals[i] * min(length[i], 1e9) ** 2:.4g}: bvec_scaling='amplitude'"
+        f"{text}. Is it a direction only: bvec_scaling='normalise'; or is b nominal and the true "
+        f"one b |v|^2 = {bvals[i] * min(length[i], 1e9) ** 2:.4g}: bvec_scaling='amplitude'"
     )
 
 
@@ -358,8 +358,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
     if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
         raise ValueError(
-            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is {most / 1e6:g} s: "
-            "give big_delta and small_delta in seconds"
+            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is "
+            f"{most / 1e6:g} s: give big_delta and small_delta in seconds"
         )
     found = {name: value / per_second for name, value in found.items()}
     text = ", ".join(f"{name} {_span(value)} s" for name, value in found.items())

@@ -14,9 +14,11 @@ from .tables import arguments, table_of
 log = logging.getLogger("mapmri_nb")
 
 SAMPLE_NOTES = (
-    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and delta 30 ms are",
+    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and "
+    "delta 30 ms are",
     "  ASSUMED, and every index with a length in it scales with them.",
-    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
+    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., "
+    "ISMRM 2016.",
 )
 
 
@@ -163,7 +165,8 @@ def predict(args: argparse.Namespace) -> list[Path]:
     ]
     if given and not (args.bval or args.grad):
         raise ValueError(
-            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own"
+            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has "
+            "its own"
         )
     (fit, affine, _, _), _ = _saved(args)
     gtab = fit.gtab

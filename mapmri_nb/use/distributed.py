@@ -135,7 +135,8 @@ def fit(
 
     if data.shape[-1:] != (len(model.gtab),):
         raise ValueError(
-            f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}"
+            f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is "
+            f"{data.shape}"
         )
     checks.given("data", data)
     names = select(indices, model.basis, {n: i for n, i in TABLE.items() if i.size == 1})
@@ -144,7 +145,8 @@ def fit(
     if isinstance(mask, da.Array):  # is not computed here
         if mask.dtype.kind not in "biu" or mask.shape != shape:
             raise TypeError(
-                f"mask: a dask array must be bool and of shape {shape}, not {mask.dtype} and {mask.shape}"
+                f"mask: a dask array must be bool and of shape {shape}, not {mask.dtype} and "
+                f"{mask.shape}"
             )
         inside = mask.astype(bool)
     else:

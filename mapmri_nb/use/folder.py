@@ -75,7 +75,8 @@ PARTS = {  # rows of a fit: label, unit, description; other rows are kept under 
     "margin": (
         "margin",
         "1",
-        "how much of the reference polynomial can be taken off, as proved, with a sum of squares left",
+        "how much of the reference polynomial can be taken off, as proved, with a sum of squares "
+        "left",
     ),
 }
 
@@ -238,7 +239,8 @@ def save_fit(
     affine = fit.affine if affine is None else affine
     if affine is None:
         raise ValueError(
-            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to "
+            "scanner space in mm"
         )
     rows, where = fit.rows(), row_positions(fit.mask)
     parts = (
@@ -364,7 +366,8 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
             images[key], tails[key] = read_nii(model.with_name(part["File"])), part["Shape"]
             if images[key].data.size != math.prod((*shape, *tails[key])):
                 raise ValueError(
-                    f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}"
+                    f"{part['File']} has shape {images[key].data.shape}, not {shape} and "
+                    f"{tails[key]}"
                 )
         status, affine = images["status"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:

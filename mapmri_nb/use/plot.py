@@ -69,7 +69,8 @@ def compare_maps(
         raise ValueError(f"fit_labels: {len(fit_labels)} given for {len(fits)} fits")
     if len(map_labels or maps) != len(maps) or len(kwargs) != len(maps):
         raise ValueError(
-            f"map_labels, map_kwargs: as many as maps ({len(maps)}), not {len(map_labels or maps)}, {len(kwargs)}"
+            f"map_labels, map_kwargs: as many as maps ({len(maps)}), not "
+            f"{len(map_labels or maps)}, {len(kwargs)}"
         )
     columns = [[map_of(fit, name, units) for fit in fits] for name in maps]
     shapes = [m.values.shape for column in columns for m in column]

@@ -37,21 +37,24 @@ class Paper(NamedTuple):
 REFERENCES = {
     "ozarslan2013": Paper(
         "Özarslan et al. 2013",
-        "Özarslan, Evren and Koay, Cheng Guan and Shepherd, Timothy M. and Komlosh, Michal E. and İrfanoğlu, M. Okan"
-        " and Pierpaoli, Carlo and Basser, Peter J.",
-        "Mean apparent propagator (MAP) MRI: a novel diffusion imaging method for mapping tissue microstructure",
+        "Özarslan, Evren and Koay, Cheng Guan and Shepherd, Timothy M. and Komlosh, Michal E. and "
+        "İrfanoğlu, M. Okan and Pierpaoli, Carlo and Basser, Peter J.",
+        "Mean apparent propagator (MAP) MRI: a novel diffusion imaging method for mapping tissue "
+        "microstructure",
         "NeuroImage", "78", "16--32", 2013, "10.1016/j.neuroimage.2013.04.016",
     ),
     "fick2016": Paper(
         "Fick et al. 2016",
         "Fick, Rutger H. J. and Wassermann, Demian and Caruyer, Emmanuel and Deriche, Rachid",
-        "MAPL: Tissue microstructure estimation using Laplacian-regularized MAP-MRI and its application to HCP data",
+        "MAPL: Tissue microstructure estimation using Laplacian-regularized MAP-MRI and its "
+        "application to HCP data",
         "NeuroImage", "134", "365--385", 2016, "10.1016/j.neuroimage.2016.03.046",
     ),
     "delahaije2020": Paper(
         "Dela Haije et al. 2020",
         "Dela Haije, Tom and Özarslan, Evren and Feragen, Aasa",
-        "Enforcing necessary non-negativity constraints for common diffusion MRI models using sum of squares programming",
+        "Enforcing necessary non-negativity constraints for common diffusion MRI models using sum "
+        "of squares programming",
         "NeuroImage", "209", "116405", 2020, "10.1016/j.neuroimage.2019.116405",
     ),
     "craven1978": Paper(
@@ -63,13 +66,14 @@ REFERENCES = {
     "hosseinbor2013": Paper(
         "Hosseinbor et al. 2013",
         "Hosseinbor, A. Pasha and Chung, Moo K. and Wu, Yu-Chien and Alexander, Andrew L.",
-        "Bessel Fourier Orientation Reconstruction (BFOR): An analytical diffusion propagator reconstruction for hybrid"
-        " diffusion imaging and computation of q-space indices",
+        "Bessel Fourier Orientation Reconstruction (BFOR): An analytical diffusion propagator "
+        "reconstruction for hybrid diffusion imaging and computation of q-space indices",
         "NeuroImage", "64", "650--670", 2013, "10.1016/j.neuroimage.2012.08.072",
     ),
     "stellato2020": Paper(
         "Stellato et al. 2020",
-        "Stellato, Bartolomeo and Banjac, Goran and Goulart, Paul and Bemporad, Alberto and Boyd, Stephen",
+        "Stellato, Bartolomeo and Banjac, Goran and Goulart, Paul and Bemporad, Alberto and Boyd, "
+        "Stephen",
         "OSQP: an operator splitting solver for quadratic programs",
         "Mathematical Programming Computation", "12", "637--672", 2020, "10.1007/s12532-020-00179-2",
     ),
@@ -117,8 +121,8 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
 
     basis = f"{options['basis']} basis"
     text = [
-        f"The mean apparent propagator ({cite('ozarslan2013')}) was fitted with mapmri_nb {__version__}"
-        f" (mode {mode(options)}; {basis}, radial order {options['radial_order']})."
+        f"The mean apparent propagator ({cite('ozarslan2013')}) was fitted with mapmri_nb "
+        f"{__version__} (mode {mode(options)}; {basis}, radial order {options['radial_order']})."
     ]
     if (threshold := options.get("bval_threshold")) is not None:
         text.append(
@@ -135,11 +139,13 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
             "the signal's deviation from the scale tensor's Gaussian" if deviation else "the signal"
         )
         text.append(
-            f"The squared norm of the Laplacian of {of} was penalised ({cite('fick2016')}) with {how}."
+            f"The squared norm of the Laplacian of {of} was penalised ({cite('fick2016')}) with "
+            f"{how}."
         )
     if options["positivity"] == "global":
         text.append(
-            f"The propagator was constrained to be a sum of squares, hence nonnegative everywhere ({cite('delahaije2020')})."
+            "The propagator was constrained to be a sum of squares, hence nonnegative everywhere "
+            f"({cite('delahaije2020')})."
         )
     elif options["positivity"] == "grid":
         text.append("The propagator was constrained to be nonnegative on a grid of displacements.")
@@ -160,7 +166,8 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
     if options["positivity"] and options.get("solver") == "osqp":
         text.append(f"The quadratic programs were solved by OSQP ({cite('stellato2020')}).")
     text.append(
-        f"The q-space inverse variance is that of {cite('hosseinbor2013')}; other indices follow {cite('ozarslan2013')}."
+        f"The q-space inverse variance is that of {cite('hosseinbor2013')}; other indices follow "
+        f"{cite('ozarslan2013')}."
     )
     return " ".join(text), bibtex(keys)
 

@@ -312,7 +312,8 @@ def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
     rows = [
         (
             escape(f.what),
-            f"<span class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
+            "<span "
+            f"class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
             *map(escape, (f.measured, f.threshold, "" if f.fine else f.advice)),
         )
         for f in sorted(findings, key=lambda f: f.fine)
@@ -354,7 +355,8 @@ def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
         bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
         dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
         parts.append(
-            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' d='{dash}'/></g>"
+            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' "
+            f"d='{dash}'/></g>"
         )
     line = f"<path class='base' d='M0 {height - height / top:.1f}h{width:g}'/>"
     label = f"Residual of each of {n} volumes; {int(bad.sum())} stand out"

@@ -80,7 +80,8 @@ def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     if not known:
         names = (name for name, i in TABLE.items() if i.size == 1)
         raise ValueError(
-            f"maps: {name!r} is none of {', '.join([*names, *ALIASES, *OTHERS])}, nor a whole root of one"
+            f"maps: {name!r} is none of {', '.join([*names, *ALIASES, *OTHERS])}, nor a whole root "
+            "of one"
         )
     if base == "negative_mass":
         values = fit.negative()[1]
