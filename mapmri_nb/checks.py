@@ -16,9 +16,8 @@ Array = NDArray[np.float64]
 SOFT = 0.5  # a mask that is not two-valued is inside above it
 SAME_PLACE, NEAR = 0.05, 0.5  # voxels: the same grid, within rounding; shifted, but still meant
 MOST_NEGATIVE = 0.01  # of the samples of voxels with signal, without a warning
-PILED_UP = (
-    0.01  # part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
-)
+# part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
+PILED_UP = 0.01
 MOST_WEIGHT = 100.0  # 1/mm, of the Laplacian: GCV never goes above 10
 DIFFUSIVITIES = (1e-8, 1e-2)  # mm2/s: free water is 3e-3
 LEAST_B = 100.0  # s/mm2: the top shell is above it

@@ -174,9 +174,8 @@ class MapmriFit:
             raise ValueError(
                 f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
             )
-        if (
-            name == "ng" and self.isotropic
-        ):  # to the tensor's Gaussian, which is not the basis' own first function
+        # to the tensor's Gaussian, which is not the basis' own first function
+        if name == "ng" and self.isotropic:
             return _sine(self._radial_cosine(self.mu_tensor, 0))
         if name in ("pa", "pa_dti"):
             return propagator.propagator_anisotropy(
@@ -421,10 +420,8 @@ class MapmriFit:
         """
         from .use.directions import check_points
 
-        r, tables = (
-            check_points("points", points),
-            propagator.point_tables(self.order, propagator.PROPAGATOR),
-        )
+        r = check_points("points", points)
+        tables = propagator.point_tables(self.order, propagator.PROPAGATOR)
         checks.displacements(r)
         if frame is not None:
             r = turned(r, self.affine, frame, self.gtab.frame)

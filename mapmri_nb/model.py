@@ -23,9 +23,8 @@ from .kernels.origin import Rules
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
-MAX_CONDITION = (
-    5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
-)
+# of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
+MAX_CONDITION = 5e3
 FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
 SAME_B = 20.0  # s/mm2, above the smallest b: b0 volumes of one kind
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s

@@ -19,9 +19,8 @@ from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef,
 
 Array = NDArray[np.float64]
 
-QUIET = np.errstate(
-    all="ignore"
-)  # without the compiler NumPy warns of lanes that ended, which are computed but not used
+# without the compiler NumPy warns of lanes that ended, which are computed but not used
+QUIET = np.errstate(all="ignore")
 NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
 
 
@@ -88,9 +87,8 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
         np.zeros(len(rows), bool), np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     )
     good: NDArray[np.bool_] = np.isfinite(rows).sum(axis=1) == rows.shape[1]
-    origin = np.sum(
-        np.where(good[:, None], rows, 0.0) * origin_values(index_table(order)), axis=1
-    )  # alike for any V
+    # alike for any V
+    origin = np.sum(np.where(good[:, None], rows, 0.0) * origin_values(index_table(order)), axis=1)
     good &= origin > 0.0
     if proved is not None:
         done = good & (proved > 0.0)
@@ -188,9 +186,8 @@ def solve_osqp(
     info, c = np.zeros(4), np.full(n, np.nan)
     H, g = H[np.ix_(place, place)], g[place]
     try:
-        factor = np.linalg.cholesky(
-            H + cones.RIDGE * np.trace(H) / n * np.eye(n)
-        ).T  # unknowns: factor @ c
+        # unknowns: factor @ c
+        factor = np.linalg.cholesky(H + cones.RIDGE * np.trace(H) / n * np.eye(n)).T
     except np.linalg.LinAlgError:
         return sdp.UNANSWERED, c, info
     target, origin = np.linalg.solve(factor.T, g), np.linalg.solve(factor.T, B[place])
@@ -214,10 +211,8 @@ def solve_osqp(
         rows = np.block(
             [[np.eye(n), -A], [origin[None, :], np.zeros((1, K))], [np.zeros((K, n)), np.eye(K)]]
         )
-        low, high = (
-            np.r_[np.zeros(n), float(fixed), np.zeros(K)],
-            np.r_[np.zeros(n), 1.0 if fixed else np.inf, np.full(K, np.inf)],
-        )
+        low = np.r_[np.zeros(n), float(fixed), np.zeros(K)]
+        high = np.r_[np.zeros(n), 1.0 if fixed else np.inf, np.full(K, np.inf)]
         solver = osqp.OSQP()
         settings = {
             "eps_abs": 1e-6,

@@ -39,9 +39,8 @@ def _source_digest() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
-    if (
-        numba.config.BOUNDSCHECK
-    ):  # checked and unchecked objects must never be taken for one another
+    # checked and unchecked objects must never be taken for one another
+    if numba.config.BOUNDSCHECK:
         digest.update(b"boundscheck")
     return digest.hexdigest()[:12]
 

@@ -106,9 +106,8 @@ def tables(order: int) -> Tables:
     )
     x, weight = _points(order)
     K = _polynomials(x, monomials(order)) * weight[:, None] @ C
-    gaussian = np.linalg.solve(
-        C.T, B
-    )  # moments of N(0, 1): the integral of Gaussian times p is sum(aB)
+    # moments of N(0, 1): the integral of Gaussian times p is sum(aB)
+    gaussian = np.linalg.solve(C.T, B)
     gram, times = [], []
     Q, pairs = [], []
     Z = np.zeros((2, n + -n % 4, max(map(len, blocks))))
@@ -190,10 +189,8 @@ def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
             e = o + i * (i + 1) // 2 + k
             v[i], a[e] = a[e], every(0.0)
         f = 1.0 / d
-        v[k], a[r + k] = (
-            every(-1.0),
-            every(0.0),
-        )  # so the update also makes row and column k of the inverse
+        # so the update also makes row and column k of the inverse
+        v[k], a[r + k] = every(-1.0), every(0.0)
         for i in range(s):
             p, x = o + i * (i + 1) // 2, v[i] * f
             for j in range(i + 1):

@@ -155,9 +155,8 @@ def add(work: QpWork, q: int, p: int, free: float) -> None:
     d[q] -= alpha
     factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
     for k in range(z.size):
-        w[k] = (
-            z[k] - alpha * J[q, k]
-        ) * factor  # z = sum of d_i J_i is the search direction: no product needed
+        # z = sum of d_i J_i is the search direction: no product needed
+        w[k] = (z[k] - alpha * J[q, k]) * factor
     for i in range(q, J.shape[0]):
         f = d[i]
         for k in range(z.size):

@@ -107,9 +107,8 @@ def tables(order: int) -> LaplacianTables:
         for f in (plain(second_moment), plain(fourth_moment))
     )
     row, column = np.tril_indices(len(index))
-    x0, x2, x4 = (
-        x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4)
-    )  # (3, lower entries)
+    # (3, lower entries)
+    x0, x2, x4 = (x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4))
     terms = [x4[k] * x0[k - 1] * x0[k - 2] for k in range(3)]
     terms += [2.0 * x2[i] * x2[j] * x0[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0))]
     values = 2.0 * math.pi**2.5 * np.stack(terms, axis=1)

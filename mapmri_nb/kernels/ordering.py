@@ -232,9 +232,8 @@ def iso_to_aniso(order: int) -> Array:
                 radial = factorial(k) / (factorial(a) * factorial(b) * factorial(c))
                 for (px, py, pz), value in solid_harmonic(int(el), int(m)).items():
                     out[where[px + 2 * a, py + 2 * b, pz + 2 * c], col] += factor * radial * value
-    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(
-        order
-    )  # of H_n / sqrt(2^n n!)
+    # of H_n / sqrt(2^n n!)
+    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(order)
     return frozen(out / leading[:, None])
 
 

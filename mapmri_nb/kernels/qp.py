@@ -36,9 +36,8 @@ class GridRows(NamedTuple):
     changed (f > 0).
     """
 
-    values: (
-        Array  # (n, m) functions grouped by parity class down, points across; columns have norm 1
-    )
+    # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    values: Array
     order: IntArray  # (n,) position in DIPY's order of each function
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 

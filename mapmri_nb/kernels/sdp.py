@@ -222,9 +222,8 @@ def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> b
     inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
     low, high = pick(inside, 0.0, trial, a[LOW]), pick(on, inside, trial, a[HIGH])
     trial = pick(on, 0.0, pick(low, 0.0, 0.5 * (low + high), 0.75 * trial), trial)
-    wide = pick(
-        low, 0.0, precision * high - low, 1.0
-    )  # without a step yet, or with one known too coarsely
+    # without a step yet, or with one known too coarsely
+    wide = pick(low, 0.0, precision * high - low, 1.0)
     a[LOW], a[HIGH] = low, high
     t[0] = trial
     a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)

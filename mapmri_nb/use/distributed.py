@@ -82,10 +82,8 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
                         yield running.pop(future), *future.result()
 
             try:
-                for (
-                    slab,
-                    samples,
-                ) in slabs:  # the samples are part of the task: it can be repeated elsewhere
+                # the samples are part of the task: it can be repeated elsewhere
+                for slab, samples in slabs:
                     running[client.submit(_values, spec, names, samples, pure=False)] = slab
                     yield from finished(QUEUED * max(1, sum(client.nthreads().values())))
                 yield from finished(0)

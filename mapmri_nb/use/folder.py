@@ -299,17 +299,10 @@ def stage_fit(
         kind, fill = (
             (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
         )
-        name = map_name(
-            prefix, label, ".nii" if tail else ".nii.gz"
-        )  # the large ones can be memory-mapped
+        # the large ones can be memory-mapped
+        name = map_name(prefix, label, ".nii" if tail else ".nii.gz")
         pieces = volumes(columns, where, math.prod(shape), kind, fill)
-        write_nii(
-            stage / name,
-            pieces,
-            image_shape(shape, tail),
-            kind,
-            affine,
-        )
+        write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
         levels = (
             {"Levels": {str(flag.value): words for flag, words in MEANING.items()}}
             if key == "status"

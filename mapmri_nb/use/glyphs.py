@@ -98,10 +98,8 @@ def lay(tiles: NDArray[np.uint8], places: Array, columns: float, rows: float) ->
     size = (round(rows * pixels) + 2 * margin, round(columns * pixels) + 2 * margin, 4)
     out = np.zeros(size, np.uint8)
     for tile, (across, up) in zip(tiles, places, strict=True):
-        i, j = (
-            round(up * pixels - pixels / 2) + margin,
-            round(across * pixels - pixels / 2) + margin,
-        )
+        i = round(up * pixels - pixels / 2) + margin
+        j = round(across * pixels - pixels / 2) + margin
         spot = out[i : i + pixels, j : j + pixels]
         spot[tile[..., 3] > 0] = tile[tile[..., 3] > 0]
     return out[margin:-margin, margin:-margin]

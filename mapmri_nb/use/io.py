@@ -169,9 +169,8 @@ def read_nii(path: File) -> Image:
         source: Any = path
         if path.name.endswith(".gz"):
             require_space(tempfile.gettempdir(), size, f"unpack {path} (TMPDIR chooses the place)")
-            source = stack.enter_context(
-                tempfile.TemporaryFile()
-            )  # gone with its map, whatever happens
+            # gone with its map, whatever happens
+            source = stack.enter_context(tempfile.TemporaryFile())
             try:
                 packed = stack.enter_context(_packer().open(path))
                 shutil.copyfileobj(packed, source, 1 << 20)

@@ -96,10 +96,8 @@ class Grid:
         finite = rows[np.isfinite(rows)]
         least, high = (finite.min(), finite.max()) if finite.size else bounds
         low, middle = max(bounds[0] - (10 if self.fine else 0.5) * span, least), bounds[1]
-        top, tail = (
-            65535 if self.fine else 255,
-            max(np.log1p(max(high - middle, 0.0) / span), 1e-12),
-        )
+        top = 65535 if self.fine else 255
+        tail = max(np.log1p(max(high - middle, 0.0) / span), 1e-12)
         even = EVEN * (np.clip(shown, low, middle) - low) / (middle - low)
         beyond = (1 - EVEN) * np.log1p(np.clip(shown - middle, 0, None) / span) / tail
         code = np.where(
@@ -188,10 +186,8 @@ def each_voxel(
         code = np.round(2 + 253 * (1 + np.log10(np.clip(p, 10**-DECADES, 1)) / DECADES))
         planes.append(np.where(p < -(10**-DECADES), 0, np.where(p < 10**-DECADES, 1, code)))
     half_sphere = sphere(SPHERE).vertices[: SPHERE // 2]
-    stored, affine = (
-        orientation.stored(np.ascontiguousarray(half_sphere)),
-        orientation.stored_affine,
-    )
+    stored = orientation.stored(np.ascontiguousarray(half_sphere))
+    affine = orientation.stored_affine
     vectors = stored if affine is None else from_voxel(stored, affine, fit.gtab.frame)
     odf = np.maximum(some.odf(np.concatenate([vectors, -vectors])), 0)[:, : SPHERE // 2]
     peak = np.maximum(odf.max(1, keepdims=True), 1e-300)

@@ -327,15 +327,12 @@ class Ticks(mpl.ticker.MaxNLocator):
         low, high = axis.get_view_interval()
         self.set_params(nbins=5, steps=[1, 2, 5, 10])
         ticks = np.asarray(super().__call__())
-        ticks, room = (
-            ticks[(ticks >= low) & (ticks <= high)],
-            72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size),
-        )
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        room = 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)
         for step in range(1, len(ticks)):
             texts = axis.get_major_formatter().format_ticks(ticks[::step])
-            if (
-                sum(len(text) + 1 for text in texts) <= room
-            ):  # in digits, each 5 points wide at a size of 8
+            # in digits, each 5 points wide at a size of 8
+            if sum(len(text) + 1 for text in texts) <= room:
                 return ticks[::step]
         return ticks[len(ticks) // 2 :][:1]
 

@@ -142,10 +142,8 @@ def bootstrap(
     def resampled(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        rng, size = (
-            np.random.default_rng([int(seed), voxel.row]),
-            (int(n), -(-len(residual) // 16) * 2),
-        )
+        rng = np.random.default_rng([int(seed), voxel.row])
+        size = (int(n), -(-len(residual) // 16) * 2)
         bits = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
         if linear:
             return _values(fit, voxel.row, _signed(voxel.A, voxel.fitted, residual, bits), names)

@@ -21,11 +21,8 @@ ALIASES = {
     "ng_parallel": "ng_par",
     "ng_perpendicular": "ng_perp",
 }  # DIPY's names
-OTHERS = {
-    "rmse": "units of the data",
-    "r2": "1",
-    "negative_mass": "1",
-}  # maps that are no index, and their units
+# maps that are no index, and their units
+OTHERS = {"rmse": "units of the data", "r2": "1", "negative_mass": "1"}
 LABELS = {  # as mathtext; other names in capitals
     "ng_par": r"NG$_\parallel$",
     "ng_perp": r"NG$_\perp$",
