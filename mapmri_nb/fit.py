@@ -158,7 +158,8 @@ class MapmriFit:
             block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
             self._hermite = np.array(out[:, : len(self.coef)].T, order="C")
             tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
-            frames.turn(self._hermite, self.R, tables, index, root, False)
+            back = np.ascontiguousarray(np.swapaxes(self.R, 1, 2))
+            frames.turn(self._hermite, back, tables, index, root)
         return self._hermite
 
     def index_rows(self, name: str) -> Array:

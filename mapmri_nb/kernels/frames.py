@@ -178,21 +178,19 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
 
 
 @kernel()
-def turn(
-    coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool
-) -> None:
+def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
     """
     Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
-    From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R
-    may have any sign.
+    From the frame R (V, 3, 3) of each row to the fixed frame (the transposes of R turn them back).
+    Columns of R may have any sign. sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a polynomial,
+    degree by degree; root (n,) is sqrt(n1! n2! n3!).
     """
     M, angles = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH))
-    frame = np.zeros((3, 3))
-    sign, last = np.zeros((3, WIDTH)), coef.shape[0] - 1
+    frame, sign = np.zeros((3, 3)), np.zeros((3, WIDTH))
     for first in range(0, coef.shape[0], WIDTH):
         for l in range(WIDTH):
-            v = min(first + l, last)
+            v = min(first + l, coef.shape[0] - 1)
             flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
             for i in range(3):
                 for j in range(3):
@@ -204,8 +202,8 @@ def turn(
                     dot += frame[i, j] * R[v, i, j]
                 sign[j, l] = -1.0 if dot < 0.0 else 1.0
             for i in range(root.size):
-                M[i, l] = coef[v, i] * (parity_sign(index[i], sign, l) if inverse else 1.0)
-        rotation.turn_coefficients(t.shears_low, angles, root, inverse, M)
+                M[i, l] = coef[v, i] * parity_sign(index[i], sign, l) / root[i]
+        rotation.rotate_back(t.shears_low, angles, M)
         for l in range(min(WIDTH, coef.shape[0] - first)):
             for i in range(root.size):
-                coef[first + l, i] = M[i, l] * (1.0 if inverse else parity_sign(index[i], sign, l))
+                coef[first + l, i] = M[i, l] * root[i]

@@ -146,7 +146,7 @@ def forms(coef: Array, mu: Array, R: Array, order: int, s: float) -> Forms:
 
     def piece(start: int, stop: int) -> None:
         form_rows(c, m, f, table, order, float(s), p, A, start, stop)
-        frames.turn(p[start:stop], f[start:stop], tables, index, one, True)
+        frames.turn(p[start:stop], f[start:stop], tables, index, one)
 
     spread(piece, len(c), WIDTH, n_threads(None))
     return Forms(p, A, (3 + s + order) / 2)

@@ -136,15 +136,6 @@ def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> N
             m[pairs[k, 1]] += f * m[pairs[k, 0]]
 
 
-@kernel(fastmath=CONTRACT)
-def _shear_adjoint_inverse(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
-    """The inverse of `_shear_adjoint`."""
-    for l in range(0, M.shape[1], WIDTH):
-        m, f = rows(M, l), sign * rows(t, l)[row]
-        for k in range(pairs.shape[0]):
-            m[pairs[k, 1]] -= f * m[pairs[k, 0]]
-
-
 @kernel()
 def rotate(shears: Pairs, angles: Array, M: Array) -> None:
     """
@@ -187,36 +178,3 @@ def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
         _shear_adjoint(first, angles, 2 * k, 1.0, M)
         _shear_adjoint(second, angles, 2 * k + 1, -1.0, M)
         _shear_adjoint(first, angles, 2 * k, 1.0, M)
-
-
-@kernel()
-def rotate_polynomial(shears: Pairs, angles: Array, M: Array) -> None:
-    """The inverse of `rotate_back`: a polynomial in the fixed frame to the voxel's frame."""
-    for k in range(3):
-        first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
-        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
-        _shear_adjoint_inverse(second, angles, 2 * k + 1, -1.0, M)
-        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
-
-
-@kernel()
-def turn_coefficients(shears: Pairs, angles: Array, root: Array, inverse: bool, M: Array) -> None:
-    """
-    Rotate Hermite coefficients at equal scales, in place: fixed frame to voxel frame, or back where
-    `inverse`.
-
-    M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!)
-    transforms as a polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
-    """
-    for l in range(0, M.shape[1], WIDTH):
-        m = rows(M, l)
-        for r in range(root.size):
-            m[r] /= root[r]
-    if inverse:
-        rotate_back(shears, angles, M)
-    else:
-        rotate_polynomial(shears, angles, M)
-    for l in range(0, M.shape[1], WIDTH):
-        m = rows(M, l)
-        for r in range(root.size):
-            m[r] *= root[r]
