@@ -10,6 +10,7 @@ lists where they differ and why.
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable
@@ -61,35 +62,26 @@ class MapmriModel:
     dipy_compat : return DIPY's own (wrong) QIV, NG_par and NG_perp.
     """
 
+    gtab: Any
+    radial_order: int
+    anisotropic_scaling: bool
+    bval_threshold: float
+    dipy_compat: bool
+
     def __init__(
         self, gtab: Any, radial_order: int = 6, laplacian_regularization: bool = True,
-        laplacian_weighting: float | str | ArrayLike | None = 0.2, positivity_constraint: bool = False,
-        global_constraints: bool = False, pos_grid: int = 15, pos_radius: float | str = "adaptive",
-        anisotropic_scaling: bool = True, eigenvalue_threshold: float = 1e-04, bval_threshold: float | None = np.inf,
-        dti_scale_estimation: bool = True, static_diffusivity: float = 0.7e-3, cvxpy_solver: str | None = None,
-        dipy_compat: bool = False,
+        laplacian_weighting: float | str | ArrayLike | None = 0.2,
+        positivity_constraint: bool = False, global_constraints: bool = False, pos_grid: int = 15,
+        pos_radius: float | str = "adaptive", anisotropic_scaling: bool = True,
+        eigenvalue_threshold: float = 1e-04, bval_threshold: float | None = np.inf,
+        dti_scale_estimation: bool = True, static_diffusivity: float = 0.7e-3,
+        cvxpy_solver: str | None = None, dipy_compat: bool = False,
     ) -> None:  # fmt: skip
-        self.gtab, self.radial_order = gtab, radial_order
-        self.laplacian_regularization, self.laplacian_weighting = (
-            laplacian_regularization,
-            laplacian_weighting,
-        )
         global_constraints = bool(global_constraints) or pos_radius == "infinity"
-        self.positivity_constraint, self.global_constraints = (
-            positivity_constraint,
-            global_constraints,
-        )
-        self.pos_grid, self.pos_radius = pos_grid, pos_radius
-        self.anisotropic_scaling, self.eigenvalue_threshold = (
-            anisotropic_scaling,
-            eigenvalue_threshold,
-        )
-        self.dti_scale_estimation, self.static_diffusivity = (
-            dti_scale_estimation,
-            static_diffusivity,
-        )
-        self.cvxpy_solver, self.dipy_compat = cvxpy_solver, dipy_compat
-        self.bval_threshold = np.inf if bval_threshold is None else bval_threshold
+        bval_threshold = np.inf if bval_threshold is None else bval_threshold
+        for name, value in locals().copy().items():
+            if name != "self":
+                setattr(self, name, value)  # DIPY's attributes are its arguments
         if cvxpy_solver is not None:
             _warn(f"cvxpy_solver = {cvxpy_solver!r} is ignored: mapmri_nb has solvers of its own")
         if global_constraints and not positivity_constraint:
@@ -103,35 +95,23 @@ class MapmriModel:
             )
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
+        positivity = ("global" if global_constraints else "grid") if positivity_constraint else None
+        below = None if bval_threshold == np.inf else float(np.nextafter(bval_threshold, 0.0))
+        static = None if anisotropic_scaling or dti_scale_estimation else static_diffusivity
         self._core = _Core(
-            _table(gtab, taus),
-            radial_order,
-            (pos_grid, pos_radius),
+            _table(gtab, taus), radial_order, (pos_grid, pos_radius),
             basis="anisotropic" if anisotropic_scaling else "isotropic",
-            laplacian=weights if laplacian_regularization else None,
-            positivity=("global" if global_constraints else "grid")
-            if positivity_constraint
-            else None,
-            bval_threshold=None
-            if self.bval_threshold == np.inf
-            else float(np.nextafter(self.bval_threshold, 0.0)),
-            eigenvalue_threshold=eigenvalue_threshold,
-            laplacian_of="signal",
-            scale="tensor",
-            S0="b0" if positivity_constraint else "free",
-            static_diffusivity=None
-            if anisotropic_scaling or dti_scale_estimation
-            else static_diffusivity,
-        )
-        self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < self.bval_threshold
-        self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(
-            radial_order
-        )
-        self.Bm = (
-            ordering.origin_values(self.ind_mat)
-            if anisotropic_scaling
-            else ordering.iso_origin_values(radial_order)
-        )
+            laplacian=weights if laplacian_regularization else None, positivity=positivity,
+            bval_threshold=below, eigenvalue_threshold=eigenvalue_threshold, laplacian_of="signal",
+            scale="tensor", S0="b0" if positivity_constraint else "free", static_diffusivity=static,
+        )  # fmt: skip
+        self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < bval_threshold
+        if anisotropic_scaling:
+            self.ind_mat = ordering.index_table(radial_order)
+            self.Bm = ordering.origin_values(self.ind_mat)
+        else:
+            self.ind_mat = ordering.iso_index_table(radial_order)
+            self.Bm = ordering.iso_origin_values(radial_order)
 
     def __getattr__(self, name: str) -> Array:
         """
@@ -233,10 +213,8 @@ class MapmriFit:
         """
         0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge.
         """
-        no_fit, not_converged = (
-            self._fit.status & int(flag) != 0 for flag in (Status.NO_FIT, Status.NOT_CONVERGED)
-        )
-        return self._rows(no_fit + 1 * not_converged)
+        no_fit = self._fit.status & int(Status.NO_FIT) != 0
+        return self._rows(no_fit + 1 * (self._fit.status & int(Status.NOT_CONVERGED) != 0))
 
     def odf(self, sphere: Any, s: float = 2) -> Any:
         """
@@ -277,12 +255,8 @@ class MapmriFit:
             terms = (-1.0) ** (n.sum(1) // 2) * B * ((1 + 2 * n) @ (mu**-2.0).T).T
             terms = terms / (4 * math.pi**2 * math.sqrt(8 * math.pi**3) * mu.prod(1))[:, None]
         else:
-            terms = (
-                (-1.0) ** (n[:, 0] - 1)
-                * (4 * n[:, 0] - 1)
-                * B
-                / (8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5)
-            )
+            j, unit = n[:, 0], 8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5
+            terms = (-1.0) ** (j - 1) * (4 * j - 1) * B / unit
         return self._rows((coef / terms).sum(1))
 
     def ng(self) -> Any:
@@ -352,11 +326,8 @@ class MapmriFit:
         table, q = qvals_or_gtab, qvals_or_gtab
         if not isinstance(table, np.ndarray):
             own = _taus(table) if self.model.deltas_given else None
-            q = (
-                np.sqrt(table.bvals / (self.model.tau if own is None else own))[:, None]
-                / (2 * np.pi)
-                * table.bvecs
-            )
+            length = np.sqrt(table.bvals / (self.model.tau if own is None else own))
+            q = length[:, None] / (2 * np.pi) * table.bvecs
         tables = propagator.point_tables(self.radial_order, propagator.SIGNAL)
         coef, q = self._fit.hermite_coef(), np.ascontiguousarray(q, dtype=np.float64)
         signal = propagator.values_at(coef, self._fit.mu, self._fit.R, q, tables)
@@ -404,13 +375,10 @@ class _Ball(GridSolver):
         super().__init__(order, "osqp", fixed=True)
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
-        adaptive = pos_radius == "adaptive"
-        if not adaptive and (
-            isinstance(pos_radius, str) or pos_radius is None or not float(pos_radius) > 0
-        ):
-            raise ValueError(
-                f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}"
-            )
+        adaptive, number = pos_radius == "adaptive", isinstance(pos_radius, numbers.Real)
+        if not (adaptive or (number and float(pos_radius) > 0)):
+            text = "pos_radius must be 'adaptive' or a positive length in mm"
+            raise ValueError(f"{text}, not {pos_radius!r}")
         self.radius = 0.0 if adaptive else float(pos_radius)
         self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 

@@ -64,9 +64,11 @@ def checked(given: dict[str, Any], gtab: GradientTable) -> dict[str, Any]:
         threshold = scales.scale_threshold(gtab)
     elif threshold is not None:
         _positive("bval_threshold", threshold, "in s/mm2, 'auto' or None")
-    if not (weight is None or isinstance(weight, str)):
-        array = laplacian_weights(weight)
-        weight = array.tolist() if np.ndim(weight) else float(array[0])
+    weights = laplacian_weights(weight)
+    if isinstance(weight, str):
+        weight = "gcv"
+    elif weight is not None:
+        weight = weights.tolist() if np.ndim(weight) else float(weights[0])
     kept = {"radial_order": int(order), "laplacian": weight, "bval_threshold": threshold}
     kept |= {"coils": int(coils), "zero_is_missing": bool(given["zero_is_missing"])}
     return {name: kept.get(name, value) for name, value in given.items() if name != "preset"}
