@@ -58,14 +58,15 @@ class GradientTable:
 
     Examples
     --------
-    >>> table = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]], big_delta=0.0431, small_delta=0.0106)
+    >>> table = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]], 0.0431, 0.0106)
     >>> print(len(table), round(table.qvals[1], 3))
     2 25.302
     """
 
     def __init__(
-        self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
-        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
+        self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None,
+        small_delta: ArrayLike | None = None, tau: ArrayLike | None = None,
+        b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
     ) -> None:  # fmt: skip
         self.frame, self.b0_threshold = _frame(frame), float(_floats("b0_threshold", b0_threshold))
         if self.b0_threshold < 0:
@@ -99,8 +100,11 @@ class GradientTable:
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
-            text = f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs one (within"
-            raise ValueError(f"{text} {TAU_SPREAD:.0%}): take the table apart with table[select]")
+            text = (
+                f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs"
+            )
+            within = f"one (within {TAU_SPREAD:.0%})"
+            raise ValueError(f"{text} {within}: take the table apart with table[select]")
         return mean
 
     def __len__(self) -> int:
@@ -130,7 +134,8 @@ class GradientTable:
 
     def __repr__(self) -> str:
         shells = ", ".join(f"{count} x {b:.0f}" for b, count in self.shells())
-        return f"GradientTable({len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}; tau {self.taus.mean():.5g} s)"
+        volumes = f"{len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}"
+        return f"GradientTable({volumes}; tau {self.taus.mean():.5g} s)"
 
     def shells(self) -> list[tuple[float, int]]:
         """
@@ -360,7 +365,10 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
-    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then it is"
+    text = (
+        f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then "
+    )
+    text += "it is"
     text += f" {1000 * small.min():.6g} s: give both in seconds"
     _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
     return given

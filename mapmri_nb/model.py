@@ -74,8 +74,8 @@ class MapmriModel:
     Examples
     --------
     >>> import mapmri_nb as mapmri
-    >>> gtab = mapmri.GradientTable([0, 1000, 1000, 1000, 2000, 2000, 2000],
-    ...     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], 0.04, 0.01)
+    >>> bvecs = [[0, 0, 0], *[[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2]
+    >>> gtab = mapmri.GradientTable([0, *[1000] * 3, *[2000] * 3], bvecs, 0.04, 0.01)
     >>> mapmri.MapmriModel(gtab, radial_order=2).n_coef
     7
     """
@@ -168,12 +168,8 @@ class MapmriModel:
                 "in s/mm2"
             )
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
-        design = np.column_stack(
-            [
-                tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0),
-                np.ones(use.sum()),
-            ]
-        )
+        design = tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0)
+        design = np.column_stack([design, np.ones(use.sum())])
         if np.linalg.matrix_rank(design) < 7:
             raise ValueError(
                 f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not "
@@ -217,15 +213,12 @@ class MapmriModel:
         """Beyond an order of twice the number of shells, a Laplacian or positivity decides."""
         shells = self.gtab.shells()
         if self.order > 2 * len(shells):
+            values, plural = ", ".join(f"{b:.0f}" for b, _ in shells), "s" * (len(shells) > 1)
             log.warning(
                 "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at "
                 "most, what is above it follows from the regularisation alone",
-                self.order,
-                len(shells),
-                "s" * (len(shells) > 1),
-                ", ".join(f"{b:.0f}" for b, _ in shells),
-                2 * len(shells),
-            )
+                self.order, len(shells), plural, values, 2 * len(shells),
+            )  # fmt: skip
 
     def _solver(self) -> Solver:
         """What turns normal equations into coefficients."""
@@ -256,9 +249,9 @@ class MapmriModel:
             and (o["scale"], static) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
         )
-        rounding = (
-            moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
-        )
+        rounding = moments.LARGEST_ROUNDING
+        if self.unregularised:
+            rounding = moments.LARGEST_ROUNDING_ALONE
         u0 = 0.0 if static is None else math.sqrt(2.0 * static * gtab.tau)
         return blocks.Plan(
             self.order,
@@ -396,10 +389,10 @@ def _slabs(
     number = np.full(inside.shape, -1, np.int64)
     number[inside] = np.arange(int(inside.sum()))
     axis, data = 0, arrays[0]
-    slowest_last = not isinstance(data, np.ndarray) or (
-        data.flags.f_contiguous and not data.flags.c_contiguous
-    )
-    if inside.ndim > 1 and slowest_last:
+    first_slowest = isinstance(data, np.ndarray)
+    if first_slowest:
+        first_slowest = data.flags.c_contiguous or not data.flags.f_contiguous
+    if inside.ndim > 1 and not first_slowest:
         axis = inside.ndim - 1
     pieces = inside.shape[axis] if inside.ndim else 1
     step = max(1, CHUNK * pieces // max(inside.size, 1))

@@ -28,17 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Solver
-from .kernels import blocks, constrained, qp, status
+from .kernels import blocks, constrained, ordering, qp, status
 from .kernels.factors import RIDGE
 from .kernels.hermite import propagator_rows
-from .kernels.ordering import (
-    class_bounds,
-    class_permutation,
-    frozen,
-    index_table,
-    n_coef,
-    origin_values,
-)
 
 Array = NDArray[np.float64]
 
@@ -73,9 +65,8 @@ def grid_points(order: int, radius: float | None = None, spacing: float | None =
     / sqrt(2N+1).
     """
     reach = sqrt(2.0 * order + 1.0)
-    return half_ball(
-        reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True
-    )
+    radius = reach + 1.4 if radius is None else radius
+    return half_ball(radius, 3.2 / reach if spacing is None else spacing, True)
 
 
 def half_ball(radius: float, side: float, centred: bool) -> Array:
@@ -98,18 +89,22 @@ def constraint_rows(order: int, points: Array) -> Array:
     K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16
     over the grid.
     """
-    K = np.empty((len(points), n_coef(order)))
+    K = np.empty((len(points), ordering.n_coef(order)))
     # writable, as other callers' are
-    propagator_rows(np.array(points), np.ones(3), index_table(order), K)
+    propagator_rows(np.array(points), np.ones(3), ordering.index_table(order), K)
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 
 def make_grid(order: int, points: Array) -> Grid:
     """Rows of both solvers for half-space points symmetric under a change of sign of any axis."""
     octant = points[np.all(points >= 0, axis=1)]
-    values = np.ascontiguousarray(constraint_rows(order, octant)[:, class_permutation(order)].T)
-    rows = qp.GridRows(frozen(values), class_permutation(order), class_bounds(order))
-    return Grid(frozen(points), frozen(constraint_rows(order, points)), rows)
+    values = np.ascontiguousarray(
+        constraint_rows(order, octant)[:, ordering.class_permutation(order)].T
+    )
+    rows = qp.GridRows(
+        ordering.frozen(values), ordering.class_permutation(order), ordering.class_bounds(order)
+    )
+    return Grid(ordering.frozen(points), ordering.frozen(constraint_rows(order, points)), rows)
 
 
 @lru_cache
@@ -169,8 +164,8 @@ def _osqp(
     P, q, A, low, high = problem
     solver = osqp.OSQP(algebra="builtin")
     solver.setup(
-        csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows],
-        verbose=False, scaling=0, eps_abs=eps, eps_rel=eps, max_iter=max_iter, polishing=True, warm_starting=False,
+        csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows], verbose=False, scaling=0,
+        eps_abs=eps, eps_rel=eps, max_iter=max_iter, polishing=True, warm_starting=False,
     )  # fmt: skip
     result = solver.solve(raise_error=False)
     return np.asarray(result.x, float), int(result.info.iter)
@@ -216,9 +211,8 @@ def solve_osqp(
             break
         p = K @ trial
         held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
-        z, more = _osqp(
-            problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11), 20000
-        )
+        rows, eps = np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11)
+        z, more = _osqp(problem, rows, eps, 20000)
         iterations += more
     c = pull(B, K, c)
     best = kkt_residual(H, g, B, K, c, fixed)
@@ -274,18 +268,13 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
     if len(active):
         norms = np.linalg.norm(A, axis=0)
         # nnls of SciPy 1.12 to 1.14 cycles where the rows are linearly dependent
-        u = lsq_linear(A / norms, rest, (0.0, inf), "bvls", tol=1e-14, max_iter=30 * len(g)).x.clip(
-            0.0
-        )
+        limits = {"method": "bvls", "tol": 1e-14, "max_iter": 30 * len(g)}
+        u = lsq_linear(A / norms, rest, (0.0, inf), **limits).x.clip(0.0)
         rest = rest - (A / norms) @ u
         complementarity = h * t / unit * float((u / norms) @ np.abs(p[active])) / size / size
-    stationarity = float(np.linalg.norm(rest)) / size
-    return (
-        stationarity
-        + complementarity
-        + max(0.0, -float(p.min()) / peak)
-        + (abs(t * float(B @ c) - 1.0) if fixed else 0.0)
-    )
+    stationarity, violation = float(np.linalg.norm(rest)) / size, max(0.0, -float(p.min()) / peak)
+    origin = abs(t * float(B @ c) - 1.0) if fixed else 0.0
+    return stationarity + complementarity + violation + origin
 
 
 class GridSolver(Solver):
@@ -304,7 +293,7 @@ class GridSolver(Solver):
         self.order, self.max_iter = order, self.MAX_ITER
         self.fixed = fixed
         self.kernel = constrained.solve_grid if solver == "auto" else None
-        self.B = origin_values(index_table(order))
+        self.B = ordering.origin_values(ordering.index_table(order))
 
     def problem(self) -> qp.GridProblem:
         return qp.GridProblem(

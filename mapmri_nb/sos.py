@@ -21,7 +21,8 @@ Array = NDArray[np.float64]
 
 # without the compiler NumPy warns of lanes that ended, which are computed but not used
 QUIET = np.errstate(all="ignore")
-NEAR = 3e-6  # distance that double precision cannot tell from 0: the boundary itself, MAP+ results without their proof
+# distance that double precision cannot tell from 0: the boundary, MAP+ results without their proof
+NEAR = 3e-6
 
 
 class Certificate(NamedTuple):
@@ -98,12 +99,8 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
     ask = np.flatnonzero(good)
     c = (rows[ask] / origin[ask, None])[:, class_permutation(order)]
     answers = Certificate(out.certified[ask], out.margin[ask], out.distance[ask])
-    spread(
-        partial(_certify_rows, c, cones.tables(order), answers),
-        len(ask),
-        blocks.VOXELS,
-        n_threads(None),
-    )
+    call = partial(_certify_rows, c, cones.tables(order), answers)
+    spread(call, len(ask), blocks.VOXELS, n_threads(None))
     for all_rows, asked in zip(out, answers, strict=True):
         all_rows[ask] = asked
     return out
@@ -122,9 +119,8 @@ def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop:
         v = v[~out.certified[v]]
         if len(v):  # project on the cone: H is the unit matrix
             answer = sdp.answers(n, len(v))
-            H = _in_lanes(
-                np.broadcast_to(np.eye(n)[np.tril_indices(n)], (len(v), n * (n + 1) // 2))
-            )
+            unit = np.eye(n)[np.tril_indices(n)]
+            H = _in_lanes(np.broadcast_to(unit, (len(v), len(unit))))
             sdp.solve(H, _in_lanes(c[v] * (1.0 + cones.RIDGE)), t, 1, 80, 1e-14, work, answer)
             away = answer.c.T[: len(v)] - c[v]  # NaN where there is no fit
             out.distance[v] = np.linalg.norm(away, axis=1) / np.linalg.norm(c[v], axis=1)
@@ -136,14 +132,9 @@ def _in_lanes(rows: Array) -> Array:
 
 
 def solve_osqp(
-    H: Array,
-    g: Array,
-    B: Array,
-    order: int,
-    rounds: int = 40,
-    tol: float = 2e-5,
+    H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5,
     fixed: bool = True,
-) -> tuple[int, Array, Array]:
+) -> tuple[int, Array, Array]:  # fmt: skip
     """
     The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
     orders 2 to 6.
@@ -214,19 +205,12 @@ def solve_osqp(
         low = np.r_[np.zeros(n), float(fixed), np.zeros(K)]
         high = np.r_[np.zeros(n), 1.0 if fixed else np.inf, np.full(K, np.inf)]
         solver = osqp.OSQP()
-        settings = {
-            "eps_abs": 1e-6,
-            "eps_rel": 1e-6,
-            "max_iter": 4000,
-            "polishing": True,
-            "verbose": False,
-        }
+        settings = {"eps_abs": 1e-6, "eps_rel": 1e-6, "max_iter": 4000}
+        settings |= {"polishing": True, "verbose": False}
         solver.setup(P, np.r_[-target, np.zeros(K)], sparse.csc_matrix(rows), low, high, **settings)
         solution = solver.solve(raise_error=False)
         weights = np.maximum(solution.x[n:], 0.0)
-        if not (
-            np.all(np.isfinite(solution.x)) and np.all(np.isfinite(solution.y)) and weights.any()
-        ):
+        if not (np.isfinite(np.r_[solution.x, solution.y]).all() and weights.any()):
             return sdp.UNANSWERED, c, info
         gradient, packed = -to_hermite.T @ (factor.T @ solution.y[:n]), []
         start, lowest = 0, 0.0

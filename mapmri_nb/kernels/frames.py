@@ -183,8 +183,8 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
     Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
     From the frame R (V, 3, 3) of each row to the fixed frame (the transposes of R turn them back).
-    Columns of R may have any sign. sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a polynomial,
-    degree by degree; root (n,) is sqrt(n1! n2! n3!).
+    Columns of R may have any sign. sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a
+    polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
     """
     M, angles = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH))
     frame, sign = np.zeros((3, 3)), np.zeros((3, WIDTH))

@@ -160,7 +160,8 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array, info: Array
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array,
+    info: Array,
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not

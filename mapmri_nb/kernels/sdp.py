@@ -10,18 +10,21 @@ nonnegative everywhere [Dela Haije 2020]. Each voxel solves
 
 Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s
 (s + 1) / 2:
-    c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
-    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows): polynomials enter by values,
-                      which makes the Schur complement an entrywise product [Lofberg & Parrilo 2004]
+    c, g, B  (n,)     coefficients in the block kernels' order; H (n, n) with a ridge; B'c is E(0)
+    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows):
+                      polynomials enter by values, which makes the Schur complement an entrywise
+                      product [Lofberg & Parrilo 2004]
     z_t      (s,)     z at point t, a row of Z
     eta      (n,)     dual unknowns: weights of the points
-    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
-    A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
+    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1:
+                      packed, i (i + 1) / 2 + j
+    A, A*             the moment map (e, n), its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
 
 With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if
 E(0) is free: c0 that of all c, P = K H^-1 K'), the dual problem is
 
-    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
+    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite
+    optimal: P eta + K c0 = A*(Q), Q M = 0
 
 A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of
 that one (corrector):
@@ -38,7 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import cones, lanes
+from . import cones, lanes, symmetric
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
 from .cones import Tables
@@ -86,7 +89,8 @@ class Answer(NamedTuple):
     """Results of V voxels, written in place."""
 
     c: Array  # (n, V) coefficients in the order of the block kernels
-    info: Array  # (4, V) relative gap, iterations, margin proved (0: no proof), amount of the reference blended in
+    # (4, V) relative gap, iterations, margin proved (0: no proof), share of the reference in it
+    info: Array
     status: IntArray  # (V,) CERTIFIED asks for an answer, anything else leaves the voxel out
 
 
@@ -157,10 +161,10 @@ def _residuals(t: Tables, w: Work) -> None:
     block_product(t.values, w.Q, w.point)
     block_copy(w.M, w.W, w.M.shape[0])
     for k in range(2):
-        cones.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
+        symmetric.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-    cones.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
-    cones.inner(t.times, w.Q, w.M, w.total)
+    symmetric.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
+    symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
 @kernel(inline=True)
@@ -192,9 +196,9 @@ def _newton_matrix(t: Tables, w: Work) -> None:
         o, s = t.starts[k], t.sizes[k]
         Z = t.Z[k]
         for first in range(0, n, 4):
-            cones.four_columns(w.Q, o, s, Z, first, w.U)
-            cones.four_columns(w.W, o, s, Z, first, w.V)
-            cones.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
+            symmetric.four_columns(w.Q, o, s, Z, first, w.U)
+            symmetric.four_columns(w.W, o, s, Z, first, w.V)
+            symmetric.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(w.lane, w.pivot)
 
@@ -204,12 +208,12 @@ def _direction(t: Tables, w: Work) -> None:
     """deta, dM and dQ for the right-hand side R."""
     n, e = t.B.size, t.gram.size
     block_product(t.values, w.R, w.point)
-    cones.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
-    cones.substitute(w.S, n, w.deta)
+    symmetric.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
+    symmetric.substitute(w.S, n, w.deta)
     block_product(t.moments, w.deta, w.dM)
-    cones.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
-    cones.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
-    cones.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
+    symmetric.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
+    symmetric.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
+    symmetric.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
 
 
 @kernel()
@@ -252,8 +256,8 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
             a[LOW], a[HIGH] = every(0.0), longest
             a[SEARCHES] = pick(longest, 1e-9, a[ACTIVE], 0.0)
             while more:
-                cones.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
-                cones.pivots(w.L, o, s, w.pivot)
+                symmetric.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
+                symmetric.pivots(w.L, o, s, w.pivot)
                 more = _bisect(w.lane, w.trial, w.pivot, precision)
             step[0] = a[LOW]
     step[0] *= INSIDE
@@ -264,15 +268,15 @@ def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e = w.lane, t.gram.size
     size = t.sizes[0] + t.sizes[1]
-    cones.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
-    cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
-    cones.inner(t.times, w.L, w.R, w.total)
+    symmetric.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
+    symmetric.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
+    symmetric.inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
         lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
             ratio = w.total[0, l] / lane[GAP, l]
             lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-    cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
+    symmetric.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse = rows(w.R, 0), rows(w.W, 0)
     nu = rows(lane, 0)[NU]
     for i in range(e):
@@ -285,8 +289,8 @@ def _advance(t: Tables, w: Work) -> None:
     for l in range(WIDTH):
         if w.step[0, l] < 1e-8:
             w.lane[ACTIVE, l] = w.step[0, l] = 0.0
-    cones.move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
-    cones.move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
+    symmetric.move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
+    symmetric.move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
 
 
 @kernel()
@@ -299,7 +303,7 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     and ITERATIONS of w.lane are written.
     """
     block_set(w.total, 1.0)
-    cones.fill(t.Q, w.total, w.Q)
+    symmetric.fill(t.Q, w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
         if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
@@ -332,12 +336,12 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     for l in range(WIDTH):
         margin[0, l] = 1.0
     for k in range(2):
-        cones.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
+        symmetric.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
             if not w.pivot[0, l] > 0.0:
                 margin[0, l] = 0.0
-    cones.fill(t.Q, margin, w.W)
-    cones.inner(t.times, w.L, w.W, w.total)
+    symmetric.fill(t.Q, margin, w.W)
+    symmetric.inner(t.times, w.L, w.W, w.total)
     for l in range(WIDTH):
         lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
@@ -408,7 +412,7 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
         w.total[0, l] = 0.03 * lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
             lane[ACTIVE, l] = 0.0
-    cones.fill(t.eta, w.total, w.eta)
+    symmetric.fill(t.eta, w.total, w.eta)
 
 
 @kernel()

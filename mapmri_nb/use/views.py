@@ -16,11 +16,9 @@ from ..indices import TABLE, unit_factor
 
 Array = NDArray[np.float64]
 
-ALIASES = {
-    "norm_of_laplacian_signal": "lapnorm",
-    "ng_parallel": "ng_par",
-    "ng_perpendicular": "ng_perp",
-}  # DIPY's names
+# DIPY's names
+ALIASES = {"norm_of_laplacian_signal": "lapnorm"}
+ALIASES |= {"ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}
 # maps that are no index, and their units
 OTHERS = {"rmse": "units of the data", "r2": "1", "negative_mass": "1"}
 LABELS = {  # as mathtext; other names in capitals
@@ -75,11 +73,8 @@ def map_of(fit: Any, name: str, units: str = "mm") -> Map:
     index = TABLE.get(ALIASES.get(base, base))
     known = base in OTHERS if index is None else index.size == 1 and index.power % n == 0
     if not known:
-        names = (name for name, i in TABLE.items() if i.size == 1)
-        raise ValueError(
-            f"maps: {name!r} is none of {', '.join([*names, *ALIASES, *OTHERS])}, nor a whole root "
-            "of one"
-        )
+        names = [*(name for name, i in TABLE.items() if i.size == 1), *ALIASES, *OTHERS]
+        raise ValueError(f"maps: {name!r} is none of {', '.join(names)}, nor a whole root of one")
     if base == "negative_mass":
         values = fit.negative()[1]
     else:
@@ -117,9 +112,7 @@ def limits(values: NDArray[Any]) -> tuple[float, float]:
 def three(volume: NDArray[Any]) -> NDArray[Any]:
     """A volume of up to three dimensions as one of three."""
     if not 1 <= volume.ndim <= 3:
-        raise ValueError(
-            f"a picture needs a volume of up to 3 dimensions, not of shape {volume.shape}"
-        )
+        raise ValueError(f"a picture needs a volume of 1 to 3 dimensions: {volume.shape}")
     return volume.reshape(volume.shape + (1,) * (3 - volume.ndim))
 
 
@@ -245,8 +238,8 @@ class View(NamedTuple):
 
 
 def view_of(
-    mask: NDArray[np.bool_], axis: int | str | None = None, index: int | None = None, affine: Any = None,
-    convention: str = "radiological",
+    mask: NDArray[np.bool_], axis: int | str | None = None, index: int | None = None,
+    affine: Any = None, convention: str = "radiological",
 ) -> View:  # fmt: skip
     """
     A slice in canonical axes; by default normal to an axis of length 1, or axial, where the mask is
