@@ -1,6 +1,4 @@
-"""
-MAP-MRI in Numba: mean apparent propagator fits, indices, ODFs and positivity for diffusion MRI.
-"""
+"""MAP-MRI in Numba: fits, indices, ODFs and positivity of the mean apparent propagator."""
 
 import importlib
 import importlib.abc

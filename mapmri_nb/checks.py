@@ -163,10 +163,7 @@ def aligned(
 
 
 def count_odd(y: NDArray[Any]) -> tuple[NDArray[np.int64], int, int]:
-    """
-    How many of the samples (V, n) are exactly 0, by volume, how many are negative, and in how many
-    voxels with signal.
-    """
+    """Zeros by volume, negative samples, and voxels with signal, of samples (V, n)."""
     odd = y[~(y.min(1) > 0)]
     odd, none = odd[signal := (odd > 0).any(1)], int((~signal).sum())
     return (odd == 0).sum(0), int((odd < 0).sum()), len(y) - none

@@ -114,10 +114,7 @@ class MapmriModel:
             self.Bm = ordering.iso_origin_values(radial_order)
 
     def __getattr__(self, name: str) -> Array:
-        """
-        DIPY's constants of the Laplacian at unit scales: S_mat, T_mat, U_mat (order + 1, order +
-        1), laplacian_matrix.
-        """
+        """DIPY's Laplacian at unit scales: laplacian_matrix, S_mat, T_mat and U_mat."""
         order = self.__dict__.get("radial_order", -1)
         if name == "laplacian_matrix":
             L = np.empty((ordering.n_coef(order), ordering.n_coef(order)))
@@ -210,23 +207,16 @@ class MapmriFit:
 
     @property
     def errorcode(self) -> Any:
-        """
-        0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge.
-        """
+        """0: fitted; 1: no usable data, no unique solution; 2: a positive fit did not converge."""
         no_fit = self._fit.status & int(Status.NO_FIT) != 0
         return self._rows(no_fit + 1 * (self._fit.status & int(Status.NOT_CONVERGED) != 0))
 
     def odf(self, sphere: Any, s: float = 2) -> Any:
-        """
-        ODF (..., K) at the vertices of a sphere, radial moment s, mm^s [Ozarslan 2013, Eq. 32].
-        """
+        """ODF (..., K) at the vertices of a sphere, moment s, mm^s [Ozarslan 2013, Eq. 32]."""
         return self._rows(self._fit.odf_field(s)(getattr(sphere, "vertices", sphere)))
 
     def odf_sh(self, s: float = 2) -> Any:
-        """
-        Isotropic basis: the ODF's harmonics up to the radial order, legacy descoteaux07 [Fick 2016,
-        Eq. C8].
-        """
+        """Isotropic basis: the ODF's harmonics, legacy descoteaux07 [Fick 2016, Eq. C8]."""
         if self.model.anisotropic_scaling:
             raise ValueError(
                 "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both "
@@ -243,9 +233,7 @@ class MapmriFit:
     norm_of_laplacian_signal = _index("lapnorm", "Norm of the Laplacian of the signal (...), mm.")
 
     def qiv(self) -> Any:
-        """
-        Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: the sum of reciprocals).
-        """
+        """Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: a sum of reciprocals)."""
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows("qiv"))
         sel = self.model.Bm > 0
@@ -265,28 +253,19 @@ class MapmriFit:
         return self._rows(self._fit.index_rows("ng"))
 
     def ng_parallel(self) -> Any:
-        """
-        Non-Gaussianity along e1: its section's coefficients are summed, then squared (DIPY:
-        squared, then summed).
-        """
+        """Non-Gaussianity along e1: coefficients summed, then squared (DIPY: the other way)."""
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_par", n2, n3, n1 == 0)
 
     def ng_perpendicular(self) -> Any:
-        """
-        Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out, and squares before
-        it sums).
-        """
+        """Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out)."""
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_perp", np.where(n2 % 2 + n3 % 2 == 0, n1, 1), 0 * n1, n2 + n3 == 0)
 
     def _section(
         self, name: str, first: NDArray[Any], second: NDArray[Any], gaussian: NDArray[np.bool_]
     ) -> Any:
-        """
-        The index, or DIPY's: weights from the two orders that the section integrates over, 0 where
-        one is odd.
-        """
+        """The index, or DIPY's: weights by the two orders integrated over, 0 where one is odd."""
         self._check_non_gaussianity()
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows(name))
@@ -342,10 +321,7 @@ class MapmriFit:
 
 
 class _Core(core_model.MapmriModel):
-    """
-    The engine: the grid is DIPY's ball, and like DIPY it fits what the measurements do not
-    determine, but says so.
-    """
+    """The engine on DIPY's ball; what measurements do not determine is fitted, with a warning."""
 
     def __init__(
         self, gtab: Any, radial_order: int, ball: tuple[int, float | str], **options: Any
@@ -419,10 +395,7 @@ def _taus(gtab: Any) -> Array | None:
 
 
 def _table(gtab: Any, taus: Array) -> GradientTable:
-    """
-    A table of this package; a diffusion time above 1 s, refused elsewhere, is taken as DIPY takes
-    it.
-    """
+    """A table of this package; one with tau above 1 s is taken as DIPY takes it."""
     if isinstance(gtab, GradientTable):
         return gtab
     unit = max(float(taus.max()), 1.0)

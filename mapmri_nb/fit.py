@@ -284,10 +284,7 @@ class MapmriFit:
         return self.index("ng")
 
     def _radial_cosine(self, target: Array, K: int) -> Array:
-        """
-        cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales
-        `target` (V, 3).
-        """
+        """cos^2 (V,) of the angle from P to K + 1 radial functions at scales `target` (V, 3)."""
         out = np.empty(len(self.coef))
         coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
         call = partial(
@@ -320,30 +317,19 @@ class MapmriFit:
         return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale)
 
     def theta_po(self, K: int = RADIAL) -> Array:
-        """
-        Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1
-        radial functions.
-        """
+        """Angle (radians) from P to its L2 projection on K + 1 radial functions."""
         return self.volume(np.arcsin(_sine(self._po_cosine(K))))
 
     def theta_dti(self) -> Array:
-        """
-        The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over
-        the tensor.
-        """
+        """The same of the tensor's Gaussian; theta_po - theta_dti is the excess over the tensor."""
         return self.volume(np.arcsin(_sine(self._dti_cosine())))
 
     def pa(self, K: int = RADIAL) -> Array:
-        """
-        Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the
-        counterpart.
-        """
+        """Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56], by K + 1 radial functions."""
         return self.volume(propagator.propagator_anisotropy(self._po_cosine(K)))
 
     def negative(self) -> tuple[Array, Array]:
-        """
-        Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid.
-        """
+        """Least P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
         coef, out = np.ascontiguousarray(self.hermite_coef()), np.empty((len(self.coef), 2))
         call = partial(propagator.negative_rows, coef, propagator.dense_grid(self.order), out)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
@@ -391,10 +377,7 @@ class MapmriFit:
         sh_basis: str = "tournier07",
         frame: str | None = None,
     ) -> Array:
-        """
-        The ODF in spherical harmonics ``(*mask.shape, n_sh)``, in a frame as of `odf`; see
-        `directions.odf_sh`.
-        """
+        """The ODF in harmonics ``(*mask.shape, n_sh)``; see `odf` and `directions.odf_sh`."""
         from .use import directions
 
         rows = directions.odf_sh(self.odf_field(s), sh_order, sh_basis)
@@ -416,9 +399,7 @@ class MapmriFit:
         return self.volume(vectors), self.volume(values)
 
     def pdf(self, points: ArrayLike, frame: str | None = None) -> Array:
-        """
-        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`.
-        """
+        """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`."""
         from .use.directions import check_points
 
         r = check_points("points", points)

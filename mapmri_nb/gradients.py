@@ -1,7 +1,4 @@
-"""
-Gradient tables: b, directions and pulse timing, from arrays, FSL, MRtrix and BIDS files, checked
-once.
-"""
+"""Gradient tables: b, directions, pulse timing, from arrays and files, checked once."""
 
 from __future__ import annotations
 
@@ -94,9 +91,7 @@ class GradientTable:
 
     @property
     def tau(self) -> float:
-        """
-        The table's one diffusion time in seconds: the mean; a spread above 5 % is a ValueError.
-        """
+        """The one diffusion time in seconds, the mean; a spread above 5 % is a ValueError."""
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
@@ -111,10 +106,7 @@ class GradientTable:
         return len(self.bvals)
 
     def __getitem__(self, select: Any) -> GradientTable:
-        """
-        Subset of the volumes by index, slice, list of indices or boolean mask, as a table of its
-        own.
-        """
+        """The table of some volumes: an index, a slice, a list of indices or a boolean mask."""
         rows = np.atleast_1d(np.arange(len(self))[select])
         big, small, tau = (
             value[rows] if np.ndim(value) else value for value in self._timing.values()
@@ -138,10 +130,7 @@ class GradientTable:
         return f"GradientTable({volumes}; tau {self.taus.mean():.5g} s)"
 
     def shells(self) -> list[tuple[float, int]]:
-        """
-        Clusters of the length of q above the b0 threshold, ascending: (mean b in s/mm2, number of
-        volumes) of each.
-        """
+        """Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, volumes)."""
         order = np.argsort(self.qvals, kind="stable")
         order = order[~self.b0s_mask[order]]
         q = self.qvals[order]

@@ -185,10 +185,7 @@ class MapmriModel:
         return use
 
     def condition(self, order: int) -> float:
-        """
-        Condition number of the unregularised design of an order, at D = (1.7, 0.3, 0.3)e-3 mm2/s
-        along x.
-        """
+        """Condition number of the plain design of an order, D = (1.7, .3, .3)e-3 mm2/s along x."""
         index = ordering.index_table(order)
         rows = np.empty((len(self.gtab), len(index)))
         mu = np.sqrt(2.0 * self.gtab.tau * np.array(TYPICAL_TENSOR))
@@ -368,9 +365,7 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
 
 
 def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
-    """
-    Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
-    """
+    """Samples of a mask, piece by piece: row numbers (V,), samples and weights (V or 1, n)."""
     arrays = [taken.data, taken.weights] if taken.per_sample else [taken.data]
     for rows, pieces in _slabs(arrays, taken.inside):
         w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
@@ -409,10 +404,7 @@ def _slabs(
 
 
 def _samples(y: NDArray[Any]) -> Array:
-    """
-    Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be
-    compiled for anew.
-    """
+    """Rows as kernels take them, the caller's memory where possible; never read-only ones."""
     y = np.ascontiguousarray(y, dtype=np.float64)
     return y if y.flags.writeable else y.copy()
 

@@ -47,10 +47,7 @@ Problem = tuple[Array, Array, Array, Array, Array]  # P, q, A, l, u
 
 
 class Grid(NamedTuple):
-    """
-    A grid for one order: points (m, 3) of a half space, their rows K (m, n), and the octant's rows
-    for the kernel.
-    """
+    """A grid: half-space points (m, 3), their rows K (m, n), the octant's rows for the kernel."""
 
     points: Array
     K: Array
@@ -70,10 +67,7 @@ def grid_points(order: int, radius: float | None = None, spacing: float | None =
 
 
 def half_ball(radius: float, side: float, centred: bool) -> Array:
-    """
-    Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0,
-    or x >= 0.
-    """
+    """Lattice points (m, 3) with |u| <= radius, one of each antipodal pair (z >= 0)."""
     axis = np.arange(-int(radius / side) - 1, int(radius / side) + 2) * side
     u = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     u = np.vstack([u, u + side / 2]) if centred else u
@@ -114,10 +108,7 @@ def normalised_grid(order: int) -> Grid:
 
 
 def _ridged(H: Array, share: float = RIDGE) -> Array:
-    """
-    H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer
-    one problem.
-    """
+    """H plus a share of its mean diagonal, by default the compiled solver's ridge."""
     return np.asarray(H + share * np.trace(H) / len(H) * np.eye(len(H)), float)
 
 
@@ -220,10 +211,7 @@ def solve_osqp(
 
 
 def pull(B: Array, K: Array, c: Array) -> Array:
-    """
-    The nearest point to c with K c >= 0 on the way to the Gaussian of the same E(0), whose every
-    row is positive.
-    """
+    """The first point from c to the Gaussian of the same E(0) with K c >= 0."""
     centre = np.zeros_like(c)
     centre[0] = (B @ c) / B[0]
     low, room = K @ c, K[:, 0] * centre[0]

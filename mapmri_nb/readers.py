@@ -148,10 +148,7 @@ def read_text(path: File) -> str:
 
 
 def read_numbers(path: File) -> Array:
-    """
-    Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment;
-    else a ValueError.
-    """
+    """Numbers (lines, columns) of a text with blanks or commas, # a comment; else a ValueError."""
     rows = _rows(path)
     if not rows or len({len(row) for row in rows}) > 1:
         counts = [len(row) for row in rows]

@@ -53,10 +53,7 @@ def scale_threshold(gtab: GradientTable) -> float:
 
 
 def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any) -> None:
-    """
-    Warn where the scale tensors of a model's fit cannot be trusted: status (V,), mu_tensor (V, 3)
-    in mm.
-    """
+    """Warn where a model's scale tensors are doubtful: status (V,), mu_tensor (V, 3) in mm."""
     options, gtab = model.options, model.gtab
     done = status & int(Status.NO_FIT) == 0
     if not done.any():

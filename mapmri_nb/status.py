@@ -10,10 +10,7 @@ from .kernels import status
 
 
 class Status(enum.IntFlag):
-    """
-    What happened in a voxel (`MEANING` says it in words); any of NO_FIT means that every map is NaN
-    there.
-    """
+    """What happened in a voxel (`MEANING`: in words); NO_FIT: every map is NaN there."""
 
     OK = 0
     FLOOR = status.FLOOR

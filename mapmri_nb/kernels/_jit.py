@@ -32,10 +32,7 @@ _PID = os.getpid()
 
 
 def _source_digest() -> str:
-    """
-    Digest of every kernel source: nothing above them is compiled, and Numba itself only looks at
-    one file.
-    """
+    """Digest of all kernel sources: Numba's own key looks at one file alone."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -53,10 +50,7 @@ def _cache_base() -> Path:
 
 
 def _open_cache() -> Path | None:
-    """
-    Make this version's cache folder and drop those unused for a month; None where nothing can be
-    written.
-    """
+    """Make this version's cache folder, drop those unused for a month; None if read-only."""
     if os.environ.get("MAPMRI_NB_CACHE", "1") == "0" or numba.config.DISABLE_JIT:
         return None
     base = _cache_base()
@@ -136,10 +130,7 @@ def kernel(
 
 
 def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
-    """
-    Addresses (k,) of kernels compiled for arguments of these types, for `call`; without the
-    compiler the kernels.
-    """
+    """Addresses (k,) of kernels compiled for some types, for `call`; uncompiled: the kernels."""
     if numba.config.DISABLE_JIT:
         return list(functions)
     found = []
@@ -186,10 +177,7 @@ def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Ca
 
 
 def plain(function: F) -> F:
-    """
-    A kernel's Python body: for a table of a few numbers, which are there before the compiler would
-    be.
-    """
+    """A kernel's Python body, for a table of a few numbers: calling it compiles nothing."""
     body: F = getattr(function, "py_func", function)
     return body
 

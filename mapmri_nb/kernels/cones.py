@@ -96,9 +96,7 @@ def _points(order: int) -> tuple[Array, Array]:
 
 @lru_cache
 def tables(order: int) -> Tables:
-    """
-    Tables of an even order 0 .. 10; shared, but writable: kernels compile once for all arrays.
-    """
+    """Tables of an even order 0 .. 10; shared, but writable: kernels compile once."""
     n, blocks = n_coef(order), gram_exponents(order)
     where = positions(monomials(order))
     C, B = (

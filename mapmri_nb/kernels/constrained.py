@@ -129,10 +129,7 @@ def _gaussian(fixed: int, block: Any, l: int) -> None:
 
 @stage(allocates=True)
 def solve_global(problem: GlobalProblem, plan: Any, block: Any, count: int) -> None:
-    """
-    The sum-of-squares problem of the first `count` voxels, with the margins of their certificates:
-    a stage of `blocks.run`.
-    """
+    """The sums of squares of the first `count` voxels, with margins: a stage of `blocks.run`."""
     n, V = block.rhs.shape
     g, asked = np.empty((n, V)), np.empty(V, np.int64)
     for l in range(V):

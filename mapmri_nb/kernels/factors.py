@@ -22,10 +22,7 @@ RIDGE = 1e-9
 
 
 class QpWork(NamedTuple):
-    """
-    Scratch of `solve` for n coefficients and m octant points; make it once per thread with
-    `workspace`.
-    """
+    """Scratch of `qp.solve`, n coefficients and m octant points; `workspace` makes it."""
 
     # (n, n padded by zeros to a multiple of WIDTH); rows are the columns of L^-T Q, with H = LL'
     # and Q orthogonal: J A' = [R; 0], A the active rows
@@ -145,10 +142,7 @@ def load(order: IntArray, l: int, work: QpWork) -> bool:
 
 @kernel(fastmath=CONTRACT)
 def add(work: QpWork, q: int, p: int, free: float) -> None:
-    """
-    Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
-    is active.
-    """
+    """Row p becomes active: a reflection of J's free rows turns d[q:] into (alpha, 0, ..)."""
     J, w = work.J, work.w
     d, z = work.d, work.z
     alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
@@ -169,10 +163,7 @@ def add(work: QpWork, q: int, p: int, free: float) -> None:
 
 @kernel(fastmath=CONTRACT)
 def drop(work: QpWork, l: int, q: int) -> None:
-    """
-    Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
-    follow.
-    """
+    """Active row l of q leaves; Givens rotations restore the triangle R; d and z follow."""
     J, R = work.J, work.R
     d, z = work.d, work.z
     u, active = work.u, work.active

@@ -1,7 +1,4 @@
-"""
-Frames and scales of blocks of voxels: fitted or given tensors, gradient non-linearity, rotation of
-coefficients.
-"""
+"""Frames and scales of blocks: tensors, gradient non-linearity, rotated coefficients."""
 
 import math
 from typing import Any
@@ -49,10 +46,7 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
 
 @kernel(inline=True)
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
-    """
-    The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the
-    third column.
-    """
+    """The same from given scales (V, 3) and frames (V, 3, 3); a third column may turn."""
     for l in range(R.shape[0]):
         given, scale = frames[min(i0 + l, frames.shape[0] - 1)], mu[min(i0 + l, mu.shape[0] - 1)]
         flip = 1.0 if tensor.determinant(given) > 0.0 else -1.0

@@ -1,7 +1,4 @@
-"""
-One-dimensional Hermite functions by their stable recurrence, and rows of the anisotropic basis at
-points.
-"""
+"""One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points."""
 
 import math
 
@@ -33,10 +30,7 @@ def hermite_functions(t: float, out: Array) -> None:
 def _rows(
     points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array
 ) -> None:
-    """
-    Products of Hermite functions of scale * points, one row a point; sign (-1)^(N/2) where
-    `alternate`.
-    """
+    """Products of Hermite functions of scale * points; sign (-1)^(N/2) where `alternate`."""
     degree = 0
     for a in range(index.shape[0]):
         degree = max(degree, max(index[a, 0], max(index[a, 1], index[a, 2])))

@@ -84,10 +84,7 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def factors(mu: Array, f: Array) -> None:
-    """
-    Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over
-    mu1 mu2 mu3.
-    """
+    """Scales mu (3, V) mm to f (6, V): mu_k^4, mu1^2 mu2^2, .. over mu1 mu2 mu3."""
     for l in range(0, mu.shape[1], WIDTH):
         m, out = rows(mu, l), rows(f, l)
         a, b = m[0], m[1]
@@ -123,10 +120,7 @@ def tables(order: int) -> LaplacianTables:
 
 @kernel(fastmath=CONTRACT)
 def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
-    """
-    G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`,
-    weight (1, V).
-    """
+    """G += weight L: packed triangles of V voxels, f (6, V) from `factors`, weight (1, V)."""
     for l in range(0, f.shape[1], WIDTH):
         a, w = rows(f, l), rows(weight, l)[0]
         g = rows(G, l)
@@ -157,10 +151,7 @@ def add_product(
 
 @kernel(fastmath=CONTRACT)
 def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
-    """
-    rhs (n, V) += weight S0 L e_0: what the Laplacian of the deviation from the Gaussian S0 e_0 adds
-    to M'y.
-    """
+    """rhs (n, V) += weight S0 L e_0: the deviation from the Gaussian S0 e_0 adds it to M'y."""
     for l in range(0, f.shape[1], WIDTH):
         a, scale = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0]
         b = rows(rhs, l)

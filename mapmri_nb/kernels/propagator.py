@@ -38,10 +38,7 @@ SIGNAL, PROPAGATOR = 0, 1
 
 
 class PointTables(NamedTuple):
-    """
-    What `point_rows` evaluates: a sum of c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n -
-    down_n f_n-1.
-    """
+    """Of sum c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n - down_n f_n-1."""
 
     kind: int
     sign: Array  # (n_coef,) coefficients to c
@@ -65,9 +62,7 @@ def point_tables(order: int, kind: int) -> PointTables:
 
 @kernel(fastmath=CONTRACT)
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
-    """
-    x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
-    """
+    """x_i = scale_i (point . column i of R), `lanes` of points (3, K) from `first` on."""
     p0, p1 = points[0], points[1]
     p2 = points[2]
     for i in range(3):
@@ -92,10 +87,7 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
-    """
-    Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry
-    of c is 0.
-    """
+    """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers at a time; the last c is 0."""
     order, none = f.shape[1] - 1, c.size - 1
     for l in range(lanes):
         out[l] = 0.0
@@ -298,20 +290,14 @@ def radial_cosine_rows(
 
 
 def gaussian_cosine(mu: Array, u0: Array) -> Array:
-    """
-    cos^2 of the angle between a tensor's Gaussian, scales mu (..., 3), and the isotropic one, u0
-    (...): PA_DTI.
-    """
+    """cos^2 from a tensor's Gaussian, mu (..., 3), to the isotropic one, u0 (...): PA_DTI."""
     scale = np.asarray(u0)[..., None]
     out: Array = np.prod(2 * mu * scale / (mu**2 + scale**2), axis=-1)
     return out
 
 
 def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
-    """
-    PA from cos^2 of the angle to the isotropic counterpart: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t =
-    sin.
-    """
+    """PA from cos^2 of the angle: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t = sin."""
     t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
     out: Array = t * t * t / (1.0 - 3.0 * t + 3.0 * t * t)
     return out
@@ -336,10 +322,7 @@ class DenseGrid(NamedTuple):
 
 @lru_cache
 def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
-    """
-    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis
-    function's integral.
-    """
+    """The grid of an order: a ball of sqrt(2 order + 1) + 3 misses 2e-5 of an integral."""
     radius = math.sqrt(2 * order + 1) + 3
     axis = spacing * np.arange(int(radius / spacing) + 1)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)

@@ -31,10 +31,7 @@ PARALLEL = 1e-10
 
 
 class GridRows(NamedTuple):
-    """
-    Rows of K for the grid points of one octant; row f m + j is point j with the sign of axis f - 1
-    changed (f > 0).
-    """
+    """Rows of K for an octant: row f m + j is point j with axis f - 1 mirrored (f > 0)."""
 
     # (n, m) functions grouped by parity class down, points across; columns have norm 1
     values: Array
@@ -53,10 +50,7 @@ class GridProblem(NamedTuple):
 
 @kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
-    """
-    The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
-    c.
-    """
+    """The most violated row of K c (-1: none, or an active one), its value, the peak of K c."""
     values, order = grid.values, grid.order
     sums = work.sums
     s, t = sums[0], sums[1]

@@ -138,10 +138,7 @@ def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> N
 
 @kernel()
 def rotate(shears: Pairs, angles: Array, M: Array) -> None:
-    """
-    Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c
-    about z, x, z.
-    """
+    """Moments to the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
     for k in range(3):
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
         _shear(first, angles, 2 * k, 1.0, M)
@@ -151,10 +148,7 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
 
 @kernel()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
-    """
-    The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated
-    one.
-    """
+    """The shears of `linear_angles`, after `rotate`: z by the rotated y, and by x, first."""
     for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
         _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
@@ -168,10 +162,7 @@ def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
 
 @kernel()
 def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
-    """
-    The transpose of `rotate`: a polynomial in the voxel's frame to the same polynomial in the fixed
-    frame.
-    """
+    """The transpose of `rotate`: a polynomial in the voxel's frame to the fixed frame."""
     for r in range(3):
         k = 2 - r
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]

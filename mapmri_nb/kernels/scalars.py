@@ -22,10 +22,7 @@ from .linalg import block_gather
 
 
 class IndexTables(NamedTuple):
-    """
-    Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's
-    group first.
-    """
+    """Constants of an order; groups list what is summed, then squared, the Gaussian's first."""
 
     even: Unsigned  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
     origin: Array  # (k,) B_n
@@ -111,10 +108,7 @@ def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
-    """
-    Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm
-    [ibid., Eq. 42].
-    """
+    """Return-to-plane probability, P over the plane normal to e1, 1/mm [ibid., Eq. 42]."""
     return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
 
 
@@ -139,10 +133,7 @@ def msd(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
-    """
-    Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the
-    sum.
-    """
+    """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]."""
     x, y = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1])
     z = 1.0 / (mu[2] * mu[2])
     total = _moment(t, t.to_origin, coef, x, y, z)
@@ -152,10 +143,7 @@ def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng(coef: Array) -> float:
-    """
-    Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's
-    1e-8 floor.
-    """
+    """Non-Gaussianity, the sine of the angle from P to its Gaussian; exact near 0."""
     rest = 0.0 * coef[0]
     for k in range(1, len(coef)):
         rest += coef[k] * coef[k]
@@ -239,10 +227,7 @@ def ng_parallel(coef: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng_perpendicular(coef: Array, t: IndexTables) -> float:
-    """
-    NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under
-    rotation about e1.
-    """
+    """NG of P(0, y, z), over all (n2, n3), odd pairs too: no rotation about e1 changes it."""
     return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
 
 
@@ -275,10 +260,7 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
 
 @kernel()
 def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
-    """
-    The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's
-    frame.
-    """
+    """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients."""
     a, m = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
     values = np.empty((out.shape[1], WIDTH))
     for i0 in range(start, stop, WIDTH):

@@ -218,9 +218,7 @@ def _direction(t: Tables, w: Work) -> None:
 
 @kernel()
 def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> bool:
-    """
-    Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on.
-    """
+    """Judge the trial steps of the lanes that search, set the next ones; whether any goes on."""
     a, t = rows(lane, 0), rows(trial_step, 0)
     on, trial = a[SEARCHES], t[0]
     inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)

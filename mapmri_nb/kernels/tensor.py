@@ -1,7 +1,4 @@
-"""
-The scale tensor: weighted log-linear fit in blocks of voxels, its eigenframe, mu, S0 and the
-isotropic scale u0.
-"""
+"""The scale tensor: weighted log-linear fit in blocks, eigenframe, mu, S0, u0."""
 
 import math
 from typing import NamedTuple
@@ -126,10 +123,7 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
-    """
-    Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by
-    weight log y.
-    """
+    """Weighted 7 x 7 normal equations of log y into out (8, V); `weight` is overwritten."""
     block_product(t.sums, weight, work.sums)
     for l in range(0, weight.shape[1], WIDTH):
         w, logs = rows(weight, l), rows(work.logs, l)

@@ -1,7 +1,4 @@
-"""
-The command ``mapmri-nb``: arguments in, files and exit codes out; everything heavy is imported
-where it is used.
-"""
+"""The command ``mapmri-nb``: arguments in, files and exit codes out."""
 
 import argparse
 import json
@@ -42,10 +39,7 @@ WORDS = (  # of the library, where no argument is named; and their words here
 
 
 def _path(text: str) -> Path:
-    """
-    A path; "" would mean the folder one happens to be in, and mostly is a shell variable that was
-    never set.
-    """
+    """A path; "" would mean the current folder, and mostly is a shell variable never set."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
@@ -273,9 +267,7 @@ def _announced() -> Iterator[None]:
 
 
 def _spoken(text: str) -> str:
-    """
-    A message of the library in the words of the command line, on one line, below 300 characters.
-    """
+    """A message of the library in the words of the command line, one line, 300 characters."""
     options = sorted(
         {option for action in _options() for option in action.option_strings}, key=len, reverse=True
     )

@@ -80,10 +80,7 @@ def indices(args: argparse.Namespace) -> list[Path]:
 
 
 def odf(args: argparse.Namespace) -> list[Path]:
-    """
-    Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
-    them.
-    """
+    """Harmonics and peaks, turned from the b-vectors' frame into scanner axes."""
     from . import directions, folder
     from .names import map_name
 
@@ -271,10 +268,7 @@ def demo(args: argparse.Namespace) -> list[Path]:
 
 
 def warmup(args: argparse.Namespace) -> None:
-    """
-    Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of
-    every fit.
-    """
+    """Fit a few voxels in every mode, and ask for everything once."""
     import numpy as np
 
     from ..data import sample_dwi

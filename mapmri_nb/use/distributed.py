@@ -1,6 +1,4 @@
-"""
-Fits on a cluster: dask arrays lazily, and the command line's slabs. The only place that knows dask.
-"""
+"""Fits on a cluster: dask arrays lazily, and the command line's slabs."""
 
 from __future__ import annotations
 
@@ -27,10 +25,7 @@ QUEUED = 2  # slabs per thread of the cluster that are on their way; more would 
 
 
 def _spec(model: MapmriModel) -> str:
-    """
-    A model as text, which is what travels: tables and compiled kernels are made where they are
-    used.
-    """
+    """A model as text, which is what travels: tables are made where they are used."""
     return json.dumps({"gtab": model.gtab.to_dict(), "options": model.options})
 
 

@@ -1,6 +1,4 @@
-"""
-The command ``mapmri-nb fit``, step by step; everything heavy is imported where it is used.
-"""
+"""The command ``mapmri-nb fit``, step by step; imports stand where they are used."""
 
 import argparse
 import logging
@@ -48,9 +46,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """
-    Options of `fit` that mean nothing without, or beside, each other: said before anything is read.
-    """
+    """Options that mean nothing without, or beside, each other: said before any reading."""
     if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
         raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
     if args.bootstrap is not None and args.bootstrap < 2:

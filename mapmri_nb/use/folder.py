@@ -72,10 +72,7 @@ def files(folder: File, prefix: str) -> list[Path]:
 
 
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
-    """
-    To be asked before a long fit: FileExistsError over old results, PermissionError where none can
-    be written.
-    """
+    """Before a long fit: FileExistsError over old results, PermissionError without a place."""
     old = files(folder, prefix)
     if old and not force:
         text = f"{len(old)} results are there already (force overwrites)"
@@ -246,10 +243,7 @@ def stage_fit(
     stage: Path, prefix: str, parts: Iterable[Part], where: NDArray[np.int64],
     entries: dict[str, Any], affine: ArrayLike,
 ) -> None:  # fmt: skip
-    """
-    A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of
-    `row_positions`.
-    """
+    """A fit as `save_fit` writes it, into a stage; `where` as of `row_positions`."""
     shape = tuple(entries["Shape"])
 
     def write(
@@ -347,9 +341,7 @@ def prefix_of_fit(model: Path) -> str:
 
 
 def model_file(folder: File, prefix: str | None = None) -> Path:
-    """
-    The JSON of the one fit in a folder, or of the one named: by its prefix, or by its series.
-    """
+    """The JSON of the one fit in a folder, or of the one named by its prefix or series."""
     folder = Path(folder)
     models = [folder] if folder.is_file() else model_files(folder)
     names = [repr(prefix_of_fit(model)) for model in models]

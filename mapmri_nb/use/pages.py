@@ -1,6 +1,4 @@
-"""
-Pieces of the HTML pages: tables, histograms, and the template, script and style they share.
-"""
+"""Pieces of the HTML pages: tables, histograms, and the frame they share."""
 
 from __future__ import annotations
 

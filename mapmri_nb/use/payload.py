@@ -147,10 +147,7 @@ def choose(grid: Grid, fit: MapmriFit, odd: NDArray[np.bool_], room: int) -> NDA
 def each_voxel(
     fit: MapmriFit, rows: NDArray[np.int64], orientation: Orientation, samples: Any
 ) -> dict[str, Any]:
-    """
-    Of each row: samples (if there are any), the fit along e1, e2, e3, P / P(0) in two planes, the
-    ODF.
-    """
+    """Of each row: samples, the fit along e1, e2, e3, P / P(0) in two planes, the ODF."""
     some = part(fit, rows)
     # In the tensor's frame, its largest scale brought to 10 µm: the same points for every voxel.
     reach = some.mu_tensor.max(1)

@@ -318,10 +318,7 @@ def colour_bar(
     figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str,
     shrink: float = 0.9,
 ) -> Any:  # fmt: skip
-    """
-    With the unit, a power of a thousand taken into it, and arrows where values lie beyond the
-    range; the ticks' format.
-    """
+    """With the unit, a power of a thousand in it, arrows for values beyond; the ticks' format."""
     low, high = picture.get_clim()
     top = max(abs(low), abs(high))
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
@@ -395,10 +392,7 @@ def _glyphs(
     figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_],
     options: dict[str, Any], background: tuple[str, str],
 ) -> None:  # fmt: skip
-    """
-    The ODFs of the voxels `keep` (rows, columns) of a slice, painted over the map `background`
-    (name, units).
-    """
+    """The ODFs of the voxels `keep` (rows, columns), over the map `background` (name, units)."""
     s, scale = options.get("s", 2.0), options.get("scale", 0.5)
     numbers = np.full(fit.mask.shape, -1)
     numbers[fit.mask] = np.arange(len(fit.coef))

@@ -56,10 +56,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def methods(options: Mapping[str, Any]) -> tuple[str, str]:
-    """
-    What a methods section says of a fit with the options of a model, and the BibTeX of the papers
-    it names.
-    """
+    """What a methods section says of a fit with such options, and BibTeX of its papers."""
     keys: list[str] = []
 
     def cite(key: str) -> str:

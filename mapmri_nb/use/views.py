@@ -63,10 +63,7 @@ def html(label: str) -> str:
 
 
 def map_of(fit: Any, name: str, units: str = "mm") -> Map:
-    """
-    A map by its name (ours or DIPY's), "rmse", "r2", "negative_mass", or the root of one:
-    "rtop^(1/3)".
-    """
+    """A map by its name, or DIPY's, "rmse", "r2", "negative_mass", or a root: "rtop^(1/3)"."""
     root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
     base, n = (root[1], int(root[2])) if root else (name, 1)
     base = base if hasattr(fit, base) else ALIASES.get(base, base)
