@@ -64,10 +64,8 @@ def given(name: str, value: Any) -> Given:
         dtype = value.dtype
     if dtype.kind not in ("iuf" if name == "data" else "biuf"):
         what = "; take the magnitude, or the real part of phase-corrected data"
-        raise TypeError(
-            f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
-            + what * (dtype.kind == "c")
-        )
+        text = f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
+        raise TypeError(text + what * (dtype.kind == "c"))
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
     return Given(value, affine)
@@ -151,15 +149,14 @@ def aligned(
             log.info("%s: its axes are stored otherwise than the data's; turned to them", name)
             values = np.asarray(data).transpose(*order, *range(3, len(data.shape)))
             return np.asfortranarray(values[tuple(slice(None, None, -1 if f else 1) for f in flip)])
-    places = [
-        f"shape {tuple(n)}, voxels of {np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()} mm, "
-        f"origin {a[:3, 3].round(2).tolist()}"
-        for n, a in ((data.shape[:3], image.affine), (shape, affine))
-    ]
-    raise ValueError(
-        f"{name}: it lies elsewhere than the data ({places[0]}; {places[1]}): resample it onto the "
-        "data"
-    )
+    places = []
+    for n, a in ((data.shape[:3], image.affine), (shape, affine)):
+        edges = np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()
+        places.append(
+            f"shape {tuple(n)}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}"
+        )
+    text = f"it lies elsewhere than the data ({places[0]}; {places[1]})"
+    raise ValueError(f"{name}: {text}: resample it onto the data")
 
 
 def count_odd(y: NDArray[Any]) -> tuple[NDArray[np.int64], int, int]:
@@ -204,9 +201,8 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
 def in_sense(name: str, value: float, low: float, high: float, unit: str, hint: str) -> None:
     """A ValueError for a number outside any sense, which says how else it may have been meant."""
     if not low <= value <= high:
-        raise ValueError(
-            f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g}). {hint}"
-        )
+        text = f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g})"
+        raise ValueError(f"{text}. {hint}")
 
 
 class Taken(NamedTuple):
@@ -230,9 +226,8 @@ def take(
     values = squeezed(series.data, wanted, series.affine is not None)
     shape = tuple(values.shape)
     if len(shape) == 0 or shape[-1] != len(gtab):
-        raise ValueError(
-            f"data: its last axis must have the table's {len(gtab)} volumes, its shape is {shape}"
-        )
+        text = f"data: its last axis must have the table's {len(gtab)} volumes"
+        raise ValueError(f"{text}, its shape is {shape}")
     inside = np.ones(shape[:-1], bool)
     if inner is not None:
         inside = inside_of("mask", aligned("mask", inner, shape[:3], affine), shape[:-1])
@@ -243,9 +238,8 @@ def take(
             weight = np.asarray(weight).reshape(shape)
         per_sample = tuple(weight.shape) == shape and len(shape) > 1
         if not per_sample and weight.shape != shape[-1:]:
-            raise ValueError(
-                f"weights must have shape {shape[-1:]} or the data's {shape}, not {weight.shape}"
-            )
+            text = f"weights must have shape {shape[-1:]} or the data's {shape}"
+            raise ValueError(f"{text}, not {weight.shape}")
         if not per_sample:
             weight = np.ascontiguousarray(checked_weights(np.array(weight, np.float64))[None])
     field = np.zeros((0, 3, 3))
@@ -275,9 +269,8 @@ def checked_weights(values: Array) -> Array:
     """Weights, or an error; NaN weighs nothing."""
     values = np.nan_to_num(values, nan=0.0, posinf=np.inf)
     if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise ValueError(
-            f"weights must be finite and >= 0; found {values[~(values >= 0) | np.isinf(values)][0]}"
-        )
+        bad = values[~(values >= 0) | np.isinf(values)][0]
+        raise ValueError(f"weights must be finite and >= 0; found {bad}")
     return values
 
 
@@ -289,16 +282,12 @@ def field_rows(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
     if F.shape == (*inside.shape, 9):
         F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
     if F.shape != (*inside.shape, 3, 3):
-        raise ValueError(
-            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not "
-            f"{F.shape}"
-        )
+        shapes = f"{(*inside.shape, 9)} or {(*inside.shape, 3, 3)}"
+        raise ValueError(f"grad_dev must have shape {shapes}, not {F.shape}")
     rows = np.ascontiguousarray(F[inside])
     if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
-        raise ValueError(
-            "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is "
-            f"{np.abs(rows).max()}"
-        )
+        text = "grad_dev: entries must be finite and below 0.5 inside the mask"
+        raise ValueError(f"{text}; the largest is {np.abs(rows).max()}")
     return rows
 
 
@@ -338,22 +327,19 @@ def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
         elif array.shape == inside.shape + tail and inside.ndim:
             array = array[inside]
         if array.shape not in ((1, *tail), (count, *tail)):
-            raise ValueError(
-                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
-            )
+            shapes = f"{tail} or {(count, *tail)}"
+            raise ValueError(f"scale: {name} must have shape {shapes}, not {np.shape(value)}")
         out.append(np.ascontiguousarray(array))
     mu, R = out
     if not (np.isfinite(mu).all() and (mu > 0).all()):
-        raise ValueError(
-            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
-        )
+        text = "scale: mu must be finite and positive, in mm"
+        raise ValueError(f"{text}; the smallest value is {mu.min()}")
     if (mu > 1.0).any():
         raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
     off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
     if not off < 1e-6:
-        raise ValueError(
-            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
-        )
+        text = "scale: the columns of R must be orthonormal"
+        raise ValueError(f"{text}; R'R differs from 1 by {off:.2g}")
     return mu, R
 
 

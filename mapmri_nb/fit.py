@@ -31,12 +31,8 @@ log = logging.getLogger(__name__)
 
 def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
-    rows: dict[str, NDArray[Any]] = {
-        "coef": out.coef,
-        "mu": out.mu,
-        "mu_tensor": out.mu_tensor,
-        "R": out.R,
-    }
+    rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu}
+    rows |= {"mu_tensor": out.mu_tensor, "R": out.R}
     for k, name in enumerate(blocks.SCALARS):
         if name not in ("yy", "valid"):
             rows[name] = np.ascontiguousarray(out.scalars[:, k])
@@ -129,10 +125,8 @@ class MapmriFit:
         """The fit of the voxels of a mask, a bool volume of this fit's shape."""
         keep = np.asarray(mask)
         if keep.dtype != bool or keep.shape != self.mask.shape:
-            raise ValueError(
-                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of "
-                f"{keep.shape}"
-            )
+            text = f"mask must be a bool volume of shape {self.mask.shape}"
+            raise ValueError(f"{text}, not {keep.dtype} of {keep.shape}")
         rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
         return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
 
@@ -172,16 +166,14 @@ class MapmriFit:
         if name in ON_REQUEST:
             return self._on_request(name)
         if self.isotropic and name in ANISOTROPIC_ONLY:
-            raise ValueError(
-                f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
-            )
+            text = f"{name} has no meaning for the isotropic basis"
+            raise ValueError(f"{text}: fit with basis='anisotropic'")
         # to the tensor's Gaussian, which is not the basis' own first function
         if name == "ng" and self.isotropic:
             return _sine(self._radial_cosine(self.mu_tensor, 0))
         if name in ("pa", "pa_dti"):
-            return propagator.propagator_anisotropy(
-                self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine()
-            )
+            cosine = self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine()
+            return propagator.propagator_anisotropy(cosine)
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
@@ -217,10 +209,8 @@ class MapmriFit:
         fa: Array = np.sqrt(1.5 * spread / (D**2).sum(1))
         if name == "fa":
             return fa
-        first: Array = (
-            self.R[:, :, 0] * (fa if name == "color_fa" else np.where(fa >= 0, 1, fa))[:, None]
-        )
-        return first
+        length = fa if name == "color_fa" else np.where(fa >= 0, 1, fa)
+        return np.asarray(self.R[:, :, 0] * length[:, None])
 
     def index(self, name: str) -> Array:
         """
@@ -287,15 +277,8 @@ class MapmriFit:
         """cos^2 (V,) of the angle from P to K + 1 radial functions at scales `target` (V, 3)."""
         out = np.empty(len(self.coef))
         coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
-        call = partial(
-            propagator.radial_cosine_rows,
-            coef,
-            mu,
-            target,
-            propagator.even_table(self.order),
-            K,
-            out,
-        )
+        args = (coef, mu, target, propagator.even_table(self.order), K, out)
+        call = partial(propagator.radial_cosine_rows, *args)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return out
 
@@ -435,10 +418,8 @@ class MapmriFit:
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
         if scale.shape not in ((), self.S0.shape):
-            raise ValueError(
-                f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not "
-                f"{scale.shape}"
-            )
+            text = f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}"
+            raise ValueError(f"{text}, not {scale.shape}")
         out = np.ascontiguousarray(out * scale[..., None])
         if noisy:
             if "sigma" not in self._rows:

@@ -12,6 +12,7 @@ from . import readers
 
 Array = NDArray[np.float64]
 File = readers.File
+Sidecars = File | Iterable[File] | None
 
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
@@ -70,21 +71,19 @@ class GradientTable:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
-            raise ValueError(
-                f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
-            )
+            text = f"not an array of shape {self.bvals.shape}"
+            raise ValueError(f"bvals must be a list of b-values, {text}")
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
         text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
         _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
-        self.bvals, self.bvecs = readers.directions(
-            self.bvals, bvecs, self.b0_threshold, bvec_scaling
-        )
+        b0 = self.b0_threshold
+        self.bvals, self.bvecs = readers.directions(self.bvals, bvecs, b0, bvec_scaling)
         self.b0s_mask = self.bvals <= self.b0_threshold
         self._timing = _timing(self.b0s_mask, big_delta=big_delta, small_delta=small_delta, tau=tau)
         self.big_delta, self.small_delta, given_tau = self._timing.values()
-        taus = (
-            given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
-        )
+        taus = given_tau
+        if taus is None:
+            taus = self.big_delta - np.divide(self.small_delta, 3)
         self.taus = np.array(np.broadcast_to(taus, len(self)), np.float64)
         self.qvals = np.sqrt(self.bvals / self.taus) / (2 * np.pi)
         self.qvecs = self.qvals[:, None] * self.bvecs
@@ -108,12 +107,9 @@ class GradientTable:
     def __getitem__(self, select: Any) -> GradientTable:
         """The table of some volumes: an index, a slice, a list of indices or a boolean mask."""
         rows = np.atleast_1d(np.arange(len(self))[select])
-        big, small, tau = (
-            value[rows] if np.ndim(value) else value for value in self._timing.values()
-        )
-        return GradientTable(
-            self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame
-        )
+        more = {name: v[rows] if np.ndim(v) else v for name, v in self._timing.items()}
+        more |= {"b0_threshold": self.b0_threshold, "frame": self.frame}
+        return GradientTable(self.bvals[rows], self.bvecs[rows], **more)
 
     def __eq__(self, other: object) -> bool:
         """True for a table with the same volumes, times, threshold and frame, bit for bit."""
@@ -139,13 +135,7 @@ class GradientTable:
 
     @classmethod
     def from_fsl(
-        cls,
-        bval: File,
-        bvec: File,
-        *,
-        json: File | Iterable[File] | None = None,
-        volumes: Any = None,
-        **more: Any,
+        cls, bval: File, bvec: File, *, json: Sidecars = None, volumes: Any = None, **more: Any
     ) -> GradientTable:
         """
         Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
@@ -155,27 +145,16 @@ class GradientTable:
 
     @classmethod
     def from_mrtrix(
-        cls,
-        path: File,
-        *,
-        json: File | Iterable[File] | None = None,
-        volumes: Any = None,
-        **more: Any,
+        cls, path: File, *, json: Sidecars = None, volumes: Any = None, **more: Any
     ) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
         return cls._read(readers.mrtrix(path), json, volumes, more)
 
     @classmethod
     def from_bids(
-        cls,
-        path: File,
-        *,
-        bval: File | None = None,
-        bvec: File | None = None,
-        json: File | None = None,
-        volumes: Any = None,
-        **more: Any,
-    ) -> GradientTable:
+        cls, path: File, *, bval: File | None = None, bvec: File | None = None,
+        json: File | None = None, volumes: Any = None, **more: Any,
+    ) -> GradientTable:  # fmt: skip
         """
         Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
         inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
@@ -210,24 +189,18 @@ class GradientTable:
         if isinstance(table, GradientTable):
             return table
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
-            raise ValueError(
-                "gtab must be a GradientTable or have bvals and bvecs, not a "
-                f"{type(table).__name__}"
-            )
-        big, small = (
-            getattr(table, name, None) if tau is None else None
-            for name in ("big_delta", "small_delta")
-        )
+            text = "gtab must be a GradientTable or have bvals and bvecs"
+            raise ValueError(f"{text}, not a {type(table).__name__}")
+        names = ("big_delta", "small_delta")
+        big, small = (getattr(table, n, None) if tau is None else None for n in names)
         threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
         return cls(table.bvals, table.bvecs, big, small, tau, threshold, frame)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; `from_dict` gives the same table bit for bit."""
         entries = {"bvals": self.bvals, "bvecs": self.bvecs, **self._timing}
-        plain = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in entries.items()
-        }
+        arrays = {k: v.tolist() for k, v in entries.items() if isinstance(v, np.ndarray)}
+        plain = entries | arrays
         return plain | {"b0_threshold": self.b0_threshold, "frame": self.frame}
 
     @classmethod

@@ -22,12 +22,8 @@ SAMPLE_NOTES = (
 )
 
 
-WARMUP_MODES: tuple[dict[str, Any], ...] = (
-    {},
-    {"basis": "isotropic"},
-    {"positivity": "grid"},
-    {"positivity": "global"},
-)
+WARMUP_MODES: list[dict[str, Any]] = [{}, {"basis": "isotropic"}]
+WARMUP_MODES += [{"positivity": "grid"}, {"positivity": "global"}]
 
 
 def _saved(args: argparse.Namespace) -> Any:
@@ -107,9 +103,8 @@ def odf(args: argparse.Namespace) -> list[Path]:
     for path in found:
         log.info("%s", path)
     if args.pam5:
-        found.append(
-            _pam5(fit, affine, args, scale, Path(out) / map_name(prefix, "peaks", ".pam5"))
-        )
+        path = Path(out) / map_name(prefix, "peaks", ".pam5")
+        found.append(_pam5(fit, affine, args, scale, path))
     if args.sh_basis == "tournier07":
         log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *found[:1] * 2)
     return [path for image in found for path in (image, _sidecar(image)) if path.exists()]
@@ -155,16 +150,11 @@ def predict(args: argparse.Namespace) -> list[Path]:
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    given = [
-        name
-        for name in ("json", *arguments(args, GradientTable))
-        if getattr(args, name) is not None
-    ]
+    names = ("json", *arguments(args, GradientTable))
+    given = [name.replace("_", "-") for name in names if getattr(args, name) is not None]
     if given and not (args.bval or args.grad):
-        raise ValueError(
-            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has "
-            "its own"
-        )
+        text = "goes with --bval and --bvec: the fit's own table has its own"
+        raise ValueError(f"--{given[0]} {text}")
     (fit, affine, _, _), _ = _saved(args)
     gtab = fit.gtab
     if args.bval or args.grad:
@@ -189,9 +179,8 @@ def report(args: argparse.Namespace) -> list[Path]:
     from .report import write_report
 
     if args.out and args.out.is_dir():
-        raise ValueError(
-            f"--out: {args.out} is a folder, the page needs a name: {args.out / 'report.html'}"
-        )
+        text = f"--out: {args.out} is a folder, the page needs a name"
+        raise ValueError(f"{text}: {args.out / 'report.html'}")
     prefixes = [folder.prefix_of_fit(model) for model in folder.model_files(args.dir)]
     if args.prefix and args.prefix not in prefixes and Path(args.prefix).exists():
         if args.dwi:
@@ -203,9 +192,8 @@ def report(args: argparse.Namespace) -> list[Path]:
     model = folder.model_file(args.dir, args.prefix)
     prefix = folder.prefix_of_fit(model)
     several = len(folder.model_files(model.parent)) > 1
-    out = args.out or model.with_name(
-        f"{prefix}_report.html" if several and prefix else "report.html"
-    )
+    name = f"{prefix}_report.html" if several and prefix else "report.html"
+    out = args.out or model.with_name(name)
     more = {"dwi": args.dwi, "convention": args.convention}
     log.info("%s", write_report(model, out, args.force, **more))
     return [out]
@@ -220,10 +208,7 @@ def cite(args: argparse.Namespace) -> list[Path]:
     if not (args.dir or args.mode):
         print(references.bibtex())
         return []
-    if args.dir:
-        options = _saved(args)[0].fit.options
-    else:
-        options = references.defaults(args.mode)
+    options = _saved(args)[0].fit.options if args.dir else references.defaults(args.mode)
     print(*references.methods(options), sep="\n\n")
     return []
 
@@ -239,16 +224,8 @@ def demo(args: argparse.Namespace) -> list[Path]:
 
     fits = {}
     for name in SAMPLES:
-        dwi = sample_dwi(name)
-        words = [
-            "fit",
-            str(dwi),
-            "--mask",
-            str(dwi).replace("_dwi.", "_mask."),
-            "--out",
-            str(args.out / name),
-            "--force",
-        ]
+        dwi, out = str(sample_dwi(name)), str(args.out / name)
+        words = ["fit", dwi, "--mask", dwi.replace("_dwi.", "_mask."), "--out", out, "--force"]
         fitting.fit(parser().parse_args(words + ["--quiet"] * args.quiet))
         fits[name], affine, _, _ = read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
@@ -259,10 +236,8 @@ def demo(args: argparse.Namespace) -> list[Path]:
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():
         medians = [np.nanmedian(fit.index(index.name)) for fit in fits.values()]
-        print(
-            f"{index.name.upper():10}{index.unit():>6}"
-            + "".join(f"{median:13.4g}" for median in medians)
-        )
+        numbers = "".join(f"{median:13.4g}" for median in medians)
+        print(f"{index.name.upper():10}{index.unit():>6}{numbers}")
     print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
     return sorted(path for name in fits for path in (args.out / name).iterdir())
 
@@ -283,9 +258,8 @@ def warmup(args: argparse.Namespace) -> None:
         fit = MapmriModel(gtab, radial_order=4, **options).fit(data)
         for compute in (fit.rtop, fit.pa, fit.negative, fit.predict, fit.odf_sh, fit.peaks):
             compute()
-    log.info(
-        "compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only"
-    )
+    seconds = time.perf_counter() - start
+    log.info("compiled in %.1f s, kept in %s", seconds, CACHE_DIR or "memory only")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -298,33 +272,17 @@ def info(args: argparse.Namespace) -> None:
     from .. import __version__
     from ..kernels._jit import CACHE_DIR, n_threads
 
-    facts = {
-        "mapmri_nb": __version__,
-        "python": f"{platform.python_version()}, {platform.platform()}",
-    }
-    for package in (
-        "numpy",
-        "scipy",
-        "numba",
-        "llvmlite",
-        "osqp",
-        "nibabel",
-        "tqdm",
-        "matplotlib",
-        "dask",
-        "dipy",
-    ):
+    python = f"{platform.python_version()}, {platform.platform()}"
+    facts = {"mapmri_nb": __version__, "python": python}
+    packages = "numpy scipy numba llvmlite osqp nibabel tqdm matplotlib dask dipy"
+    for package in packages.split():
         facts[package] = "not installed"
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
-    facts["threads"] = (
-        f"{n_threads(None)} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
-    )
-    sizes = (
-        [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]
-        if CACHE_DIR
-        else []
-    )
+    threads = f"{n_threads(None)} of {os.cpu_count()} CPUs"
+    facts["threads"] = f"{threads}, Python's: no threading layer is needed"
+    files = [path for path in CACHE_DIR.rglob("*") if path.is_file()] if CACHE_DIR else []
+    sizes = [path.stat().st_size for path in files]
     facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
     facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"
     for name, fact in facts.items():
