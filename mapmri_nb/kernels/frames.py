@@ -1,4 +1,11 @@
-"""Frames and scales of blocks: tensors, gradient non-linearity, rotated coefficients."""
+"""
+Frames and scales of blocks of voxels: tensors, gradient non-linearity, rotated coefficients.
+
+The scale tensor D = R diag(lambda) R' (mm^2/s) gives the frame R (V, 3, 3), columns e1 e2 e3 with
+lambda_1 >= lambda_2 >= lambda_3, and the scales mu_i = sqrt(2 lambda_i tau) (3, V) in mm. Symmetric
+matrices are rows xx xy yy xz yz zz (6, V). With a gradient non-linearity F a voxel saw
+q' = (I + F) q, so that the table's own q sees the tensor (I + F)'D(I + F).
+"""
 
 import math
 from typing import Any

@@ -1,4 +1,12 @@
-"""One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points."""
+"""
+One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points.
+
+With N = n1 + n2 + n3, q in 1/mm, r and mu in mm [Ozarslan 2013, Eq. 22, 23]:
+
+    h_0 = pi^(-1/4) exp(-t^2/2),   h_(n+1) = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_(n-1)
+    Phi_n(q) = (-1)^(N/2) pi^(3/4) prod h_ni(2 pi mu_i q_i)
+    Psi_n(r) = pi^(3/4) / ((2 pi)^(3/2) mu1 mu2 mu3) prod h_ni(r_i / mu_i)
+"""
 
 import math
 

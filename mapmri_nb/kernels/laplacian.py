@@ -1,4 +1,11 @@
-"""The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm."""
+"""
+The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm.
+
+    L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l]
+
+with X2, X4 the integrals of t^2 h_n h_m and t^4 h_n h_m along an axis; the orders along the axes
+not named are equal [Fick 2016, Eq. 10]. L of V voxels is a sparse map of six numbers of mu (3, V).
+"""
 
 import math
 from functools import lru_cache
@@ -57,14 +64,7 @@ def fourth_moment(n: int, m: int) -> float:
 
 @kernel()
 def matrix(mu: Array, index: IntArray, out: Array) -> None:
-    """
-    Laplacian matrix of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm [Fick
-    2016, Eq. 10].
-
-    In r space, 16 pi^4 times the integral of r^4 P^2: L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k
-    mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], X the moments above, the indices of the axes
-    not named being equal.
-    """
+    """L of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm."""
     unit = 2.0 * math.pi**2.5 / (mu[0] * mu[1] * mu[2])
     for a in range(index.shape[0]):
         for b in range(a + 1):

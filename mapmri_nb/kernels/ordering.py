@@ -2,8 +2,10 @@
 Sizes, index tables and positions of both bases, and the exact map between them: the only place that
 knows an order.
 
-Public coefficients follow DIPY's order. Inside the block kernels functions are grouped by parity
-class (`block_index_table`), which makes the Laplacian matrix block diagonal.
+Public coefficients (n,) follow DIPY's order: anisotropic n1 n2 n3 by N = n1 + n2 + n3 = 0, 2, ..,
+isotropic j l m by N = l + 2j - 2. Inside the block kernels functions are grouped by parity class
+(`block_index_table`), which makes the Laplacian matrix block diagonal. At mu = (u0, u0, u0) both
+bases span one space: a_aniso = T a_iso, T block diagonal in N, the same for every u0.
 """
 
 from functools import lru_cache

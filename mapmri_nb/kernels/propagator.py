@@ -1,9 +1,13 @@
 """
 Signal and propagator at points; overlaps with radial functions (PA, NG); negative mass.
 
-Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it.
-Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over
-points.
+    E(q) = sum a_n Phi_n(R'q),   P(r) = sum a_n Psi_n(R'r)     a (V, n), mu (V, 3) mm, R (V, 3, 3)
+    cos^2 theta = sum_(k<=K) (g_k^2 / b_k) / sum a^2           [Ozarslan 2013, Eq. 51-56]
+    g_k = sum_(|m|=2k) B_m sum_n a_n O1_n1m1 O2_n2m2 O3_n3m3,  b_k = Gamma(k+3/2) / (k! Gamma(3/2))
+
+O holds the overlaps of one-dimensional functions at mu_i and at the scale of the radial functions.
+All take Hermite coefficients in the frame R at the scales mu, so both bases share them. Kernels
+named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over points.
 """
 
 import itertools

@@ -1,11 +1,16 @@
 """
-Index formulas of one voxel: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and
+Index formulas of one voxel: Hermite coefficients a (n,) in DIPY's order, in the tensor's frame, and
 mu (3,) in mm.
 
-The same functions take several voxels at once, coef and mu being `lanes.rows` of (n, V) and (3, V).
+Every formula is a section or a marginal of P = sum a_n Psi_n: with B_n = Phi_n(0) and
+s = (-1)^(exponent/2) of the orders integrated over,
 
-Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against
-three-dimensional quadrature.
+    RTOP = sum s_n B_n a_n / (sqrt(8 pi^3) mu1 mu2 mu3)   1/mm^3   MSD = -laplacian E(0) / 4 pi^2
+    RTAP = sum s B a / (2 pi mu2 mu3)                     1/mm^2   1/QIV = -laplacian P(0) / 4 pi^2
+    RTPP = sum s B a / (sqrt(2 pi) mu1)                   1/mm     NG^2 = sum_(n>0) a^2 / sum a^2
+
+Each is checked against three-dimensional quadrature. The same functions take several voxels at
+once, coef and mu being `lanes.rows` of (n, V) and (3, V).
 """
 
 import math

@@ -1,4 +1,10 @@
-"""The scale tensor: weighted log-linear fit in blocks, eigenframe, mu, S0, u0."""
+"""
+The scale tensor of blocks of voxels: weighted log-linear fit, eigenframe, mu, S0, and u0.
+
+log y_k = log S0 - b_k g_k'D g_k is solved twice: by ordinary least squares, then with the weights
+S_pred^2 of that answer. D is six rows xx xy yy xz yz zz (6, V) in units of `UNIT` mm^2/s; b is in
+s/mm^2, y (samples, V). S0 is the mean over the b0 volumes of y exp(b g'D g).
+"""
 
 import math
 from typing import NamedTuple
