@@ -74,13 +74,14 @@ MOST_OF_TESTING = 1750
 MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
 # Rooms whose lines are still wider, or set more names.
 LATER = {
-    "engine.py", "kernels/blocks.py", "kernels/gcv.py", "kernels/lanes.py", "kernels/linalg.py", "kernels/moments.py",
-    "kernels/noise.py", "kernels/odf.py", "kernels/origin.py", "kernels/records.py",
+    "engine.py", "kernels/blocks.py", "kernels/gcv.py", "kernels/lanes.py", "kernels/linalg.py",
+    "kernels/moments.py",
+    "kernels/noise.py", "kernels/origin.py", "kernels/records.py",
     "kernels/rescale.py", "kernels/stages.py", "use/directions.py", "use/io.py", "use/stream.py",
     "use/uncertainty.py",
 }  # fmt: skip
-# DIPY's constructor, what `gcv` and `odf` hand to their kernels
-LONG_CALLS = {"__init__", "choose", "form_rows", "odf_rows"}
+# DIPY's constructor, and what `gcv` hands to its kernels
+LONG_CALLS = {"__init__", "choose"}
 
 
 def room(name: str) -> str:
