@@ -110,6 +110,7 @@ class MapmriModel:
         self.noise: str | None = self.options["noise"]
         self.zero_is_missing: bool = self.options["zero_is_missing"]
         self.laplacian_weights = options.laplacian_weights(self.options["laplacian"])
+        self._no_laplacian = bool(self.laplacian_weights.tolist() == [0.0])
         self.n_coef = ordering.n_coef(self.order)
         self.at_origin = self.gtab.b0s_mask.copy()  # volumes whose mean is S0_b
         if S0 == "fit":  # a shell of weak gradients says little about q = 0
@@ -120,12 +121,10 @@ class MapmriModel:
             self._check_identifiable()
         else:
             self._warn_of_shells()
-            if len(self.gtab) < needed:
-                raise ValueError(
-                    f"radial_order: {self.order} has {needed} coefficients, the table "
-                    f"{len(self.gtab)} volumes: without a Laplacian they are not determined; pass "
-                    "laplacian=0.2 or a smaller order"
-                )
+            if (n := len(self.gtab)) < needed:
+                text = f"{self.order} has {needed} coefficients, the table {n} volumes"
+                advice = "pass laplacian=0.2 or a smaller order"
+                raise ValueError(f"radial_order: {text}: they are not determined; {advice}")
         self.engine = Engine(self._plan(use, needed), self._solver())
 
     @property
@@ -136,9 +135,8 @@ class MapmriModel:
     @property
     def weights(self) -> NDArray[np.float64]:
         """The old name of `laplacian_weights`."""
-        warnings.warn(
-            "MapmriModel.weights is now laplacian_weights", DeprecationWarning, stacklevel=2
-        )
+        text = "MapmriModel.weights is now laplacian_weights"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
         return self.laplacian_weights
 
     def __repr__(self) -> str:
@@ -150,31 +148,22 @@ class MapmriModel:
         """True for plain MAP: neither a Laplacian nor positivity."""
         return self._no_laplacian and self.positivity is None
 
-    @property
-    def _no_laplacian(self) -> bool:
-        return bool(self.laplacian_weights.tolist() == [0.0])
-
     def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
+        limit = self.gtab.b0_threshold
         if not b0.any():
-            raise ValueError(
-                "gtab: fitting needs at least one b0 volume (b <= b0_threshold = "
-                f"{self.gtab.b0_threshold}); the smallest b is {b.min():g} s/mm2"
-            )
-        if b.max() <= max(self.gtab.b0_threshold, checks.LEAST_B):
-            raise ValueError(
-                f"gtab has no weighted volume: its largest b is {b.max():g} s/mm2 (b0_threshold is "
-                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b "
-                "in s/mm2"
-            )
+            text = f"at least one b0 volume (b <= b0_threshold = {limit})"
+            raise ValueError(f"gtab: fitting needs {text}; the smallest b is {b.min():g} s/mm2")
+        if b.max() <= max(limit, checks.LEAST_B):
+            text = f"its largest b is {b.max():g} s/mm2 (b0_threshold is {limit:g}). In ms/um2 that"
+            text = f"{text} is {1000 * b.max():g} s/mm2: give b in s/mm2"
+            raise ValueError(f"gtab has no weighted volume: {text}")
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
         design = tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0)
         design = np.column_stack([design, np.ones(use.sum())])
         if np.linalg.matrix_rank(design) < 7:
-            raise ValueError(
-                f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not "
-                "determine a tensor; pass bval_threshold=None or a larger one"
-            )
+            text = f"the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor"
+            raise ValueError(f"bval_threshold: {text}; pass bval_threshold=None or a larger one")
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
         if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
             log.warning(
@@ -195,9 +184,8 @@ class MapmriModel:
     def _check_identifiable(self) -> None:
         if not (found := self.condition(self.order)) > MAX_CONDITION:
             return
-        safe = max(
-            (n for n in range(0, self.order, 2) if self.condition(n) <= MAX_CONDITION), default=0
-        )
+        lower = range(0, self.order, 2)
+        safe = max((n for n in lower if self.condition(n) <= MAX_CONDITION), default=0)
         shells = ", ".join(f"{count} at b = {b:.0f}" for b, count in self.gtab.shells())
         raise ValueError(
             f"radial_order: {self.order} is not determined by these measurements without a "

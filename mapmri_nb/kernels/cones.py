@@ -12,18 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import ordering
 from ._jit import CONTRACT, kernel
 from .lanes import every, pick, rows
 from .linalg import pad4
-from .ordering import (
-    class_permutation,
-    hermite_to_monomial,
-    index_table,
-    monomials,
-    n_coef,
-    origin_values,
-    positions,
-)
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -84,9 +76,9 @@ def _points(order: int) -> tuple[Array, Array]:
     )
     radii = 0.8 * math.sqrt(2 * order + 1) * np.cos(math.pi * np.arange(shells) / (order + 1))
     x = np.concatenate([np.zeros((1, 3)), *(r * half_sphere for r in radii)])
-    basis = _polynomials(x, monomials(order)) @ hermite_to_monomial(order)
+    basis = _polynomials(x, ordering.monomials(order)) @ ordering.hermite_to_monomial(order)
     rest, chosen = basis * np.exp(-0.25 * np.sum(x * x, axis=1))[:, None], []
-    for _ in range(n_coef(order)):
+    for _ in range(ordering.n_coef(order)):
         norms = np.sum(rest * rest, axis=1)
         chosen.append(int(np.argmax(norms)))
         q = rest[chosen[-1]] / math.sqrt(norms[chosen[-1]])
@@ -97,14 +89,13 @@ def _points(order: int) -> tuple[Array, Array]:
 @lru_cache
 def tables(order: int) -> Tables:
     """Tables of an even order 0 .. 10; shared, but writable: kernels compile once."""
-    n, blocks = n_coef(order), gram_exponents(order)
-    where = positions(monomials(order))
-    C, B = (
-        a[..., class_permutation(order)]
-        for a in (hermite_to_monomial(order), origin_values(index_table(order)))
-    )
+    n, blocks = ordering.n_coef(order), gram_exponents(order)
+    where = ordering.positions(ordering.monomials(order))
+    place = ordering.class_permutation(order)
+    C = ordering.hermite_to_monomial(order)[..., place]
+    B = ordering.origin_values(ordering.index_table(order))[place]
     x, weight = _points(order)
-    K = _polynomials(x, monomials(order)) * weight[:, None] @ C
+    K = _polynomials(x, ordering.monomials(order)) * weight[:, None] @ C
     # moments of N(0, 1): the integral of Gaussian times p is sum(aB)
     gaussian = np.linalg.solve(C.T, B)
     gram, times = [], []

@@ -18,17 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import ordering
 from ._jit import CONTRACT, kernel, n_threads, spread
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
-from .ordering import (
-    class_bounds,
-    class_permutation,
-    frozen,
-    hermite_to_monomial,
-    index_table,
-    monomials,
-)
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -57,11 +50,12 @@ def point_tables(order: int, kind: int) -> PointTables:
     Tables of `point_rows` for kind = SIGNAL or PROPAGATOR: orthonormal Hermite functions times
     pi^(1/4), the Gaussian set aside.
     """
-    k, terms = np.arange(order, dtype=float), index_table(order)
+    k, terms = np.arange(order, dtype=float), ordering.index_table(order)
     cube = np.full((order + 1,) * 3, len(terms), np.int64)
     cube[tuple(terms.T)] = np.arange(len(terms))
     sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
-    return PointTables(kind, frozen(sign), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
+    up, down = np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1))
+    return PointTables(kind, ordering.frozen(sign), ordering.frozen(cube), up, down)
 
 
 @kernel(fastmath=CONTRACT)
@@ -217,10 +211,10 @@ def even_table(order: int) -> IntArray:
     Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
     radial part; by n1, then n2.
     """
-    table = index_table(order)
+    table = ordering.index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
     where = where[np.lexsort(table[where].T[::-1])]
-    return frozen(np.column_stack([where, table[where]]))
+    return ordering.frozen(np.column_stack([where, table[where]]))
 
 
 @kernel()
@@ -331,19 +325,19 @@ def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
     axis = spacing * np.arange(int(radius / spacing) + 1)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     x = x[(x * x).sum(1) <= radius**2]
-    powers = np.prod(x[:, None, :] ** monomials(order)[None], axis=2)
+    powers = np.prod(x[:, None, :] ** ordering.monomials(order)[None], axis=2)
     gauss = np.exp(-0.5 * (x**2).sum(1)) / (2 * np.pi) ** 1.5
-    place, bounds = class_permutation(order), class_bounds(order)
+    place, bounds = ordering.class_permutation(order), ordering.class_bounds(order)
     tiles = -(-len(x) // TILE)
     values, weights = np.zeros((tiles * TILE, len(place))), np.zeros(tiles * TILE)
-    values[: len(x)] = (powers @ hermite_to_monomial(order) * gauss[:, None])[:, place]
+    values[: len(x)] = (powers @ ordering.hermite_to_monomial(order) * gauss[:, None])[:, place]
     weights[: len(x)] = spacing**3 * 2.0 ** ((x > 0).sum(1) - 2)
     first, second, third, fourth = (
-        frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
+        ordering.frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
         for a, b in itertools.pairwise(bounds)
     )
     classes = first, second, third, fourth
-    return DenseGrid(classes, frozen(weights.reshape(tiles, TILE)), place, bounds)
+    return DenseGrid(classes, ordering.frozen(weights.reshape(tiles, TILE)), place, bounds)
 
 
 @kernel(fastmath=CONTRACT)

@@ -23,19 +23,8 @@ from ..gradients import GradientTable
 from ..indices import TABLE, unit_factor
 from ..kernels.ordering import index_table, iso_index_table
 from ..status import MEANING, Status
-from .io import (
-    File,
-    Image,
-    Mask,
-    read_nii,
-    require_space,
-    require_writable,
-    row_positions,
-    staged,
-    volumes,
-    write_json,
-    write_nii,
-)
+from . import io
+from .io import File, Image, Mask, staged, write_json
 from .names import DESCRIPTION, IGNORE, label_of, map_name, prefix_of, uris
 
 T = TypeVar("T")
@@ -77,7 +66,7 @@ def check_output(folder: File, prefix: str, force: bool = False) -> None:
     if old and not force:
         text = f"{len(old)} results are there already (force overwrites)"
         raise FileExistsError(errno.EEXIST, text, str(old[0]))
-    require_writable(Path(folder))
+    io.require_writable(Path(folder))
 
 
 def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
@@ -110,7 +99,7 @@ def write_maps(
 
 def load_map(path: File) -> Image:
     """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
-    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
+    image, sidecar = io.read_nii(path), Path(str(path).split(".nii")[0] + ".json")
     factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
     return Image(np.asarray(image.data, float) / factor, image.affine)
 
@@ -141,7 +130,7 @@ def stage_maps(
         factor = unit_factor(index.power if index else 0, units)
         pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
+        io.write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
         entries: dict[str, Any] = {}
         if index:
             entries = {"Description": index.long_name, "Units": index.unit(units)}
@@ -209,14 +198,14 @@ def save_fit(
             "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to "
             "scanner space in mm"
         )
-    rows, where = fit.rows(), row_positions(fit.mask)
+    rows, where = fit.rows(), io.row_positions(fit.mask)
     count = {key: math.prod(v.shape[1:]) for key, v in rows.items()}
     flat = {key: v.reshape(len(v), count[key]).T for key, v in rows.items()}
     parts = (Part(key, v.dtype, v.shape[1:], flat[key]) for key, v in rows.items())
     more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
     entries = model_entries(fit.options, fit.gtab, fit.mask.shape, **more)
     with staged(folder, force) as stage:
-        require_space(stage, 8 * fit.mask.size * sum(count.values()), "save")
+        io.require_space(stage, 8 * fit.mask.size * sum(count.values()), "save")
         stage_fit(stage, prefix, parts, where, entries, affine)
 
 
@@ -254,8 +243,8 @@ def stage_fit(
         fill = OUTSIDE if key == "status" else fill
         # the large ones can be memory-mapped
         name = map_name(prefix, label, ".nii" if tail else ".nii.gz")
-        pieces = volumes(columns, where, math.prod(shape), kind, fill)
-        write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
+        pieces = io.volumes(columns, where, math.prod(shape), kind, fill)
+        io.write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
         sidecar = {"Description": text, "Units": unit, "Model": entries["Model"]}
         if key == "status":
             sidecar["Levels"] = {str(flag.value): words for flag, words in MEANING.items()}
@@ -305,7 +294,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
         images, tails = {}, {}
         for key, part in entries["Parts"].items():
             name, tails[key] = part["File"], part["Shape"]
-            images[key] = read_nii(model.with_name(name))
+            images[key] = io.read_nii(model.with_name(name))
             found = images[key].data
             if found.size != math.prod((*shape, *tails[key])):
                 raise ValueError(f"{name} has shape {found.shape}, not {shape} and {tails[key]}")
@@ -318,7 +307,7 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     if within is not None and np.shape(within) != shape:
         raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
-    where, rows = row_positions(mask), {}
+    where, rows = io.row_positions(mask), {}
     for key, image in images.items():
         flat = image.data.reshape(mask.size, -1, order="F")
         kind = np.int64 if flat.dtype.kind == "i" else np.float64
