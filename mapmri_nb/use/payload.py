@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fit import MapmriFit
-from ..gradients import GradientTable, from_voxel
+from ..gradients import GradientTable
 from ..status import Status
 from .directions import sphere
 from .views import Map, Orientation, html, limits, three
@@ -183,9 +183,7 @@ def each_voxel(
         code = np.round(2 + 253 * (1 + np.log10(np.clip(p, 10**-DECADES, 1)) / DECADES))
         planes.append(np.where(p < -(10**-DECADES), 0, np.where(p < 10**-DECADES, 1, code)))
     half_sphere = sphere(SPHERE).vertices[: SPHERE // 2]
-    stored = orientation.stored(np.ascontiguousarray(half_sphere))
-    affine = orientation.stored_affine
-    vectors = stored if affine is None else from_voxel(stored, affine, fit.gtab.frame)
+    vectors = orientation.in_frame(half_sphere, fit.gtab.frame)
     odf = np.maximum(some.odf(np.concatenate([vectors, -vectors])), 0)[:, : SPHERE // 2]
     peak = np.maximum(odf.max(1, keepdims=True), 1e-300)
     return {

@@ -24,7 +24,7 @@ except ImportError:
     raise ImportError("pictures need matplotlib: pip install 'mapmri_nb[plot]'") from None
 
 from ..fit import MapmriFit
-from ..gradients import GradientTable, from_voxel
+from ..gradients import GradientTable
 from . import glyphs, payload
 from .directions import gfa, sphere
 from .views import Map, View, limits, power
@@ -225,7 +225,7 @@ def overview(
         cut = view.cut(m.values)
         colour_bar(figure, show_map(axes, m, fit.mask, view, cut, {}), [axes], m, cut, "bottom")
         axes.set_title(m.label)
-    toward = _table_axes(view, fit.gtab.frame, view.screen[2:])[0]
+    toward = view.orientation.in_frame(view.screen[2:], fit.gtab.frame)[0]
     seen = 1.05 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
     wanted = view.cut(fit.pa() ** 2 * fit.volume(seen))  # squared: fluid does not count
     left, right, low, high, keep = _window(view, fit.mask, None, wanted)
@@ -382,12 +382,6 @@ def _window(
     return int(left), int(right), int(low), int(high), keep & inside
 
 
-def _table_axes(view: View, frame: str, canonical: Array) -> Array:
-    """Directions (n, 3) along canonical voxel axes in the frame of a table."""
-    stored, affine = view.orientation.stored(canonical), view.orientation.stored_affine
-    return stored if affine is None else from_voxel(stored, affine, frame)
-
-
 def _glyphs(
     figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_],
     options: dict[str, Any], background: tuple[str, str],
@@ -400,7 +394,7 @@ def _glyphs(
 
     def values(part: MapmriFit, screen: Array) -> Array:
         """ODFs along directions on the screen."""
-        vectors = _table_axes(view, part.gtab.frame, screen @ view.screen)
+        vectors = view.orientation.in_frame(screen @ view.screen, part.gtab.frame)
         return np.maximum(part.odf(vectors, s), 0.0)
 
     if background[0] == "gfa":

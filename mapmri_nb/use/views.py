@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..gradients import from_voxel
 from ..indices import TABLE, unit_factor
 
 Array = NDArray[np.float64]
@@ -156,6 +157,12 @@ class Orientation(NamedTuple):
         out = np.empty_like(vectors)
         out[..., list(self.order)] = vectors * np.where(self.flip, -1.0, 1.0)
         return out
+
+    def in_frame(self, canonical: Array, frame: str) -> Array:
+        """Directions (n, 3) along canonical voxel axes in the frame of a gradient table."""
+        stored = self.stored(np.ascontiguousarray(canonical))
+        known = self.stored_affine is not None
+        return from_voxel(stored, self.stored_affine, frame) if known else stored
 
     @property
     def size(self) -> Array:
