@@ -106,18 +106,9 @@ def workspace(t: Tables) -> Work:
     P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
     full = empty(3, m * m)
     vectors = (empty(len(t.K)) for _ in range(5))
-    return Work(
-        P,
-        S,
-        *packed,
-        full,
-        empty(t.K.size),
-        empty(4 * m),
-        empty(4 * m),
-        *vectors,
-        empty(10),
-        *(empty(1) for _ in range(4)),
-    )
+    columns = empty(t.K.size), empty(4 * m), empty(4 * m)
+    numbers = (empty(1) for _ in range(4))
+    return Work(P, S, *packed, full, *columns, *vectors, empty(10), *numbers)
 
 
 def answers(n: int, voxels: int) -> Answer:
@@ -445,10 +436,8 @@ def solve(
         for l in range(WIDTH):
             answer.info[0, l0 + l] = answer.info[1, l0 + l] = 0.0
             if status[l0 + l] != UNANSWERED:
-                answer.info[0, l0 + l], answer.info[1, l0 + l] = (
-                    lane[GAP, l] / lane[SCALE, l],
-                    lane[ITERATIONS, l],
-                )
+                answer.info[0, l0 + l] = lane[GAP, l] / lane[SCALE, l]
+                answer.info[1, l0 + l] = lane[ITERATIONS, l]
                 if not lane[CONVERGED, l] > 0.0:
                     status[l0 + l] = INEXACT
 
