@@ -183,7 +183,7 @@ def test_frame_angles_only_flip_columns(rng):
 
 @pytest.mark.parametrize("degree", [2, 6, 12])
 def test_rotation_of_moments(degree, rng):
-    """Moments of turned points, their transpose, and the inverse of that."""
+    """Moments of turned points, and their transpose."""
     frames = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 10)])
     frames = frames[: len(frames) // lanes.WIDTH * lanes.WIDTH]
     angles = np.zeros((6, len(frames)))
@@ -203,8 +203,6 @@ def test_rotation_of_moments(degree, rng):
     np.testing.assert_allclose(
         (p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max()
     )
-    rotation.rotate_polynomial(t.shears_low, angles, back)
-    np.testing.assert_allclose(back, p, atol=1e-11)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
@@ -222,7 +220,7 @@ def test_rotation_of_coefficients(order, rng):
         ordering.factorial_roots(order),
     )
     turned = fixed.copy()
-    frames.turn(turned, turns, t, index, root, False)
+    frames.turn(turned, np.swapaxes(turns, 1, 2).copy(), t, index, root)
     mu, r = np.full(3, 6e-3), 8e-3 * rng.normal(size=(40, 3))
     here = oracle.psi_matrix(order, mu, r)
     for l, frame in enumerate(turns):
@@ -232,5 +230,5 @@ def test_rotation_of_coefficients(order, rng):
     np.testing.assert_allclose(
         (turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12
     )  # a rotation keeps int P^2
-    frames.turn(turned, turns, t, index, root, True)
+    frames.turn(turned, turns, t, index, root)
     np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())

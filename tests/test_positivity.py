@@ -206,7 +206,7 @@ def test_osqp_form_is_the_problem():
     P, q, A, low, high = positivity.osqp_problem(H, rhs, B, grid.K)
     c = positivity.solve_osqp(H, rhs, B, grid.K)[0]
     n = len(c)
-    ridge, shift = qp.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
+    ridge, shift = positivity.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
     L = np.linalg.cholesky(H + shift * np.eye(n))
     scale = np.linalg.norm(np.linalg.solve(L, rhs))
     z = L.T @ c / scale
