@@ -242,7 +242,9 @@ def test_chunks_do_not_matter(scheme, data, monkeypatch):
 
 
 @pytest.mark.nojit
-@pytest.mark.parametrize("options", [{"noise": "rician"}, {"positivity": "grid"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"noise": "rician"}, {"positivity": "grid"}, {"laplacian": [0.1, 0.2]}], ids=str
+)
 def test_the_unit_of_the_signal_does_not_matter(scheme, data, options):
     """S0 and sigma follow it, coefficients and status stay; one voxel misses a sample."""
     y, model = data[:2].copy(), mapmri.MapmriModel(phantom.table(*scheme), 2, **options)
