@@ -7,7 +7,7 @@ import glob
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import metadata
@@ -138,16 +138,17 @@ def load_map(path: File) -> Image:
     return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
-def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-    """What write(*item) returns, two items at a time: packing and copying need no GIL."""
-    written: list[T] = []
+def side_by_side(
+    call: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int = 2
+) -> Iterator[T]:
+    """call(*item) of each item, in order, in some threads: what it does needs no GIL."""
     running: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
-            if len(running) == 2:
-                written.append(running.popleft().result())
-            running.append(pool.submit(write, *item))
-        return written + [future.result() for future in running]
+            running.append(pool.submit(call, *item))
+            if len(running) > threads:  # one more waits, so that no thread does
+                yield running.popleft().result()
+        yield from (future.result() for future in running)
 
 
 def stage_maps(
@@ -176,7 +177,7 @@ def stage_maps(
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)
 
-    names = _side_by_side(write, maps)
+    names = list(side_by_side(write, maps))
     write_description(stage)
     return names
 
@@ -317,7 +318,7 @@ def stage_fit(
         write_json(stage / map_name(prefix, label, ".json"), sidecar)
         return key, {"File": name, "Shape": list(tail)}
 
-    files = dict(_side_by_side(write, parts))
+    files = dict(side_by_side(write, parts))
     sources, links = uris(entries.get("Sources", []))
     entries = entries | {"Sources": sources, "Parts": files}
     write_json(stage / map_name(prefix, "", ".json"), entries)

@@ -333,7 +333,7 @@ def write_nii(
         stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
-                stream.write(np.asarray(piece, dtype).tobytes("F"))
+                stream.write(np.asarray(piece, dtype).ravel("F").view(np.uint8))
 
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
