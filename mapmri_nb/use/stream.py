@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 # a voxel on the same lines of the cache.
 SLAB = 4000
 PARTS = 16  # slabs at least, so that all threads have some, but of a block each
+SYNC = 1.0  # s between two entries in the journal: a disk may take long to say that it has something
 PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
@@ -121,13 +122,15 @@ class Store:
     A hidden folder with the finished slabs of a job.
 
     `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
-    its rows are on the disk. As a context it is removed when all went well, or when there is
+    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went well, or when there is
     nothing in it worth keeping.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
         self.folder, self.count, self.slab, self._key = folder, count, _slab(count), key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
+        self._waiting: dict[int, list[float]] = {}  # the same of those not in the journal yet
+        self._synced = time.perf_counter()
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = os.open(folder / "journal", os.O_RDWR | os.O_CREAT, 0o666)
@@ -158,24 +161,31 @@ class Store:
             raise ValueError(f"{text}; undo that, or start anew with force ({self.folder})")
         self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
 
-    def note(self, entry: Any) -> None:
-        """A line of the journal, on the disk when this returns."""
-        line = json.dumps(entry).encode() + b"\n"
-        _write(self._journal, line, self._end)
+    def note(self, *entries: Any) -> None:
+        """Lines of the journal, on the disk when this returns."""
+        lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+        _write(self._journal, lines, self._end)
         os.fsync(self._journal)
-        self._end += len(line)
+        self._end += len(lines)
 
     def put(self, slab: int, table: Array, reading: float, fitting: float) -> None:
         """Keep the values (columns, v) of a slab."""
         start = time.perf_counter()
         for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
             _write(self._rows, run.data, 8 * (k * self.count + slab * self.slab))
-        os.fsync(self._rows)
-        seconds = [reading, fitting, time.perf_counter() - start]
-        if not self._end:
-            self.note(self._key)
-        self.note([slab, *(round(s, 4) for s in seconds)])
-        self.seconds[slab] = seconds
+        self._waiting[slab] = [reading, fitting, time.perf_counter() - start]
+        if time.perf_counter() - self._synced >= SYNC:
+            self.sync()
+
+    def sync(self) -> None:
+        """All that was put is on the disk, and in the journal, when this returns."""
+        if self._waiting:
+            os.fsync(self._rows)
+            done = [[slab, *np.round(s, 4).tolist()] for slab, s in self._waiting.items()]
+            self.note(*([] if self._end else [self._key]), *done)
+            self.seconds |= self._waiting
+            self._waiting = {}
+        self._synced = time.perf_counter()
 
     def column(self, k: int) -> Array:
         """Values (V,) of a column, in file order."""
@@ -185,6 +195,9 @@ class Store:
         return self
 
     def __exit__(self, kind: Any, *more: Any) -> None:
+        if kind:
+            with suppress(OSError):
+                self.sync()
         os.close(self._rows)
         if kind and self.seconds:
             log.warning(
@@ -371,6 +384,7 @@ def fit_series(
                 advance(table.shape[1])
             if kept is not None:
                 kept.result()
+        store.sync()
         first = dict(zip(blank, np.cumsum([0, *sizes]).tolist(), strict=False))
         status = store.column(first["status"]).astype(np.int64)
         if todo:
