@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import blocks, noise
+from .kernels import blocks, noise, stages
 from .kernels._jit import n_threads, spread
 from .kernels._memory import Memory, lay_out, places
 from .kernels.lanes import padded
@@ -34,7 +34,7 @@ class Solver:
     finishes = False
 
     def __init__(self) -> None:
-        self.kernel = blocks.solve_linear
+        self.kernel = stages.solve_linear
 
     def problem(self) -> Any:
         """What `kernel` needs besides the block: a tuple of constants and of scratch for one thread."""

@@ -21,6 +21,7 @@ from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
 from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
 from .kernels.origin import Rules
+from .kernels.status import DROPPED
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -391,7 +392,10 @@ class MapmriModel:
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
-                odd = [a + b for a, b in zip(odd, checks.count_odd(y), strict=True)]
+                some = rows.status[where] & DROPPED != 0  # no other voxel has an odd sample
+                zeros, negative, voxels = checks.count_odd(y[some])
+                found = zeros, negative, voxels + int((~some).sum())
+                odd = [a + b for a, b in zip(odd, found, strict=True)]
         if not quiet:
             self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
