@@ -154,17 +154,26 @@ def side_by_side(
 def stage_maps(
     stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
     sidecars: dict[str, dict[str, Any]], model: dict[str, Any] | None = None,
+    place: tuple[NDArray[np.int64], tuple[int, ...]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
+    """
+    Volumes as `write_maps` writes them into a stage; the names of the images. With a `place`,
+    positions as of `row_positions` and the mask's shape, the maps are rows.
+    """
 
     def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
         index = TABLE.get(base)
         label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
-        pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
+        one = values.ndim == (1 if place else 3)
+        pieces = values[None] if one else np.moveaxis(values, -1, 0)
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
+        shape = values.shape
+        if place:
+            shape = (*place[1], *shape[1:])
+            clean = volumes(clean, place[0], math.prod(place[1]), np.float32, fill)
+        write_nii(stage / map_name(prefix, label), clean, shape, np.float32, affine)
         entries: dict[str, Any] = (
             {"Description": index.long_name, "Units": index.unit(units)} if index else {}
         )

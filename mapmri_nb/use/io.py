@@ -345,8 +345,11 @@ def row_positions(mask: Mask) -> NDArray[np.int64]:
 def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
-    """Columns (V,) as volumes in file order, one by one: values at `where`, `fill` elsewhere."""
+    """
+    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be used
+    before the next one comes.
+    """
+    volume = np.full(size, fill, dtype)
     for column in columns:
-        volume = np.full(size, fill, dtype)
         volume[where] = column
         yield volume

@@ -410,25 +410,24 @@ def fit_series(
             spent["Writing"] += time.perf_counter() - start  # all but the JSON, which says so
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
-        def maps() -> Iterator[tuple[str, Array]]:
+        def maps() -> Iterator[tuple[str, Array]]:  # as rows
             k = sum(sizes)
             for name in job.names:
                 columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
                 k += len(columns)
-                found = np.stack(columns, -1)
-                found = finished(name, found, job.image.affine, job.model.gtab.frame)
-                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
-                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
-                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
+                found = np.stack(columns, -1) if len(columns) > 1 else columns[0]
+                yield name, finished(name, found, job.image.affine, job.model.gtab.frame)
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
             rows: summary.Rows = []
-            within = job.regions or {"mask": job.mask}
+            within = (job.regions or {"mask": job.mask}).items()
+            within = {name: inside.ravel(order="F")[where] for name, inside in within}
             given = summary.gathered(maps(), within, job.units, rows)
             folder.stage_maps(
-                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
-            )
+                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model,
+                (where, job.mask.shape),
+            )  # fmt: skip
             summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
