@@ -301,8 +301,7 @@ class MapmriModel:
         TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
         values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if threads is not None and not (options.is_whole(threads) and threads >= 1):
-            raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+        count = options.thread_count(threads)
         taken = data
         if not isinstance(data, checks.Taken):
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
@@ -320,9 +319,9 @@ class MapmriModel:
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
                 part = blocks.cut(rows, first, stop)
-                self.engine.fit(samples, threads, out=part, shared=shared)
+                self.engine.fit(samples, count, out=part, shared=shared)
             else:
-                part = self.engine.fit(samples, threads, shared=shared)
+                part = self.engine.fit(samples, count, shared=shared)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:

@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, checks, scales
+from .. import __version__, checks, options, scales
 from ..fit import finished
 from ..indices import TABLE
-from ..kernels._jit import n_threads
 from ..kernels.blocks import VOXELS
 from ..model import MapmriModel, progress_bar
 from . import folder, io, summary
@@ -238,7 +237,7 @@ def on_threads(threads: int | None) -> Engine:
     """The engine of one machine: each of `threads` fits a slab of its own."""
 
     def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
-        count = n_threads(threads)
+        count = options.thread_count(threads)
 
         def fitted(slab: int, samples: dict[str, Any]) -> tuple[int, Array, float]:
             start = time.perf_counter()
