@@ -17,6 +17,7 @@ from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
+from .kernels._jit import spread
 from .kernels.linalg import SparseMap, sparse_map
 from .kernels.noise import DENOISED, RICIAN, curves
 from .kernels.origin import Rules
@@ -325,10 +326,8 @@ class MapmriModel:
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
-                some = rows.status[where] & DROPPED != 0  # no other voxel has an odd sample
-                zeros, negative, voxels = checks.count_odd(y[some])
-                found = zeros, negative, voxels + int((~some).sum())
-                odd = [a + b for a, b in zip(odd, found, strict=True)]
+                for found in _odd_samples(y, rows.status[where], count):
+                    odd = [a + b for a, b in zip(odd, found, strict=True)]
         if not quiet:
             self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
@@ -363,6 +362,19 @@ def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array
     for rows, pieces in _slabs(arrays, taken.inside):
         w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
         yield rows, pieces[0], w
+
+
+def _odd_samples(y: Array, status: NDArray[np.int64], threads: int) -> list[Any]:
+    """`checks.count_odd` of pieces of a fit's samples; only voxels marked DROPPED have odd ones."""
+    found: list[Any] = []
+
+    def count(start: int, stop: int) -> None:
+        some = status[start:stop] & DROPPED != 0
+        zeros, negative, voxels = checks.count_odd(y[start:stop][some])
+        found.append((zeros, negative, voxels + int((~some).sum())))
+
+    spread(count, len(y), blocks.VOXELS, threads)
+    return found
 
 
 def _slabs(
