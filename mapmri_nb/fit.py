@@ -232,7 +232,7 @@ class MapmriFit:
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
     rtap = _accessor("rtap", "Return-to-axis probability along e1, 1/mm^2 [Ozarslan 2013, Eq. 40].")
-    rtpp = _accessor("rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42].")
+    rtpp = _accessor("rtpp", "Return-to-plane probability across e1, 1/mm [Ozarslan 2013, Eq. 42].")
     msd = _accessor("msd", "Mean squared displacement, mm^2 [Fick 2016, Eq. D1].")
     qiv = _accessor("qiv", "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22].")
     lapnorm = _accessor("lapnorm", "Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10].")
