@@ -17,7 +17,7 @@ from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, RICIAN, mean_table
+from .kernels.noise import DENOISED, RICIAN, curves
 from .kernels.origin import Rules
 from .kernels.status import DROPPED
 
@@ -42,7 +42,8 @@ class MapmriModel:
     radial_order : even, 0 to 10.
     basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
     laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by
-        GCV is taken.
+        GCV is taken. With laplacian_of="deviation" "gcv" takes no weight that expects the deviation
+        rougher than the Gaussian itself (`kernels.gcv.bound_below`).
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
@@ -229,7 +230,7 @@ class MapmriModel:
             o["laplacian_of"] == "deviation",
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
-            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+            curves(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
             self.positivity is not None
             and (o["scale"], static) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
@@ -306,6 +307,9 @@ class MapmriModel:
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
         inside, field = taken.inside, taken.field
         mu, R = checks.given_scale(scale, inside)
+        shared = self.plan.static_scale > 0.0
+        if scale is not None:
+            shared |= np.shape(scale[0]) == (3,) and np.shape(scale[1]) == (3, 3)
         noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         odd: list[Any] = [0, 0, 0]
@@ -314,9 +318,10 @@ class MapmriModel:
             samples = blocks.Data(y, w, m, r, f, s)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
-                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
+                part = blocks.cut(rows, first, stop)
+                self.engine.fit(samples, threads, out=part, shared=shared)
             else:
-                part = self.engine.fit(samples, threads)
+                part = self.engine.fit(samples, threads, shared=shared)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:

@@ -61,6 +61,7 @@ class Block:
         n, V = len(self.place), lanes.padded(len(self.y))
         G, rhs = np.full((n * (n + 1) // 2, V), np.nan), np.full((n, V), np.nan)
         s, work, mu, degree = self.s, self.work, filled(self.mu), 2 * self.order
+        work.own[:] = np.nan
         moments.fixed_moments(s, filled(self.y), filled(self.w), plain, filled(self.D), work)
         if not self.isotropic:
             rotation.rotate(self.t.shears, work.angles, work.high)
@@ -232,3 +233,18 @@ def test_rotation_of_coefficients(order, rng):
     )  # a rotation keeps int P^2
     frames.turn(turned, turns, t, index, root)
     np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())
+
+
+@pytest.mark.nojit
+def test_a_linear_map_is_three_shears_and_scales_after_a_turn(rng):
+    """A = T Q, T lower triangular: with A of either determinant."""
+    for A in rng.normal(size=(20, 3, 3)):
+        angles, skew, stretch = np.zeros((6, 1)), np.zeros((3, 1)), np.zeros((3, 1))
+        rotation.linear_angles(A, angles, skew, stretch, 0)
+        z1, x, z2 = (
+            truth.rotation(k, 2 * np.degrees(np.arctan(angles[2 * i, 0])))
+            for i, k in enumerate((2, 0, 2))
+        )
+        (s,), T = skew.T, np.eye(3)
+        T[2, 1], T[2, 0], T[1, 0] = s
+        np.testing.assert_allclose(stretch * T @ (z1 @ x @ z2).T, A, atol=1e-12)

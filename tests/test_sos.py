@@ -402,3 +402,32 @@ def test_osqp_route_refuses():
     status, c, info = sos.solve_osqp(H, g, origin_values(index_table(4)), 4, rounds=1, tol=1e-12)
     assert status == sdp.INEXACT
     assert info[2] > 0
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("fixed", [0, 1])
+def test_elimination_of_the_origin(fixed, rng):
+    """P and c0 of the least squares |x - g|^2 / 2 with B'x = 1 (or without), rows K of x."""
+    n = 4
+    X = rng.normal(size=(n + 2, 7))
+    K, B, g = X[:n], X[n], X[n + 1]
+    P = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], WIDTH, 1)
+    c0, scale = np.empty((n, WIDTH)), np.empty((1, WIDTH))
+    cones.eliminate_origin(P, n, fixed, c0, scale)
+    left = np.eye(7) - fixed * np.outer(B, B) / (B @ B)
+    want = (K @ left @ K.T)[np.tril_indices(n)]
+    np.testing.assert_allclose(P[: len(want)].T, np.tile(want, (WIDTH, 1)), atol=1e-12)
+    best = g + fixed * (1 - B @ g) / (B @ B) * B
+    np.testing.assert_allclose(c0.T, np.tile(K @ best, (WIDTH, 1)), atol=1e-12)
+    np.testing.assert_allclose(scale, g @ g / 2, rtol=1e-12)
+    Q, keep, amount, reference = (
+        rng.normal(size=size) for size in ((n, WIDTH), (1, WIDTH), (1, WIDTH), n)
+    )
+    want = keep * Q + amount * reference[:, None]
+    cones.blend(reference, keep, amount, Q)
+    np.testing.assert_allclose(Q, want, atol=1e-14)
+    work, t, c = sdp.workspace(cones.tables(2)), cones.tables(2), rng.normal(size=(7, WIDTH))
+    sdp._margin_problem(c, 0, t, work)
+    np.testing.assert_allclose(
+        work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
+    )  # p - m reference from m = 1
