@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -405,12 +406,19 @@ def _samples(y: NDArray[Any]) -> Array:
 def _progress(
     pieces: Iterator[tuple[NDArray[np.int64], Array, Array]], total: int, show: bool
 ) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+    with progress_bar(total, show) as advance:
+        for piece in pieces:
+            yield piece
+            advance(len(piece[0]))
+
+
+@contextmanager
+def progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    """What is told how many voxels more are done; tqdm loads only where its bar is shown."""
     if not show:
-        yield from pieces
+        yield lambda count: None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(len(piece[0]))
+        yield bar.update

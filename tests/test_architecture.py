@@ -57,7 +57,7 @@ ONLY_IN = {
     "distributed": {"use/distributed.py"},
     "isal": {"use/io.py"},
     "osqp": {"positivity.py", "sos.py"},
-    "tqdm": {"model.py", "use/stream.py"},
+    "tqdm": {"model.py"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": {"testing/programs.py", "use/commands.py"},

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -72,24 +74,37 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-class _Unopened:
-    """A kernel's cache on disk until its first use: Numba writes a test file for each it opens."""
+class _Cache:
+    """
+    A kernel's cache on disk, opened at its first use: Numba writes a test file for each it opens.
+    """
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher
 
     def __getattr__(self, name: str) -> Any:
-        from numba.core.caching import NullCache
+        return getattr(self._opened, name)
 
-        dispatcher = self._dispatcher
+    @cached_property
+    def _opened(self) -> Any:
+        from numba.core.caching import FunctionCache, NullCache
+
         previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
         try:
-            dispatcher.enable_caching()
+            return FunctionCache(self._dispatcher.py_func)
         except RuntimeError:  # no writable locator: compile in memory, as with the switch off
-            dispatcher._cache = NullCache()
+            return NullCache()
         finally:
             numba.config.CACHE_DIR = previous
-        return getattr(dispatcher._cache, name)
+
+    def load_overload(self, kinds: Any, context: Any) -> Any:
+        """
+        A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's linear algebra
+        included, which takes half a second and which compiled code does not need.
+        """
+        rtsys.initialize(context)  # the references that compiled code counts
+        opened = self._opened
+        return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
 
 def kernel(
@@ -123,7 +138,7 @@ def kernel(
         flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher._cache = _Unopened(dispatcher)
+            dispatcher._cache = _Cache(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate

@@ -7,7 +7,7 @@ import glob
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import metadata
@@ -104,33 +104,44 @@ def load_map(path: File) -> Image:
     return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
-def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-    """What write(*item) returns, two items at a time: packing and copying need no GIL."""
-    written: list[T] = []
+def side_by_side(
+    call: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int = 2
+) -> Iterator[T]:
+    """call(*item) of each item, in order, in some threads: what it does needs no GIL."""
     running: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
-            if len(running) == 2:
-                written.append(running.popleft().result())
-            running.append(pool.submit(write, *item))
-        return written + [future.result() for future in running]
+            running.append(pool.submit(call, *item))
+            if len(running) > threads:  # one more waits, so that no thread does
+                yield running.popleft().result()
+        yield from (future.result() for future in running)
 
 
 def stage_maps(
     stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike,
     units: str, fill: float, sidecars: dict[str, dict[str, Any]],
     model: dict[str, Any] | None = None,
+    place: tuple[NDArray[np.int64], tuple[int, ...]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
+    """
+    Volumes as `write_maps` writes them into a stage; the names of the images. With a `place`,
+    positions as of `row_positions` and the mask's shape, the maps are rows.
+    """
 
     def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
         index = TABLE.get(base)
         label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
-        pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
+        one = values.ndim == (1 if place else 3)
+        pieces = values[None] if one else np.moveaxis(values, -1, 0)
+        clean: Iterator[NDArray[Any]]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        io.write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
+        shape = values.shape
+        if place:
+            shape = (*place[1], *shape[1:])
+            clean = io.volumes(clean, place[0], math.prod(place[1]), np.float32, fill)
+        io.write_nii(stage / map_name(prefix, label), clean, shape, np.float32, affine)
         entries: dict[str, Any] = {}
         if index:
             entries = {"Description": index.long_name, "Units": index.unit(units)}
@@ -143,7 +154,7 @@ def stage_maps(
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)
 
-    names = _side_by_side(write, maps)
+    names = list(side_by_side(write, maps))
     write_description(stage)
     return names
 
@@ -251,7 +262,7 @@ def stage_fit(
         write_json(stage / map_name(prefix, label, ".json"), sidecar)
         return key, {"File": name, "Shape": list(tail)}
 
-    files = dict(_side_by_side(write, parts))
+    files = dict(side_by_side(write, parts))
     sources, links = uris(entries.get("Sources", []))
     entries = entries | {"Sources": sources, "Parts": files}
     write_json(stage / map_name(prefix, "", ".json"), entries)

@@ -333,7 +333,7 @@ def write_nii(
         stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
-                stream.write(np.asarray(piece, dtype).tobytes("F"))
+                stream.write(np.asarray(piece, dtype).ravel("F").view(np.uint8))
 
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
@@ -345,8 +345,11 @@ def row_positions(mask: Mask) -> NDArray[np.int64]:
 def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
-    """Columns (V,) as volumes in file order, one by one: values at `where`, `fill` elsewhere."""
+    """
+    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be used
+    before the next one comes.
+    """
+    volume = np.full(size, fill, dtype)
     for column in columns:
-        volume = np.full(size, fill, dtype)
         volume[where] = column
         yield volume
