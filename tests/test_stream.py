@@ -256,7 +256,7 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
         def no_space(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(folder, "write_nii", no_space)
+        patch.setattr(folder.io, "write_nii", no_space)
         assert main(words(dwi, tmp_path / "out", "--resume")) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
