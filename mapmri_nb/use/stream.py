@@ -48,7 +48,9 @@ Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 # a voxel on the same lines of the cache.
 SLAB = 4000
 PARTS = 16  # slabs at least, so that all threads have some, but of a block each
-SYNC = 1.0  # s between two entries in the journal: a disk may take long to say that it has something
+SYNC = (
+    1.0  # s between two entries in the journal: a disk may take long to say that it has something
+)
 PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
