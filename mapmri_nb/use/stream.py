@@ -423,8 +423,8 @@ def fit_series(
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
             rows: summary.Rows = []
-            within = (job.regions or {"mask": job.mask}).items()
-            within = {name: inside.ravel(order="F")[where] for name, inside in within}
+            regions = job.regions or {"mask": job.mask}
+            within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
             folder.stage_maps(
                 stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model,
