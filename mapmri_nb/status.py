@@ -57,6 +57,8 @@ IN_WORDS = {
     Status.WEIGHT_AT_BOUND: "have a Laplacian weight at an end of GCV's range",
     Status.BY_OSQP: "were answered by OSQP",
     Status.SHIFTED: "were certified after a shift within rounding",
+    Status.OUT_OF_RANGE: "have an index outside its range",
+    Status.UNSETTLED: "have a noise floor whose correction did not settle",
 }
 
 
