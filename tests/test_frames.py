@@ -301,7 +301,7 @@ def test_messages_of_the_library_name_no_option(tmp_path):
     code = (
         "import ast, pathlib, sys\n"
         "for path in pathlib.Path(sys.argv[1]).rglob('*.py'):\n"
-        "    if path.name in ('cli.py', 'commands.py', 'tables.py'): continue\n"
+        "    if path.name in ('cli.py', 'commands.py', 'fitting.py', 'tables.py'): continue\n"
         "    for node in ast.walk(ast.parse(path.read_text())):\n"
         "        if isinstance(node, ast.Constant) and isinstance(node.value, str):\n"
         "            if ' --' in node.value and not node.value.startswith('\\n'): print(path, node.value)\n"

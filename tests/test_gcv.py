@@ -110,28 +110,40 @@ def test_golden_vector_c():
     assert abs(weight[0] / exact - 1) < 1e-6
 
 
+@pytest.mark.nojit
 def test_the_better_of_two_minima():
     """
     Problems with two groups of singular values have two minima now and then, either of them the
     lower.
     """
     rng, order, n = np.random.default_rng(11), 2, 7
-    mu, keep = np.full((3, 1), 5e-3), class_permutation(2)
+    mu, keep = np.full((3, 100), 5e-3), class_permutation(2)
     lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
     factor, logs, seen = np.linalg.cholesky(lap), np.linspace(LOW, HIGH, 4001), {0: 0, 1: 0}
+    voxels = []
     for _ in range(100):
         d = 10.0 ** np.array([*rng.uniform(-6, -5, 3), *rng.uniform(-2, -1, 4)]) / 5e-3
         q, r = np.linalg.qr(rng.normal(size=(12, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
         m = q @ np.diag(np.sqrt(d)) @ r.T @ factor.T
         y = q @ (10.0 ** rng.uniform(-2, 0, n)) + 0.3 * rng.normal(size=12)
-        value = curve((m, lap, y))
+        voxels.append((m, lap, y))
+    block, work = pack(voxels, mu), gcv.workspace(n, lanes.padded(100))
+    weight, _ = choose(order, block, work=work)
+    for voxel, found in zip(voxels, weight, strict=True):
+        value = curve(voxel)
         v = value(np.exp(logs) / 5e-3)
         minima = np.flatnonzero((v[1:-1] < v[:-2]) & (v[1:-1] < v[2:])) + 1
-        weight, _ = choose(order, pack([(m, lap, y)], mu))
-        assert value(weight[0])[0] <= v.min() * (1 + 1e-9)
+        assert value(found)[0] <= v.min() * (1 + 1e-9)
         if len(minima) == 2:
             seen[int(v[minima].argmin())] += 1
     assert min(seen.values()) >= 5
+    yy, samples = (np.pad(x, (0, lanes.padded(100) - 100), "edge")[None] for x in block[3:])
+    count = [
+        np.isfinite(work.lane[6]).sum() for k in range(3) if gcv._minimise(k, yy, samples, work)
+    ]
+    assert len(count) == 2
+    assert count[0] == lanes.padded(100)
+    assert 10 <= count[1] < 100  # a lane with one minimum has no second one
 
 
 def test_score_and_slope(brain):

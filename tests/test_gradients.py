@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mapmri_nb.gradients import GradientTable, to_scanner, turned
+from mapmri_nb.gradients import FRAMES, GradientTable, same_directions, to_scanner, turned
 from mapmri_nb.readers import undirected, volumes
 
 TIMES = {"big_delta": 0.0431, "small_delta": 0.0106}
@@ -576,3 +576,15 @@ def test_shells_of_a_cartesian_grid_stay_apart():
     gtab = GradientTable(np.r_[0, b], np.r_[np.zeros((1, 3)), np.tile(np.eye(3), (10, 1))], **TIMES)
     assert gtab.shells() == [(float(v), 3) for v in np.unique(b)]
     assert GradientTable([0, 10], np.zeros((2, 3)), **TIMES).shells() == []
+
+
+def test_bounds_belong_to_what_is_allowed():
+    """A time of 1 s, the first volume counted from the end, a direction missing on either side."""
+    assert table(big_delta=1.0).big_delta == 1.0
+    assert volumes("-7", BVALS).tolist() == [0]
+    one = {"bvals": BVALS, "bvecs": BVECS}
+    other = {"bvals": BVALS, "bvecs": changed(BVECS, 4, 0)}
+    for pair in ((one, one), (one, other), (other, one)):
+        angles = same_directions(*pair, np.eye(4))
+        assert set(angles) == set(FRAMES)
+        assert angles["scanner"] < 1e-5

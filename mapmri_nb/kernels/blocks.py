@@ -16,7 +16,8 @@ write M'M and M'y for M'WM and M'Wy.
 The stages are compiled functions (`stages`) of the named tuples in `records`. `run` calls them through
 their addresses, without the GIL and without Python between them. A mode is a list of stages
 (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments in the voxel's
-own frame and GCV are stages of their own. No result depends on V, `start` or `stop`.
+own frame and GCV are stages of their own. Where all voxels share scale and frame, c = G^-1 rhs is one
+constant matrix times the samples and S0_b (`solve_by_map`). No result depends on V, `start` or `stop`.
 
 The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
 makes them (I + F) times it (`grad_dev`).
@@ -30,9 +31,9 @@ from . import origin as origin_rule
 from ._jit import addresses, call, kernel
 from ._memory import INTEGER, Memory
 from ._types import IntArray, Unsigned
-from .records import SCALARS, Block, Data, Out, Plan, cut, new_block, new_rows
+from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
 
-__all__ = ["SCALARS", "Block", "Data", "Out", "Plan", "cut", "new_block", "new_rows"]
+__all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
 
 
@@ -114,7 +115,7 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     scales: list[Any] = [stages.given_scales]
     if not given:
         scales = [stages.fit_tensor, *where(field, stages.undo_field), stages.tensor_scales]
-    scales += where(field, stages.bend)
+    scales += [*where(field, stages.bend), stages.mean_at_origin]
     later = [
         stages.fixed_moments,
         *where(field, stages.skew),
@@ -130,6 +131,9 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
         *where(rules.noise == noise.DENOISED, noise.invert),
         *where(rician, noise.keep),
     ]
+    if plan.linear.basis.size > 0:
+        after = [stages.signals_by_map, stages.residuals, stages.write]
+        return [*first, *scales], [], [], [], [], after
     choice = rules.rescale and not given
     before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
     before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
@@ -150,5 +154,7 @@ def compiled(
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     *first, after = (addresses(one, *rest) for one in lists)
+    if plan.value.linear.basis.size > 0:
+        solvers = [stages.solve_by_map]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
     return Stages(*first, solve, after)
