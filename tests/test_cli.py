@@ -16,6 +16,7 @@ import pytest
 from damage import cut
 from mapmri_nb.cli import _announced, main
 from mapmri_nb.directions import sh_matrix
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
@@ -80,11 +81,9 @@ def test_fit_writes_what_the_library_computes(brain, tmp_path):
     ):
         (path,) = out.glob(f"sub-small101d_model-mapmri_param-{label}_dwimap.nii.gz")
         written = nib.load(path)
-        np.testing.assert_array_equal(
-            np.asarray(written.dataobj), getattr(fit, name)().astype(np.float32)
-        )
-        np.testing.assert_array_equal(written.affine, image.affine)
-    np.testing.assert_array_equal(mapmri.load_fit(out).coef, fit.coef)
+        assert_array_equal(np.asarray(written.dataobj), getattr(fit, name)().astype(np.float32))
+        assert_array_equal(written.affine, image.affine)
+    assert_array_equal(mapmri.load_fit(out).coef, fit.coef)
 
 
 def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
@@ -116,7 +115,7 @@ def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
     one, two, three = ((tmp_path / n / "a_model-mapmri_param-rtop_dwimap.nii.gz") for n in "123")
     assert one.is_file()
     first, second, third = (np.asarray(nib.load(p).dataobj) for p in (one, two, three))
-    np.testing.assert_array_equal(first, second)
+    assert_array_equal(first, second)
     assert (third < first).all()
     assert not list((tmp_path / "1").glob("*ngpar*"))
 
@@ -140,10 +139,10 @@ def test_noise_and_rules(brain, tmp_path):
         assert command("fit", brain, "--out", out, *words, *given) == 0
         fit = mapmri.load_fit(out)
         again = model.fit(np.asarray(image.dataobj), fit.mask, sigma=sigma)
-        np.testing.assert_array_equal(fit.coef, again.coef)
-        np.testing.assert_array_equal(fit.sigma, again.sigma)
+        assert_array_equal(fit.coef, again.coef)
+        assert_array_equal(fit.sigma, again.sigma)
         if sigma is not None:
-            np.testing.assert_allclose(
+            assert_allclose(
                 read(out, "sigma")[fit.mask], np.broadcast_to(sigma, fit.mask.shape)[fit.mask]
             )
         assert fit.options["noise"] == "rician"
@@ -186,7 +185,7 @@ def test_predict_gives_the_series_back(fitted, tmp_path):
     predicted, measured = (np.asarray(nib.load(p).dataobj) for p in (tmp_path / "p.nii.gz", dwi))
     assert predicted.shape == measured.shape
     assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.98
-    np.testing.assert_allclose(predicted, mapmri.load_fit(folder).predict(), rtol=1e-5)
+    assert_allclose(predicted, mapmri.load_fit(folder).predict(), rtol=1e-5)
 
 
 def test_predict_on_another_table(fitted, tmp_path):
@@ -206,7 +205,7 @@ def test_predict_on_another_table(fitted, tmp_path):
     assert command(*words, "--bvec", tmp_path / "t.bvec", *timing) == 0
     predicted = np.asarray(nib.load(tmp_path / "p.nii.gz").dataobj)
     assert predicted.shape[-1] == 3
-    np.testing.assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
+    assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
 
 
 def test_maps_on_request_and_summary(tmp_path):
@@ -229,7 +228,7 @@ def test_maps_on_request_and_summary(tmp_path):
     for line, where in zip(lines[1:], [labels >= 0, inside] * 2, strict=True):
         values = first[line[0]][where]
         want = [np.isfinite(values).sum(), *np.nanpercentile(values, [50, 5, 95])]
-        np.testing.assert_allclose(np.array(line[3:], float), want, rtol=1e-5)
+        assert_allclose(np.array(line[3:], float), want, rtol=1e-5)
     assert np.allclose(
         first["colorfa"], np.abs(first["v1"]) * first["fa"][..., None], atol=1e-6, equal_nan=True
     )
@@ -397,7 +396,7 @@ def test_switches_reach_the_model(brain, tmp_path):
     found = [fit.options[n] for n in ("static_diffusivity", "eigenvalue_threshold", "solver")]
     assert found == [7e-4, 2e-4, "osqp"]
     assert fit.options["bval_threshold"] is None
-    np.testing.assert_allclose(fit.mu, np.sqrt(2 * 7e-4 * 0.03))
+    assert_allclose(fit.mu, np.sqrt(2 * 7e-4 * 0.03))
 
 
 def test_abbreviations_are_no_options(capsys):
@@ -430,12 +429,12 @@ def test_volumes(brain, tmp_path, choice):
     assert command("fit", brain, "--out", tmp_path / "o", *words) == 0
     saved = mapmri.load_fit(tmp_path / "o")
     assert saved.gtab == gtab[keep]
-    np.testing.assert_array_equal(saved.coef, fit.coef)
+    assert_array_equal(saved.coef, fit.coef)
     image4 = np.broadcast_to(weights, values.shape).astype(np.float64)
     nib.save(nib.Nifti1Image(image4, image.affine), tmp_path / "w.nii")
     words[3] = tmp_path / "w.nii"
     assert command("fit", brain, "--out", tmp_path / "o4", *words) == 0
-    np.testing.assert_array_equal(mapmri.load_fit(tmp_path / "o4").coef, fit.coef)
+    assert_array_equal(mapmri.load_fit(tmp_path / "o4").coef, fit.coef)
 
 
 @pytest.mark.parametrize("how", ["text", "image", "left out"])
@@ -466,7 +465,7 @@ def test_trace_volume_with_weight_0_or_left_out(brain, tmp_path, capsys, how):
     else:
         words += ["--volumes", "0:102"]
     assert command(*words) == 0
-    np.testing.assert_array_equal(mapmri.load_fit(tmp_path / "o").coef, expected.coef)
+    assert_array_equal(mapmri.load_fit(tmp_path / "o").coef, expected.coef)
 
 
 # -- folders of fits
@@ -507,7 +506,7 @@ def test_indices_of_a_fit_as_the_readme_prints_it(fitted, tmp_path, capsys):
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*param-rtop*")} == before
     fails(capsys, ["indices", folder, "--units", "um"], "mm^-3", "um^-3", "--force")
     assert command("indices", folder, "--units", "um", "--force") == 0
-    np.testing.assert_allclose(read(folder, "rtop"), read(fitted[0], "rtop") * 1e-9, rtol=1e-6)
+    assert_allclose(read(folder, "rtop"), read(fitted[0], "rtop") * 1e-9, rtol=1e-6)
 
 
 def test_fill_of_odf_and_predict(brain, tmp_path):

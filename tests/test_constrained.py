@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import Status, positivity, sos
@@ -210,7 +211,7 @@ def test_scales_at_the_floor(mode):
         )  # fmt: skip
         fit = model.fit(signals(gtab, 3))
         assert np.all(fit.status & Status.FLOOR)
-        np.testing.assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))
+        assert_allclose(fit.mu, np.sqrt(2 * 2.5e-3 * TAU))
         assert check_rows(fit).all()
 
 
@@ -218,7 +219,7 @@ def test_order_zero_is_the_gaussian():
     gtab = table()
     for mode in MODES:
         fit = mapmri.MapmriModel(gtab, 0, positivity=mode).fit(signals(gtab, 2))
-        np.testing.assert_allclose(fit.coef, 1.0, rtol=1e-13)
+        assert_allclose(fit.coef, 1.0, rtol=1e-13)
         assert fit.certificate().certified.all()
     y = signals(gtab, 2)
     y[0, np.flatnonzero(gtab.b0s_mask)[0]] *= 1.1  # E(0) = S0 does not hold at the optimum
@@ -226,7 +227,7 @@ def test_order_zero_is_the_gaussian():
         plain = mapmri.MapmriModel(gtab, 0, **options).fit(y)
         for mode in MODES:
             got = mapmri.MapmriModel(gtab, 0, positivity=mode, **options).fit(y)
-            np.testing.assert_allclose(got.S0, plain.S0, rtol=2e-9)  # the ridge of the grid
+            assert_allclose(got.S0, plain.S0, rtol=2e-9)  # the ridge of the grid
 
 
 # ---------------------------------------------------------------- fallback, OSQP
@@ -315,12 +316,10 @@ def test_bases_agree_at_equal_scales(mode, weight):
     )
     assert check_rows(hermite).all()
     assert check_rows(radial).all()
-    np.testing.assert_allclose(radial.mu, 6e-3)
+    assert_allclose(radial.mu, 6e-3)
     close = 1e-8 if mode == "grid" else 2e-4
-    np.testing.assert_allclose(
-        radial.hermite_coef(), hermite.coef, atol=close * np.abs(hermite.coef).max()
-    )
-    np.testing.assert_allclose(radial.rtop(), hermite.rtop(), rtol=close)
+    assert_allclose(radial.hermite_coef(), hermite.coef, atol=close * np.abs(hermite.coef).max())
+    assert_allclose(radial.rtop(), hermite.rtop(), rtol=close)
 
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
@@ -406,7 +405,7 @@ def test_constraint_costs_unless_the_free_answer_is_certified(mode):
         if sos.certify(free, 4).certified[0]:
             kept += 1
             assert ours == pytest.approx(best, rel=1e-6)
-            np.testing.assert_allclose(fit.coef[v], free, atol=1e-4 * np.abs(free).max())
+            assert_allclose(fit.coef[v], free, atol=1e-4 * np.abs(free).max())
         else:
             assert ours > best * (1 + 1e-6)
     assert 0 < kept < len(y)

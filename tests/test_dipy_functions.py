@@ -98,9 +98,7 @@ def test_generalised_cross_validation(seed):
     args = (data, M, M.T @ M, len(M), L)
     for weight in (0.01, 0.2, 2.0):
         assert_allclose(
-            ours.gcv_cost_function(weight, args),
-            theirs.gcv_cost_function(weight, args),
-            rtol=1e-6,
+            ours.gcv_cost_function(weight, args), theirs.gcv_cost_function(weight, args), rtol=1e-6
         )
     weights = np.linspace(0.05, 1, 20)
     for name, more in (

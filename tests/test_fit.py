@@ -8,6 +8,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from phantom import INDEX_NAMES, TAU
 from truth import LS_RATIOS, assert_digits
 
@@ -93,7 +94,7 @@ def test_in_span_signals_are_recovered(scheme, gtab, order, rng):
     a[0] = 5
     a /= a @ oracle.aniso_origin(order)
     fit = mapmri.MapmriModel(gtab, order, laplacian=None).fit(300 * m @ a, scale=(mu, R))
-    np.testing.assert_allclose(fit.coef[0], a, atol=1e-9)
+    assert_allclose(fit.coef[0], a, atol=1e-9)
     assert fit.S0[0] == pytest.approx(300, rel=1e-9)
     assert fit.rmse() < 1e-7
     assert fit.r2() == pytest.approx(1, abs=1e-9)
@@ -136,22 +137,18 @@ def test_bases_agree_at_equal_scales(gtab, data, laplacian, rng):
         for basis in BOTH
     )
     tolerance = 1e-11 if laplacian is not None else 1e-8  # cond(M)^2 is 1e6 at this scale
-    np.testing.assert_allclose(two.laplacian_weight, one.laplacian_weight, rtol=1e-7)
+    assert_allclose(two.laplacian_weight, one.laplacian_weight, rtol=1e-7)
     tolerance = 1e-9 if laplacian == "gcv" else tolerance
     for name in FREE:
         a, b = (
             fit.index(name) if name != "qiv" else 1 / fit.index(name) for fit in (one, two)
         )  # 1/QIV passes zero
         assert np.abs(a - b).max() <= tolerance * np.abs(a).max(), name
-    np.testing.assert_allclose(two.pa(), one.pa(), atol=1e-9)
-    np.testing.assert_allclose(
-        two.ng(), one.ng(), rtol=1e-8
-    )  # the reference Gaussian is the same here
-    np.testing.assert_allclose(
-        two.predict(), one.predict(), rtol=0, atol=10 * tolerance * data.max()
-    )
-    np.testing.assert_allclose(two.hermite_coef(), one.coef, atol=1e-9)
-    np.testing.assert_allclose(two.rmse(), one.rmse(), rtol=1e-9)
+    assert_allclose(two.pa(), one.pa(), atol=1e-9)
+    assert_allclose(two.ng(), one.ng(), rtol=1e-8)  # the reference Gaussian is the same here
+    assert_allclose(two.predict(), one.predict(), rtol=0, atol=10 * tolerance * data.max())
+    assert_allclose(two.hermite_coef(), one.coef, atol=1e-9)
+    assert_allclose(two.rmse(), one.rmse(), rtol=1e-9)
 
 
 def test_isotropic_coefficients_are_those_of_the_fixed_frame(scheme, gtab, data):
@@ -160,7 +157,7 @@ def test_isotropic_coefficients_are_those_of_the_fixed_frame(scheme, gtab, data)
     q = oracle.qvectors(*scheme, TAU)
     for v in range(4):
         want = fit.S0[v] * oracle.iso_phi_matrix(6, fit.mu[v, 0], q) @ fit.coef[v]
-        np.testing.assert_allclose(fit.predict()[v], want, atol=1e-10 * fit.S0[v])
+        assert_allclose(fit.predict()[v], want, atol=1e-10 * fit.S0[v])
         assert fit.coef[v] @ oracle.iso_origin(6) == pytest.approx(1, rel=1e-12)
         assert fit.mu[v, 0] == pytest.approx(oracle.isotropic_scale(fit.mu_tensor[v]), rel=1e-12)
 
@@ -228,13 +225,11 @@ def test_predict_at_another_table(fits, basis, rng):
     rows, q = got[fit.mask], oracle.qvectors(np.full(20, 1700.0), g, 0.06 - 0.004)
     for v in np.flatnonzero(fit.status == 0)[:6]:
         want = oracle.phi_matrix(6, fit.mu[v], q @ fit.R[v]) @ fit.hermite_coef()[v]
-        np.testing.assert_allclose(rows[v], want, atol=1e-11)
-    np.testing.assert_allclose(fit.predict(other)[fit.mask], rows * fit.S0[:, None], rtol=1e-14)
+        assert_allclose(rows[v], want, atol=1e-11)
+    assert_allclose(fit.predict(other)[fit.mask], rows * fit.S0[:, None], rtol=1e-14)
     per_voxel = rng.uniform(1, 2, fit.mask.shape)
-    np.testing.assert_allclose(
-        fit.predict(other, S0=per_voxel), got * per_voxel[..., None], rtol=1e-14
-    )
-    np.testing.assert_allclose(
+    assert_allclose(fit.predict(other, S0=per_voxel), got * per_voxel[..., None], rtol=1e-14)
+    assert_allclose(
         fit.predict(other, S0=per_voxel[fit.mask]), got * per_voxel[..., None], rtol=1e-14
     )
     with pytest.raises(
@@ -244,7 +239,7 @@ def test_predict_at_another_table(fits, basis, rng):
     one = fit.predict(mapmri.GradientTable([0.0], [[0, 0, 0]], tau=1e-3), S0=1)[
         fit.mask
     ]  # no b0 rule: E(0) = 1
-    np.testing.assert_allclose(one[fit.status == 0], 1, rtol=1e-11)
+    assert_allclose(one[fit.status == 0], 1, rtol=1e-11)
 
 
 @pytest.mark.parametrize("basis", BOTH)
@@ -252,9 +247,9 @@ def test_predict_is_the_fitted_signal(gtab, data, basis):
     """RMSE and R2 are those of `predict` against the data, by way of other kernels."""
     fit = mapmri.MapmriModel(gtab, 6, basis=basis).fit(data)
     rest = data - fit.predict()
-    np.testing.assert_allclose(fit.rmse(), np.sqrt((rest**2).mean(1)), rtol=1e-10)
+    assert_allclose(fit.rmse(), np.sqrt((rest**2).mean(1)), rtol=1e-10)
     spread = ((data - data.mean(1, keepdims=True)) ** 2).sum(1)
-    np.testing.assert_allclose(fit.r2(), 1 - (rest**2).sum(1) / spread, rtol=1e-10)
+    assert_allclose(fit.r2(), 1 - (rest**2).sum(1) / spread, rtol=1e-10)
 
 
 def test_maps_on_request():

@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mapmri_nb.kernels import gcv, lanes
 from mapmri_nb.kernels.ordering import class_permutation, n_coef
@@ -155,7 +156,7 @@ def test_score_and_slope(brain):
             assert abs(len(y) - work.lane[2, l] - trace) < 1e-10
         h = 1e-4
         numeric = (np.log(take(w * np.exp(h))[0]) - np.log(take(w * np.exp(-h))[0])) / (2 * h)
-        np.testing.assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
+        assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
 
 
 def test_singular_normal_matrix(rng):
@@ -192,18 +193,16 @@ def test_bits_do_not_depend_on_the_block(brain):
     before = [x.copy() for x in block]
     weight, bound = choose(6, block)
     for x, y in zip(before, block, strict=True):  # the inputs are the caller's
-        np.testing.assert_array_equal(x, y)
+        assert_array_equal(x, y)
     for l in (0, 13, 47):
-        np.testing.assert_array_equal(choose(6, lanes_of(block, [l]))[0], weight[l])
+        assert_array_equal(choose(6, lanes_of(block, [l]))[0], weight[l])
     turned = np.roll(np.arange(48), 5)
     work = gcv.workspace(50, 48)
     for x in work:
         x[...] = np.nan  # scratch of earlier blocks must not matter
-    np.testing.assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
+    assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
     weights = [0.3, 0.02, 0.05]
-    np.testing.assert_array_equal(
-        choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7]
-    )
+    assert_array_equal(choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7])
     assert bound.shape == (48,)
 
 
@@ -221,13 +220,13 @@ def test_bad_lanes_leave_the_others_alone(brain, weights):
     work = gcv.workspace(50, lanes.GRAIN)
     bad_weight, bad_bound = choose(6, (g, rhs, mu, yy, samples), weights, work)
     good = [0, 2, 4, 6, 8, 10]
-    np.testing.assert_array_equal(bad_weight[good], weight[good])
-    np.testing.assert_array_equal(bad_bound[good], bound[good])
+    assert_array_equal(bad_weight[good], weight[good])
+    assert_array_equal(bad_bound[good], bound[good])
     assert np.isnan(bad_weight[[1, 5, 7]]).all()
     assert (bad_bound[[1, 5, 7]] == 0).all()
     assert np.isfinite(bad_weight[9])
     again, _ = choose(6, block, weights, work)  # nor does their scratch poison the next block
-    np.testing.assert_array_equal(again, weight)
+    assert_array_equal(again, weight)
 
 
 def test_array_of_weights(brain):
@@ -243,7 +242,7 @@ def test_array_of_weights(brain):
     assert (rising[0] == 3.0).mean() > 0.9
     assert (falling[0] == 1e-4).mean() > 0.9
     assert rising[1].mean() > 0.9
-    np.testing.assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
+    assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6])
@@ -256,4 +255,4 @@ def test_bound_is_reported(order, rng):
     weight, bound = choose(order, pack(voxels, mu))
     top = bound == 1
     assert top.sum() >= 3
-    np.testing.assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)
+    assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)

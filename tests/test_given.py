@@ -7,6 +7,7 @@ import numpy as np
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import checks, distributed, uncertainty
@@ -245,7 +246,7 @@ def test_zeros_outside_the_field_of_view_are_missing(gtab, model, data):
     assert error[0] < 0.02
     assert error[1] > 0.05
     negative = np.where(zeros == 0, -1e-9, zeros)  # measured: as good as 0 as data
-    np.testing.assert_allclose(model.fit(negative).rtop(), taken.rtop(), rtol=1e-6)
+    assert_allclose(model.fit(negative).rtop(), taken.rtop(), rtol=1e-6)
     one, two = (
         drop_in.MapmriModel(gtab, 4).fit(y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
     )
@@ -405,18 +406,16 @@ def test_one_acquisition_in_three_frames(flip):
         turned = mapmri.gradients.turned(vectors, affine, "scanner", frame)
         found = fit.peaks(frame="scanner")[0][0, 0, 0, 0]
         assert np.degrees(np.arccos(min(1, abs(found @ peak)))) < 0.1
-        np.testing.assert_allclose(fit.odf(vectors, frame="scanner"), want.odf(vectors), rtol=1e-9)
-        np.testing.assert_allclose(fit.odf(turned), want.odf(vectors), rtol=1e-9)
-        np.testing.assert_allclose(
+        assert_allclose(fit.odf(vectors, frame="scanner"), want.odf(vectors), rtol=1e-9)
+        assert_allclose(fit.odf(turned), want.odf(vectors), rtol=1e-9)
+        assert_allclose(
             fit.odf_sh(frame="scanner"), want.odf_sh(), atol=1e-9 * np.abs(want.odf_sh()).max()
         )
         r = 0.01 * vectors
-        np.testing.assert_allclose(
-            fit.pdf(r, frame="scanner"), want.pdf(r), atol=1e-9 * want.rtop().max()
-        )
+        assert_allclose(fit.pdf(r, frame="scanner"), want.pdf(r), atol=1e-9 * want.rtop().max())
         for other in fits:  # one acquisition, told in another frame
             table, _ = acquisition(affine, other)
-            np.testing.assert_allclose(fit.predict(table), want.predict(), rtol=1e-9)
+            assert_allclose(fit.predict(table), want.predict(), rtol=1e-9)
     fit = fits["image"]
     fit.affine = None
     for call in (

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mapmri_nb.gradients import GradientTable, to_scanner, turned
 from mapmri_nb.readers import undirected, volumes
@@ -39,8 +40,8 @@ def write_fsl(folder, stem="dwi", bvals=BVALS, bvecs=BVECS, columns=False):
 def test_q_follows_from_b_and_tau():
     gtab = table()
     assert gtab.tau == pytest.approx(0.0431 - 0.0106 / 3, rel=1e-15)
-    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.tau, BVALS, rtol=1e-14)
-    np.testing.assert_allclose(np.linalg.norm(gtab.qvecs, axis=1)[1:], gtab.qvals[1:], rtol=1e-14)
+    assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.tau, BVALS, rtol=1e-14)
+    assert_allclose(np.linalg.norm(gtab.qvecs, axis=1)[1:], gtab.qvals[1:], rtol=1e-14)
     assert gtab.b0s_mask.tolist() == [True, True, False, False, False, False, False]
     assert len(gtab) == 7
     assert gtab.frame == "image"
@@ -53,8 +54,8 @@ def test_q_follows_from_b_and_tau():
 def test_each_volume_has_its_own_tau():
     big = 0.0431 * (1 + 0.01 * np.linspace(-1, 1, 7))
     gtab = table(big_delta=big)
-    np.testing.assert_allclose(gtab.taus, big - 0.0106 / 3)
-    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
+    assert_allclose(gtab.taus, big - 0.0106 / 3)
+    assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
     assert gtab.tau == pytest.approx(gtab.taus.mean())
     assert same(gtab[2:5], table(bvals=BVALS[2:5], bvecs=BVECS[2:5], big_delta=big[2:5]))
 
@@ -110,7 +111,7 @@ def test_dictionary_is_bit_exact():
 
 def test_directions_are_normalised_in_either_layout():
     gtab = table(bvecs=(BVECS * 1.008).T)
-    np.testing.assert_allclose(gtab.bvecs, BVECS, atol=1e-15)
+    assert_allclose(gtab.bvecs, BVECS, atol=1e-15)
     assert gtab.bvecs.flags.c_contiguous
     vectors = np.eye(3)[[1, 2, 0]]  # three volumes: an array is taken as rows
     assert np.array_equal(GradientTable([1000] * 3, vectors, **TIMES).bvecs, vectors)
@@ -153,8 +154,8 @@ def test_lengths_that_mean_nothing_are_normalised_and_it_is_said(tmp_path, caplo
         tables = [table(bvecs=bvecs), *text_of(tmp_path, table(), bvecs)]
     assert caplog.text.count(words) == 4
     for gtab in tables:
-        np.testing.assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)
-        np.testing.assert_array_equal(gtab.bvals, BVALS)
+        assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)
+        assert_array_equal(gtab.bvals, BVALS)
 
 
 def test_lengths_with_two_readings():
@@ -165,12 +166,12 @@ def test_lengths_with_two_readings():
     ):
         table(bvals=nominal, bvecs=bvecs)
     one = table(bvals=nominal, bvecs=bvecs, bvec_scaling="normalise")
-    np.testing.assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
-    np.testing.assert_array_equal(one.bvals, nominal)
+    assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
+    assert_array_equal(one.bvals, nominal)
     two = table(bvals=np.full(7, 3000.0), bvecs=bvecs, bvec_scaling="amplitude")
-    np.testing.assert_allclose(two.bvals, 3000 * lengths**2)
+    assert_allclose(two.bvals, 3000 * lengths**2)
     assert two.b0s_mask.tolist() == [True, True] + [False] * 5
-    np.testing.assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
+    assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
     assert same(two, GradientTable.from_dict(json.loads(json.dumps(two.to_dict()))))
     with pytest.raises(ValueError, match=r"bvec_scaling must be one of .*, not 'guess'"):
         table(bvec_scaling="guess")
@@ -180,7 +181,7 @@ def test_lengths_with_two_readings():
 def test_times_with_gaps_at_b0_and_lists_of_one(tmp_path, gap):
     big, small = [gap, gap, *[0.0431] * 5], [gap, 0.0106, *[0.0106] * 5]
     gtab = table(big_delta=big, small_delta=small)
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert table(big_delta=[0.0431], small_delta=np.array([0.0106])) == table()
     with pytest.raises(ValueError, match=r"big_delta\[3\] = "):
         table(big_delta=changed(np.array(big, float), 3, np.nan if gap is None else gap))
@@ -189,7 +190,7 @@ def test_times_with_gaps_at_b0_and_lists_of_one(tmp_path, gap):
         json.dumps({"LargeDelta": [1e3 * b if b else gap for b in big], "SmallDelta": [10.6]})
     )
     gtab = GradientTable.from_bids(tmp_path / "dwi.nii")
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
 
 
 @pytest.mark.parametrize("given", ["big_delta", "small_delta"])
@@ -200,7 +201,7 @@ def test_one_delta_from_the_sidecar_one_from_the_caller(tmp_path, caplog, given,
     (tmp_path / "dwi.json").write_text(json.dumps({key: value * unit}))
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         gtab = GradientTable.from_bids(tmp_path / "dwi.nii", **{given: TIMES[given]})
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert f"read as {'s' if unit == 1 else 'ms'}" in caplog.text
     with pytest.raises(ValueError, match=rf"no pair .* without {given}"):
         GradientTable.from_bids(tmp_path / "dwi.nii")
@@ -452,7 +453,7 @@ def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         gtab = GradientTable.from_bids(tmp_path / "sub-1_dwi.nii.gz")
     assert f"read as {unit}" in caplog.text
-    np.testing.assert_array_equal(gtab.qvecs, table().qvecs)
+    assert_array_equal(gtab.qvecs, table().qvecs)
 
 
 def test_short_pulses_in_milliseconds_are_judged_by_big_delta(tmp_path):
@@ -521,8 +522,8 @@ def test_of_a_dipy_table():
     gradients = pytest.importorskip("dipy.core.gradients")
     theirs = gradients.gradient_table(BVALS, bvecs=BVECS, b0_threshold=50, **TIMES)
     ours = GradientTable.of(theirs)
-    np.testing.assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
-    np.testing.assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
+    assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
+    assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
     assert np.array_equal(ours.b0s_mask, theirs.b0s_mask)
 
 
@@ -555,11 +556,11 @@ def test_scanner_axes_of_oblique_images(sign):
     affine[:3, 3] = 30, -20, 10
     voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
     expected = voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
-    np.testing.assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
-    np.testing.assert_allclose(
+    assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
+    assert_allclose(
         turned(to_scanner(BVECS, affine), affine, "scanner", "image"), BVECS, atol=1e-14
     )
-    np.testing.assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
+    assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
 
 
 def test_bad_affines_and_frames():

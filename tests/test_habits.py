@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import phantom
 import pytest
+from numpy.testing import assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import uncertainty
@@ -74,9 +75,9 @@ def test_part_of_a_fit(fit):
     keep[1] = True
     part = fit[keep]
     assert part.mask.sum() == 5
-    np.testing.assert_array_equal(part.rtop()[1], fit.rtop()[1])
+    assert_array_equal(part.rtop()[1], fit.rtop()[1])
     assert np.isnan(part.rtop()[0]).all()
-    np.testing.assert_array_equal(part.predict()[1], fit.predict()[1])
+    assert_array_equal(part.predict()[1], fit.predict()[1])
     for wrong in (keep[0], keep.astype(int), 3):
         with pytest.raises(
             ValueError, match=r"mask must be a bool volume of shape \(2, 3, 2\), not"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb
 from mapmri_nb import io
@@ -201,7 +202,7 @@ def test_written_images_are_what_nibabel_reads(tmp_path, ending, shape):
     read = nib.load(tmp_path / f"one{ending}")
     assert np.array_equal(read.get_fdata().reshape(shape), data)
     assert np.array_equal(read.affine, AFFINE)
-    np.testing.assert_allclose(read.header.get_qform(), AFFINE, atol=1e-5)
+    assert_allclose(read.header.get_qform(), AFFINE, atol=1e-5)
     assert read.header.get_xyzt_units()[0] == "mm"
     assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes()
 
@@ -226,7 +227,7 @@ def test_index_maps_and_their_units(tmp_path):
     rtop = nib.load(paths[0])
     assert rtop.get_data_dtype() == np.float32
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(rtop.get_fdata(dtype=np.float32), values.astype(np.float32))
+        assert_array_equal(rtop.get_fdata(dtype=np.float32), values.astype(np.float32))
     assert np.array_equal(
         nib.load(paths[3]).get_fdata(dtype=np.float32), maps["odf_sh"].astype(np.float32)
     )
@@ -248,8 +249,8 @@ def test_index_maps_and_their_units(tmp_path):
         tmp_path / "um", "", {"rtop": values, "msd": values}, AFFINE, units="um", fill=0
     )
     read = [nib.load(p).get_fdata() for p in paths]
-    np.testing.assert_allclose(read[0][2:], values[2:] * 1e-9, rtol=1e-6)
-    np.testing.assert_allclose(read[1][2:], values[2:] * 1e6, rtol=1e-6)
+    assert_allclose(read[0][2:], values[2:] * 1e-9, rtol=1e-6)
+    assert_allclose(read[1][2:], values[2:] * 1e6, rtol=1e-6)
     assert read[0][0, 0, 0] == 0
     assert sidecar(paths[1])["Units"] == "um^2"
     assert sidecar(paths[1])["FillValue"] == 0

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import phantom
 import pytest
+from numpy.testing import assert_allclose
 
 import mapmri_nb
 from mapmri_nb.kernels import lanes
@@ -76,7 +77,7 @@ def test_arithmetic(rng):
     e = np.floor(np.log2(y * y) + 0.5)  # y^2 in [sqrt(1/2), sqrt(2)) 2^e
     want = [x, -((x + 2) * y - y) / 3, np.where(x > 0, np.sqrt(np.abs(x)), y), np.copysign(2.5, x), np.exp(y),
             np.log(np.abs(y)), e, y * y / 2.0**e, np.full_like(y, 8.0)]  # fmt: skip
-    np.testing.assert_allclose(out, want, rtol=5e-16, atol=5e-16)
+    assert_allclose(out, want, rtol=5e-16, atol=5e-16)
 
 
 @pytest.mark.nojit
@@ -122,7 +123,7 @@ def test_product_is_a_product(rng):
         A, X = rng.normal(size=(m, k)), rng.normal(size=(k, n))
         out = np.full((len(pad4(A)), n), np.nan)
         block_product(pad4(A), X, out)
-        np.testing.assert_allclose(out[:m], A @ X, atol=1e-13)
+        assert_allclose(out[:m], A @ X, atol=1e-13)
 
 
 @pytest.mark.jit_only
@@ -138,4 +139,4 @@ def test_the_width_does_not_matter(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == 4
-    np.testing.assert_allclose(np.load(tmp_path / "fits.npy"), fitted(), rtol=1e-8, atol=1e-10)
+    assert_allclose(np.load(tmp_path / "fits.npy"), fitted(), rtol=1e-8, atol=1e-10)

@@ -5,6 +5,7 @@ The Laplacian matrix against quadrature, the isotropic closed form and the oracl
 import numpy as np
 import oracle
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mapmri_nb.kernels import lanes, laplacian
 from mapmri_nb.kernels.ordering import class_bounds, class_permutation, index_table, iso_to_aniso
@@ -46,9 +47,9 @@ def test_tables_and_one_voxel_agree_with_the_oracle(order, rng):
 @pytest.mark.parametrize("order", [2, 4, 6, 8])
 def test_symmetric_definite_homogeneous_and_isotropic_form(order):
     lap = matrix(order, MU)
-    np.testing.assert_array_equal(lap, lap.T)
+    assert_array_equal(lap, lap.T)
     assert np.linalg.eigvalsh(lap)[0] > 0
-    np.testing.assert_allclose(matrix(order, 7.3 * MU), 7.3 * lap, rtol=1e-14)
+    assert_allclose(matrix(order, 7.3 * MU), 7.3 * lap, rtol=1e-14)
     to_aniso = iso_to_aniso(order)
     iso = oracle.iso_laplacian_matrix(order, 6e-3)
     mapped = to_aniso.T @ matrix(order, np.full(3, 6e-3)) @ to_aniso
@@ -59,7 +60,7 @@ def test_tables_are_consistent():
     assert [len(laplacian.tables(order).target) for order in (4, 6, 8)] == [70, 224, 527]
     t, bounds = laplacian.tables(8), class_bounds(8)
     row, column, first = (x.astype(int) for x in (t.row, t.column, t.pointer[:-1]))
-    np.testing.assert_array_equal(row[first] * (row[first] + 1) // 2 + column[first], t.target)
+    assert_array_equal(row[first] * (row[first] + 1) // 2 + column[first], t.target)
     assert t.pointer[-1] == len(t.coefficient)
     assert (np.diff(t.pointer.astype(int)) > 0).all()
     assert (

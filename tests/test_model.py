@@ -8,6 +8,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from phantom import TAU
 
 import mapmri_nb as mapmri
@@ -19,9 +20,9 @@ Status = mapmri.Status
 def assert_rows(fit, v, want, tolerance=1e-9):
     """One voxel of a fit against the oracle's dense fit; signs of the frame's columns are free."""
     flip = np.sign(np.sum(fit.R[v] * want["R"], axis=0))
-    np.testing.assert_allclose(fit.R[v], want["R"] * flip, atol=1e-9)
-    np.testing.assert_allclose(fit.mu[v], want["mu"], rtol=1e-11)
-    np.testing.assert_allclose(fit.mu_tensor[v], want["mu_tensor"], rtol=1e-11)
+    assert_allclose(fit.R[v], want["R"] * flip, atol=1e-9)
+    assert_allclose(fit.mu[v], want["mu"], rtol=1e-11)
+    assert_allclose(fit.mu_tensor[v], want["mu_tensor"], rtol=1e-11)
     coef = want["coef"]
     if not fit.isotropic:
         coef = coef * np.prod(flip ** ordering.index_table(fit.order), axis=1)
@@ -186,7 +187,7 @@ def test_given_scale_is_used_as_it_is(scheme, gtab, data, basis, rng):
     assert {-1, 1} == {round(np.linalg.det(r)) for r in R}
     fit = mapmri.MapmriModel(gtab, 6, basis=basis, preset="paper").fit(data[:8], scale=(mu, R))
     assert np.array_equal(fit.R, R)
-    np.testing.assert_allclose(fit.mu_tensor, mu, rtol=1e-14)
+    assert_allclose(fit.mu_tensor, mu, rtol=1e-14)
     for v in range(8):
         want = oracle.fit(data[v], *scheme, TAU, 6, 0.2, basis, scale=(mu[v], R[v]))
         assert np.abs(fit.coef[v] - want["coef"]).max() <= 1e-9 * np.abs(want["coef"]).max()
@@ -204,9 +205,9 @@ def test_flipped_columns_flip_odd_coefficients(gtab, data, rng):
     for sign in np.array([[1, 1, -1], [1, -1, 1], [-1, 1, 1], [-1, -1, -1], [-1, -1, 1]]):
         other = model.fit(data, scale=(mu, R * sign))
         parity = np.prod(sign ** ordering.index_table(4), axis=1)
-        np.testing.assert_allclose(other.coef * parity, fit.coef, rtol=1e-10, atol=1e-12)
+        assert_allclose(other.coef * parity, fit.coef, rtol=1e-10, atol=1e-12)
         assert np.array_equal(other.R[0], R * sign)
-        np.testing.assert_allclose(other.rtap(), fit.rtap(), rtol=1e-11)
+        assert_allclose(other.rtap(), fit.rtap(), rtol=1e-11)
 
 
 def test_scales_of_any_shape(gtab, data):
@@ -344,10 +345,10 @@ def test_floor(scheme, gtab):
     y = 100 * truth.mixture_signal([1.0], [truth.axis_tensor(0.05)], *scheme)
     fit = mapmri.MapmriModel(gtab, 2, eigenvalue_threshold=1e-4).fit(y)
     assert fit.status[0] & Status.FLOOR
-    np.testing.assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 1e-4 * TAU), rtol=1e-12)
+    assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 1e-4 * TAU), rtol=1e-12)
     fit = mapmri.MapmriModel(gtab, 2, eigenvalue_threshold=3e-5).fit(y)
     assert fit.status[0] == 0
-    np.testing.assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 0.5e-4 * TAU), rtol=1e-9)
+    assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 0.5e-4 * TAU), rtol=1e-9)
 
 
 def test_too_few_samples(gtab, data):

@@ -5,6 +5,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 from phantom import TAU
 
 from mapmri_nb.kernels import frames, lanes, moments, ordering, rotation, tensor
@@ -169,16 +170,16 @@ def test_frame_angles_only_flip_columns(rng):
         used, angles = np.array(frame), np.zeros((6, 1))
         rotation.frame_angles(used, angles, 0)
         sign = np.sum(used * frame, axis=0)
-        np.testing.assert_allclose(np.abs(sign), 1, atol=1e-14)
-        np.testing.assert_array_equal(used, frame * np.sign(sign))
+        assert_allclose(np.abs(sign), 1, atol=1e-14)
+        assert_array_equal(used, frame * np.sign(sign))
         assert np.prod(sign) > 0
         assert np.abs(angles[::2]).max() <= 1 + 1e-15  # tan(half angle): the shears stay stable
         turns = [np.arctan(x) * 2 for x in angles[::2, 0]]
-        np.testing.assert_allclose(np.sin(turns), angles[1::2, 0], atol=1e-15)
+        assert_allclose(np.sin(turns), angles[1::2, 0], atol=1e-15)
         z1, x, z2 = (
             truth.rotation(axis, np.degrees(a)) for axis, a in zip((2, 0, 2), turns, strict=True)
         )
-        np.testing.assert_allclose(z1 @ x @ z2, used, atol=3e-15)
+        assert_allclose(z1 @ x @ z2, used, atol=3e-15)
 
 
 @pytest.mark.parametrize("degree", [2, 6, 12])
@@ -200,11 +201,9 @@ def test_rotation_of_moments(degree, rng):
     p, start = rng.normal(size=M.shape), np.repeat(fixed[:, None], len(frames), 1)
     back = p.copy()
     rotation.rotate_back(t.shears_low, angles, back)
-    np.testing.assert_allclose(
-        (p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max()
-    )
+    assert_allclose((p * M).sum(0), (back * start).sum(0), atol=1e-11 * np.abs(p * M).sum(0).max())
     rotation.rotate_polynomial(t.shears_low, angles, back)
-    np.testing.assert_allclose(back, p, atol=1e-11)
+    assert_allclose(back, p, atol=1e-11)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
@@ -229,8 +228,6 @@ def test_rotation_of_coefficients(order, rng):
         want = here @ fixed[l]
         got = oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
         assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
-    np.testing.assert_allclose(
-        (turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12
-    )  # a rotation keeps int P^2
+    assert_allclose((turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12)  # a rotation keeps int P^2
     frames.turn(turned, turns, t, index, root, True)
-    np.testing.assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())
+    assert_allclose(turned, fixed, atol=1e-12 * np.abs(fixed).max())

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from mapmri_nb.cli import main
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import gradients, io
@@ -86,7 +87,7 @@ def test_peaks_are_those_mrtrix_finds(files):
     ours, theirs = (np.asarray(nib.load(p).dataobj)[..., :3] for p in (peaks, folder / "peaks.nii"))
     assert angles(ours, theirs).max() < 0.5
     sizes = (np.linalg.norm(a, axis=-1) for a in (ours, theirs))
-    np.testing.assert_allclose(*sizes, rtol=1e-3)
+    assert_allclose(*sizes, rtol=1e-3)
 
 
 def test_defaults_of_trackers_find_streamlines(files):

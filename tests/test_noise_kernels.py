@@ -5,6 +5,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from scipy.special import gamma, hyp1f1, ive
 
 from mapmri_nb import MapmriModel
@@ -36,10 +37,10 @@ def test_bessel_ratio(coils):
     want[small] = (x / (2 * coils) * (1 - x**2 / (4 * coils * (coils + 1))))[small]
     lanes, out = np.tile(x[:, None], (1, WIDTH)), np.empty((len(x), WIDTH))
     ratios(lanes, coils, out)
-    np.testing.assert_allclose(out[:, 0], want, rtol=1e-12, atol=1e-300)
+    assert_allclose(out[:, 0], want, rtol=1e-12, atol=1e-300)
     assert np.array_equal(out, np.tile(out[:, :1], (1, WIDTH)))
     floats = [noise.bessel_ratio(float(v), coils) for v in x[::10]]
-    np.testing.assert_allclose(floats, want[::10], rtol=1e-12, atol=1e-300)
+    assert_allclose(floats, want[::10], rtol=1e-12, atol=1e-300)
 
 
 @pytest.mark.parametrize("coils", COILS)
@@ -49,11 +50,11 @@ def test_expected_magnitude(coils):
     beta = np.sqrt(np.pi / 2) * gamma(coils + 0.5) / gamma(coils) / gamma(0.5) * 2
     want = sigma * beta * hyp1f1(-0.5, coils, -(signal**2) / (2 * sigma**2))
     found = np.array([noise.expected_magnitude(a, sigma, coils) for a in signal])
-    np.testing.assert_allclose(found, want, rtol=1e-11)
+    assert_allclose(found, want, rtol=1e-11)
     back = np.array([noise.signal_of(m, sigma, coils) for m in found])
     kept = signal > 0.3  # below, the mean does not depend on the signal to working precision
-    np.testing.assert_allclose(back[kept], signal[kept], rtol=1e-8)
-    np.testing.assert_allclose(back[~kept], signal[~kept], atol=1e-2)
+    assert_allclose(back[kept], signal[kept], rtol=1e-8)
+    assert_allclose(back[~kept], signal[~kept], atol=1e-2)
 
 
 def test_limits():
@@ -84,9 +85,7 @@ def test_without_the_compiler():
     """The Python body gives the same numbers."""
     x = np.linspace(0.0, 40.0, 50)
     body = plain(noise.bessel_ratio)
-    np.testing.assert_allclose(
-        [body(v, 2) for v in x], [noise.bessel_ratio(v, 2) for v in x], rtol=1e-13
-    )
+    assert_allclose([body(v, 2) for v in x], [noise.bessel_ratio(v, 2) for v in x], rtol=1e-13)
 
 
 @pytest.mark.parametrize("coils", [1, 4])

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from scipy import special
 from truth import assert_digits
 
@@ -31,30 +32,26 @@ def test_tables():
 def test_orthogonality_by_quadrature(space):
     x, w = oracle.gauss_hermite(12, oracle.scales(MU, space, 2))
     m = (oracle.phi_matrix if space == "q" else oracle.psi_matrix)(6, MU, x)
-    np.testing.assert_allclose(m.T * w @ m * 8 * pi**1.5 * np.prod(MU), np.eye(50), atol=1e-12)
+    assert_allclose(m.T * w @ m * 8 * pi**1.5 * np.prod(MU), np.eye(50), atol=1e-12)
     u = np.full(3, 6e-3)
     x, w = oracle.gauss_hermite(12, oracle.scales(u, space, 2))
     m = (oracle.iso_phi_matrix if space == "q" else oracle.iso_psi_matrix)(6, 6e-3, x)
     norms = np.sqrt(oracle.iso_norms(6, 6e-3))
-    np.testing.assert_allclose(m.T * w @ m / np.outer(norms, norms), np.eye(50), atol=1e-12)
+    assert_allclose(m.T * w @ m / np.outer(norms, norms), np.eye(50), atol=1e-12)
 
 
 def test_fourier_pair_and_origin():
     q = np.array([[0, 0, 0], [30.0, -20, 10], [5, 40, 60]])
     r, w = oracle.gauss_hermite(30, np.sqrt(2) * MU)
     kernel = w * np.exp(-2j * pi * q @ r.T)
-    np.testing.assert_allclose(
-        kernel @ oracle.psi_matrix(6, MU, r), oracle.phi_matrix(6, MU, q), atol=1e-11
-    )
+    assert_allclose(kernel @ oracle.psi_matrix(6, MU, r), oracle.phi_matrix(6, MU, q), atol=1e-11)
     r, w = oracle.gauss_hermite(30, np.full(3, np.sqrt(2) * 6e-3))
     kernel = w * np.exp(-2j * pi * q @ r.T)
-    np.testing.assert_allclose(
+    assert_allclose(
         kernel @ oracle.iso_psi_matrix(6, 6e-3, r), oracle.iso_phi_matrix(6, 6e-3, q), atol=1e-11
     )
-    np.testing.assert_allclose(oracle.phi_matrix(6, MU, q)[0], oracle.aniso_origin(6), atol=1e-14)
-    np.testing.assert_allclose(
-        oracle.iso_phi_matrix(6, 6e-3, q)[0], oracle.iso_origin(6), atol=1e-14
-    )
+    assert_allclose(oracle.phi_matrix(6, MU, q)[0], oracle.aniso_origin(6), atol=1e-14)
+    assert_allclose(oracle.iso_phi_matrix(6, 6e-3, q)[0], oracle.iso_origin(6), atol=1e-14)
     assert [oracle.iso_origin(6)[i] for i in (0, 6, 21, 49)] == pytest.approx(
         [1, 3 / 2, 15 / 8, 35 / 16], rel=1e-15
     )
@@ -69,18 +66,18 @@ def test_harmonics():
     y = np.array(
         [oracle.real_sh(el, m, theta, phi) for el in range(0, 9, 2) for m in range(-el, el + 1)]
     )
-    np.testing.assert_allclose(y * w @ y.T, np.eye(len(y)), atol=1e-13)
+    assert_allclose(y * w @ y.T, np.eye(len(y)), atol=1e-13)
 
 
 def test_laplacian_by_quadrature():
     r, w = oracle.gauss_hermite(14, MU)
     psi = oracle.psi_matrix(6, MU, r) * (r**2).sum(1)[:, None]
     lap = oracle.laplacian_matrix(6, MU)
-    np.testing.assert_allclose(lap, 16 * pi**4 * (psi.T * w @ psi), atol=1e-12 * lap.max())
+    assert_allclose(lap, 16 * pi**4 * (psi.T * w @ psi), atol=1e-12 * lap.max())
     r, w = oracle.gauss_hermite(14, np.full(3, 6e-3))
     psi = oracle.iso_psi_matrix(6, 6e-3, r) * (r**2).sum(1)[:, None]
     lap = oracle.iso_laplacian_matrix(6, 6e-3)
-    np.testing.assert_allclose(lap, 16 * pi**4 * (psi.T * w @ psi), atol=1e-12 * lap.max())
+    assert_allclose(lap, 16 * pi**4 * (psi.T * w @ psi), atol=1e-12 * lap.max())
 
 
 @pytest.mark.parametrize("s", [-2, -1, 0, 2])
@@ -94,11 +91,9 @@ def test_odf_by_quadrature(s):
         return np.array([0.04 * w @ (f(r[:, None] * d) * r ** (2 + s)) for d in v])
 
     got = oracle.odf_matrix(4, MU, v, s) @ a
-    np.testing.assert_allclose(got, radial(lambda r: oracle.psi_matrix(4, MU, r) @ a), rtol=1e-9)
+    assert_allclose(got, radial(lambda r: oracle.psi_matrix(4, MU, r) @ a), rtol=1e-9)
     got = oracle.iso_odf_matrix(4, 6e-3, v, s) @ a_iso
-    np.testing.assert_allclose(
-        got, radial(lambda r: oracle.iso_psi_matrix(4, 6e-3, r) @ a_iso), rtol=1e-9
-    )
+    assert_allclose(got, radial(lambda r: oracle.iso_psi_matrix(4, 6e-3, r) @ a_iso), rtol=1e-9)
 
 
 def test_motzkin():
@@ -112,4 +107,4 @@ def test_motzkin():
         * np.exp(-(r**2).sum(1) / 2)
         / ((2 * pi) ** 1.5 * np.prod(MU))
     )
-    np.testing.assert_allclose(oracle.psi_matrix(6, MU, r * MU) @ a, p, atol=1e-13 * p.max())
+    assert_allclose(oracle.psi_matrix(6, MU, r * MU) @ a, p, atol=1e-13 * p.max())

@@ -6,6 +6,7 @@ from math import pi
 import numpy as np
 import oracle
 import pytest
+from numpy.testing import assert_allclose
 
 from mapmri_nb.kernels import ordering
 
@@ -50,14 +51,12 @@ def test_parity_classes(order):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_origin_values_and_norms(order):
-    np.testing.assert_allclose(
+    assert_allclose(
         ordering.origin_values(ordering.index_table(order)), oracle.aniso_origin(order), rtol=1e-14
     )
-    np.testing.assert_allclose(
-        ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14
-    )
+    assert_allclose(ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14)
     u = 6e-3
-    np.testing.assert_allclose(
+    assert_allclose(
         ordering.iso_norms(order), oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3, rtol=1e-13
     )
 
@@ -65,21 +64,19 @@ def test_origin_values_and_norms(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_map_between_the_bases(order):
     t, back = ordering.iso_to_aniso(order), ordering.aniso_to_iso(order)
-    np.testing.assert_allclose(
+    assert_allclose(
         t, oracle.iso_to_aniso(order), atol=1e-11
     )  # the quadrature's own error at order 10
-    np.testing.assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
-    np.testing.assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
+    assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
+    assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
     n, jlm = oracle.aniso_table(order).sum(1), oracle.iso_table(order)
     assert (
         np.abs(t[n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2]).max(initial=0.0) < 1e-13
     )  # degree by degree
-    np.testing.assert_allclose(
+    assert_allclose(
         t.T @ t, np.diag(ordering.iso_norms(order)), atol=1e-12 * ordering.iso_norms(order).max()
     )
-    np.testing.assert_allclose(
-        t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12
-    )
+    assert_allclose(t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12)
 
 
 def test_printed_block_of_the_map():
@@ -91,7 +88,7 @@ def test_printed_block_of_the_map():
     )
     want[1, 4], want[3, 1], want[4, 3] = 0.968246, -0.968246, -0.968246
     want[5, [2, 5]] = 0.790569, 0.707107
-    np.testing.assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
+    assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
 
 
 @pytest.mark.parametrize("el", range(0, 11, 2))
@@ -102,7 +99,7 @@ def test_solid_harmonics(el, rng):
         value = sum(
             c * np.prod(x ** np.array(p), axis=1) for p, c in ordering.solid_harmonic(el, m).items()
         )
-        np.testing.assert_allclose(
+        assert_allclose(
             value, r**el * oracle.real_sh(el, m, theta, phi), atol=1e-12 * r.max() ** el
         )
 
@@ -112,9 +109,7 @@ def test_hermite_to_monomial(order, rng):
     x = rng.normal(size=(20, 3))
     powers = np.prod(x[:, None] ** ordering.monomials(order), axis=2)
     want = oracle.hermite3d(order, x) / np.exp(-(x**2).sum(1) / 2)[:, None]
-    np.testing.assert_allclose(
-        powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9
-    )
+    assert_allclose(powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

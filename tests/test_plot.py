@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import gradients
@@ -105,7 +106,7 @@ def test_any_axis(fit, axis, shape):
     (axes,), _ = panels(figure)
     shown = axes.images[0].get_array()
     assert shown.shape == shape
-    np.testing.assert_array_equal(shown.filled(np.nan), np.take(fit.rtpp(), 1, axis).T)
+    assert_array_equal(shown.filled(np.nan), np.take(fit.rtpp(), 1, axis).T)
     assert f"slice {'xyz'[axis]} = 1" in figure.get_supxlabel()
 
 
@@ -162,9 +163,7 @@ def test_layout_and_labels_as_the_tutorial_has_them(fit):
     assert len(bars) == 1
     assert bars[0].get_ylabel() == "mm"
     assert shown[2].images[0].get_clim() == (0, 3)
-    np.testing.assert_array_equal(
-        shown[0].images[0].get_array().filled(np.nan), fit.lapnorm()[..., 1].T
-    )
+    assert_array_equal(shown[0].images[0].get_array().filled(np.nan), fit.lapnorm()[..., 1].T)
 
 
 def test_ticks_of_the_colour_bar_go_with_its_unit(fit):
@@ -212,7 +211,7 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
 def test_maps_by_name(fit, name, units, unit, value):
     found = plot.map_of(fit, name, units)
     assert found.unit == unit
-    np.testing.assert_allclose(found.values, value(fit), rtol=1e-12)
+    assert_allclose(found.values, value(fit), rtol=1e-12)
 
 
 def test_wrong_calls_are_named(fit, gtab, data):
@@ -294,7 +293,7 @@ def test_the_painter_draws_the_surface():
     middle = tiles[0, pixels // 2, pixels // 2].astype(int)
     assert middle[2] > 5 * max(middle[0], middle[1]), "the front of a sphere looks at the viewer"
     laid = glyphs.lay(tiles, np.array([[0.5, 0.5], [1.5, 0.5]]), 2, 1)
-    np.testing.assert_array_equal(laid[:, :pixels], tiles[0])
+    assert_array_equal(laid[:, :pixels], tiles[0])
 
 
 def test_regions_of_glyphs(fit):
@@ -377,19 +376,15 @@ def test_signal_shows_the_samples_and_the_fit(fit, gtab, data):
         [c.get_offsets() for c in top.collections if isinstance(c, PathCollection)]
     )
     order = np.argsort(~gtab.b0s_mask, kind="stable")
-    np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(data[2, 1, 1]))
+    assert_allclose(np.sort(points[:, 1]), np.sort(data[2, 1, 1]))
     residual = np.concatenate(
         [c.get_offsets() for c in bottom.collections if isinstance(c, PathCollection)]
     )
-    np.testing.assert_allclose(
-        np.sort(residual[:, 1]), np.sort((data - fit.predict())[2, 1, 1]), rtol=1e-9
-    )
+    assert_allclose(np.sort(residual[:, 1]), np.sort((data - fit.predict())[2, 1, 1]), rtol=1e-9)
     assert len(order) == len(points)
     lines = {line.get_label(): line for line in top.lines}
     b, y = lines["fit along e1"].get_data()
-    np.testing.assert_allclose(
-        y[0], fit.S0[np.flatnonzero(fit.mask.ravel()).searchsorted(2 * 6 + 1 * 2 + 1)]
-    )
+    assert_allclose(y[0], fit.S0[np.flatnonzero(fit.mask.ravel()).searchsorted(2 * 6 + 1 * 2 + 1)])
     near = y[np.abs(b - 1000).argmin()] / y[0]
     assert near == pytest.approx(np.exp(-1.7), abs=0.03)
     assert bottom.get_xlabel() == "b (s/mm²)"
@@ -425,9 +420,7 @@ def test_overview(fit, tmp_path):
     ):
         assert word in titles
     assert len(bars) == len(shown) == 9
-    np.testing.assert_allclose(
-        shown[titles.index("MSD")].images[0].get_array(), fit.msd()[..., 1].T * 1e6
-    )
+    assert_allclose(shown[titles.index("MSD")].images[0].get_array(), fit.msd()[..., 1].T * 1e6)
 
 
 def test_no_state_of_pyplot_is_touched():
@@ -470,10 +463,8 @@ def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
         )
         want = theirs.norm_of_laplacian_signal()[..., 0].T
     shown, _ = panels(figure)
-    np.testing.assert_array_equal(shown[0].images[0].get_array().filled(0), want)
-    np.testing.assert_allclose(
-        want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05
-    )
+    assert_array_equal(shown[0].images[0].get_array().filled(0), want)
+    assert_allclose(want, np.nan_to_num(shown[2].images[0].get_array().filled(0)), rtol=0.05)
 
 
 # ---- orientation

@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 import oracle
 import pytest
+from numpy.testing import assert_allclose
 from phantom import signals
 from truth import scheme as shells
 
@@ -67,7 +68,7 @@ def test_rows_are_the_propagator_without_its_gaussian(order):
         * np.exp(np.sum(grid.points**2, 1) / 2)[:, None]
     )
     rows /= np.linalg.norm(rows, axis=1)[:, None]
-    np.testing.assert_allclose(grid.K, rows, atol=1e-13)
+    assert_allclose(grid.K, rows, atol=1e-13)
 
 
 @pytest.mark.nojit
@@ -217,7 +218,7 @@ def test_osqp_form_is_the_problem():
     assert low[0] == high[0]
     assert ((A @ z)[1:] >= low[1:] - 1e-12).all()
     assert np.isinf(high[1:]).all()
-    np.testing.assert_allclose(np.linalg.norm(A, axis=1), 1)
+    assert_allclose(np.linalg.norm(A, axis=1), 1)
 
 
 # ---------------------------------------------------------------- hard inputs

@@ -9,6 +9,7 @@ import oracle
 import pytest
 import truth
 from mapmri_nb.directions import OdfField, sphere
+from numpy.testing import assert_allclose
 from oracle import isotropic_scale
 
 from mapmri_nb.kernels import hermite, ordering, propagator
@@ -85,7 +86,7 @@ def test_rows_are_those_of_the_basis(rng):
     ):
         points, out = scale * rng.normal(size=(30, 3)), np.empty((30, len(index)))
         rows(points, mu, index, out)
-        np.testing.assert_allclose(out, basis(6, mu, points), atol=1e-13 * np.abs(out).max())
+        assert_allclose(out, basis(6, mu, points), atol=1e-13 * np.abs(out).max())
 
 
 def test_values_far_out_vanish():
@@ -258,5 +259,5 @@ def test_negative_part_at_the_points_themselves(rng):
     hermite.propagator_rows(x, np.ones(3), ordering.index_table(6), rows)
     P = coef @ rows.T
     out = negative(coef, propagator.dense_grid(6))
-    np.testing.assert_allclose(out[:, 0], P.min(1) / P.max(1), rtol=1e-10)
-    np.testing.assert_allclose(out[:, 1], 0.125 * np.maximum(-P, 0).sum(1), rtol=1e-10)
+    assert_allclose(out[:, 0], P.min(1) / P.max(1), rtol=1e-10)
+    assert_allclose(out[:, 1], 0.125 * np.maximum(-P, 0).sum(1), rtol=1e-10)

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from mapmri_nb.cli import main
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import report
@@ -159,7 +160,7 @@ def test_numbers_are_those_of_the_fit(saved, page):
         ("RMSE", fit.rmse()),
     ):
         numbers = [float(x) for x in rows[label][1:4]]
-        np.testing.assert_allclose(numbers, np.nanpercentile(values, (5, 50, 95)), rtol=1e-3)
+        assert_allclose(numbers, np.nanpercentile(values, (5, 50, 95)), rtol=1e-3)
     assert rows["RTPP"][4] == "µm⁻¹"
     assert rows["NG"][4] == ""
     assert rows["MSD"][6] == "mean squared displacement"
@@ -189,11 +190,11 @@ def test_packed_maps_are_the_fits(saved, page):
     assert page.data["shape"] == [6, 6, 5], "cropped to the mask"
     for entry, values in zip(page.data["maps"], (np.cbrt(fit.rtop()) * 1e-3,), strict=False):
         want = orientation.turn(values)[inside]
-        np.testing.assert_allclose(values_of(entry), want, atol=1e-4 * np.ptp(entry["range"]))
+        assert_allclose(values_of(entry), want, atol=1e-4 * np.ptp(entry["range"]))
     kinds = page.data["kinds"]
     found = unpacked(page.data["status"][0]["data"], "u1")
     status = orientation.turn(fit.volume(fit.status, 0))[inside]
-    np.testing.assert_array_equal([kinds[k][0] for k in found], status)
+    assert_array_equal([kinds[k][0] for k in found], status)
 
 
 def test_packed_voxels_are_the_fits(saved, page):
@@ -210,14 +211,14 @@ def test_packed_voxels_are_the_fits(saved, page):
     )
     top = unpacked(v["top"], "<f4")
     samples = unpacked(v["samples"], "<u2").reshape(-1, n) / 65534 * top[:, None]
-    np.testing.assert_allclose(samples, np.clip(series[fit.mask][rows], 0, None), atol=0.01)
+    assert_allclose(samples, np.clip(series[fit.mask][rows], 0, None), atol=0.01)
     one = payload.part(fit, rows[:5])
     curve = (unpacked(v["curve"], "<u2").reshape(-1, 3, points) / 65534 * top[:, None, None])[:5]
     b = np.linspace(0, v["most_b"], points)
     for k, R in enumerate(one.R):
         line = mapmri.GradientTable(b, np.tile(R[:, 1], (points, 1)), tau=fit.gtab.tau)
         want = np.clip(payload.part(fit, rows[k : k + 1]).predict(line)[0], 0, None)
-        np.testing.assert_allclose(curve[k, 1], want, atol=0.01)
+        assert_allclose(curve[k, 1], want, atol=0.01)
         half = plane // 2
         r = np.linspace(-1, 1, plane) * unpacked(v["reach"], "<f4")[k] * 1e-3
         code = unpacked(v["planes"], "u1").reshape(-1, 2, half + 1, plane)[k, 1, 3].astype(float)
@@ -225,16 +226,14 @@ def test_packed_voxels_are_the_fits(saved, page):
         want = P.pdf(np.outer(r, R[:, 1]) + r[half + 3] * R[:, 2])[0] / P.pdf(np.zeros((1, 3)))[0]
         shown = code > 1
         assert shown.sum() > 3
-        np.testing.assert_allclose(
-            np.log10(want[shown]), 4 * ((code[shown] - 2) / 253 - 1), atol=0.01
-        )
+        assert_allclose(np.log10(want[shown]), 4 * ((code[shown] - 2) / 253 - 1), atol=0.01)
         directions = unpacked(v["sphere"], "<f4").reshape(-1, 3)
         odf = unpacked(v["odf"], "u1").reshape(-1, ball // 2)[k] / 255
         image = mapmri.gradients.from_voxel(
             orientation.stored(directions.astype(float)), AFFINE, "image"
         )
         want = np.maximum(P.odf(image)[0], 0)
-        np.testing.assert_allclose(odf, want / want.max(), atol=0.003)
+        assert_allclose(odf, want / want.max(), atol=0.003)
 
 
 def test_the_page_keeps_within_its_size(saved, monkeypatch):
@@ -255,7 +254,7 @@ def test_the_page_keeps_within_its_size(saved, monkeypatch):
     assert entry["bits"] == 8
     volume = views.Orientation.of(AFFINE, fit.mask.shape).turn(np.cbrt(fit.rtop()) * 1e-3)
     want = volume[::step, ::step, ::step][inside]
-    np.testing.assert_allclose(values_of(entry), want, atol=0.02 * np.ptp(entry["range"]))
+    assert_allclose(values_of(entry), want, atol=0.02 * np.ptp(entry["range"]))
 
 
 def test_status_has_a_legend(saved, page):
@@ -381,7 +380,7 @@ def test_two_fits_are_compared(saved, pair):
     both = np.isfinite(x) & np.isfinite(y)
     d = (y - x)[both]
     want = [np.median(x[both]), np.median(y[both]), *np.percentile(d, (50, 5, 95))]
-    np.testing.assert_allclose(got[:5], want, rtol=1e-3)
+    assert_allclose(got[:5], want, rtol=1e-3)
     assert got[5] == pytest.approx(100 * np.median(d / x[both]), abs=0.01)
     turned = views.Orientation.of(AFFINE, fit.mask.shape).turn
     inside = turned(fit.mask)
@@ -553,7 +552,7 @@ def test_the_script_works(saved, page, tmp_path, size):
     place = at(out["readout"])
     mm = AFFINE @ [*place, 1]
     shown = [float(x) for x in re.search(r"x (\S+), y (\S+), z (\S+) mm", out["readout"]).groups()]
-    np.testing.assert_allclose(shown, mm[:3], atol=0.06)
+    assert_allclose(shown, mm[:3], atol=0.06)
     # Column 1 from the left, row 4 from the top of the radiological picture.
     view = views.view_of(fit.mask, "axial", index=int(place[2]), affine=AFFINE)
     numbers = np.arange(fit.mask.size).reshape(fit.mask.shape)

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import eigh
 
 from mapmri_nb import sos
@@ -139,14 +140,14 @@ def motzkin():
 def test_gram_sizes_and_tables(order):
     t, n, place = cones.tables(order), n_coef(order), class_permutation(order)
     assert tuple(t.sizes) == SIZES[order] == tuple(map(len, cones.gram_exponents(order)))
-    np.testing.assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
+    assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
     assert np.linalg.cond(t.K[:n]) < 60
     # the values of z'Qz at the points are those of its Hermite coefficients
     e = len(t.gram)
     reference = np.linalg.solve(t.monomial, gram_polynomial(order, cones.blocks(t, t.Q)))
-    np.testing.assert_allclose(t.hermite[:n] @ t.Q[:e], reference, atol=1e-12)
-    np.testing.assert_allclose(t.K[:n] @ reference, t.reference, rtol=1e-10)
-    np.testing.assert_allclose(t.values[:n] @ t.Q[:e], t.reference, rtol=1e-10)
+    assert_allclose(t.hermite[:n] @ t.Q[:e], reference, atol=1e-12)
+    assert_allclose(t.K[:n] @ reference, t.reference, rtol=1e-10)
+    assert_allclose(t.values[:n] @ t.Q[:e], t.reference, rtol=1e-10)
     assert reference @ t.B == pytest.approx(1)
     # the moment map: its adjoint, and Z diag(eta) Z'
     eta, Q = np.random.default_rng(order).normal(size=(2, max(n, e)))
@@ -154,9 +155,7 @@ def test_gram_sizes_and_tables(order):
         eta[:n] @ t.values[:n] @ Q[:e]
     )
     for k, M in enumerate(cones.blocks(t, t.moments @ eta[:n])):
-        np.testing.assert_allclose(
-            M, (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)], atol=1e-12
-        )
+        assert_allclose(M, (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)], atol=1e-12)
 
 
 @pytest.mark.jit_only
@@ -183,7 +182,7 @@ def test_certified_free_optimum_is_kept():
     H = np.diag(1.0 + np.arange(22.0))
     status, c, _, _ = solve(4, H, ridged(H) @ c0)
     assert status == sdp.CERTIFIED
-    np.testing.assert_allclose(c, c0, atol=1e-4)
+    assert_allclose(c, c0, atol=1e-4)
     assert 0.5 * (c - c0) @ H @ (c - c0) < 2e-9 * c0 @ H @ c0
 
 
@@ -194,9 +193,7 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
         grams = cones.blocks(cones.tables(order), work.Q[:, 0])
-        np.testing.assert_allclose(
-            gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14
-        )
+        assert_allclose(gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14)
         for Q in grams:
             A = [
                 [Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))]
@@ -229,14 +226,14 @@ def test_bits_do_not_depend_on_the_neighbours(order):
             for which, expected in zip(good, alone, strict=True):
                 if one is which:
                     assert status[l] == expected[0] == sdp.CERTIFIED
-                    np.testing.assert_array_equal(c[l], expected[1])
-                    np.testing.assert_array_equal(info[l], expected[2])
+                    assert_array_equal(c[l], expected[1])
+                    assert_array_equal(info[l], expected[2])
     status, c, _, _ = solve_lanes(order, good + bad)
     none = status == sdp.NO_FIT
     assert none[4:12].all()
-    np.testing.assert_array_equal(np.isnan(c).all(1), none)
+    assert_array_equal(np.isnan(c).all(1), none)
     for l in (1, WIDTH - 1):
-        np.testing.assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
+        assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
 
 
 @pytest.mark.nojit
@@ -246,8 +243,8 @@ def test_a_lane_without_answer_leaves_its_neighbour_alone():
     g = H @ random_squares(2, np.random.default_rng(3))
     alone, both = solve(2, H, g), solve_lanes(2, [(H, g), (-H, g)])
     assert list(both[0]) == [sdp.CERTIFIED, sdp.NO_FIT]
-    np.testing.assert_array_equal(both[1][0], alone[1])
-    np.testing.assert_array_equal(both[2][0], alone[2])
+    assert_array_equal(both[1][0], alone[1])
+    assert_array_equal(both[2][0], alone[2])
 
 
 # ---- certificates -----------------------------------------------------------------------------------------------------
@@ -297,7 +294,7 @@ def test_boundary_points(order):
     blind = sos.certify(coef, order)
     assert (blind.distance <= sos.NEAR).all()
     assert ((blind.distance == 0) == blind.certified).all()
-    np.testing.assert_allclose(blind.margin[0], 0, atol=1e-5)
+    assert_allclose(blind.margin[0], 0, atol=1e-5)
     told = sos.certify(coef, order, np.array([np.nan, *(info[2] for _, info in fits)]))
     assert told.certified[1:].all()
     assert (told.distance[1:] == 0).all()
@@ -309,7 +306,7 @@ def test_boundary_points(order):
     )
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
-    np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
+    assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
 
 
 @pytest.mark.jit_only
@@ -323,12 +320,12 @@ def test_certificates_of_many_rows(order):
     many = sos.certify(c, order)
     with one_thread():
         for a, b in zip(many, sos.certify(c, order), strict=True):
-            np.testing.assert_array_equal(a, b)
+            assert_array_equal(a, b)
     assert many.certified.any()
     assert (many.distance > sos.NEAR).any()
     for v in (0, 1, 5, 6, 8, 9, 100):
         for a, b in zip(many, sos.certify(c[v], order), strict=True):
-            np.testing.assert_array_equal(a[v], b[0])
+            assert_array_equal(a[v], b[0])
 
 
 @pytest.mark.nojit
@@ -354,17 +351,17 @@ def test_certify_refuses_and_skips():
     rows = np.zeros((4, 7))
     rows[0], rows[1, 0], rows[2, 0], rows[3, 0] = np.nan, -1.0, 1.0, 5.0
     answer = sos.certify(rows, 2)
-    np.testing.assert_array_equal(answer.certified, [False, False, False, False])
+    assert_array_equal(answer.certified, [False, False, False, False])
     assert (answer.distance[2:] < sos.NEAR).all()  # the Gaussian: on the boundary
-    np.testing.assert_array_equal(np.isnan(answer.margin), [True, True, False, False])
-    np.testing.assert_array_equal(np.isnan(answer.distance), [True, True, False, False])
+    assert_array_equal(np.isnan(answer.margin), [True, True, False, False])
+    assert_array_equal(np.isnan(answer.distance), [True, True, False, False])
 
 
 @pytest.mark.nojit
 def test_order_zero():
     status, c, _, _ = solve(0, np.array([[4.0]]), np.array([1.5]))
     assert status == sdp.CERTIFIED
-    np.testing.assert_allclose(c, [1.0])
+    assert_allclose(c, [1.0])
     assert sos.certify([[0.5]], 0).certified[0]
     assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
 
@@ -388,7 +385,7 @@ def test_osqp_route_reaches_the_optimum():
     assert np.median(excess) < 1e-3
     assert max(excess) < 5e-3
     again = sos.solve_osqp(H, g, origin_values(index_table(6)), 6)[1]
-    np.testing.assert_array_equal(again, c)
+    assert_array_equal(again, c)
 
 
 @pytest.mark.jit_only

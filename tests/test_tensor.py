@@ -7,6 +7,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from phantom import TAU
 
 from mapmri_nb.kernels import lanes, tensor
@@ -46,9 +47,9 @@ def test_eigenproblem(rng):
         matrix = (matrix + matrix.T) / 2
         size = np.abs(matrix).max()
         values, frame = eigen(matrix)
-        np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1], atol=4e-15 * size)
-        np.testing.assert_allclose(frame @ np.diag(values) @ frame.T, matrix, atol=4e-15 * size)
-        np.testing.assert_allclose(frame.T @ frame, np.eye(3), atol=4e-15)
+        assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1], atol=4e-15 * size)
+        assert_allclose(frame @ np.diag(values) @ frame.T, matrix, atol=4e-15 * size)
+        assert_allclose(frame.T @ frame, np.eye(3), atol=4e-15)
         assert np.linalg.det(frame) == pytest.approx(1, abs=1e-14)
         assert tensor.determinant(frame) == pytest.approx(1, abs=1e-14)
 
@@ -57,9 +58,7 @@ def test_tensor_elements(rng):
     out = np.full((6, 2), np.nan)
     frame = phantom.random_rotation(rng)
     tensor.tensor_elements(frame, np.array([1.7, 0.5, 0.2]), out, 1)
-    np.testing.assert_allclose(
-        out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15
-    )
+    assert_allclose(out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15)
     assert np.isnan(out[:, 0]).all()
 
 
@@ -123,7 +122,7 @@ def test_fit_against_the_oracle(threshold, whole, rng):
     for v in range(len(y)):
         _, frame, values = oracle.fit_tensor(y[v], b, g, TAU, threshold, floor=-np.inf)
         want = frame @ np.diag(values) @ frame.T
-        np.testing.assert_allclose(got[v], want[PACKED], atol=1e-11 * np.abs(want).max())
+        assert_allclose(got[v], want[PACKED], atol=1e-11 * np.abs(want).max())
     assert np.isfinite(logs).all()
 
 
@@ -133,7 +132,7 @@ def test_one_gaussian_is_exact():
     want = truth.axis_tensor((1.7, 0.5, 0.2), truth.rotation(2, 40) @ truth.rotation(0, 20))
     y = 700 * truth.mixture_signal([1.0], [want], b, g)[None]
     got, logs, t, block, weight = fit_tensors(y, b, g)
-    np.testing.assert_allclose(got[0], want[PACKED], atol=1e-16)
+    assert_allclose(got[0], want[PACKED], atol=1e-16)
     assert logs[0] == pytest.approx(np.log(700), rel=1e-14)
     assert origins(t, block, weight, got)[0] == pytest.approx(700, rel=1e-13)
 

@@ -9,6 +9,7 @@ import numpy as np
 import phantom
 import pytest
 from hypothesis import settings
+from numpy.testing import assert_array_equal
 from phantom import MODES
 
 import mapmri_nb.dipy
@@ -210,7 +211,7 @@ def test_a_case_is_made_again_by_its_repr():
     case = Case(seed=3, scheme="grid", tissue="restricted", noise="chi", order=4)
     again = eval(repr(case))
     assert again == case
-    np.testing.assert_array_equal(again.signals, case.signals)
+    assert_array_equal(again.signals, case.signals)
     assert repr(Case()) == "Case()"
 
 

@@ -8,6 +8,7 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from scipy import integrate, special
 from truth import assert_digits
 
@@ -62,11 +63,9 @@ GEOMETRIES = ["planes", "cylinder", "sphere"]
 )
 def test_finite_time_sums(geometry, n_max, k_max, tolerance):
     x = np.array([0.3, 1.0, 2.5, 4.1])
-    np.testing.assert_allclose(
-        truth.restricted_sum(geometry, x, 0.0, n_max, k_max), 1, atol=tolerance
-    )
+    assert_allclose(truth.restricted_sum(geometry, x, 0.0, n_max, k_max), 1, atol=tolerance)
     long = truth.restricted_sum(geometry, x, 20.0, min(n_max, 5), 5)
-    np.testing.assert_allclose(long, truth.restricted_signal(geometry, x), rtol=1e-14)
+    assert_allclose(long, truth.restricted_signal(geometry, x), rtol=1e-14)
     middle = truth.restricted_sum(
         geometry, x, 0.1, min(n_max, 12), 12
     )  # and it lies between free and long-time

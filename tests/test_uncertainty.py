@@ -10,6 +10,7 @@ import oracle
 import pytest
 import truth
 from mapmri_nb.cli import main
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
@@ -164,8 +165,8 @@ def test_seeded_and_the_same_on_any_threads(options, rng, monkeypatch):
     other = uncertainty.bootstrap(model, y, n=30, seed=6)
     for name in one.sd:
         for again in (three, cut):
-            np.testing.assert_array_equal(one.sd[name], again.sd[name])
-            np.testing.assert_array_equal(one.intervals[name], again.intervals[name])
+            assert_array_equal(one.sd[name], again.sd[name])
+            assert_array_equal(one.intervals[name], again.intervals[name])
         assert name == "pa_dti" or (one.sd[name] != other.sd[name]).all()
 
 
@@ -196,7 +197,7 @@ def test_posterior_meets_sampling(basis, rng):
         # beside the sampling error, what curvature adds: the noise is small, the prior's share of H
         # is not
         assert sd == pytest.approx(sampled, rel=5 / sqrt(2 * B) + 0.03), name
-        np.testing.assert_allclose(
+        assert_allclose(
             found.intervals[name][0], own + sd * np.array(uncertainty.NORMAL), rtol=1e-11
         )
 
@@ -226,7 +227,7 @@ def test_many_answers_of_one_matrix(order, weight, rng):
             qp.solve(H, g[k], qp.GridProblem(B, 1, grid.rows, 2000), work, one, info) == qp.SOLVED
         )
         active.add(int(info[2]))
-        np.testing.assert_allclose(c[k], one, atol=1e-10)
+        assert_allclose(c[k], one, atol=1e-10)
     assert order < 4 or len(active) > 3  # they differ in what holds them
     qp.solve_many(H, g, qp.GridProblem(B, 1, grid.rows, 0), c, failed)
     assert failed.all()
@@ -248,14 +249,14 @@ def test_held_replicates_are_fits(rng):
     fit = model.fit(y, weights=weights, grad_dev=field)
     names, w = select(None, "anisotropic"), np.where(np.isnan(y[0]), 0, weights)
     voxel = voxel_of(model, fit, y, weights)
-    np.testing.assert_array_equal(voxel.w, w)
-    np.testing.assert_allclose(voxel.fitted, fit.predict()[0], rtol=1e-9)
+    assert_array_equal(voxel.w, w)
+    assert_allclose(voxel.fitted, fit.predict()[0], rtol=1e-9)
     again = voxel.fitted + 20 * rng.standard_normal((12, len(gtab)))
     coef, failed = model.engine.solver.many(
         voxel.H, again @ voxel.right.T / (again @ voxel.at_origin)[:, None]
     )
     assert not failed.any()
-    np.testing.assert_allclose(
+    assert_allclose(
         uncertainty._values(fit, 0, coef, names),
         uncertainty._refitted(model, fit, voxel, again, names, True, True),
         rtol=1e-7,
@@ -271,7 +272,7 @@ def test_replicates_that_the_solver_leaves_go_to_osqp(rng, monkeypatch):
     call = uncertainty._refitted
     monkeypatch.setattr(uncertainty, "_refitted", lambda *a: counted.append(len(a[3])) or call(*a))
     for name, sd in uncertainty.bootstrap(capped, y, n=4).sd.items():
-        np.testing.assert_allclose(sd, found.sd[name], rtol=1e-3, atol=1e-9)
+        assert_allclose(sd, found.sd[name], rtol=1e-3, atol=1e-9)
     assert counted
 
 
@@ -281,7 +282,7 @@ def test_signed_sums(rng):
     A[:], out = rng.standard_normal(A.shape), lanes.empty(5, lanes.WIDTH)
     linalg.signed_sums(A, bits, lanes.empty(64, lanes.WIDTH), out)
     signs = 2.0 * np.unpackbits(bits, axis=1, bitorder="little")[:, :37] - 1
-    np.testing.assert_allclose(out, signs @ A, atol=1e-13)
+    assert_allclose(out, signs @ A, atol=1e-13)
 
 
 def test_leverage_of_weighted_fits(rng):
@@ -295,8 +296,8 @@ def test_leverage_of_weighted_fits(rng):
     M = oracle.phi_matrix(4, fit.mu[0], gtab.qvecs @ (np.eye(3) + field[0]).T @ fit.R[0])
     root = np.sqrt(weights)[:, None] * M
     S = root @ np.linalg.solve(root.T @ root + 0.1 * oracle.laplacian_matrix(4, fit.mu[0]), root.T)
-    np.testing.assert_allclose(voxel.leverage, np.diag(S), rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(
+    assert_allclose(voxel.leverage, np.diag(S), rtol=1e-8, atol=1e-12)
+    assert_allclose(
         voxel.fitted * np.sqrt(weights), S @ (np.sqrt(weights) * y[0]), rtol=1e-8, atol=1e-9
     )
 
@@ -323,7 +324,7 @@ def test_every_mode_has_a_spread(options, hold, rng):
     y = noisy(gtab, rng, 40, sigma=0.03)
     repeated, voxels = model.fit(y[: 8 if osqp else 40]), y[: 1 if osqp else 5]
     found = uncertainty.bootstrap(model, voxels, n=8 if osqp else 30, hold=hold, indices="rtpp,msd")
-    np.testing.assert_array_equal(found.fit.coef, repeated.coef[: len(voxels)])
+    assert_array_equal(found.fit.coef, repeated.coef[: len(voxels)])
     for name in ("rtpp", "msd"):
         ratio = np.median(found.sd[name]) / np.std(repeated.index(name), ddof=1)
         assert (0.25 < ratio < 4) if osqp else (0.6 < ratio < 1.7), (name, ratio)
@@ -438,15 +439,13 @@ def test_command_writes_error_bars(series):
     model = mapmri.MapmriModel(gtab, 4)
     found = uncertainty.bootstrap(model, y, mask, n=20, seed=7, weights=weights, grad_dev=field)
     saved = mapmri.load_fit(folder / "out")
-    np.testing.assert_array_equal(saved.coef, found.fit.coef)
-    np.testing.assert_array_equal(saved.field, found.fit.field)
+    assert_array_equal(saved.coef, found.fit.coef)
+    assert_array_equal(saved.field, found.fit.field)
     for name in select(None, "anisotropic"):
         label, factor = INDICES[name].label, 1000.0 ** INDICES[name].power
-        np.testing.assert_allclose(read(folder, label), found.fit.index(name) * factor, rtol=1e-6)
-        np.testing.assert_allclose(
-            read(folder, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6
-        )
-        np.testing.assert_allclose(
+        assert_allclose(read(folder, label), found.fit.index(name) * factor, rtol=1e-6)
+        assert_allclose(read(folder, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6)
+        assert_allclose(
             read(folder, f"{label}_desc-ci95"),
             found.intervals[name][..., [0, 3]] * factor,
             rtol=1e-6,
@@ -478,7 +477,7 @@ def test_command_writes_error_bars(series):
     want = uncertainty.posterior(
         model, y, mask, weights=np.loadtxt(folder / "weights.txt"), indices="rtop"
     )
-    np.testing.assert_allclose(read(folder, "rtop_desc-sd"), want.sd["rtop"], rtol=1e-6)
+    assert_allclose(read(folder, "rtop_desc-sd"), want.sd["rtop"], rtol=1e-6)
 
 
 def test_command_takes_up_weights_and_field(series, monkeypatch):
@@ -498,7 +497,7 @@ def test_command_takes_up_weights_and_field(series, monkeypatch):
         folder / "dwi.bval", folder / "dwi.bvec", big_delta=0.035, small_delta=0.015
     )
     want = mapmri.MapmriModel(gtab, 4).fit(y, mask, weights=weights, grad_dev=field)
-    np.testing.assert_array_equal(mapmri.load_fit(folder / "out").coef, want.coef)
+    assert_array_equal(mapmri.load_fit(folder / "out").coef, want.coef)
     stamps = []
     for touched in (None, "weights.nii"):
         if touched:

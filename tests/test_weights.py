@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.indices import select
@@ -38,11 +39,9 @@ def turned(rng):
 def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor")):
     """All indices, and what is behind them; scales and residuals too."""
     for name in also:
-        np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=rtol, err_msg=name)
+        assert_allclose(getattr(one, name), getattr(two, name), rtol=rtol, err_msg=name)
     for name in select(None, one.options["basis"]):
-        np.testing.assert_allclose(
-            one.index(name), two.index(name), rtol=rtol, atol=1e-9, err_msg=name
-        )
+        assert_allclose(one.index(name), two.index(name), rtol=rtol, atol=1e-9, err_msg=name)
 
 
 # ---- weights
@@ -64,20 +63,18 @@ def test_weight_0_is_a_missing_sample(options, rng):
     options = options | {"bval_threshold": 2100}  # "auto" judges the table, not the samples
     model = mapmri.MapmriModel(gtab, 4, **options)
     weighted, missing = model.fit(wild, weights=weights), model.fit(holes)
-    np.testing.assert_array_equal(weighted.coef, missing.coef)
-    np.testing.assert_array_equal(weighted.r2(), missing.r2())
+    assert_array_equal(weighted.coef, missing.coef)
+    assert_array_equal(weighted.r2(), missing.r2())
     subset = mapmri.MapmriModel(gtab[keep], 4, **options).fit(np.ascontiguousarray(y[:, keep]))
     assert_same(
-        missing,
-        subset,
-        1e-6 if "global" in options.values() or "gcv" in options.values() else 1e-9,
+        missing, subset, 1e-6 if "global" in options.values() or "gcv" in options.values() else 1e-9
     )
-    np.testing.assert_allclose(missing.rmse(), subset.rmse(), rtol=1e-7)
-    np.testing.assert_allclose(missing.r2(), subset.r2(), rtol=1e-7)
+    assert_allclose(missing.rmse(), subset.rmse(), rtol=1e-7)
+    assert_allclose(missing.r2(), subset.r2(), rtol=1e-7)
     per_sample = np.broadcast_to(weights, y.shape).copy()
     per_sample[2] = 1.0
     mixed = model.fit(np.vstack([wild[:2], y[2:]]), weights=per_sample)
-    np.testing.assert_array_equal(mixed.coef, np.vstack([weighted.coef[:2], model.fit(y).coef[2:]]))
+    assert_array_equal(mixed.coef, np.vstack([weighted.coef[:2], model.fit(y).coef[2:]]))
 
 
 @pytest.mark.parametrize("options", [m for m in MODES if m.get("laplacian") != "gcv"], ids=str)
@@ -135,9 +132,7 @@ def test_weights_of_the_tensor(rng):
     root = np.sqrt(w) * np.exp(X @ first)
     d = np.linalg.lstsq(root[:, None] * X, root * np.log(y), rcond=None)[0][1:]
     D = np.array([[d[0], d[3], d[4]], [d[3], d[1], d[5]], [d[4], d[5], d[2]]])
-    np.testing.assert_allclose(
-        fit.mu_tensor[0], np.sqrt(2 * TAU * np.linalg.eigvalsh(D)[::-1]), rtol=1e-9
-    )
+    assert_allclose(fit.mu_tensor[0], np.sqrt(2 * TAU * np.linalg.eigvalsh(D)[::-1]), rtol=1e-9)
 
 
 def test_weights_that_cannot_be(rng):
@@ -150,7 +145,7 @@ def test_weights_that_cannot_be(rng):
     ):
         with pytest.raises(ValueError, match=words):
             model.fit(y, weights=weights)
-    np.testing.assert_array_equal(
+    assert_array_equal(
         model.fit(y, weights=np.where(np.arange(len(gtab)) == 9, np.nan, 1.0)).coef,
         model.fit(y, weights=(np.arange(len(gtab)) != 9) * 1.0).coef,
     )
@@ -191,18 +186,18 @@ def test_field_is_a_table_a_voxel(order, options, rng):
         for v in range(3):
             own = mapmri.MapmriModel(corrected(gtab, F[v]), order, bval_threshold=None, **options)
             one = own.fit(y[v : v + 1], scale=given)
-            np.testing.assert_allclose(fit.mu[v], one.mu[0], rtol=1e-10)
-            np.testing.assert_allclose(fit.S0[v], one.S0[0], rtol=1e-9)
-            np.testing.assert_allclose(fit.rmse()[v], one.rmse()[0], rtol=1e-7)
+            assert_allclose(fit.mu[v], one.mu[0], rtol=1e-10)
+            assert_allclose(fit.S0[v], one.S0[0], rtol=1e-9)
+            assert_allclose(fit.rmse()[v], one.rmse()[0], rtol=1e-7)
             for name in select(None, model.basis):
                 want = one.index(name)[0]
                 assert fit.index(name)[v] == pytest.approx(want, rel=1e-9 if exact else 1e-5), name
             if given is not None:
                 tolerance = 1e-10 if exact else 1e-6
-                np.testing.assert_allclose(
+                assert_allclose(
                     fit.coef[v], one.coef[0], atol=tolerance * np.abs(one.coef[0]).max()
                 )
-            np.testing.assert_allclose(
+            assert_allclose(
                 fit.predict()[v], one.predict()[0], rtol=1e-8 if exact else 1e-4, atol=1e-6
             )
     plain = model.fit(y, scale=scale)
@@ -219,10 +214,10 @@ def test_no_field_no_difference(options, rng):
         if options.get("laplacian") == "gcv" or options.get("positivity") == "global"
         else 1e-12
     )
-    np.testing.assert_allclose(zero.coef, plain.coef, atol=loose * np.abs(plain.coef).max())
+    assert_allclose(zero.coef, plain.coef, atol=loose * np.abs(plain.coef).max())
     assert_same(zero, plain, max(loose, 1e-11))
     assert plain.field is None
-    np.testing.assert_allclose(zero.predict(), plain.predict(), rtol=max(10 * loose, 1e-10))
+    assert_allclose(zero.predict(), plain.predict(), rtol=max(10 * loose, 1e-10))
 
 
 @pytest.mark.nojit
@@ -237,8 +232,8 @@ def test_hcp_order(rng):
     F = np.array([row.reshape(3, 3, order="F") for row in nine])
     assert F[0, 1, 0] == nine[0, 1]  # the second volume is dGy/dx... of the first column
     one, two = model.fit(y, grad_dev=nine), model.fit(y, grad_dev=F)
-    np.testing.assert_array_equal(one.coef, two.coef)
-    np.testing.assert_array_equal(one.field, F)
+    assert_array_equal(one.coef, two.coef)
+    assert_array_equal(one.field, F)
     assert not np.allclose(one.coef, model.fit(y, grad_dev=np.swapaxes(F, 1, 2)).coef, rtol=1e-3)
 
 
@@ -253,7 +248,7 @@ def test_predict_knows_the_field(basis, rng):
     coef, found = fit.hermite_coef(), fit.predict(other, S0=1)
     for v in range(3):
         q = other.qvecs @ (np.eye(3) + F[v]).T @ fit.R[v]
-        np.testing.assert_allclose(
+        assert_allclose(
             found[v], oracle.phi_matrix(4, fit.mu[v], q) @ coef[v], rtol=1e-9, atol=1e-12
         )
 
@@ -265,8 +260,8 @@ def test_a_saved_fit_keeps_its_field(rng, tmp_path):
     fit.save(tmp_path, affine=np.eye(4))
     again = mapmri.load_fit(tmp_path)
     assert list(tmp_path.glob("*param-graddev*")), "its own part"
-    np.testing.assert_array_equal(again.field, F[mask])
-    np.testing.assert_array_equal(again.predict(), fit.predict())
+    assert_array_equal(again.field, F[mask])
+    assert_array_equal(again.predict(), fit.predict())
 
 
 def test_fields_that_cannot_be(rng):
