@@ -1,7 +1,4 @@
-"""
-Inputs as they should not be: damaged files, random samples; shared by the tests and by
-validation/fuzz.py.
-"""
+"""Damaged files and random samples, for the tests and for validation/fuzz.py."""
 
 import gzip
 import struct
@@ -31,10 +28,7 @@ WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
 
 
 def cut(name, folder, dead=False):
-    """
-    A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no
-    signal.
-    """
+    """A cut of a sample with its sidecars; its path. `dead`: the first voxel has no signal."""
     folder.mkdir(parents=True, exist_ok=True)
     source = data.sample_dwi(name)
     for path in source.parent.glob("sub-*"):
@@ -172,10 +166,7 @@ RESIDUALS = (
 
 
 def fuzzed(clean, rng, each=36):
-    """
-    Rows between the clean ones: bytes as float64, float32, float16, int16; clean voxels with odd
-    samples.
-    """
+    """Between the clean rows: random bytes of four types, and clean voxels with odd samples."""
     n, rows = clean.shape[1], []
     for kind in range(5):
         for k in range(each):
@@ -195,9 +186,7 @@ def fuzzed(clean, rng, each=36):
 
 
 def random_samples(mode, each=36, seed=0):
-    """
-    A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone.
-    """
+    """A mode's fit of `fuzzed` voxels, their samples, the clean rows and their fit alone."""
     scheme = phantom.small_scheme()
     clean = phantom.signals(20, *scheme, seed=4)
     y, good = fuzzed(clean, np.random.default_rng(seed), each)

@@ -49,10 +49,7 @@ def read(folder, label):
 
 
 def make_series(folder, ending=".nii.gz"):
-    """
-    A cut of a bundled sample as a scaled integer series, with sidecars and a mask of 36 voxels; its
-    path.
-    """
+    """A cut of a sample as scaled integers, with sidecars and a mask of 36 voxels; its path."""
     source = data.sample_dwi("catcord")
     values = load(source)[24:29, 20:26]
     values = np.stack([values[..., 0, :], values[::-1, ..., 0, :]], 2)

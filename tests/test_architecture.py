@@ -1,7 +1,4 @@
-"""
-The house's plan, read from the syntax trees: who may import whom, who may compile, who may run in
-parallel.
-"""
+"""The plan, read from the syntax trees: imports, the compiler, threads, sizes."""
 
 import ast
 import subprocess
@@ -201,10 +198,7 @@ def kernel_calls(tree: ast.AST) -> list[ast.Call]:
 
 
 def test_nothing_runs_in_numbas_own_threads():
-    """
-    `parallel=True` aborts under a caller's pool and dies after a fork; `_jit.spread` is the one way
-    to threads.
-    """
+    """`parallel=True` aborts under a pool and dies after a fork; `_jit.spread` does not."""
     for name, tree in TREES.items():
         assert not attribute_calls(tree, "prange"), name
         assert name == "kernels/_jit.py" or not attribute_calls(tree, "set_num_threads"), name
@@ -222,10 +216,7 @@ def test_only_kernels_compile():
 
 
 def test_fastmath_audit():
-    """
-    CONTRACT is the one set of flags: nothing may reorder a sum (see `_jit`), and what tests NaN has
-    none.
-    """
+    """CONTRACT is the one set of flags: no sum is reordered, and what tests NaN has none."""
     used = set()
     for name, tree in TREES.items():
         for function, call in decorators(tree):

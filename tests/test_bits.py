@@ -1,7 +1,4 @@
-"""
-One set of bits: an empty kernel cache, a warm one, another process, one thread and two give the
-same numbers.
-"""
+"""One set of bits: an empty kernel cache and a warm one, another process, one thread and two."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""
-An answer depends on its voxel alone: bit for bit, whatever the block, its neighbours, the threads
-or the chunks.
-"""
+"""An answer depends on its voxel alone, bit for bit: blocks, neighbours, threads, chunks."""
 
 import threading
 

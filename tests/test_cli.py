@@ -195,10 +195,7 @@ def test_peaks_for_dipy(tmp_path):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_odf_is_in_scanner_axes(tmp_path, sign):
-    """
-    The cord runs along the third voxel axis: along the affine's third column, whatever the sign of
-    its determinant.
-    """
+    """The cord runs along the affine's third column, whatever the sign of its determinant."""
     dwi, out = cut("catcord", tmp_path), tmp_path / "o"
     oblique = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
     affine = np.eye(4)

@@ -1,7 +1,4 @@
-"""
-The constrained modes through MapmriModel: hard inputs, fallback, bases, bits, certificates. Never
-an answer in silence.
-"""
+"""The constrained modes: hard inputs, fallback, bases, bits, certificates."""
 
 from functools import lru_cache
 
@@ -21,10 +18,7 @@ DIRECTIONS = 30
 
 @lru_cache
 def table(kind="full"):
-    """
-    Three shells: of 30 directions, of 15 (48 measurements in all), or of the same six directions
-    again and again.
-    """
+    """Three shells: of 30 directions, of 15 (48 volumes in all), or of the same six repeated."""
     b, g = truth.scheme([15 if kind == "few" else DIRECTIONS] * 3, [1000, 2000, 3000], 3)
     if kind == "duplicated":
         six = np.array(
@@ -101,10 +95,7 @@ CHEAP = [
 
 
 def solved_frame(fit, v):
-    """
-    Hermite coefficients and R of row v where its problem was solved: an isotropic one in the
-    b-vectors' frame.
-    """
+    """Hermite coefficients and R of row v where it was solved: isotropic along the b-vectors."""
     if fit.isotropic:
         return oracle.iso_to_aniso(fit.order) @ fit.coef[v], np.eye(3)
     return fit.coef[v], fit.R[v]
@@ -161,10 +152,7 @@ def check_rows(fit, K=None):
     ],
 )
 def test_hard_inputs_end_with_a_status(mode, order, kind, basis, weight):
-    """
-    Nearly singular: order 8 from 48 measurements with hardly any Laplacian, where a noise voxel takes
-    OSQP ten seconds to fail.
-    """
+    """Nearly singular at order 8: 48 measurements and hardly any Laplacian."""
     gtab = table(kind)
     inputs = hard(gtab)
     if mode == "grid" and order == 8:
@@ -296,10 +284,7 @@ def test_global_cap_is_a_status():
 @pytest.mark.parametrize("weight", [None, 0.1])
 @pytest.mark.parametrize("mode", MODES)
 def test_bases_agree_at_equal_scales(mode, weight):
-    """
-    One space at mu = (u, u, u): the same answer. Sums of squares in any frame, the grid in the
-    b-vectors' own.
-    """
+    """One space at mu = (u, u, u): the same answer; of the grid in the b-vectors' frame alone."""
     gtab = table()
     y = signals(gtab, 3)
     R = (
@@ -383,10 +368,7 @@ def test_certificates_of_fits():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_constraint_costs_unless_the_free_answer_is_certified(mode):
-    """
-    Against the minimum with E(0) = 1 alone, dense; equal where that one is certified (a clean
-    Gaussian's is).
-    """
+    """Against the minimum with E(0) = 1 alone, dense; equal where that one is certified."""
     gtab, weight = table(), 0.02
     smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
     y = np.vstack([signals(gtab, 5, 0.1), smooth])

@@ -1,6 +1,4 @@
-"""
-The drop-in against DIPY itself: interface, conventions, and numbers wherever DIPY's are right.
-"""
+"""The drop-in against DIPY: interface, conventions, and numbers wherever DIPY's are right."""
 
 import inspect
 import pickle
@@ -49,9 +47,7 @@ GTAB = scheme()
 
 
 def crossings(shape=(2, 3), noise=2.0):
-    """
-    Crossings of random angles and shares, (*shape, n), with Rician noise: all samples are positive.
-    """
+    """Crossings of random angles and shares (*shape, n) with Rician noise."""
     rng = np.random.default_rng(3)
     evals = np.array([[1.6e-3, 0.4e-3, 0.3e-3], [1.4e-3, 0.5e-3, 0.25e-3]])
     rows = []

@@ -1,6 +1,4 @@
-"""
-Fits on a real cluster of two worker processes: the bits of one machine, and a worker that dies.
-"""
+"""Fits on a cluster of two worker processes: the bits of one machine; a worker that dies."""
 
 import multiprocessing
 import os
@@ -83,10 +81,7 @@ def test_wrong_shapes(sample):
 
 
 def test_command_line_on_a_cluster_with_a_killed_worker(cluster, tmp_path, monkeypatch):
-    """
-    One of two workers dies while it has slabs to do; the results are those of threads, byte for
-    byte.
-    """
+    """One of two workers dies while it has slabs to do; the bytes are those of threads."""
     monkeypatch.setattr(stream, "SLAB", 4)
     dwi = make_series(tmp_path)
     assert main(words(dwi, tmp_path / "threads")) == 0

@@ -1,7 +1,4 @@
-"""
-Folders that earlier versions saved still load and give the same numbers:
-tests/folders/<version>.zip, kept for good.
-"""
+"""Folders of earlier versions, tests/folders/<version>.zip, load and give the same numbers."""
 
 import zipfile
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""
-Damaged files through the command line, random bytes through the fit: errors in one line, a status
-for every voxel.
-"""
+"""Damaged files give an error in one line, random bytes a status for every voxel."""
 
 import gc
 import os
@@ -93,10 +90,7 @@ def test_damaged_saved_fit(tmp_path, capsys, rng):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("mode", SOME)
 def test_random_samples(mode):
-    """
-    No exception; NaN or finite as the status says; clean voxels among them as without them, bit for
-    bit.
-    """
+    """NaN or finite as the status says; clean voxels among them as without them, bit for bit."""
     found = damage.random_samples(mode)
     wrong, none = damage.wrong_voxels(*found)
     assert len(wrong) == 200
@@ -107,9 +101,7 @@ def test_random_samples(mode):
 @pytest.mark.jit_only
 @pytest.mark.parametrize("mode", SOME[::4])
 def test_eight_threads_on_one_model(mode):
-    """
-    Each has voxels of its own and asks for threads as well; all get the bits of one thread alone.
-    """
+    """Each asks for threads as well, and gets the bits of one thread alone."""
     scheme = phantom.small_scheme()
     data = phantom.signals(60, *scheme, seed=4, noise=0.1)
     model = mapmri.MapmriModel(phantom.table(*scheme), 4, **damage.MODES[mode])
@@ -132,10 +124,7 @@ def test_eight_threads_on_one_model(mode):
     not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc"
 )
 def test_memory_does_not_grow():
-    """
-    After a warm-up 50 fits with their maps leave nothing: neither in Python's and NumPy's books nor
-    in the process.
-    """
+    """After a warm-up 50 fits leave nothing, in Python's and NumPy's books and in the process."""
     scheme = phantom.small_scheme()
     data = np.tile(phantom.signals(20, *scheme, seed=4), (50, 1))
     model = mapmri.MapmriModel(phantom.table(*scheme), 4)

@@ -57,10 +57,7 @@ def run(code, cwd, *options, **environment):
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """
-    A cache folder filled by one process: this leg's own where it has one, since compiling takes its
-    time.
-    """
+    """A cache folder filled by one process: this leg's own where it has one."""
     folder = os.environ.get("NUMBA_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
     run(FIT + "maps(1)", tmp_path_factory.mktemp("fill"), NUMBA_CACHE_DIR=folder)
     return folder

@@ -1,7 +1,4 @@
-"""
-The vector type: NumPy's values compiled and not, every width, and an error where an array has too
-few lanes.
-"""
+"""The vector type: NumPy's values at every width; too few lanes are an error."""
 
 import os
 import subprocess
@@ -99,10 +96,7 @@ def test_too_few_lanes_are_an_error():
 
 @pytest.mark.jit_only
 def test_lanes_side_by_side_only():
-    """
-    An array whose lanes are not side by side in memory is refused: a vector would read its
-    neighbours.
-    """
+    """Lanes that are not side by side in memory: a vector would read its neighbours."""
     with pytest.raises(numba.TypingError, match="rows"):
         arithmetic(np.ones((WIDTH, 2)).T, np.zeros((9, WIDTH)))
 
@@ -128,9 +122,7 @@ def test_product_is_a_product(rng):
 
 @pytest.mark.jit_only
 def test_the_width_does_not_matter(tmp_path):
-    """
-    The same fits compiled for a processor of four lanes: other registers, the same numbers to rounding.
-    """
+    """Compiled for a processor of four lanes: the same numbers to rounding."""
     folders = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}

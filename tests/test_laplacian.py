@@ -1,6 +1,4 @@
-"""
-The Laplacian matrix against quadrature, the isotropic closed form and the oracle (invariant 12).
-"""
+"""The Laplacian matrix against the oracle and the isotropic integral (invariant 12)."""
 
 import numpy as np
 import oracle

@@ -1,7 +1,4 @@
-"""
-Options and data of the model: errors that name argument and value, scales, shapes, missing samples,
-status bits.
-"""
+"""Options and data of the model: errors that name argument and value, scales, shapes, status."""
 
 import numpy as np
 import oracle
@@ -180,9 +177,7 @@ def improper(rng, count):
 
 @pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
 def test_given_scale_is_used_as_it_is(scheme, gtab, data, basis, rng):
-    """
-    Neither sorted nor clipped nor flipped: coefficients in exactly this R, determinant -1 too.
-    """
+    """Neither sorted nor clipped nor flipped: coefficients in exactly this R, improper too."""
     mu, R = 1e-3 * rng.uniform(2, 10, (8, 3)), improper(rng, 8)
     assert {-1, 1} == {round(np.linalg.det(r)) for r in R}
     fit = mapmri.MapmriModel(gtab, 6, basis=basis, preset="paper").fit(data[:8], scale=(mu, R))
@@ -275,9 +270,7 @@ def test_bad_data_is_named(gtab, data, call, message):
 
 
 def test_any_layout_and_type(gtab, data, tmp_path):
-    """
-    F order, memory maps, float32, int16, big-endian, lists, 1-D and 2-D: the values decide alone.
-    """
+    """F order, memory maps, types, lists, 1-D and 2-D: the values decide alone."""
     model, volume = mapmri.MapmriModel(gtab, 2), np.round(data[:24]).reshape(2, 3, 4, -1)
     fit = model.fit(volume)
     np.save(tmp_path / "data.npy", volume.astype(np.int16))
@@ -300,10 +293,7 @@ def test_any_layout_and_type(gtab, data, tmp_path):
 
 
 def test_proxy_is_read_in_pieces(gtab, data):
-    """
-    An object with a shape and slices, such as nibabel's, is never asked for all of itself at once
-    when it is long.
-    """
+    """An object with a shape and slices, such as nibabel's, is read by slices."""
 
     class Proxy:
         shape, asked = (2, 3, 4, 100), []
@@ -371,10 +361,7 @@ def test_no_b0_left_is_no_signal(scheme, gtab, data):
 
 
 def test_not_definite():
-    """
-    A shell missing in one voxel: the model is sound, this voxel is not. A weight makes it sound
-    again.
-    """
+    """Without a shell in one voxel the model is sound, this voxel is not; a weight makes it so."""
     b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     y = phantom.signals(2, b, g)
     y[0, b == 3000] = np.nan

@@ -76,10 +76,7 @@ class Block:
         return G, rhs
 
     def check(self, plain=True):
-        """
-        Rounding within ten times what the kernel expects of turned moments, and small where it does
-        not turn them.
-        """
+        """Within ten times the rounding that the kernel expects of turned moments."""
         G, rhs = self.normal_equations(plain)
         i, j = np.tril_indices(len(self.place))
         for l, m in enumerate(self.rows):
@@ -98,9 +95,7 @@ def test_normal_equations_against_dense_rows(order):
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_moments_in_the_own_frame(order):
-    """
-    No rotation, no cancellation: the other way to the same moments, alone or beside turned lanes.
-    """
+    """No rotation, no cancellation: the other way to the moments, alone or beside turned lanes."""
     Block(order, 6, b_factor=3.0, own_frame=True).check()
     mixed = Block(order, 6, b_factor=3.0)
     mixed.check()
@@ -208,10 +203,7 @@ def test_rotation_of_moments(degree, rng):
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_rotation_of_coefficients(order, rng):
-    """
-    At equal scales P does not change when coefficients and frame turn together; any signs of the
-    columns.
-    """
+    """At equal scales P stays when coefficients and frame turn, with any signs of the columns."""
     turns = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
     turns[::2, :, 1] *= -1  # determinant -1
     fixed = rng.normal(size=(len(turns), ordering.n_coef(order)))

@@ -1,7 +1,4 @@
-"""
-Files of `mapmri-nb odf` read by MRtrix itself, where it is installed: its values, its peaks, its
-own frame.
-"""
+"""Files of `mapmri-nb odf` read by MRtrix: its values, its peaks, its own frame."""
 
 import json
 import shutil
@@ -25,10 +22,7 @@ def mrtrix(*words):
 
 @pytest.fixture(scope="module", params=[1, -1], ids=["det>0", "det<0"])
 def files(request, tmp_path_factory):
-    """
-    An oblique series of single fibres in random directions, its fit, its ODF files, for both signs
-    of the determinant.
-    """
+    """An oblique series of single fibres, its fit and ODF files, for both determinants."""
     folder, rng = tmp_path_factory.mktemp("mrtrix"), np.random.default_rng(4)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     affine = np.eye(4)
@@ -65,9 +59,7 @@ def angles(a, b):
 
 
 def test_values_are_those_of_the_fit(files):
-    """
-    MRtrix's sum of its harmonics along scanner directions is the ODF along the same directions.
-    """
+    """MRtrix's sum of its harmonics is the ODF along the same scanner directions."""
     folder, affine, odf, _ = files
     directions = np.random.default_rng(5).normal(size=(40, 3))
     directions /= np.linalg.norm(directions, axis=1)[:, None]
@@ -104,10 +96,7 @@ def test_defaults_of_trackers_find_streamlines(files):
 
 
 def test_frame_is_the_one_mrtrix_gives_its_own_tensor(files):
-    """
-    From the series by MRtrix alone: FSL's b-vectors, the affine, a tensor, its first eigenvector in
-    scanner axes.
-    """
+    """By MRtrix alone: FSL's b-vectors, a tensor, its first eigenvector in scanner axes."""
     folder, _, _, peaks = files
     series = [folder / f"a_dwi.{ending}" for ending in ("nii.gz", "bvec", "bval")]
     mrtrix("dwi2tensor", series[0], folder / "dt.nii", "-fslgrad", series[1], series[2])

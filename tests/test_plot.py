@@ -1,7 +1,4 @@
-"""
-Pictures by their content: values under the pixels, extents, labels, units, missing voxels; and no
-state left behind.
-"""
+"""Pictures by their content: values, extents, labels, units, missing voxels."""
 
 import re
 import subprocess
@@ -240,10 +237,7 @@ def test_wrong_calls_are_named(fit, gtab, data):
 
 
 def glyph_axes(figure):
-    """
-    Long axis of each glyph in the picture, (n, 2) unit vectors, and its largest radius in voxels, by
-    the voxel on the screen.
-    """
+    """By the voxel on the screen: the glyph's long axis (2,), and its largest radius in voxels."""
     (image,) = [im for a in figure.axes for im in a.images if np.ndim(im.get_array()) == 3]
     pixels = np.asarray(image.get_array())
     left, right, bottom, top = image.get_extent()
@@ -324,10 +318,7 @@ def test_regions_of_glyphs(fit):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("frame", ["image", "voxel", "scanner"])
 def test_glyphs_follow_the_affine(gtab, sign, frame):
-    """
-    A fibre along the voxel direction (1, 1, 0) is drawn so, whatever the affine and the table's
-    frame.
-    """
+    """A fibre along the voxel direction (1, 1, 0) is drawn so in any affine and frame."""
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
     affine = np.eye(4)
     affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [2 * sign, 2, 2]

@@ -1,7 +1,4 @@
-"""
-Grid positivity: the compiled active set and OSQP against Clarabel and the KKT conditions, and
-inputs meant to break them.
-"""
+"""Grid positivity: the active set and OSQP against the KKT conditions."""
 
 from math import sqrt
 

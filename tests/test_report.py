@@ -1,7 +1,4 @@
-"""
-The report: everything in one file, numbers that are the fit's, a verdict that finds what was
-planted, and a script that works (in headless Chromium, where there is one).
-"""
+"""The report: one file, the fit's numbers, a verdict that finds what was planted, a script."""
 
 import base64
 import html.parser
@@ -67,10 +64,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """
-    Folder of a fit with an odd name, its series, one voxel without signal and one with noise, a known
-    time, a volume too bright and one with a bad slice.
-    """
+    """An odd name, a voxel without signal, one of noise, a bright volume, a bad slice."""
     rng = np.random.default_rng(0)
     g = rng.normal(size=(90, 3))
     g /= np.linalg.norm(g, axis=1)[:, None]

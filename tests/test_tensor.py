@@ -1,6 +1,4 @@
-"""
-The scale tensor: eigenproblem, isotropic scale, weighted fit, S0; against NumPy and the oracle.
-"""
+"""The scale tensor: eigenproblem, isotropic scale, weighted fit, S0."""
 
 import numpy as np
 import oracle
@@ -22,9 +20,7 @@ def eigen(matrix):
 
 
 def matrices(rng):
-    """
-    Symmetric matrices: random, nearly degenerate, degenerate, diagonal, singular, of any scale.
-    """
+    """Symmetric matrices: random, nearly degenerate, degenerate, singular, of any scale."""
     spectra = [rng.normal(size=3) for _ in range(40)]
     spectra += [
         (1.7, 0.3, 0.3),
@@ -138,10 +134,7 @@ def test_one_gaussian_is_exact():
 
 
 def test_signal_at_origin(rng):
-    """
-    b0 volumes at b = 15 are brought to b = 0 by the tensor; missing ones do not count; none left is
-    NaN.
-    """
+    """b0 at b = 15 are brought to b = 0; missing ones do not count; none left is NaN."""
     b, g = phantom.small_scheme()
     g = np.where(b[:, None] > 0, g, np.roll(g, 7, axis=0))
     b = np.where(b > 0, b, 15.0)

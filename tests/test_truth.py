@@ -1,7 +1,4 @@
-"""
-Known answers (mixtures, restricted diffusion): every printed digit of the reference, closed forms
-by quadrature.
-"""
+"""Known answers: every printed digit of the reference, closed forms by quadrature."""
 
 from math import pi, sqrt
 

@@ -234,10 +234,7 @@ def test_many_answers_of_one_matrix(order, weight, rng):
 
 
 def test_held_replicates_are_fits(rng):
-    """
-    One matrix for all replicates gives what the model's own fits of them give: S0, weights, field
-    and all.
-    """
+    """One matrix for all replicates gives what the model's own fits of them give."""
     b, g = truth.scheme([20, 30, 30], [1000, 2000, 3000])
     b[:6] = 15.0  # a b0 that is not E = 1
     g[:6] = g[6:12]
@@ -315,10 +312,7 @@ def test_leverage_of_weighted_fits(rng):
 )
 @pytest.mark.parametrize("hold", [True, False])
 def test_every_mode_has_a_spread(options, hold, rng):
-    """
-    Replicates through a mode scatter as repeated measurements do, to the accuracy of few
-    replicates.
-    """
+    """Replicates through a mode scatter as repeated measurements do."""
     gtab, osqp = table(), "solver" in options
     model = mapmri.MapmriModel(gtab, 4, **({"laplacian": 0.02} | options))
     y = noisy(gtab, rng, 40, sigma=0.03)
@@ -379,10 +373,7 @@ def test_what_cannot_be(rng):
 
 @pytest.fixture
 def series(tmp_path, rng):
-    """
-    A series on disk with a mask, weights of both kinds and a field; (folder, gtab, samples,
-    weights, field).
-    """
+    """A series on disk: folder, gtab, samples, mask, weights, field."""
     gtab = table()
     y = noisy(gtab, rng, 12, sigma=0.03).reshape(3, 2, 2, -1).astype(np.float32)
     weights, field = (

@@ -1,7 +1,4 @@
-"""
-Weights of volumes and samples, and gradient non-linearity: against repeated, missing and corrected
-measurements.
-"""
+"""Weights of volumes and samples, and gradient non-linearity."""
 
 import numpy as np
 import oracle
@@ -50,10 +47,7 @@ def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_weight_0_is_a_missing_sample(options, rng):
-    """
-    Weight 0, NaN, and a table without the sample are one thing, in every mode and every number, R2
-    and RMSE too.
-    """
+    """Weight 0, NaN, and a table without the sample are one thing, in every mode and number."""
     gtab = table(10.0)
     y, gone = noisy(gtab, rng), np.array([1, 8, 30])
     weights, holes, keep = np.ones(len(gtab)), y.copy(), np.setdiff1d(np.arange(len(gtab)), gone)
@@ -173,10 +167,7 @@ def fields(rng, count=3):
     ids=str,
 )
 def test_field_is_a_table_a_voxel(order, options, rng):
-    """
-    A fit with a field is the fit on the corrected table, coefficient by coefficient, at held scale
-    and fitted ones.
-    """
+    """The fit on the corrected table, coefficient by coefficient, at held scale and fitted ones."""
     gtab, F = table(15.0), fields(rng)
     y, scale = noisy(gtab, rng), turned(rng)
     model = mapmri.MapmriModel(gtab, order, bval_threshold=None, **options)

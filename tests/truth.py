@@ -30,10 +30,7 @@ def assert_digits(value, printed):
 
 
 def scheme(counts, bvals, n_b0=6):
-    """
-    Shells with counts[s] directions at bvals[s] behind n_b0 volumes at b = 0: b (n,), unit vectors
-    (n, 3).
-    """
+    """Shells of counts[s] directions at bvals[s] behind n_b0 at b = 0: b, directions."""
     b = np.r_[np.zeros(n_b0), np.repeat(np.asarray(bvals, float), counts)]
     g = [even_directions(count, s) for s, count in enumerate(counts)]
     return b, np.concatenate([np.zeros((n_b0, 3)), *g])
@@ -55,9 +52,7 @@ def scheme_mgh():
 
 
 def scheme_hcp(seed=0):
-    """
-    HCP-like: 18 b0 at b = 5 among 3 x 90 directions, b jittered by up to 20, shells interleaved.
-    """
+    """HCP-like: 18 b0 at b = 5 among 3 x 90 directions, jittered and interleaved."""
     rng = np.random.default_rng(seed)
     b, g = scheme([90] * 3, [1000, 2000, 3000], 0)
     mixed = rng.permutation(len(b))
@@ -71,27 +66,21 @@ def scheme_hcp(seed=0):
 
 
 def golden_a():
-    """
-    Anisotropic N = 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values.
-    """
+    """Order 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values."""
     mu, a = truths.golden_a()
     total = a @ oracle.aniso_origin(6)
     return mu, a / total, total, GOLDEN_A
 
 
 def golden_b():
-    """
-    Isotropic N = 6: scale u, coefficients (50,), sum aB before normalisation, expected values.
-    """
+    """Order 6: scale u, coefficients (50,), sum aB before normalisation, expected values."""
     mu, a = truths.golden_b()
     total = a @ oracle.iso_origin(6)
     return mu[0], a / total, total, GOLDEN_B
 
 
 def golden_c():
-    """
-    GCV case: b (186,), directions, y, tau, mu of the mean tensor; R = I, N = 6; expected values.
-    """
+    """GCV: b (186,), directions, y, tau, mu of the mean tensor, R = I, order 6; expected values."""
     b, g = scheme_3x60()
     k = np.arange(len(b))
     y = mixture_signal(*crossing(0.5 * 180 / pi), b, g) + 0.03 * np.cos(7 * k + 0.3 * k**2)
