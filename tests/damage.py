@@ -43,7 +43,7 @@ def cut(name, folder, dead=False):
     return folder / source.name
 
 
-# ---------------------------------------------------------------- damaged files
+# ---- damaged files
 
 
 def patched(old, layout, offset, *values):
@@ -136,7 +136,7 @@ def unaccounted(out, prefix="sub-cord"):
     return int((unknown | (np.isnan(read("rtop")) != none)).sum())
 
 
-# ---------------------------------------------------------------- random samples
+# ---- random samples
 
 MODES = {
     f"{mode}, {basis}": options | {"basis": basis}

@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from mapmri_nb.testing.truths import isotropic_scale
 
-# ---------------------------------------------------------------- orders, bases
+# ---- orders, bases
 
 
 def aniso_table(order):
@@ -130,7 +130,7 @@ def iso_to_aniso(order):
     return 8 * pi**1.5 * overlap
 
 
-# ---------------------------------------------------------------- quadrature
+# ---- quadrature
 
 
 def gauss_hermite(n, scale):
@@ -171,7 +171,7 @@ def circle_rule(axis, n=120):
     return np.cos(phi)[:, None] * q[0] + np.sin(phi)[:, None] * q[1], np.full(n, 2 * pi / n)
 
 
-# ---------------------------------------------------------------- Laplacian matrices
+# ---- Laplacian matrices
 
 
 def laplacian_matrix(order, mu):
@@ -196,7 +196,7 @@ def iso_laplacian_matrix(order, u):
     return 16 * pi**4 * (psi.T * w @ psi)
 
 
-# ---------------------------------------------------------------- indices
+# ---- indices
 
 
 def odf_matrix(order, mu, v, s=2):
@@ -218,7 +218,7 @@ def odf_matrix(order, mu, v, s=2):
     return np.array(cols).T
 
 
-# ---------------------------------------------------------------- fits
+# ---- fits
 
 
 def qvectors(bvals, bvecs, tau):

@@ -481,7 +481,6 @@ def test_what_a_job_may_use_bounds_the_default(monkeypatch, name, value):
 
 
 # -- careless users
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".bval", ".bvec"])

@@ -39,7 +39,7 @@ def test_in_span_signals_are_recovered(scheme, gtab, order, rng):
     assert fit.r2() == pytest.approx(1, abs=1e-9)
 
 
-# ---------------------------------------------------------------- bases
+# ---- bases
 
 
 @pytest.mark.parametrize("laplacian", [0.2, 0.05, "gcv", None])
@@ -74,7 +74,7 @@ def test_isotropic_coefficients_are_those_of_the_fixed_frame(scheme, gtab, data)
         assert fit.mu[v, 0] == pytest.approx(oracle.isotropic_scale(fit.mu_tensor[v]), rel=1e-12)
 
 
-# ---------------------------------------------------------------- volumes and prediction
+# ---- volumes and prediction
 
 
 def test_sections_of_the_isotropic_basis_raise(fits):

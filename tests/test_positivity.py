@@ -52,7 +52,7 @@ def violation(K, c):
     return max(0.0, -p.min() / p.max())
 
 
-# ---------------------------------------------------------------- the grid
+# ---- the grid
 
 
 @pytest.mark.nojit
@@ -113,7 +113,7 @@ def test_ball_is_dipys():
         assert len(whole) == 2 * len(ours) - 1
 
 
-# ---------------------------------------------------------------- optimality
+# ---- optimality
 
 
 @pytest.mark.jit_only
@@ -218,7 +218,7 @@ def test_osqp_form_is_the_problem():
     assert_allclose(np.linalg.norm(A, axis=1), 1)
 
 
-# ---------------------------------------------------------------- hard inputs
+# ---- hard inputs
 
 
 def test_cap_forces_a_status():

@@ -132,7 +132,7 @@ def motzkin():
     return c
 
 
-# ---- the cone ---------------------------------------------------------------------------------------------------------
+# ---- the cone
 
 
 @pytest.mark.nojit
@@ -247,7 +247,7 @@ def test_a_lane_without_answer_leaves_its_neighbour_alone():
     assert_array_equal(both[2][0], alone[2])
 
 
-# ---- certificates -----------------------------------------------------------------------------------------------------
+# ---- certificates
 
 
 @pytest.mark.jit_only
@@ -366,7 +366,7 @@ def test_order_zero():
     assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
 
 
-# ---- the reference route ----------------------------------------------------------------------------------------------
+# ---- the reference route
 
 
 @pytest.mark.jit_only

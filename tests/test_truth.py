@@ -13,7 +13,7 @@ pytestmark = pytest.mark.nojit  # nothing here is compiled
 TAU = 0.03
 
 
-# ---------------------------------------------------------------- mixtures
+# ---- mixtures
 
 
 @pytest.mark.parametrize("name", truth.MIXTURES)
@@ -49,7 +49,7 @@ def test_spherical_mean_closed_form():
         )
 
 
-# ---------------------------------------------------------------- restricted diffusion
+# ---- restricted diffusion
 
 GEOMETRIES = ["planes", "cylinder", "sphere"]
 

@@ -42,7 +42,6 @@ def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor
 
 
 # ---- weights
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
@@ -146,7 +145,6 @@ def test_weights_that_cannot_be(rng):
 
 
 # ---- gradient non-linearity
-# ------------------------------------------------------------------------------------------
 
 
 def corrected(gtab, F):

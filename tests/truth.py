@@ -26,7 +26,7 @@ def assert_digits(value, printed):
     assert abs(value - float(printed)) <= 1.001 * half, f"{value!r} is not {printed}"
 
 
-# ---------------------------------------------------------------- gradient schemes
+# ---- gradient schemes
 
 
 def scheme(counts, bvals, n_b0=6):
@@ -62,7 +62,7 @@ def scheme_hcp(seed=0):
     return np.insert(b, where, 5.0), np.insert(g, where, u, axis=0)
 
 
-# ---------------------------------------------------------------- golden vectors, reference 9.2
+# ---- golden vectors, reference 9.2
 
 
 def golden_a():
@@ -100,7 +100,7 @@ MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(
     (0, 4, 0): 3 / 8 / sqrt(6), (2, 2, 0): 0.375, (4, 2, 0): 0.75 / sqrt(12), (2, 4, 0): 0.75 / sqrt(12),
 }  # fmt: skip
 
-# ---------------------------------------------------------------- mixtures of Gaussians, reference
+# ---- mixtures of Gaussians, reference
 # 9.1
 
 
