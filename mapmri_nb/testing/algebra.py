@@ -189,23 +189,15 @@ def positive_everywhere(program: Program, case: Case) -> None:
 
 def squares(order: int, rng: np.random.Generator) -> Array:
     """Anisotropic coefficients (1, n) of a random sum of squares times a Gaussian, E(0) = 1."""
-    t, w = np.polynomial.hermite.hermgauss(order + 2)
-    x = np.stack(np.meshgrid(t, t, t, indexing="ij"), -1).reshape(-1, 3)
-    weights = np.einsum("i,j,k->ijk", w, w, w).ravel()
-    half = order // 2
+    where, half = ordering.positions(ordering.monomials(order)), order // 2
     powers = np.array([p for p in np.ndindex(*[half + 1] * 3) if sum(p) <= half])
-    monomials = np.prod(x[:, None] ** powers, axis=2)
-    # even and odd factors apart, so that p is even
-    odd = powers.sum(1) % 2
-    p = np.zeros(len(x))
-    for k in range(min(half, 1) + 1):
-        factors = monomials[:, odd == k]
-        p += ((factors @ rng.normal(size=(factors.shape[1],) * 2)) ** 2).sum(1)
-    H = np.polynomial.hermite.hermvander(x, order)  # (k, 3, order + 1)
-    table, root = ordering.index_table(order), ordering.factorial_roots(order)
-    functions = np.prod([H[:, i, table[:, i]] for i in range(3)], axis=0)
-    functions = functions / (np.sqrt(2.0 ** table.sum(1)) * root)
-    c = functions.T @ (weights * p) / pi**1.5
+    polynomial = np.zeros(len(where))
+    for odd in (0, 1):  # apart, so that the sum is even
+        block = powers[powers.sum(1) % 2 == odd]
+        factors = rng.normal(size=(len(block),) * 2)
+        for (i, j), q in np.ndenumerate(factors @ factors.T):
+            polynomial[where[tuple((block[i] + block[j]).tolist())]] += q
+    c = np.linalg.solve(ordering.hermite_to_monomial(order), polynomial)
     return (c / (c @ origin(order, "anisotropic")))[None]
 
 

@@ -1,4 +1,4 @@
-"""What a program is asked for, and adapters: mapmri_nb, its drop-in for DIPY, DIPY itself."""
+"""What a program is asked for, and adapters: mapmri_nb, its drop-in for DIPY, DIPY, cs_dmri."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Program(Protocol):
     """
 
     name: str
+    cases: dict[str, Any] = {}  # noqa: RUF012 - fields of the cases that it can have
 
     def __hash__(self) -> int:  # fits and integrals are kept by program and case
         return id(self)
@@ -290,12 +291,69 @@ class DropIn(Dipy):
         return [self.rooms.MapmriFit(model, one) for one in fits]
 
 
+class CsDmri(Program):
+    """
+    cs_dmri's 3D-SHORE with its L2 penalty: an isotropic basis of one scale and its own order, in
+    single precision. No Laplacian, so of `laplacian` None alone; RTAP and RTPP are along its tensor.
+    """
+
+    name = "cs_dmri"
+    cases = {"basis": "isotropic", "laplacian": None}  # noqa: RUF012 - read only
+
+    def __init__(self) -> None:
+        self.rooms = importlib.import_module("cs_dmri")
+
+    def gradients(self, table: Table) -> Any:
+        times = {"big_delta": table.tau, "small_delta": 0.0}
+        return self.rooms.GradientTable(table.b, table.g, b0_threshold=table.b0_threshold, **times)
+
+    def fit(
+        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
+        laplacian: Any = None, positivity: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        given = {"basis": basis, "laplacian": laplacian, "positivity": positivity} | options
+        lacking = {k: v for k, v in given.items() if self.cases.get(k) != v}
+        lacking |= {} if order else {"order": order}
+        if lacking:
+            raise Lacks("fit with " + ", ".join(f"{k}={v!r}" for k, v in lacking.items()))
+        way = {"regularization": "l2", "bvec_frame": "image", "allow_single_shell": True}
+        y, gtab = signals[:, None, None], self.gradients(table)
+        mask = np.ones(y.shape[:3], bool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = self.rooms.ShoreModel(gtab, radial_order=order, **way).fit(y, mask, n_threads=1)
+        if fit.single_shell:
+            raise Lacks("fit of a single shell")
+        return fit, self.rooms.RestoreModel(gtab).fit(y, mask).principal_dir
+
+    def indices(self, fit: Any) -> dict[str, Array]:
+        maps = fit[0].microstructure(fit[1], units="mm", outlier_factor=None, n_threads=1)
+        return {name: values.ravel().astype(float) for name, values in maps.items()}
+
+    def predict(self, fit: Any, q: Array) -> Array:
+        length = np.r_[0, np.linalg.norm(q, axis=1)]
+        g = np.vstack([np.zeros(3), q]) / np.where(length > 0, length, 1.0)[:, None]
+        table = Table((2 * pi * length) ** 2 * Case().table.tau, g, 0.0)
+        E = fit[0].predict(self.gradients(table), clip=False, n_threads=1)[:, 0, 0].astype(float)
+        return E[:, 1:] / E[:, :1]
+
+    def scales(self, fit: Any) -> tuple[Array, Array]:
+        count = len(fit[0].coefficients)
+        u0 = 1 / (2 * pi * np.sqrt(fit[0].zeta))  # E ~ exp(-q^2 / (2 zeta))
+        return np.full((count, 3), u0), np.tile(np.eye(3), (count, 1, 1))
+
+
 def order_of(coef: Array) -> int:
     """Radial order of coefficients (V, n)."""
     return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[1])
 
 
-PROGRAMS: dict[str, type[Program]] = {"mapmri_nb": Ours, "dropin": DropIn, "dipy": Dipy}
+PROGRAMS: dict[str, type[Program]] = {
+    "mapmri_nb": Ours,
+    "dropin": DropIn,
+    "dipy": Dipy,
+    "cs_dmri": CsDmri,
+}
 
 
 def program(name: str) -> Program:
