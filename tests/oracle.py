@@ -226,16 +226,16 @@ def qvectors(bvals, bvecs, tau):
     return np.sqrt(np.asarray(bvals) / tau)[:, None] / (2 * pi) * np.asarray(bvecs)
 
 
-def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
+def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4, weights=None):
     """Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), descending."""
     use = np.isfinite(y) & (y > 0) & (bvals <= bval_threshold)
     b, g, log = bvals[use, None], bvecs[use], np.log(y[use])
+    root = np.ones(len(log)) if weights is None else np.sqrt(weights[use])
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     columns = [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs]
     x = np.hstack([np.ones_like(b), *columns])
-    w = np.exp(
-        x @ np.linalg.lstsq(x, log, rcond=None)[0]
-    )  # the predicted signal: its square counts
+    first = np.linalg.lstsq(x * root[:, None], log * root, rcond=None)[0]
+    w = root * np.exp(x @ first)  # the predicted signal: its square counts
     _, xx, yy, zz, xy, xz, yz = np.linalg.lstsq(x * w[:, None], log * w, rcond=None)[0]
     values, vectors = np.linalg.eigh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     values = np.maximum(values[::-1], floor)
