@@ -10,7 +10,6 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import mapmri_nb as mapmri
-from mapmri_nb import uncertainty
 
 GTAB = phantom.table(*phantom.small_scheme())
 MODEL = mapmri.MapmriModel(GTAB, 4)
@@ -83,17 +82,3 @@ def test_part_of_a_fit(fit):
             ValueError, match=r"mask must be a bool volume of shape \(2, 3, 2\), not"
         ):
             fit[wrong]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seed": "a"}, "seed must be a whole number from 0, not 'a'"),
-        ({"seed": 1.5}, "seed must be .* not 1.5"),
-        ({"n": "many"}, "n must be a whole number .* not 'many'"),
-        ({"n": None}, "n must be .* not None"),
-    ],
-)
-def test_arguments_of_the_wrong_type(changes, message):
-    with pytest.raises(ValueError, match=message):
-        uncertainty.bootstrap(MODEL, np.ones((1, len(GTAB))), **{"n": 2, **changes})

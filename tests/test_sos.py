@@ -16,12 +16,11 @@ from mapmri_nb.kernels.lanes import WIDTH
 from mapmri_nb.kernels.ordering import (
     class_permutation,
     hermite_to_monomial,
-    index_table,
     monomials,
     n_coef,
-    origin_values,
     positions,
-)  # fmt: skip
+)
+from mapmri_nb.testing.algebra import squares
 
 TAU = 0.0365 - 0.0157 / 3
 SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
@@ -30,29 +29,22 @@ SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
 def voxel(seed, snr=20.0):
     """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
     rng, (b, g) = np.random.default_rng(seed), truth.scheme([90] * 3, [1000, 2000, 3000], 18)
-    q = oracle.qvectors(b, g, TAU)
     count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
     tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
     for _ in range(count):
-        u = rng.normal(size=3)
-        radial = rng.uniform(0.1e-3, 0.5e-3)
-        tensors.append(
-            radial * np.eye(3) + (rng.uniform(1.3e-3, 2e-3) - radial) * np.outer(u, u) / (u @ u)
-        )
+        u, radial = rng.normal(size=3), rng.uniform(0.1e-3, 0.5e-3)
+        along = rng.uniform(1.3e-3, 2e-3) - radial
+        tensors.append(radial * np.eye(3) + along * np.outer(u, u) / (u @ u))
     weights = np.r_[f, (1 - f) * rng.dirichlet([2] * count)] if count else np.ones(1)
-    y = sum(
-        w * np.exp(-TAU * 4 * np.pi**2 * np.einsum("ki,ij,kj->k", q, D, q))
-        for w, D in zip(weights, tensors, strict=True)
-    )
-    if np.isfinite(snr):
-        y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
-    values, frame = np.linalg.eigh(sum(w * D for w, D in zip(weights, tensors, strict=True)))
-    return y, np.sqrt(2 * np.maximum(values, 1e-4) * TAU)[::-1], q @ frame[:, ::-1]
+    y = truth.mixture_signal(weights, tensors, b, g)
+    y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
+    mu, R = truth.mixture_frame(weights, tensors, TAU)
+    return y, np.maximum(mu, np.sqrt(2e-4 * TAU)), oracle.qvectors(b, g, TAU) @ R
 
 
-def problem(order, weight, seed, snr=20.0):
+def problem(order, weight, seed):
     """H, g of a voxel, and y'y."""
-    y, mu, q = voxel(seed, snr)
+    y, mu, q = voxel(seed)
     M = oracle.phi_matrix(order, mu, q)
     return M.T @ M + weight * oracle.laplacian_matrix(order, mu), M.T @ y, y @ y
 
@@ -111,25 +103,17 @@ def gram_polynomial(order, grams):
     return out
 
 
+def origin(order):
+    return oracle.aniso_origin(order)
+
+
 def random_squares(order, rng):
     """Hermite coefficients of a random sum of squares with E(0) = 1."""
-    factors = [rng.normal(size=(s, s)) for s in SIZES[order]]
-    c = np.linalg.solve(
-        hermite_to_monomial(order), gram_polynomial(order, [V @ V.T for V in factors])
-    )
-    return c / (c @ origin_values(index_table(order)))
+    return squares(order, rng)[0]
 
 
 def motzkin():
-    c, where = np.zeros(50), positions(index_table(6))
-    p = np.zeros(50)
-    for powers, value in {(4, 2, 0): 1, (2, 4, 0): 1, (2, 2, 0): -3, (0, 0, 0): 1}.items():
-        p[positions(monomials(6))[powers]] = value
-    c = np.linalg.solve(hermite_to_monomial(6), p)
-    c /= c @ origin_values(index_table(6))
-    assert c[where[2, 2, 0]] == pytest.approx(0.375)
-    assert c[where[4, 2, 0]] == pytest.approx(0.216506, abs=1e-6)
-    return c
+    return np.array([truth.MOTZKIN.get(tuple(n), 0.0) for n in oracle.aniso_table(6).tolist()])
 
 
 # ---- the cone
@@ -151,18 +135,18 @@ def test_gram_sizes_and_tables(order):
     assert reference @ t.B == pytest.approx(1)
     # the moment map: its adjoint, and Z diag(eta) Z'
     eta, Q = np.random.default_rng(order).normal(size=(2, max(n, e)))
-    assert Q[:e] * t.times @ t.moments[:e] @ eta[:n] == pytest.approx(
-        eta[:n] @ t.values[:n] @ Q[:e]
-    )
+    forward = eta[:n] @ t.values[:n] @ Q[:e]
+    assert Q[:e] * t.times @ t.moments[:e] @ eta[:n] == pytest.approx(forward)
     for k, M in enumerate(cones.blocks(t, t.moments @ eta[:n])):
-        assert_allclose(M, (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)], atol=1e-12)
+        want = (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)]
+        assert_allclose(M, want, atol=1e-12)
 
 
 @pytest.mark.jit_only
 @pytest.mark.parametrize("weight", [0.0, 0.2])
 @pytest.mark.parametrize(("order", "voxels"), [(4, 4), (6, 4), (8, 3), (10, 1)])
 def test_no_sum_of_squares_is_better(order, voxels, weight):
-    B = origin_values(index_table(order))
+    B = origin(order)
     for seed in range(voxels):
         H, g, yy = problem(order, weight, seed)
         status, c, info, _ = solve(order, H, g)
@@ -193,12 +177,10 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
         grams = cones.blocks(cones.tables(order), work.Q[:, 0])
-        assert_allclose(gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14)
+        want = hermite_to_monomial(order) @ c
+        assert_allclose(gram_polynomial(order, grams), want, atol=1e-14)
         for Q in grams:
-            A = [
-                [Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))]
-                for i in range(len(Q))
-            ]
+            A = [[Fraction(float(x)) for x in row] for row in 0.5 * (Q + Q.T)]
             for k in range(len(A)):
                 assert A[k][k] > 0
                 for i in range(k + 1, len(A)):
@@ -210,10 +192,8 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
 @pytest.mark.parametrize("order", [2, 4, 6, 8])
 def test_bits_do_not_depend_on_the_neighbours(order):
     """Alone, in a full group, at another lane, beside easy and hard voxels and such as have no answer."""
-    good = [
-        problem(order, weight, seed)[:2]
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
-    ]
+    pairs = ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
+    good = [problem(order, weight, seed)[:2] for seed, weight in pairs]
     H, g = good[0]
     indefinite, flat = H - 2 * np.trace(H) * np.eye(len(H)) / len(H), np.zeros_like(H)
     spoiled = np.where(np.eye(len(H)) > 0, H, np.nan)
@@ -274,7 +254,7 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
     p = (oracle.hermite3d(order, x) @ c.T) * np.exp(0.5 * np.sum(x * x, 1))[:, None]
     less = c.copy()
     less[:, 0] -= p.min(0) + 1e-3
-    B = origin_values(index_table(order))
+    B = origin(order)
     answer = sos.certify(less[less @ B > 0], order)
     assert not answer.certified.any()
     assert (answer.margin < 0).all()
@@ -285,25 +265,22 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
 def test_boundary_points(order):
     """MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding leaves of it."""
-    gaussian = np.eye(n_coef(order))[0]
-    fits = [
-        solve(order, *problem(order, weight, seed)[:2])[1:3]
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0))
-    ]
-    coef = np.array([gaussian, *(c for c, _ in fits)])
+    pairs = ((0, 0.0), (1, 0.2), (2, 0.0))
+    fits = [solve(order, *problem(order, weight, seed)[:2])[1:3] for seed, weight in pairs]
+    coef = np.array([np.eye(n_coef(order))[0], *(c for c, _ in fits)])
+    margins = np.array([info[2] for _, info in fits])
     blind = sos.certify(coef, order)
     assert (blind.distance <= sos.NEAR).all()
     assert ((blind.distance == 0) == blind.certified).all()
     assert_allclose(blind.margin[0], 0, atol=1e-5)
-    told = sos.certify(coef, order, np.array([np.nan, *(info[2] for _, info in fits)]))
+    told = sos.certify(coef, order, np.r_[np.nan, margins])
     assert told.certified[1:].all()
     assert (told.distance[1:] == 0).all()
-    assert (told.margin[1:] == [info[2] for _, info in fits]).all()
+    assert (told.margin[1:] == margins).all()
     # beyond the boundary by more than the tolerance
     t = cones.tables(order)
-    reference = np.linalg.solve(
-        hermite_to_monomial(order), gram_polynomial(order, cones.blocks(t, t.Q))
-    )
+    polynomial = gram_polynomial(order, cones.blocks(t, t.Q))
+    reference = np.linalg.solve(hermite_to_monomial(order), polynomial)
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
     assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
@@ -331,7 +308,7 @@ def test_certificates_of_many_rows(order):
 @pytest.mark.nojit
 def test_proof_ends_at_zero():
     """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
-    B, where = origin_values(index_table(2)), positions(monomials(2))
+    B, where = origin(2), positions(monomials(2))
     for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
         p = np.zeros(7)
         p[[where[2, 0, 0], where[0, 2, 0], where[0, 0, 2]]] = 1.0
@@ -376,7 +353,7 @@ def test_osqp_route_reaches_the_optimum():
         for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0)):
             H, g, yy = problem(order, weight, seed)
             _, best, _, _ = solve(order, H, g)
-            status, c, info = sos.solve_osqp(H, g, origin_values(index_table(order)), order)
+            status, c, info = sos.solve_osqp(H, g, origin(order), order)
             assert status in (sdp.CERTIFIED, sdp.SHIFTED)
             assert info[2] > 0
             values = [0.5 * x @ ridged(H) @ x - g @ x + 0.5 * yy for x in (best, c)]
@@ -384,7 +361,7 @@ def test_osqp_route_reaches_the_optimum():
     assert min(excess) > -1e-6
     assert np.median(excess) < 1e-3
     assert max(excess) < 5e-3
-    again = sos.solve_osqp(H, g, origin_values(index_table(6)), 6)[1]
+    again = sos.solve_osqp(H, g, origin(6), 6)[1]
     assert_array_equal(again, c)
 
 
@@ -392,10 +369,10 @@ def test_osqp_route_reaches_the_optimum():
 def test_osqp_route_refuses():
     H, g, _ = problem(4, 0.2, 0)
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
-        sos.solve_osqp(np.eye(95), np.ones(95), origin_values(index_table(8)), 8)
-    status, c, _ = sos.solve_osqp(-H, g, origin_values(index_table(4)), 4)
+        sos.solve_osqp(np.eye(95), np.ones(95), origin(8), 8)
+    status, c, _ = sos.solve_osqp(-H, g, origin(4), 4)
     assert status == sdp.NO_FIT
     assert np.isnan(c).all()
-    status, c, info = sos.solve_osqp(H, g, origin_values(index_table(4)), 4, rounds=1, tol=1e-12)
+    status, c, info = sos.solve_osqp(H, g, origin(4), 4, rounds=1, tol=1e-12)
     assert status == sdp.NOT_CONVERGED
     assert info[2] > 0
