@@ -19,9 +19,8 @@ ODD_FRAMES = [np.eye(3)] + [
 
 def filled(x):
     """Voxels first to lanes last, the first voxel repeated in lanes without one."""
-    return np.ascontiguousarray(
-        np.concatenate([x, np.repeat(x[:1], lanes.padded(len(x)) - len(x), 0)]).T
-    )
+    rest = np.repeat(x[:1], lanes.padded(len(x)) - len(x), 0)
+    return np.ascontiguousarray(np.concatenate([x, rest]).T)
 
 
 class Block:
@@ -86,6 +85,7 @@ class Block:
             assert np.abs(G[:, l] - want[i, j]).max() <= tolerance * np.abs(want).max()
             right = m.T @ (self.w[l] * self.y[l])
             assert np.abs(rhs[:, l] - right).max() <= 1e-9 * np.abs(right).max()
+        return G, rhs
 
 
 @pytest.mark.parametrize("order", [0, 2, pytest.param(4, marks=pytest.mark.nojit), 6, 8, 10])
@@ -96,16 +96,13 @@ def test_normal_equations_against_dense_rows(order):
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_moments_in_the_own_frame(order):
     """No rotation, no cancellation: the other way to the moments, alone or beside turned lanes."""
-    Block(order, 6, b_factor=3.0, own_frame=True).check()
     mixed = Block(order, 6, b_factor=3.0)
-    mixed.check()
+    ways = [Block(order, 6, b_factor=3.0, own_frame=own) for own in (False, True)]
+    got = mixed.check()
     strain = mixed.work.strain[0, :6]
     if order == 10:
         assert strain.min() < moments.LARGEST_ROUNDING < strain.max()
-    ways = [
-        Block(order, 6, b_factor=3.0, own_frame=own).normal_equations() for own in (False, True)
-    ]
-    got = mixed.normal_equations()
+    ways = [ways[0].normal_equations(), ways[1].check()]
     for l in range(6):
         chosen = ways[int(strain[l] > moments.LARGEST_ROUNDING)]
         assert all(np.array_equal(a[:, l], b[:, l]) for a, b in zip(got, chosen, strict=True))
@@ -207,18 +204,13 @@ def test_rotation_of_coefficients(order, rng):
     turns = np.array([*ODD_FRAMES, *phantom.random_rotation(rng, 6)])
     turns[::2, :, 1] *= -1  # determinant -1
     fixed = rng.normal(size=(len(turns), ordering.n_coef(order)))
-    t, index, root = (
-        moments.order_tables(order),
-        ordering.index_table(order),
-        ordering.factorial_roots(order),
-    )
-    turned = fixed.copy()
+    t, index = moments.order_tables(order), ordering.index_table(order)
+    root, turned = ordering.factorial_roots(order), fixed.copy()
     frames.turn(turned, turns, t, index, root, False)
     mu, r = np.full(3, 6e-3), 8e-3 * rng.normal(size=(40, 3))
     here = oracle.psi_matrix(order, mu, r)
     for l, frame in enumerate(turns):
-        want = here @ fixed[l]
-        got = oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
+        want, got = here @ fixed[l], oracle.psi_matrix(order, mu, r @ frame) @ turned[l]
         assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
     assert_allclose((turned**2).sum(1), (fixed**2).sum(1), rtol=1e-12)  # a rotation keeps int P^2
     frames.turn(turned, turns, t, index, root, True)

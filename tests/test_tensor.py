@@ -22,16 +22,8 @@ def eigen(matrix):
 def matrices(rng):
     """Symmetric matrices: random, nearly degenerate, degenerate, singular, of any scale."""
     spectra = [rng.normal(size=3) for _ in range(40)]
-    spectra += [
-        (1.7, 0.3, 0.3),
-        (1, 1, 1),
-        (2, 2, 1),
-        (1, 1 + 1e-12, 1 - 1e-9),
-        (1, 0, 0),
-        (0, 0, 0),
-        (1e9, 1, 1e-9),
-        (1, -1, -2),
-    ]
+    spectra += [(1.7, 0.3, 0.3), (1, 1, 1), (2, 2, 1), (1, 1 + 1e-12, 1 - 1e-9), (1, 0, 0)]
+    spectra += [(0, 0, 0), (1e9, 1, 1e-9), (1, -1, -2)]
     for values in spectra:
         for turn in (np.eye(3), np.eye(3)[[2, 0, 1]], phantom.random_rotation(rng)):
             yield rng.choice([1.0, 1e-9, 1e9]) * turn @ np.diag(values) @ turn.T
@@ -68,9 +60,8 @@ def test_isotropic_scale(rng):
             mu[1] = mu[2]
         u = tensor.isotropic_scale(mu) ** 2
         square = mu**2
-        assert (
-            abs(np.sum((square - u) / (square + u))) <= 1e-11
-        )  # stationary overlap of the two Gaussians
+        overlap = (square - u) / (square + u)  # of the two Gaussians: stationary
+        assert abs(overlap.sum()) <= 1e-11
         assert mu.min() * (1 - 1e-15) <= np.sqrt(u) <= mu.max() * (1 + 1e-15)
         assert np.sqrt(u) == pytest.approx(oracle.isotropic_scale(mu), rel=1e-11)
     assert tensor.isotropic_scale(np.full(3, 6e-3)) == 6e-3
@@ -80,10 +71,7 @@ def test_isotropic_scale(rng):
 def fit_tensors(y, b, g, threshold=2100, b0_threshold=50):
     """Tensors (V, 6) in mm2/s, log S0 and tables by the kernels; NaN samples are missing."""
     t = tensor.tables(b, g, b <= threshold, b <= b0_threshold)
-    block, weight = (
-        lanes.empty(len(b), lanes.padded(len(y))),
-        lanes.empty(len(b), lanes.padded(len(y))),
-    )
+    block, weight = (lanes.empty(len(b), lanes.padded(len(y))) for _ in range(2))
     block[:, : len(y)], weight[:, : len(y)] = np.nan_to_num(y).T, np.isfinite(y).T
     block[:, len(y) :], weight[:, len(y) :] = block[:, :1], weight[:, :1]
     work = tensor.workspace(t.pinv.shape[1], block.shape[1])
