@@ -123,9 +123,9 @@ def test_product_is_a_product(rng):
 @pytest.mark.jit_only
 def test_the_width_does_not_matter(tmp_path):
     """Compiled for a processor of four lanes: the same numbers to rounding."""
-    folders = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
+    places = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}
+    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(places)}
     env |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-c", FIT, tmp_path / "fits.npy"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mapmri_nb.kernels import lanes, laplacian
-from mapmri_nb.kernels.ordering import class_bounds, class_permutation, index_table, iso_to_aniso
+from mapmri_nb.kernels.ordering import class_permutation, index_table, iso_to_aniso
 
 MU = np.array([9e-3, 6.1e-3, 4.2e-3])
 
@@ -52,15 +52,3 @@ def test_symmetric_definite_homogeneous_and_isotropic_form(order):
     iso = oracle.iso_laplacian_matrix(order, 6e-3)
     mapped = to_aniso.T @ matrix(order, np.full(3, 6e-3)) @ to_aniso
     assert np.abs(mapped - iso).max() < 1e-11 * np.abs(iso).max()
-
-
-def test_tables_are_consistent():
-    assert [len(laplacian.tables(order).target) for order in (4, 6, 8)] == [70, 224, 527]
-    t, bounds = laplacian.tables(8), class_bounds(8)
-    row, column, first = (x.astype(int) for x in (t.row, t.column, t.pointer[:-1]))
-    assert_array_equal(row[first] * (row[first] + 1) // 2 + column[first], t.target)
-    assert t.pointer[-1] == len(t.coefficient)
-    assert (np.diff(t.pointer.astype(int)) > 0).all()
-    assert (
-        np.searchsorted(bounds, row, "right") == np.searchsorted(bounds, column, "right")
-    ).all()  # block diagonal
