@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import blocks, noise
-from .kernels._jit import n_threads, spread
+from .kernels import blocks, hermite, laplacian, noise, ordering, rotation, stages, tensor
+from .kernels._jit import n_threads, plain, spread
 from .kernels._memory import Memory, lay_out, places
-from .kernels.lanes import padded
+from .kernels.lanes import empty, padded
+from .kernels.linalg import block_backsolve, block_cholesky, pad4
 from .kernels.status import NOT_CONVERGED, STRAINED
 
 Array = NDArray[np.float64]
+LEAST_PIVOT = 1e-10  # of G, for a linear map; below it voxels are fitted and judged one by one
 Span = Callable[["Work", int, int], None]
 
 
@@ -27,14 +29,16 @@ class Solver:
     ----------
     kernel : the stage (problem, plan, block, count) that `blocks.run` calls, or None where Python
         answers every voxel.
+    again : the same for another right-hand side of the block just solved; None: it is `kernel`.
     finishes : True where `answer` solves the voxels that `kernel` left NOT_CONVERGED.
     """
 
     kernel: Any
+    again: Any = None
     finishes = False
 
     def __init__(self) -> None:
-        self.kernel = blocks.solve_linear
+        self.kernel, self.again = stages.solve_linear, stages.solve_again
 
     def problem(self) -> Any:
         """What `kernel` needs besides the block: a tuple of constants and of scratch for one thread."""
@@ -88,6 +92,39 @@ class Work:
         return self
 
 
+def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
+    """
+    The map for scales mu (3,) mm and a frame R (3, 3), of size 0 where G is singular.
+
+    A = G^-1 M' and a = G^-1 (k B + weight L e_0), with the letters of `blocks`. Where E(0) = S0_b is
+    demanded, z (S0_b - B'c) is added to c, z = G^-1 B / B'G^-1 B.
+    """
+    B, index, rules = plan.moments.origin, ordering.block_index_table(plan.order), plan.rules
+    q = plan.scheme.points * (plan.scheme.wave / (2.0 * np.pi))
+    M, L = np.empty((len(q), B.size)), np.empty((B.size, B.size))
+    hermite.signal_rows(np.einsum("ki,ij->kj", q, R), mu, index, M)
+    laplacian.matrix(mu, index, L)
+    L *= plan.laplacian_weights[0]
+    k, n, samples = rules.row * plan.tensor.b0.size, B.size, len(M)
+    # lane l has the right-hand side of sample l alone; BLAS could differ from process to process
+    lanes, first = padded(samples + 2), n * (n + 1) // 2
+    G, x, pivot = (empty(rows, lanes) for rows in (first + n + 1, n, 1))
+    whole = np.einsum("ki,kj", M, M) + k * np.outer(B, B) + L
+    G[:first] = whole[np.tril_indices(n)][:, None]
+    G[first:-1, :samples] = M.T
+    G[first:-1, samples] = k * B + rules.deviation * L[0]
+    G[first:-1, samples + 1] = B
+    block_cholesky(G, n, pivot)
+    block_backsolve(G, n, x)
+    if not pivot.min() > LEAST_PIVOT:
+        return blocks.LinearMap()
+    A, a, z = x[:, :samples], x[:, samples], x[:, samples + 1]
+    if rules.fixed:
+        z = z / (B * z).sum()
+        A, a = A - np.outer(z, np.einsum("i,il", B, A)), a + z * (1.0 - (B * a).sum())
+    return blocks.LinearMap(pad4(A), a.copy(), pad4(M))
+
+
 class Engine:
     """
     Fits rows of voxels by `blocks.run`.
@@ -102,6 +139,7 @@ class Engine:
         self._stages: dict[Any, blocks.Stages] = {}
         self._spare: dict[int, list[Work]] = {}
         self._laid: Memory | None = None
+        self._map: tuple[bytes, blocks.Plan] | None = None  # the last one, and what it was made for
 
     def __reduce__(self) -> Any:
         return Engine, (self.plan, self.solver)
@@ -126,8 +164,9 @@ class Engine:
 
             mine(work.job, 0, len(y))
 
-        `model.engine.solver.kernel` must not be None (solver="osqp"). Voxels that OSQP would answer
-        are left with the status NOT_CONVERGED.
+        Where all voxels share one scale, `MapmriModel.fit` takes a shorter way (`blocks`), with the
+        same results to 1e-10. `model.engine.solver.kernel` must not be None (solver="osqp"). Voxels
+        that OSQP would answer are left with the status NOT_CONVERGED.
         """
         return Work(self, voxels).take(
             self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), True
@@ -138,14 +177,21 @@ class Engine:
         _, plan, data, _, _ = memory
         chosen = plan.value.laplacian_weights.size != 1
         given, field = len(data.value.mu) > 0, len(data.value.field) > 0
-        key = (given, field, own_frame, chosen, plan.value.rules.noise, *(m.kind for m in memory))
+        linear = plan.value.linear.basis.size > 0
+        key = (
+            given, field, own_frame, chosen, linear, plan.value.rules.noise,
+            *(m.kind for m in memory),
+        )  # fmt: skip
         if key not in self._stages:
-            self._stages[key] = blocks.compiled(self.solver.kernel, own_frame, memory)
+            solvers = [] if self.solver.kernel is None else [self.solver.kernel]
+            if plan.value.rules.noise == noise.RICIAN and self.solver.again is not None:
+                solvers.append(self.solver.again)
+            self._stages[key] = blocks.compiled(solvers, own_frame, memory)
         return self._stages[key]
 
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
         if self._laid is None or self._laid.value is not plan:
-            self._laid = lay_out(plan)
+            self._laid = lay_out(plan, self._laid)
         return self._laid
 
     def fit(
@@ -154,11 +200,13 @@ class Engine:
         threads: int | None = None,
         laplacian_weight: Array | None = None,
         out: blocks.Out | None = None,
+        shared: bool = False,
     ) -> blocks.Out:
         """
         Results of all rows of `data`, in `out` if given.
 
         laplacian_weight : (1,), this weight for all voxels although the model would choose one.
+        shared : all voxels of the series share the basis' scale and frame, those of the first row.
         """
         plan, count = self.plan, n_threads(threads)
         if laplacian_weight is not None:
@@ -168,14 +216,38 @@ class Engine:
         if self.solver.kernel is None:
             self._pass(self._in_python, plan, data, out, count)
             return out
-        self._pass(self._compiled, plan, data, out, count)
+        first = self._mapped(plan, data) if shared and len(data.y) else plan
+        self._pass(self._compiled, first, data, out, count)
         strained = out.status & STRAINED != 0
+        if first is not plan and strained.any():  # samples are missing
+            self._again(self._compiled, strained, plan, data, out, count)
+            strained = out.status & STRAINED != 0
         if strained.any():  # most data need no `own_frame`: it is compiled for the first that do
             self._own_frame = True
             self._again(self._compiled, strained, plan, data, out, count)
         if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():
             self._again(self._in_python, left, plan, data, out, count)
         return out
+
+    def _mapped(self, plan: blocks.Plan, data: blocks.Data) -> blocks.Plan:
+        """
+        The plan with coefficients as a constant map of the samples, for linear modes of fixed weight
+        without sample weights and field; the plan as it is for others, and where G is singular.
+        """
+        if type(self.solver) is not Solver or plan.laplacian_weights.size != 1 or len(data.field):
+            return plan
+        if plan.rules.noise == noise.RICIAN or len(data.weight) > 1 or (data.weight != 1.0).any():
+            return plan
+        mu, R = np.full(3, plan.static_scale), np.eye(3)
+        if plan.isotropic and not plan.static_scale:
+            mu[:] = plain(tensor.isotropic_scale)(data.mu[0])
+        elif not plan.isotropic:
+            mu, R = data.mu[0].copy(), data.R[0] * [1.0, 1.0, np.sign(np.linalg.det(data.R[0]))]
+            rotation.frame_angles(R, np.empty((6, 1)), 0)  # flips axes, as for voxels
+        key = plan.laplacian_weights.tobytes() + mu.tobytes() + R.tobytes()
+        if self._map is None or self._map[0] != key:
+            self._map = key, plan._replace(linear=linear_map(plan, mu, R))
+        return self._map[1] if self._map[1].linear.basis.size else plan
 
     def _pass(
         self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
@@ -213,12 +285,12 @@ class Engine:
                     break
                 blocks.run_stages(stages.again, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
-            while len(stages.correct) and job.step[0] < noise.STEPS:
+            while len(stages.correct):
                 blocks.run_stages(stages.correct, job.places, i0, stop)
                 if job.moving[0] == 0:
                     break
-                first = job.step[0] <= noise.STEPS_OF_SCALES
-                blocks.run_stages(stages.again if first else stages.later, job.places, i0, stop)
+                scales = job.step[0] == noise.STEP_OF_SCALES + 1
+                blocks.run_stages(stages.again if scales else stages.later, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
             blocks.run_stages(stages.after, job.places, i0, stop)
 

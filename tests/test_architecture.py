@@ -19,7 +19,7 @@ FLOORS = {
     "kernels": 0, "readers": 0,
     "indices": 1, "gradients": 1, "status": 1, "data": 1, "engine": 1,
     "checks": 2, "scales": 2,
-    "fit": 3, "sos": 3, "positivity": 3,
+    "options": 3, "fit": 3, "sos": 3, "positivity": 3,
     "model": 4, "use": 5, "dipy_functions": 6, "dipy": 7, "testing": 8,
     "__init__": 9, "__main__": 9,
 }  # fmt: skip
@@ -40,14 +40,23 @@ ONLY_IN = {
     "distributed": {"use/distributed.py"},
     "isal": {"use/io.py"},
     "osqp": {"positivity.py", "sos.py"},
-    "tqdm": {"model.py", "use/stream.py"},
+    "tqdm": {"model.py"},
     "cvxpy": set(),
     "clarabel": set(),
     "dipy": {"testing/programs.py", "use/commands.py"},
     "hypothesis": HYPOTHESIS,
 }
-# The plan says 500, 10 200 and 700: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 640, 17000, 1750  # comments count
+# The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
+MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16300, 1700  # docstrings count
+MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
+# Rooms whose lines are still wider, or set more names.
+LATER = {
+    "engine.py", "kernels/blocks.py", "kernels/gcv.py", "kernels/lanes.py", "kernels/linalg.py",
+    "kernels/moments.py", "kernels/noise.py", "kernels/origin.py", "kernels/rescale.py",
+    "kernels/stages.py", "use/stream.py",
+}  # fmt: skip
+# DIPY's constructor, and what `gcv` hands to its kernels
+LONG_CALLS = {"__init__", "choose"}
 
 
 def room(name: str) -> str:
@@ -183,6 +192,39 @@ def test_sizes():
     testing = sum(k for n, k in lines.items() if room(n) == "testing")
     assert testing < MOST_OF_TESTING
     assert sum(lines.values()) - testing < MOST_LINES
+
+
+def names_set(node: ast.AST) -> int:
+    """How many names an assignment sets, but by the results of one call."""
+    if not isinstance(node, ast.Assign):
+        return 0
+    pairs = [len(t.elts) for t in node.targets if isinstance(t, ast.Tuple)]
+    several = max(pairs, default=1) if isinstance(node.value, ast.Tuple) else 1
+    return max(several, len(node.targets))
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if room(n) != "testing" and n not in LATER])
+def test_no_line_says_too_much(name):
+    lines = (ROOT / name).read_text(encoding="utf8").splitlines()
+    assert not [line for line in lines if len(line) > MOST_COLUMNS]
+    found = [n for n in ast.walk(TREES[name]) if names_set(n) > MOST_NAMES]
+    assert not [ast.unparse(n) for n in found]
+
+
+def test_no_function_takes_many_arguments():
+    """Public calls may have more, by keyword alone."""
+    functions = [
+        (name, n)
+        for name, t in TREES.items()
+        for n in ast.walk(t)
+        if isinstance(n, ast.FunctionDef)
+    ]
+    long = {
+        (name, f.name)
+        for name, f in functions
+        if len([a for a in f.args.args if a.arg != "self"]) > MOST_ARGUMENTS
+    }
+    assert {f for _, f in long} <= LONG_CALLS, long
 
 
 def test_no_path_or_host_of_a_machine():

@@ -6,11 +6,12 @@ import numba
 import numpy as np
 import phantom
 import pytest
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import model as model_module
 from mapmri_nb.indices import select
-from mapmri_nb.kernels import blocks
+from mapmri_nb.kernels import blocks, lanes, origin
 
 NONE = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
 MODES = {
@@ -196,3 +197,37 @@ def test_chunks_do_not_matter(scheme, data, monkeypatch):
     for fit, more in zip(whole, options, strict=True):
         assert phantom.same(fit, model.fit(volume, mask, **more))
         assert phantom.same(fit, model.fit(np.asfortranarray(volume), mask, threads=2, **more))
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize(
+    "options", [{"noise": "rician"}, {"positivity": "grid"}, {"laplacian": [0.1, 0.2]}], ids=str
+)
+def test_the_unit_of_the_signal_does_not_matter(scheme, data, options):
+    """S0 and sigma follow it, coefficients and status stay; one voxel misses a sample."""
+    y, model = data[:2].copy(), mapmri.MapmriModel(phantom.table(*scheme), 2, **options)
+    y[0, 7] = np.nan
+    want, *fits = (model.fit(factor * y) for factor in (1.0, 1e-6, 1e6))
+    for factor, fit in zip((1e-6, 1e6), fits, strict=True):
+        assert np.array_equal(fit.status, want.status)
+        assert_allclose(fit.coef, want.coef, atol=1e-9 * np.abs(want.coef).max())
+        assert_allclose(fit.S0, factor * want.S0, rtol=1e-9)
+        if "noise" in options:
+            assert_allclose(fit.sigma, factor * want.sigma, rtol=1e-9)
+
+
+@pytest.mark.nojit
+def test_a_fixed_origin_is_the_constrained_optimum(rng):
+    """`origin.fix` against the bordered system [H B; B' 0] [c; m] = [g; S0]."""
+    n, V, X = 5, lanes.GRAIN, rng.normal(size=(8, 5))
+    H, S0, (g, B) = X.T @ X, rng.uniform(1, 2, (1, V)), rng.normal(size=(2, n))
+    factor = np.linalg.cholesky(H)
+    stored = factor + np.diag(1 / np.diag(factor) - np.diag(factor))
+    packed = np.r_[stored[np.tril_indices(n)], np.linalg.solve(factor, g)][:, None]
+    packed = np.ascontiguousarray(np.repeat(packed, V, 1))
+    origin.fix(B, packed, S0, np.empty((n, V)))
+    found = np.linalg.solve(factor.T, packed[-n:])
+    bordered = np.block([[H, B[:, None]], [B, np.zeros(1)]])
+    for l in range(V):
+        want = np.linalg.solve(bordered, np.r_[g, S0[0, l]])[:n]
+        assert_allclose(found[:, l], want, atol=1e-10)

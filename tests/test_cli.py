@@ -104,6 +104,57 @@ def test_noise_and_rules(brain, tmp_path):
         assert one.options["noise"] == "rician"
 
 
+def slow(y, b):
+    """Fixed tissue."""
+    return 1000 * np.exp(-5e-5 * b) + 0 * y
+
+
+def ringing(y, b):
+    """2 % of negative samples."""
+    return np.where(np.arange(len(b)) % 50 == 7, -5.0, y)
+
+
+def rising(y, b):
+    """A signal that grows with b where the scale tensor does not look."""
+    return 1000 * np.exp(-1e-3 * b) + 700 * (b > 2300) + 0 * y
+
+
+WARNINGS = [
+    (None, "--bval-threshold 1300", "thin, its elements scatter by"),
+    (None, "--eigenvalue-threshold 2e-3", "% of the voxels have an eigenvalue at the floor"),
+    (slow, "--bval-threshold 2100", "as in fixed tissue"),
+    (ringing, "", "2 % of the samples are negative"),
+    (rising, "", "12 voxels have an index outside its range"),
+]
+
+
+@pytest.mark.parametrize(("change", "flags", "words"), [(None, "", ""), *WARNINGS])
+def test_warnings(brain, tmp_path, capsys, change, flags, words):
+    """Each is said where its cause is, once, and nowhere else."""
+    image, b = nib.load(brain), mapmri.GradientTable.from_bids(brain).bvals
+    if change:
+        values = change(np.asarray(image.dataobj, np.float32), b).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, image.affine), brain)
+    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order", 2, *flags.split()) == 0
+    err = capsys.readouterr().err
+    for _, _, other in WARNINGS:
+        assert err.count(other) == (other == words), err
+
+
+def test_predict_the_expected_magnitude(brain, fitted, tmp_path, capsys):
+    """Above the clean signal; a fit without a model of the noise has none."""
+    words = ["--radial-order 2 --noise rician --sigma 60 --quiet"]
+    assert command("fit", brain, "--out", tmp_path / "o", *words) == 0
+    for name, flags in (("clean.nii", ""), ("noisy.nii", "--noisy")):
+        out = tmp_path / name
+        assert command("predict", tmp_path / "o", "--out", out, "--quiet", flags) == 0
+    clean, noisy = (np.asarray(nib.load(tmp_path / n).dataobj) for n in ("clean.nii", "noisy.nii"))
+    assert (noisy > clean).all()
+    fit = mapmri.load_fit(tmp_path / "o")
+    assert_allclose(noisy, fit.predict(noisy=True), rtol=1e-5)
+    fails(capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", "--noisy"], "noisy", "noise")
+
+
 @pytest.mark.parametrize("laplacian", ["none", "gcv", "0.05", "0.05,0.5"])
 def test_laplacian_spellings(brain, tmp_path, laplacian):
     assert fit(brain, tmp_path / "o", "--radial-order 4 --laplacian", laplacian) == 0

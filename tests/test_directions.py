@@ -196,7 +196,13 @@ def test_odf_sh_keeps_missing_voxels_missing():
 
 
 @pytest.mark.parametrize(
-    ("angle", "order", "tolerance"), [(90, 6, 1e-4), (90, 8, 1e-4), (60, 8, 4.0), (60, 10, 2.0)]
+    ("angle", "order", "tolerance"),
+    [
+        pytest.param(90, 6, 1e-4, marks=pytest.mark.nojit),
+        (90, 8, 1e-4),
+        (60, 8, 4.0),
+        (60, 10, 2.0),
+    ],
 )
 @pytest.mark.parametrize("isotropic", [False, True])
 def test_peaks_of_crossings(angle, order, tolerance, isotropic):

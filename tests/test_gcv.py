@@ -6,6 +6,8 @@ import pytest
 import truth
 from numpy.testing import assert_allclose, assert_array_equal
 
+import mapmri_nb as mapmri
+from mapmri_nb import data, io
 from mapmri_nb.kernels import gcv, lanes
 from mapmri_nb.kernels.ordering import class_permutation, n_coef
 
@@ -83,25 +85,37 @@ def brain():
     return voxels, mu, pack(voxels, mu)
 
 
+@pytest.mark.nojit
 def test_the_better_of_two_minima():
     """Two groups of singular values make two minima now and then, either of them the lower."""
     rng, order, n = np.random.default_rng(11), 2, 7
-    mu, keep = np.full((3, 1), 5e-3), class_permutation(2)
+    mu, keep = np.full((3, 100), 5e-3), class_permutation(2)
     lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
     factor, logs, seen = np.linalg.cholesky(lap), np.linspace(LOW, HIGH, 4001), {0: 0, 1: 0}
+    voxels = []
     for _ in range(100):
         d = 10.0 ** np.array([*rng.uniform(-6, -5, 3), *rng.uniform(-2, -1, 4)]) / 5e-3
         q, r = np.linalg.qr(rng.normal(size=(12, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
         m = q @ np.diag(np.sqrt(d)) @ r.T @ factor.T
         y = q @ (10.0 ** rng.uniform(-2, 0, n)) + 0.3 * rng.normal(size=12)
-        value = curve((m, lap, y))
+        voxels.append((m, lap, y))
+    block, work = pack(voxels, mu), gcv.workspace(n, lanes.padded(100))
+    weight, _ = choose(order, block, work=work)
+    for voxel, found in zip(voxels, weight, strict=True):
+        value = curve(voxel)
         v = value(np.exp(logs) / 5e-3)
         minima = np.flatnonzero((v[1:-1] < v[:-2]) & (v[1:-1] < v[2:])) + 1
-        weight, _ = choose(order, pack([(m, lap, y)], mu))
-        assert value(weight[0])[0] <= v.min() * (1 + 1e-9)
+        assert value(found)[0] <= v.min() * (1 + 1e-9)
         if len(minima) == 2:
             seen[int(v[minima].argmin())] += 1
     assert min(seen.values()) >= 5
+    yy, samples = (np.pad(x, (0, lanes.padded(100) - 100), "edge")[None] for x in block[3:])
+    count = [
+        np.isfinite(work.lane[6]).sum() for k in range(3) if gcv._minimise(k, yy, samples, work)
+    ]
+    assert len(count) == 2
+    assert count[0] == lanes.padded(100)
+    assert 10 <= count[1] < 100  # a lane with one minimum has no second one
 
 
 def test_score_and_slope(brain):
@@ -227,3 +241,39 @@ def test_bound_is_reported(order, rng):
     top = bound == 1
     assert top.sum() >= 3
     assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)
+
+
+@pytest.mark.nojit
+def test_no_deviation_rougher_than_the_gaussian(brain):
+    """`bound_below`: weights raised to n sigma^2 / (S0^2 L_00), written out in NumPy."""
+    voxels, mu = brain[0][:48], brain[1][:, :48]
+    block = pack(voxels, mu)
+    work = gcv.workspace(50, 48)
+    weight, bound = choose(6, block, work=work)
+    S0 = np.geomspace(0.01, 1.0, 48)[None]
+    least = np.empty(48)
+    for l, (m, lap, y) in enumerate(voxels):
+        H = np.linalg.solve(m.T @ m + weight[l] * lap, m.T)
+        square = np.sum((y - m @ H @ y) ** 2) / (len(y) - np.trace(m @ H))
+        least[l] = 50 * square / (S0[0, l] ** 2 * lap[0, 0])
+    raised, flags = weight[None].copy(), bound.copy()
+    gcv.bound_below(block[3][None], block[4][None], S0, work, raised, flags)
+    assert_allclose(raised[0], np.maximum(weight, least), rtol=1e-8)
+    assert 5 < np.sum(least > weight) < 43
+    assert_array_equal(flags, bound | (least > weight))
+
+
+def test_gcv_does_not_open_between_the_shells():
+    """Cat cord at order 8: three shells determine less. The signal's Laplacian keeps its range."""
+    path = data.sample_dwi("catcord")
+    series, table = io.load_dwi(path).data, mapmri.GradientTable.from_bids(path)
+    y = np.asarray(series, float).reshape(-1, len(table))
+    y, odd = y[(y > 0).all(1)][::4], {}
+    for laplacian_of in ("signal", "deviation"):
+        fit = mapmri.MapmriModel(table, 8, laplacian="gcv", laplacian_of=laplacian_of).fit(y)
+        flagged = fit.status & mapmri.Status.WEIGHT_AT_BOUND != 0
+        weight = fit.laplacian_weight * np.prod(fit.mu, 1) ** (1 / 3)
+        odd[laplacian_of] = weight[flagged], np.sum(fit.status & mapmri.Status.OUT_OF_RANGE != 0)
+    assert np.allclose(odd["signal"][0].min(), 5e-8)
+    assert odd["deviation"][0].min() > 1e-6
+    assert odd["deviation"][1] < odd["signal"][1]

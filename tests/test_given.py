@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 import mapmri_nb as mapmri
 from mapmri_nb import checks, distributed, uncertainty
 from mapmri_nb import dipy as drop_in
+from mapmri_nb.kernels import blocks
 from mapmri_nb.status import Status, in_words
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -100], [0, 0, 2.5, -70], [0, 0, 0, 1]])  # LAS
@@ -402,3 +403,43 @@ def test_a_table_of_dipy_is_along_voxel_axes(data):
     one, two = (fit.peaks(frame="scanner")[0] for fit in fits)
     assert np.array_equal(one, two, equal_nan=True)
     assert drop_in.MapmriModel(theirs, 4)._core.gtab.frame == "voxel"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"basis": "isotropic"},
+        {"S0": "free", "laplacian_of": "signal"},
+        {"S0": "b0", "laplacian": None},
+    ],
+)
+def test_a_scale_given_once_is_that_of_every_voxel(gtab, data, options):
+    """One constant map of the samples, the same fit as with rows of scales, voxel by voxel."""
+    y = data.reshape(24, -1).copy()
+    y[3, 5], y[4, 6], y[5] = np.nan, -1.0, 0.0
+    mu = np.array([0.007, 0.005, 0.004])
+    R = phantom.random_rotation(np.random.default_rng(1)) * [1, 1, -1]
+    model = mapmri.MapmriModel(gtab, 4, **options)
+    once = model.fit(y, scale=(mu, R)).rows()
+    rows = model.fit(y, scale=(np.tile(mu, (24, 1)), np.tile(R, (24, 1, 1)))).rows()
+    for name, values in once.items():
+        assert np.allclose(values, rows[name], rtol=1e-9, atol=1e-9, equal_nan=True), name
+    ordinary = np.arange(24) != 3
+    assert not np.array_equal(once["coef"][ordinary], rows["coef"][ordinary], equal_nan=True)
+    assert np.array_equal(once["coef"][3], rows["coef"][3])  # a sample is missing: no map
+    for v in (2, 3, 4):  # whoever else is in the block
+        alone = model.fit(y[v], scale=(mu, R)).rows()
+        assert all(np.array_equal(alone[n][0], once[n][v], equal_nan=True) for n in once)
+
+
+def test_a_static_diffusivity_has_one_map(gtab, data):
+    y = data.reshape(24, -1)
+    model = mapmri.MapmriModel(gtab, 4, basis="isotropic", static_diffusivity=0.7e-3)
+    fit, out = model.fit(y), blocks.new_rows(24, model.n_coef)
+    none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
+    work = model.engine.work(blocks.Data(y, np.ones((1, y.shape[1])), *none), out)
+    blocks.run(work.job, 0, 24)  # without the map
+    assert np.allclose(fit.coef, out.coef, atol=1e-11)
+    assert not np.array_equal(fit.coef, out.coef)
+    assert np.array_equal(fit.mu_tensor, out.mu_tensor)

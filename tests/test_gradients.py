@@ -9,7 +9,7 @@ import phantom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mapmri_nb.gradients import GradientTable, to_scanner, turned
+from mapmri_nb.gradients import FRAMES, GradientTable, same_directions, to_scanner, turned
 from mapmri_nb.readers import undirected, volumes
 
 TIMES = {"big_delta": 0.0431, "small_delta": 0.0106}
@@ -285,10 +285,16 @@ def test_trace_volume(tmp_path):
         ("1:,b==2995", [5]),
         ([6, 0], [0, 6]),
         (BVALS > 50, [2, 3, 4, 5, 6]),
+        *((choice, None) for choice in ("all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x")),
     ],
 )
 def test_choice_of_volumes(choice, expected):
-    assert volumes(choice, BVALS).tolist() == expected
+    """Or an error where it names none."""
+    if expected is None:
+        with pytest.raises(ValueError, match="volumes: "):
+            volumes(choice, BVALS)
+    else:
+        assert volumes(choice, BVALS).tolist() == expected
 
 
 def test_choice_of_volumes_by_a_file(tmp_path):
@@ -300,12 +306,6 @@ def test_choice_of_volumes_by_a_file(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=f"volumes: .*{message}"):
             volumes(path, BVALS)
-
-
-@pytest.mark.parametrize("choice", ["all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x"])
-def test_choices_that_name_no_volume(choice):
-    with pytest.raises(ValueError, match="volumes: "):
-        volumes(choice, BVALS)
 
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"1 2\n" + b"1 2 3\n" * 900, b"\x93" * 9000])
@@ -431,6 +431,7 @@ def test_mrtrix_table(tmp_path):
         ({"LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
         ({"BigDelta": 43.1, "LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
         ({"LargeDelta": [43.1] * 7, "SmallDelta": 10.6}, "ms"),
+        ({"BigDelta": 20, "SmallDelta": 0.9}, "ms"),  # short pulses are judged by the other
     ],
 )
 def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
@@ -439,14 +440,10 @@ def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         gtab = GradientTable.from_bids(tmp_path / "sub-1_dwi.nii.gz")
     assert f"read as {unit}" in caplog.text
-    assert_array_equal(gtab.qvecs, table().qvecs)
-
-
-def test_short_pulses_in_milliseconds_are_judged_by_big_delta(tmp_path):
-    bval, bvec = write_fsl(tmp_path)
-    (tmp_path / "dwi.json").write_text('{"BigDelta": 20, "SmallDelta": 0.9}')
-    gtab = GradientTable.from_fsl(bval, bvec, json=tmp_path / "dwi.json")
-    assert (gtab.big_delta, gtab.small_delta) == (0.02, 0.0009)
+    if sidecar["SmallDelta"] == 0.9:
+        assert (gtab.big_delta, gtab.small_delta) == (0.02, 0.0009)
+    else:
+        assert_array_equal(gtab.qvecs, table().qvecs)
 
 
 def test_deltas_are_never_guessed(tmp_path, caplog):
@@ -547,3 +544,15 @@ def test_shells_of_a_cartesian_grid_stay_apart():
     gtab = GradientTable(np.r_[0, b], np.r_[np.zeros((1, 3)), np.tile(np.eye(3), (10, 1))], **TIMES)
     assert gtab.shells() == [(float(v), 3) for v in np.unique(b)]
     assert GradientTable([0, 10], np.zeros((2, 3)), **TIMES).shells() == []
+
+
+def test_bounds_belong_to_what_is_allowed():
+    """A time of 1 s, the first volume counted from the end, a direction missing on either side."""
+    assert table(big_delta=1.0).big_delta == 1.0
+    assert volumes("-7", BVALS).tolist() == [0]
+    one = {"bvals": BVALS, "bvecs": BVECS}
+    other = {"bvals": BVALS, "bvecs": changed(BVECS, 4, 0)}
+    for pair in ((one, one), (one, other), (other, one)):
+        angles = same_directions(*pair, np.eye(4))
+        assert set(angles) == set(FRAMES)
+        assert angles["scanner"] < 1e-5

@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import phantom
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb
 from mapmri_nb.kernels import lanes
-from mapmri_nb.kernels._jit import CONTRACT, kernel
+from mapmri_nb.kernels._jit import CONTRACT, addresses, call, kernel, stage
+from mapmri_nb.kernels._memory import lay_out, places
 from mapmri_nb.kernels.lanes import (
     WIDTH,
     copysign,
@@ -132,3 +134,56 @@ def test_the_width_does_not_matter(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == 4
     assert_allclose(np.load(tmp_path / "fits.npy"), fitted(), rtol=1e-8, atol=1e-10)
+
+
+class Inner(NamedTuple):
+    array: Any
+    number: Any
+
+
+class Outer(NamedTuple):
+    flag: Any
+    pair: Any
+    inner: Any
+    x: Any
+    last: Any
+
+
+@stage()
+def reads(t, out):
+    """Something of every field of an `Outer` into out.array."""
+    y, a, (first, turned) = out.array, t.inner.array, t.pair
+    y[0], y[1], y[2] = t.x, 10.0 if t.flag else 20.0, t.inner.number
+    y[3], y[4] = first[2], turned[3, 1, 1]
+    y[5], y[6], y[7] = a[1, 2, 0], a.size, a.itemsize
+    y[8], y[9], y[10] = t.last[2], t.last.size, a.sum()
+
+
+@kernel()
+def told(function, arguments):
+    """Calls a stage by its address."""
+    call(function[0], (arguments[0], arguments[1]))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_fields_of_a_tuple_in_memory(flag):
+    """Numbers, a flag, arrays of any strides, a tuple, and a named tuple inside."""
+    a, last = np.arange(24.0).reshape(2, 3, 4), np.arange(5.0)[::-2]
+    t = Outer(flag, (np.arange(7, 10), a.T), Inner(a[:, ::-1, 1:], -3), 0.5, last)
+    got = Inner(np.zeros(11), 0)
+    memories = [lay_out(t), lay_out(got)]
+    told(addresses([reads], *(m.kind for m in memories)), places(memories))
+    want = [
+        0.5,
+        10 if flag else 20,
+        -3,
+        9,
+        a[1, 1, 3],
+        a[1, 0, 1],
+        18,
+        8,
+        last[2],
+        3,
+        a[:, :, 1:].sum(),
+    ]
+    assert_array_equal(got.array, want)

@@ -327,6 +327,9 @@ def test_floor(scheme, gtab):
     fit = mapmri.MapmriModel(gtab, 2, eigenvalue_threshold=3e-5).fit(y)
     assert fit.status[0] == 0
     assert_allclose(fit.mu_tensor[0], np.sqrt(2 * 0.5e-4 * TAU), rtol=1e-9)
+    fit = mapmri.MapmriModel(gtab, 2).fit(np.full(len(gtab), 100.0))  # nothing diffuses
+    floor = 0.075 / gtab.bvals[gtab.bvals <= 2100].max()
+    assert_allclose(fit.mu_tensor, np.sqrt(2 * floor * TAU), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,7 @@ def test_threshold_follows_the_table():
     assert 10504 < scale_threshold(fixed) < 22391
     assert mapmri.MapmriModel(thin).options["bval_threshold"] == scale_threshold(thin)
     assert tensor_spread(made((0, 1), (1000, 3)), 2100) == np.inf
+    assert scale_threshold(made((0, 1), (1000, 3), (3000, 1), (4000, 1))) == 4200.0
 
 
 def test_thin_threshold_warns(caplog):

@@ -180,7 +180,7 @@ def test_osqp_form_is_the_problem():
     P, q, A, low, high = positivity.osqp_problem(H, rhs, B, grid.K)
     c = positivity.solve_osqp(H, rhs, B, grid.K)[0]
     n = len(c)
-    ridge, shift = qp.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
+    ridge, shift = positivity.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
     L = np.linalg.cholesky(H + shift * np.eye(n))
     scale = np.linalg.norm(np.linalg.solve(L, rhs))
     z, want = L.T @ c / scale, c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2
@@ -216,3 +216,34 @@ def test_not_a_problem_is_a_status():
         assert (status, kkt) == (qp.NOT_POSITIVE, np.inf)
         assert np.isnan(c).all()
     assert compiled(np.eye(7), np.full(7, np.nan), B, grid)[0] != qp.SOLVED
+
+
+@pytest.mark.nojit
+def test_the_solver_judges_itself_as_dense_algebra_does(rng):
+    """
+    Off the optimum the residual is that of the KKT conditions; a first step leads back to the
+    optimum, a second one to its multipliers.
+    """
+    b, g = scheme(2)
+    grid = positivity.normalised_grid(2)
+    H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.2)[0], b, g, 2, 0.0)
+    n, m = grid.rows.values.shape
+    held, work = qp.GridProblem(B, 1, grid.rows, 5000), qp.workspace(n, m)
+    c, info, ridge = np.empty(n), np.zeros(3), qp._ridge(H)
+    qp.solve(H, rhs, held, work, c, info)
+    q, optimum, u = 1 + int(info[2]), c.copy(), work.u.copy()
+    assert 2 < q < n
+    A = np.tile(B, (q, 1))
+    for j in range(1, q):
+        qp._row(grid.rows, work.active[j], A[j])
+    c += 0.01 * rng.normal(size=n)
+    work.u[:q] *= rng.uniform(1.1, 1.2, q)
+    work.u[1] *= -1
+    ridged, v = H + ridge * np.eye(n), work.u[:q].copy()
+    w = ridged @ c - rhs - A.T @ v
+    square = (w @ np.linalg.solve(ridged, w)) / (rhs @ np.linalg.solve(ridged, rhs))
+    want = abs(B @ c - 1) - v[1:].min() / v[1:].max() + sqrt(square)
+    assert qp._judge(H, rhs, held, ridge, q, work, c) == pytest.approx(want, rel=1e-9)
+    assert_allclose(c, optimum, atol=1e-9)
+    qp._judge(H, rhs, held, ridge, q, work, c)
+    assert_allclose(work.u[:q], u[:q], atol=1e-9 * np.abs(u[:q]).max())

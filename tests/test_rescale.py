@@ -1,15 +1,20 @@
 """The basis' own scale: where positivity and the tensor's scale contradict the data."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import oracle
 import phantom
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
+from mapmri_nb.kernels import rescale
+from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
+from mapmri_nb.kernels.status import NO_FIT
 from mapmri_nb.positivity import normalised_grid
 from mapmri_nb.use import uncertainty
 
@@ -41,7 +46,7 @@ def problem(gtab, y, mu, R, factor, order=6, weight=0.2):
     return M, H, g, free * len(y) / (len(y) - spent)
 
 
-@pytest.mark.parametrize("positivity", ["grid", "global"])
+@pytest.mark.parametrize("positivity", [pytest.param("grid", marks=pytest.mark.nojit), "global"])
 def test_the_scale_is_reduced_until_positivity_is_believed(positivity):
     gtab, y = slow_tail()
     held, fit = (
@@ -122,3 +127,29 @@ def test_one_kind_of_b0_makes_the_sample_at_the_origin():
     assert table.b0s_mask[weak].all()
     assert not mapmri.MapmriModel(table, 4).at_origin[weak].any()
     assert mapmri.MapmriModel(table, 4, S0="free").at_origin[weak].all()
+
+
+@pytest.mark.nojit
+def test_steps_of_the_choice():
+    """
+    Believed at once, at the third factor, nowhere with the second, first or last as the best, and
+    no fit.
+    """
+    square, V = np.full((6, STEPS + 1), 3.0), 6
+    square[0, 0] = square[1, 2] = 1.0
+    square[[2, 3, 4], [1, 0, STEPS]] = 2.0
+    scale, moving = rescale.workspace(0, V, True), []
+    scale.limit[:], scale.least[:], scale.factor[:] = 1.0, np.inf, 1.0
+    noise = SimpleNamespace(
+        moving=np.full(1, 9), held=np.zeros((1, V)), settled=np.zeros(V, np.int64)
+    )
+    status, S0 = np.array([0, 0, 0, 0, 0, NO_FIT]), np.arange(7.0, 7.0 + V)[None]
+    block = SimpleNamespace(scale=scale, noise=noise, status=status, S0=S0)
+    while noise.moving[0] > 0 and len(moving) < 2 * STEPS:
+        scale.square[0] = square[range(V), np.rint((1 - scale.factor[0]) / STEP).astype(int)]
+        plain(rescale.shrink)(None, None, block, None, 0, V)
+        moving.append(int(noise.moving[0]))
+    assert moving == [4, 4, 3, 3, 2, 0]
+    assert not noise.settled.any()  # the next block begins anew
+    assert_array_equal(noise.held, S0)
+    assert_allclose(scale.factor[0], 1 - STEP * np.array([0, 2, 1, 0, STEPS, 0]))

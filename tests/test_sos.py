@@ -55,7 +55,7 @@ def solve_lanes(order, problems, work=None, tol=1e-9, max_iter=50, at=None):
     place, V = class_permutation(order), -(-max(len(problems), *(at or [0])) // WIDTH) * WIDTH
     at, (i, j) = list(range(len(problems))) if at is None else at, np.tril_indices(len(place))
     G, g = lanes.empty(len(i), V), lanes.empty(len(place), V)
-    answer = sdp.Answer(lanes.empty(len(place), V), np.zeros((4, V)), np.full(V, sdp.NO_FIT))
+    answer = sdp.Answer(lanes.empty(len(place), V), np.zeros((4, V)), np.full(V, sdp.UNANSWERED))
     for l in [*range(V), *at]:
         one = problems[at.index(l)] if l in at else problems[-1]
         G[:, l], g[:, l] = one[0][np.ix_(place, place)][i, j], one[1][place]
@@ -209,7 +209,7 @@ def test_bits_do_not_depend_on_the_neighbours(order):
                     assert_array_equal(c[l], expected[1])
                     assert_array_equal(info[l], expected[2])
     status, c, _, _ = solve_lanes(order, good + bad)
-    none = status == sdp.NO_FIT
+    none = status == sdp.UNANSWERED
     assert none[4:12].all()
     assert_array_equal(np.isnan(c).all(1), none)
     for l in (1, WIDTH - 1):
@@ -222,7 +222,7 @@ def test_a_lane_without_answer_leaves_its_neighbour_alone():
     H = np.diag(1.0 + np.arange(7.0))
     g = H @ random_squares(2, np.random.default_rng(3))
     alone, both = solve(2, H, g), solve_lanes(2, [(H, g), (-H, g)])
-    assert list(both[0]) == [sdp.CERTIFIED, sdp.NO_FIT]
+    assert list(both[0]) == [sdp.CERTIFIED, sdp.UNANSWERED]
     assert_array_equal(both[1][0], alone[1])
     assert_array_equal(both[2][0], alone[2])
 
@@ -354,7 +354,7 @@ def test_osqp_route_reaches_the_optimum():
             H, g, yy = problem(order, weight, seed)
             _, best, _, _ = solve(order, H, g)
             status, c, info = sos.solve_osqp(H, g, origin(order), order)
-            assert status in (sdp.CERTIFIED, sdp.SHIFTED)
+            assert status in (sdp.CERTIFIED, sdp.BLENDED)
             assert info[2] > 0
             values = [0.5 * x @ ridged(H) @ x - g @ x + 0.5 * yy for x in (best, c)]
             excess.append(values[1] / values[0] - 1)
@@ -371,8 +371,37 @@ def test_osqp_route_refuses():
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
         sos.solve_osqp(np.eye(95), np.ones(95), origin(8), 8)
     status, c, _ = sos.solve_osqp(-H, g, origin(4), 4)
-    assert status == sdp.NO_FIT
+    assert status == sdp.UNANSWERED
     assert np.isnan(c).all()
     status, c, info = sos.solve_osqp(H, g, origin(4), 4, rounds=1, tol=1e-12)
-    assert status == sdp.NOT_CONVERGED
+    assert status == sdp.INEXACT
     assert info[2] > 0
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("fixed", [0, 1])
+def test_elimination_of_the_origin(fixed, rng):
+    """P and c0 of the least squares |x - g|^2 / 2 with B'x = 1 (or without), rows K of x."""
+    n = 4
+    X = rng.normal(size=(n + 2, 7))
+    K, B, g = X[:n], X[n], X[n + 1]
+    P = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], WIDTH, 1)
+    c0, scale = np.empty((n, WIDTH)), np.empty((1, WIDTH))
+    cones.eliminate_origin(P, n, fixed, c0, scale)
+    left = np.eye(7) - fixed * np.outer(B, B) / (B @ B)
+    want = (K @ left @ K.T)[np.tril_indices(n)]
+    assert_allclose(P[: len(want)].T, np.tile(want, (WIDTH, 1)), atol=1e-12)
+    best = g + fixed * (1 - B @ g) / (B @ B) * B
+    assert_allclose(c0.T, np.tile(K @ best, (WIDTH, 1)), atol=1e-12)
+    assert_allclose(scale, g @ g / 2, rtol=1e-12)
+    Q, keep, amount, reference = (
+        rng.normal(size=size) for size in ((n, WIDTH), (1, WIDTH), (1, WIDTH), n)
+    )
+    want = keep * Q + amount * reference[:, None]
+    cones.blend(reference, keep, amount, Q)
+    assert_allclose(Q, want, atol=1e-14)
+    work, t, c = sdp.workspace(cones.tables(2)), cones.tables(2), rng.normal(size=(7, WIDTH))
+    sdp._margin_problem(c, 0, t, work)
+    assert_allclose(
+        work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
+    )  # p - m reference from m = 1

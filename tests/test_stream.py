@@ -28,6 +28,7 @@ SLAB = 7
 def dwi(tmp_path, monkeypatch):
     """`make_series`, fitted in slabs."""
     monkeypatch.setattr(stream, "SLAB", SLAB)
+    monkeypatch.setattr(stream, "SYNC", 0.0)
     return make_series(tmp_path)
 
 
@@ -90,7 +91,7 @@ COUNTED = """
 import os, signal, sys
 from mapmri_nb import cli, stream
 from mapmri_nb.use import folder
-stream.SLAB, last, count = {slab}, int(sys.argv[1]), 0
+stream.SLAB, stream.SYNC, last, count = {slab}, 0.0, int(sys.argv[1]), 0
 def counted(call):
     def wrapper(*args, **kwargs):
         global count

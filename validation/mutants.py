@@ -1,28 +1,31 @@
 """
 Can each test fail? Breaks the method's code at one place after the other and runs the tests that reach it.
 
-    python validation/mutants.py [--count 150] [--seed 0] [--seconds 90] [--only FILE:LINE]
+    python validation/mutants.py [--count 150] [--seeds 0 1] [--seconds 60] [--only FILE:LINE] [--survivors]
 
-A mutant has another sign, index, constant or comparison. `count` are drawn by the seed over core
-and kernels, in a copy of package and tests. One run of the tests says which of them reach a
-mutant: tests without the compiler for kernels, compiled ones for the core. These run, the shortest
-first, until one fails or `seconds` have passed, which counts as noticed if the test alone took
-less than a third of it. Survivors go to ``results/mutants.json``; what is written there under "equivalent" by
-hand, why a survivor changes no answer, is kept by the next run. By hand, about an hour.
+A mutant has another sign, index, constant or comparison. Each seed draws `count` over core and
+kernels, in a copy of package and tests. One run of the tests says which of them reach a mutant:
+tests without the compiler for kernels, compiled ones for the core. These run, the shortest first,
+until one fails or `seconds` of CPU have passed, which counts as noticed: without the mutant those
+that are run take less than a third of it. ``results/mutants.json`` has what became of each; why a
+survivor changes no answer is written there under "equivalent" by hand and kept by the next run.
+By hand, about an hour.
 """
 
 import argparse
 import ast
 import contextlib
+import itertools
 import json
 import os
-import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +47,8 @@ CORE = (
     "sos",
     "status",
 )
-# compiled code alone: the decorator and LLVM's vectors
-NOT_RUN = ("_jit", "_types", "lanes")
+# compiled code alone: the decorator, LLVM's vectors, tuples in memory
+NOT_RUN = ("_jit", "_types", "lanes", "_memory")
 # of the core, which is compiled: the others take long and add nothing
 CORE_TESTS = [
     "fit",
@@ -64,6 +67,7 @@ NOT_TESTS = ("architecture", "habits", "documents", "jit", "bits", "report", "pl
              "mrtrix", "folders")  # fmt: skip
 SWAPPED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">",
            ast.Eq: "!=", ast.NotEq: "=="}  # fmt: skip
+KILLED = ("test", "time")
 
 
 class Site(NamedTuple):
@@ -76,6 +80,7 @@ class Site(NamedTuple):
     end: int
     old: str
     new: str
+    nth: int = 0  # of those with the same key
 
     @property
     def name(self):
@@ -83,8 +88,18 @@ class Site(NamedTuple):
 
     @property
     def key(self):
+        """What stays when lines move: file, the line's text, column and change."""
         code = (ROOT / self.file).read_text().split("\n")[self.line - 1].strip()
         return self.file, code, f"{self.start} {self.old} -> {self.new}"
+
+
+def draw(every, seed, count):
+    """
+    `count` mutants in the order of a hash: a line that changes takes away its own mutants alone,
+    the rest of the draw stays.
+    """
+    place = {site: f"{seed} {site.key} {site.nth}" for site in every}
+    return sorted(every, key=lambda site: sha256(place[site].encode()).digest())[:count]
 
 
 def sites(path):
@@ -148,7 +163,12 @@ def sites(path):
         if isinstance(top, ast.FunctionDef):
             for inner in top.body:
                 walk(inner, inner.lineno)
-    return sorted(set(found))
+    seen: Counter = Counter()
+    numbered = []
+    for site in sorted(set(found)):
+        numbered.append(site._replace(nth=seen[site.key]))
+        seen[site.key] += 1
+    return numbered
 
 
 SYMBOL = {"+": ast.Add, "-": ast.Sub, "*": ast.Mult, "/": ast.Div, "<": ast.Lt, "<=": ast.LtE, ">": ast.Gt, ">=": ast.GtE,
@@ -168,20 +188,21 @@ class Reached:
             if name.startswith("mapmri_nb"):  # tables are made once per process
                 for thing in list(vars(module).values()):
                     getattr(thing, "cache_clear", int)()
-        before = time.perf_counter()
+        before = time.process_time()
         result = yield
-        self.seconds[item.nodeid] = time.perf_counter() - before
+        self.seconds[item.nodeid] = time.process_time() - before
         for site in self.now:
             self.tests.setdefault(site, []).append(item.nodeid)
         return result
 
 
 def forked(work, seconds):
-    """What `work` returns in a child of this process, its folder a copy; None after `seconds`."""
+    """What `work` returns in a child of this process; None where `seconds` of CPU do not suffice."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 9))
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -189,23 +210,14 @@ def forked(work, seconds):
         os.write(write, json.dumps(answer).encode())
         os._exit(0)
     os.close(write)
-    signal.alarm(max(1, int(seconds)))
-    try:
-        with os.fdopen(read, "rb") as pipe:
-            answer = pipe.read()
-        return json.loads(answer) if answer else False  # a crash is a failure
-    except TimeoutError:
+    with os.fdopen(read, "rb") as pipe:
+        answer = pipe.read()
+    _, end = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if os.WIFSIGNALED(end) and os.WTERMSIG(end) == signal.SIGXCPU:
         return None
-    finally:
-        signal.alarm(0)
-        for group in (-child, child):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(group, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def late(*_):
-    raise TimeoutError
+    return json.loads(answer) if answer else False  # a crash is a failure
 
 
 def pytest_in(copy, interpreted, arguments, plugins=()):
@@ -283,17 +295,16 @@ def killed(copy, site, tests, times, interpreted, seconds):
     raw = lines[site.line - 1].encode()
     lines[site.line - 1] = (raw[: site.start] + site.new.encode() + raw[site.end :]).decode()
     path.write_text("\n".join(lines))
-    chosen, total = [], 0.0
-    for test in sorted(tests, key=times.get):
-        total += times[test]
-        if chosen and total > seconds / 3:
-            break
-        chosen.append(test)
+    order = sorted(tests, key=times.get)
+    total = itertools.accumulate(times[test] for test in order)
+    chosen = [test for test, so_far in zip(order, total, strict=True) if so_far <= seconds / 3]
+    if not chosen:
+        return "not reached"
     try:
         code = forked(lambda: pytest_in(copy, interpreted, chosen), seconds)
     finally:
         shutil.copy(ROOT / site.file, path)
-    return "time" if code is None else "" if code == 0 else "test"
+    return "time" if code is None else "survives" if code == 0 else "test"
 
 
 def main():
@@ -301,19 +312,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=90.0, help="at most, for each mutant")
+    parser.add_argument("--count", type=int, default=150, help="mutants of each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of CPU at most, for each mutant"
+    )
     parser.add_argument(
         "--survivors",
         action="store_true",
-        help="only those of the result, which is brought up to date",
+        help="only survivors without a reason, and what was not run",
     )
-    parser.add_argument(
-        "--only", help="mutants of the draw whose name has this in it; the result is only printed"
-    )
+    parser.add_argument("--only", default="", help="only mutants whose name has this in it")
     given = parser.parse_args()
-    signal.signal(signal.SIGALRM, late)
     kernels = [
         p
         for p in sorted((ROOT / "mapmri_nb/kernels").glob("*.py"))
@@ -321,19 +331,19 @@ def main():
     ]
     core = [ROOT / f"mapmri_nb/{name}.py" for name in CORE]
     every = [site for path in kernels + core for site in sites(path)]
-    drawn = list(enumerate(random.Random(given.seed).sample(every, given.count)))
-    before = json.loads(RESULT.read_text()) if RESULT.exists() else {"survivors": []}
-    # by file, line's text, column and change: lines move
-    reasons = {
-        (row["mutant"].split(":")[0], row["code"], row["mutant"].split(":", 2)[2]): row[
-            "equivalent"
-        ]
-        for row in before["survivors"]
-    }
-    if given.only:
-        drawn = [(k, site) for k, site in drawn if given.only in site.name]
-    if given.survivors:
-        drawn = [(k, site) for k, site in drawn if reasons.get(site.key) == ""]
+    drawn = list(dict.fromkeys(s for seed in given.seeds for s in draw(every, seed, given.count)))
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {"mutants": []}
+    known = {}
+    for row in before.get("mutants", []):
+        file, _, change = row["mutant"].split(":", 2)
+        known[file, row["code"], change, row.get("nth", 0)] = row
+    rows = {site: known.get((*site.key, site.nth), {"how": "not run"}) for site in drawn}
+    chosen = [
+        (k, site)
+        for k, site in enumerate(drawn)
+        if given.only in site.name
+        and not (given.survivors and (rows[site]["how"] in KILLED or rows[site].get("equivalent")))
+    ]
     copy = Path(tempfile.gettempdir()) / "mapmri_nb-mutants"  # Numba's cache counts by path
     for old in copy.glob("*"):
         if old.name != "cache":
@@ -344,31 +354,44 @@ def main():
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, copy)
-    outcomes = {}
     for interpreted in (True, False):
-        part = [(k, s) for k, s in drawn if ("/kernels/" in s.file) == interpreted]
+        part = [(k, s) for k, s in chosen if ("/kernels/" in s.file) == interpreted]
         if not part:
             continue
         tests, times = reaching(copy, part, interpreted)
         for k, site in part:
             found = tests.get(str(k), [])
-            how = "not reached"
-            if found:
-                how = killed(copy, site, found, times, interpreted, given.seconds)
-            outcomes[site] = how
-            print(f"{how or 'SURVIVES':12} {len(found):4} tests  {site.name}", flush=True)
-    print(dict(Counter(how or "survives" for how in outcomes.values())))
-    if given.only:
-        return
-    kept = [row for row in before["survivors"] if given.survivors and row["equivalent"]]
-    for site, how in outcomes.items():
-        if how in ("", "not reached"):
-            row = {"mutant": site.name, "code": site.key[1], "how": how or "survives"}
-            kept.append(row | {"equivalent": reasons.get(site.key, "")})
-    table = {"date": time.strftime("%Y-%m-%d"), "seed": given.seed, "drawn": given.count}
-    table |= {"possible": len(every), "history": before.get("history", []), "survive": len(kept)}
-    table["not_equivalent"] = sum(not row["equivalent"] for row in kept)
-    RESULT.write_text(json.dumps(table | {"survivors": kept}, indent=1) + "\n")
+            how = (
+                killed(copy, site, found, times, interpreted, given.seconds)
+                if found
+                else "not reached"
+            )
+            rows[site] = {"how": how, "equivalent": rows[site].get("equivalent", "")}
+            print(f"{how:12} {len(found):4} tests  {site.name}", flush=True)
+            write(given, every, rows, before.get("history", []))
+
+
+def write(given, every, rows, history):
+    """The result so far."""
+    table = {
+        "date": time.strftime("%Y-%m-%d"),
+        "seeds": given.seeds,
+        "drawn": len(rows),
+        "possible": len(every),
+    }
+    table |= Counter(row["how"] for row in rows.values())
+    table["not_equivalent"] = sum(
+        row["how"] in ("survives", "not reached") and not row.get("equivalent")
+        for row in rows.values()
+    )
+    lines = []
+    for site, row in sorted(rows.items()):
+        row = {"mutant": site.name, "code": site.key[1], "how": row["how"],
+               "equivalent": row.get("equivalent"), "nth": site.nth}  # fmt: skip
+        lines.append(json.dumps({k: v for k, v in row.items() if v}))
+    table["history"] = history
+    text = json.dumps(table, indent=1)[:-2]
+    RESULT.write_text(text + ',\n "mutants": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
 
 
 if __name__ == "__main__":

@@ -13,139 +13,28 @@ with the basis M at the samples, the sample weights w, the sample of S0_b at q =
 signal: c'Lc). So G = M'WM + k BB' + weight L and rhs = M'Wy + k S0_b B + weight S0_b L e_0; comments
 write M'M and M'y for M'WM and M'Wy.
 
-Every stage but the solver's, which takes (problem, plan, block, count), is a compiled function of
-the same arguments, `(plan, data, block, out, i0, stop)`: it reads and writes the arrays of `block`.
-Lane l of these is voxel i0 + l of `data`; a loop in steps of WIDTH treats lanes l to l + WIDTH - 1
-at once. `run` calls the stages through their addresses, without the GIL and without Python between them. A mode is
-a list of stages (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments
-in the voxel's own frame and GCV are stages of their own. No result depends on V, `start` or `stop`.
+The stages are compiled functions (`stages`) of the named tuples in `records`. `run` calls them through
+their addresses, without the GIL and without Python between them. A mode is a list of stages
+(`stages_of`) and compiles only these: given scales, gradient non-linearity, moments in the voxel's
+own frame and GCV are stages of their own. Where all voxels share scale and frame, c = G^-1 rhs is one
+constant matrix times the samples and S0_b (`solve_by_map`). No result depends on V, `start` or `stop`.
 
 The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
 makes them (I + F) times it (`grad_dev`).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from . import frames, gcv, lanes, laplacian, moments, noise, rescale, rotation, scalars, tensor
+from . import noise, rescale, stages
 from . import origin as origin_rule
-from ._jit import CONTRACT, addresses, call, kernel, stage
+from ._jit import addresses, call, kernel
 from ._memory import INTEGER, Memory
-from ._types import Array, IntArray, Unsigned
-from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import SparseMap, block_backsolve, block_cholesky, block_map
-from .status import (
-    DROPPED,
-    FLOOR,
-    NO_FIT,
-    NO_ORIGIN,
-    NO_SIGNAL,
-    NOT_DEFINITE,
-    OUT_OF_RANGE,
-    RTOP_NOT_POSITIVE,
-    STRAINED,
-    TOO_FEW,
-    WEIGHT_AT_BOUND,
-)
+from ._types import IntArray, Unsigned
+from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
 
+__all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
-# rows of Block.scalars and columns of Out.scalars, in this order; yy and valid are scratch
-SCALARS = (
-    "S0", "laplacian_weight", "yy", "valid", "rmse", "r2", "kkt", "iterations", "margin", "sigma",
-)  # fmt: skip
-
-
-class Plan(NamedTuple):
-    """Everything constant for a model and a gradient table."""
-
-    order: int
-    isotropic: bool
-    tau: float  # s
-    floor: float  # mm2/s, smallest eigenvalue
-    share: float  # of the mean diffusivity, smallest eigenvalue where that is more
-    static_scale: float  # mm, u0 given by static_diffusivity; 0: from the tensor
-    needed: int  # fewest valid samples
-    tensor: tensor.TensorTables
-    moments: moments.OrderTables
-    scheme: moments.Scheme
-    lap: laplacian.LaplacianTables
-    gcv: gcv.GcvTables
-    public: SparseMap  # block order to the basis' public coefficients
-    rules: origin_rule.Rules
-    laplacian_weights: Array  # (0,) GCV, (1,) fixed, more: the best of them
-    zero_is_missing: bool
-
-
-class Data(NamedTuple):
-    """
-    Rows of voxels, float64 and C-contiguous; given scales and field have length 0 when absent, and
-    any array may have length 1 for all voxels.
-    """
-
-    y: Array  # (voxels, samples)
-    weight: Array  # (voxels, samples) sample weights
-    mu: Array  # (voxels, 3) given scales, mm
-    R: Array  # (voxels, 3, 3) given frames
-    field: Array  # (voxels, 3, 3) gradient non-linearity, q' = (I + field) q
-    sigma: Array = np.zeros(0)  # (voxels,) of the noise
-    factor: Array = np.zeros(0)  # (voxels,) of the basis' scales over those given
-
-
-class Out(NamedTuple):
-    """Rows of results, written in place."""
-
-    coef: Array  # (voxels, n)
-    mu: Array  # (voxels, 3) scales of the basis, mm
-    mu_tensor: Array  # (voxels, 3) mm
-    R: Array  # (voxels, 3, 3)
-    scalars: Array  # (voxels, 10): SCALARS
-    status: IntArray  # (voxels,)
-
-
-class Block(NamedTuple):
-    """State and scratch of one block of V voxels, for one thread; make it with `new_block`."""
-
-    y: Array  # (samples, V)
-    w: Array  # (samples, V), 0: missing
-    ordinary: IntArray  # (1,), 1 where all weights are 1 and all samples positive
-    tensor: tensor.TensorWork
-    moments: moments.MomentWork
-    gcv: gcv.Work
-    values: Array  # (3, V) eigenvalues of the scale tensor, mm2/s; scratch of `write`
-    R: Array  # (V, 3, 3)
-    D: Array  # (6, V) tensor of the basis' Gaussian, mm2/s
-    D_scale: Array  # (6, V) scale tensor, mm2/s
-    mu: Array  # (3, V) mm
-    mu_tensor: Array  # (3, V) mm
-    stretched: Array  # (3, V) mm, mu times the scales of the field; mu without a field
-    sign: Array  # (3, V) of the columns of R against those given
-    G: Array  # ((n + 1)(n + 2)/2, V) packed M'M + weight L, and a right-hand side's row
-    rhs: Array  # (n, V) M'y
-    x: Array  # (n, V) coefficients in block order
-    public: Array  # (n, V) coefficients of the basis
-    # (1, V) smallest pivot; number of samples in `choose_weight`; largest |E| after `residuals`
-    pivot: Array
-    factors: Array  # (6, V) `laplacian.factors`
-    bound: IntArray  # (V,)
-    status: IntArray  # (V,)
-    row: Array  # (1, V) weight of the sample at q = 0
-    noise: noise.Work
-    scale: rescale.Work
-    few: Array  # (9,) scratch of one voxel
-    scalars: Array  # (10, V): the rows below, which are views of it
-    S0: Array  # S0_b up to the solver, the fitted E(0) after it, in the data's units
-    laplacian_weight: Array
-    yy: Array  # y'Wy
-    valid: Array  # number of valid samples
-    rmse: Array
-    r2: Array
-    kkt: Array
-    iterations: Array
-    margin: Array  # of the certificate of positivity
-    sigma: Array  # of the noise; NaN where it is not modelled
 
 
 class Stages(NamedTuple):
@@ -153,10 +42,10 @@ class Stages(NamedTuple):
 
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
-    later: Unsigned  # the same at the scales there are
+    later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,), or empty: Python answers
+    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -171,383 +60,6 @@ class Job(NamedTuple):
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
     voxels: int  # of a block
-
-
-def new_block(plan: Plan, V: int) -> Block:
-    """A block of V voxels for `plan`; V is a `lanes.padded` number."""
-    n, samples = plan.moments.origin.size, len(plan.scheme.points)
-
-    def empty(*sizes: int) -> list[Array]:
-        return [lanes.empty(size, V) for size in sizes]
-
-    chosen = plan.laplacian_weights.size != 1
-    scalars = lanes.empty(len(SCALARS), V)
-    return Block(
-        *empty(samples, samples),
-        np.zeros(1, np.int64),
-        tensor.workspace(plan.tensor.pinv.shape[1], V),
-        moments.workspace(plan.moments, plan.scheme, plan.order, V),
-        gcv.workspace(n if chosen else 0, V if chosen else 0),
-        *empty(3),
-        np.zeros((V, 3, 3)),
-        *empty(6, 6, 3, 3, 3, 3, (n + 1) * (n + 2) // 2, n, n, n, 1, 6),
-        np.zeros(V, np.int64),
-        np.zeros(V, np.int64),
-        *empty(1),
-        noise.workspace(samples, n, V, plan.rules),
-        rescale.workspace(n, V, plan.rules.rescale),
-        np.zeros(9),
-        scalars,
-        *(scalars[k : k + 1] for k in range(len(SCALARS))),
-    )
-
-
-def new_rows(count: int, n: int) -> Out:
-    """Rows of results for `count` voxels with n coefficients."""
-    return Out(
-        np.zeros((count, n)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
-        np.zeros((count, len(SCALARS))), np.zeros(count, np.int64),
-    )  # fmt: skip
-
-
-def cut(rows: Out, first: int, stop: int) -> Out:
-    """Views of rows first to stop - 1."""
-    return Out(*[array[first:stop] for array in rows])
-
-
-# ---- from samples to scales
-
-
-@kernel()
-def _odd(values: Array, weight: Array) -> int:
-    """How many samples of a voxel are not positive, not finite, or not of weight 1."""
-    odd = 0
-    for k in range(values.size):
-        odd += 1 - ((values[k] > 0.0) & (values[k] < math.inf) & (weight[k] == 1.0))
-    return odd
-
-
-@stage()
-def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
-    `zero_is_missing`, is missing (value 0, weight 0).
-
-    Lanes past the end of the data repeat its last row. Begins the status.
-    """
-    y, w, samples = block.y, block.w, plan.tensor.samples
-    n, block.ordinary[0] = data.y.shape[1], 1
-    for l in range(block.status.size):
-        v = min(i0 + l, data.y.shape[0] - 1)
-        values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
-        block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
-        block.sigma[0, l] = math.nan
-        block.scale.factor[0, l] = 1.0
-        if data.factor.size > 0:
-            block.scale.factor[0, l] = data.factor[min(v, data.factor.size - 1)]
-        if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
-            for k in range(n):
-                y[k, l] = values[k]
-                w[k, l] = 1.0
-            continue
-        block.ordinary[0] = 0
-        valid, logs, size, flags = 0, 0, 0.0, 0
-        for k in range(n):
-            value, factor = values[k], weight[k]
-            zero = plan.zero_is_missing and value == 0.0
-            if not math.isfinite(value) or factor == 0.0 or zero:
-                value, factor = 0.0, 0.0
-            y[k, l] = value
-            w[k, l] = factor
-            if factor > 0.0:
-                valid += 1
-                size += abs(value)
-            if not (factor > 0.0 and value > 0.0):
-                flags |= DROPPED
-        for k in range(samples.size):
-            if w[samples[k], l] > 0.0 and y[samples[k], l] > 0.0:
-                logs += 1
-        if size == 0.0:
-            flags |= NO_SIGNAL
-        elif logs < 7 or valid < plan.needed:
-            flags |= TOO_FEW
-        block.status[l] = flags
-        block.valid[0, l] = valid
-
-
-@stage(CONTRACT)
-def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The scale tensor, as it is for the nominal table."""
-    tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
-
-
-@stage(allocates=True)
-def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The true scale tensor, where the gradients are not linear."""
-    frames.undo_field(data.field, i0, block.tensor.b)
-
-
-@stage()
-def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Frames and scales of the tensor."""
-    for l in range(block.status.size):
-        block.status[l] &= ~FLOOR
-    frames.fitted_frames(plan.floor, plan.share, block)
-    frames.scales(plan, block)
-    for l in range(block.status.size):
-        for i in range(3):
-            block.sign[i, l] = 1.0
-
-
-@stage()
-def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Frames and scales of the caller."""
-    frames.given_frames(data.mu, data.R, plan.tau, i0, block.values, block.R)
-    frames.scales(plan, block)
-    frames.column_signs(block.R, data.R, i0, block.sign)
-
-
-@stage(allocates=True)
-def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame."""
-    frames.apply_field(data.field, i0, plan.isotropic, block)
-
-
-# ---- from scales to the normal equations
-
-
-@stage(CONTRACT)
-def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    S0_b, the moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
-    basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
-    """
-    work, t = block.moments, plan.moments
-    tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
-    for l in range(block.status.size):
-        if not block.S0[0, l] > 0.0:
-            block.status[l] |= NO_SIGNAL
-    moments.fixed_moments(plan.scheme, block.y, block.w, block.ordinary[0] == 1, block.D, work)
-    if not plan.isotropic or data.field.shape[0] > 0:
-        rotation.rotate(t.shears, work.angles, work.high)
-        rotation.rotate(t.shears_low, work.angles, work.low)
-
-
-@stage()
-def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The shears that non-linear gradients add to the rotation."""
-    work, t = block.moments, plan.moments
-    rotation.skew_moments(t.shears, work.skew, work.high)
-    rotation.skew_moments(t.shears_low, work.skew, work.low)
-
-
-@stage(CONTRACT)
-def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
-    work, s, degree = block.moments, plan.scheme, 2 * plan.order
-    if not plan.isotropic or data.field.shape[0] > 0:
-        moments.expected_rounding(s, work.gg, block.stretched, degree, work.high, work.strain)
-        for l in range(block.status.size):
-            if work.strain[0, l] > s.rounding:
-                block.status[l] |= STRAINED
-    moments.hermite_moments(plan.moments, s, degree, block.stretched, work)
-
-
-@stage(CONTRACT)
-def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The Hermite moments of the marked voxels again, from q in each voxel's own frame."""
-    bent = data.field.shape[0] > 0
-    for l in range(0, block.status.size, WIDTH):
-        strained = 0
-        for v in range(l, l + WIDTH):
-            strained |= block.status[v] & STRAINED
-            block.status[v] &= ~STRAINED
-        if strained != 0:
-            moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
-
-
-@stage(CONTRACT)
-def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """M'M into G and M'y into rhs; the Laplacian weight where it is fixed."""
-    block_map(plan.moments.gram, block.moments.hermite, block.G)
-    block_map(plan.moments.right, block.moments.low, block.rhs)
-    if plan.laplacian_weights.size == 1:
-        for l in range(block.status.size):
-            block.laplacian_weight[0, l] = plan.laplacian_weights[0]
-
-
-@kernel(fastmath=CONTRACT, inline=True)
-def sum_squares(y: Array, w: Array, out: Array) -> None:
-    """y'Wy of every voxel into out (1, V)."""
-    for l in range(0, y.shape[1], WIDTH):
-        a, b, total = rows(y, l), rows(w, l), every(0.0)
-        for k in range(y.shape[0]):
-            total += b[k] * a[k] * a[k]
-        rows(out, l)[0] = total
-
-
-@stage()
-def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The Laplacian weight by generalised cross-validation."""
-    sum_squares(block.y, block.w, block.yy)
-    for l in range(block.status.size):
-        block.pivot[0, l] = block.valid[0, l]
-        if plan.rules.row > 0.0:
-            block.yy[0, l] += block.row[0, l] * block.S0[0, l] ** 2
-            block.pivot[0, l] += 1.0
-    if plan.rules.deviation:
-        origin_rule.deviation(block, plan.rules.rescale, 1.0)
-    gcv.choose(
-        block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
-        block.gcv, block.laplacian_weight, block.bound,
-    )  # fmt: skip
-    if plan.rules.deviation:
-        origin_rule.deviation(block, plan.rules.rescale, -1.0)
-    for l in range(block.status.size):
-        block.status[l] &= ~WEIGHT_AT_BOUND
-        if block.bound[l] != 0:
-            block.status[l] |= WEIGHT_AT_BOUND
-
-
-@stage()
-def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
-    laplacian.factors(block.mu, block.factors)
-    laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
-    if plan.rules.deviation:
-        origin_rule.attract(plan, block)
-    for l in range(block.status.size):
-        if block.noise.settled[l] == 0:
-            block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
-
-
-# ---- from the normal equations to results
-
-
-@stage()
-def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
-    """
-    Coefficients of MAP and MAPL, without constraints, by Cholesky.
-
-    The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
-    divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
-    """
-    origin = plan.moments.origin
-    n = origin.size
-    for l in range(0, block.G.shape[1], WIDTH):
-        last, b = rows(block.G, l), rows(block.rhs, l)
-        for i in range(n):
-            last[n * (n + 1) // 2 + i] = b[i]
-    block_cholesky(block.G, n, block.pivot)
-    if plan.rules.fixed:
-        origin_rule.fix(origin, block.G, block.S0, block.public)
-    block_backsolve(block.G, n, block.x)
-    for l in range(0, block.G.shape[1], WIDTH):
-        c, total = rows(block.x, l), every(0.0)
-        for i in range(n):
-            total += origin[i] * c[i]
-        total = pick(total, 0.0, total, math.nan)
-        rows(block.S0, l)[0] = total
-        for i in range(n):
-            c[i] /= total
-    for l in range(block.status.size):
-        if not block.pivot[0, l] > n * 2.3e-16:
-            block.status[l] |= NOT_DEFINITE
-        if not block.S0[0, l] > 0.0:
-            block.status[l] |= NO_ORIGIN
-
-
-@stage()
-def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Coefficients to the polynomial of the fitted signal in the voxel's frame."""
-    moments.polynomial(
-        plan.moments, plan.scheme, plan.order, block.x, block.stretched, block.moments
-    )
-
-
-@stage()
-def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The transpose of `skew`."""
-    rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
-
-
-@kernel(fastmath=CONTRACT, inline=True)
-def _residuals(block: Block) -> None:
-    """
-    RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
-    block.pivot takes its largest size.
-    """
-    for l in range(0, block.y.shape[1], WIDTH):
-        a, weight, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
-        S0, count = rows(block.S0, l)[0], rows(block.valid, l)[0]
-        mean = square = variance = top = every(0.0)
-        for k in range(block.y.shape[0]):
-            mean += a[k]  # missing samples are 0
-        count = pick(count, 1.0, count, 1.0)
-        mean /= count
-        for k in range(block.y.shape[0]):
-            used = pick(weight[k], 0.0, 1.0, 0.0)
-            error, distance = a[k] - S0 * e[k], a[k] - mean
-            square += used * error * error
-            variance += used * distance * distance
-            size = used * pick(e[k], 0.0, e[k], -e[k])
-            top = pick(size, top, size, top)
-        rows(block.r2, l)[0] = pick(variance, 0.0, 1.0 - square / variance, math.nan)
-        rows(block.rmse, l)[0] = sqrt(square / count)
-        rows(block.pivot, l)[0] = top
-
-
-@stage(CONTRACT)
-def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """What the fitted signal leaves of the data."""
-    _residuals(block)
-
-
-@stage()
-def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    All rows of one block into `out`; NaN where the status means no fit. The flips of given frames
-    are undone.
-    """
-    t, V = plan.moments, block.status.size
-    n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic
-    block_map(plan.public, block.x, block.public)
-    rtop, size = block.values[0], block.values[1]  # free by now; rtop up to a factor > 0
-    for l in range(V):
-        rtop[l], size[l] = 0.0, 0.0
-    for i in range(n):
-        b = t.origin[i]
-        if (t.index[i, 0] + t.index[i, 1] + t.index[i, 2]) % 4 == 2:
-            b = -b
-        for l in range(V):
-            rtop[l] += b * block.x[i, l]
-            size[l] += abs(block.x[i, l])
-    for l in range(min(V, stop - i0)):
-        if block.status[l] & NO_FIT == 0:
-            if not math.isfinite(size[l]):
-                block.status[l] |= NOT_DEFINITE
-            elif not rtop[l] > 0.0:
-                block.status[l] |= RTOP_NOT_POSITIVE
-            if scalars.out_of_range(plan, block, l):
-                block.status[l] |= OUT_OF_RANGE
-        v = i0 + l
-        out.status[v] = block.status[l]
-        none = math.nan if block.status[l] & NO_FIT else 0.0  # added to everything
-        for i in range(n):
-            out.coef[v, i] = block.public[i, l] + none
-        if signed:
-            for i in range(n):
-                out.coef[v, t.permutation[i]] *= frames.parity_sign(t.index[i], block.sign, l)
-        for i in range(3):
-            out.mu[v, i] = block.mu[i, l] + none
-            out.mu_tensor[v, i] = block.mu_tensor[i, l] + none
-            for j in range(3):
-                out.R[v, i, j] = block.sign[j, l] * block.R[l, i, j] + none
-        for r in range(block.scalars.shape[0]):
-            out.scalars[v, r] = block.scalars[r, l] + none
-
-
-# ---- the pass
 
 
 @kernel(allocates=False)
@@ -567,25 +79,26 @@ def run(job: Job, start: int, stop: int) -> None:
     same kind of processor: a compiler that makes it part of other code changes nothing, since the
     stages are called by address. Elsewhere results agree to 1e-12.
     """
-    stages, places = job.stages, job.places
+    places, todo = job.places, job.stages
     for i0 in range(start, stop, job.voxels):
         count = min(job.voxels, stop - i0)
-        run_stages(stages.before, places, i0, stop)
-        call(stages.solve[0], (places[0], places[1], places[3], count))
-        while len(stages.shrink) > 0:
-            run_stages(stages.shrink, places, i0, stop)
+        run_stages(todo.before, places, i0, stop)
+        call(todo.solve[0], (places[0], places[1], places[3], count))
+        while len(todo.shrink) > 0:
+            run_stages(todo.shrink, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            run_stages(stages.again, places, i0, stop)
-            call(stages.solve[0], (places[0], places[1], places[3], count))
-        while len(stages.correct) > 0 and job.step[0] < noise.STEPS:
-            run_stages(stages.correct, places, i0, stop)
+            run_stages(todo.again, places, i0, stop)
+            call(todo.solve[0], (places[0], places[1], places[3], count))
+        while len(todo.correct) > 0:
+            run_stages(todo.correct, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            refit = stages.again if job.step[0] <= noise.STEPS_OF_SCALES else stages.later
-            run_stages(refit, places, i0, stop)
-            call(stages.solve[0], (places[0], places[1], places[3], count))
-        run_stages(stages.after, places, i0, stop)
+            scales = job.step[0] == noise.STEP_OF_SCALES + 1
+            run_stages(todo.again if scales else todo.later, places, i0, stop)
+            solve = todo.solve[0 if scales else len(todo.solve) - 1]
+            call(solve, (places[0], places[1], places[3], count))
+        run_stages(todo.after, places, i0, stop)
 
 
 def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
@@ -595,40 +108,53 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     left marked STRAINED.
     """
 
-    def where(used: bool, *stages: Any) -> list[Any]:
-        return list(stages) if used else []
+    def where(used: bool, *some: Any) -> list[Any]:
+        return list(some) if used else []
 
     rules, rician = plan.rules, plan.rules.noise == noise.RICIAN
-    scales: list[Any] = [given_scales]
+    scales: list[Any] = [stages.given_scales]
     if not given:
-        scales = [fit_tensor, *where(field, undo_field), tensor_scales]
-    scales += where(field, bend)
-    later = [fixed_moments, *where(field, skew), hermite_moments, *where(in_own_frame, own_frame)]
-    later += [equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
+        scales = [stages.fit_tensor, *where(field, stages.undo_field), stages.tensor_scales]
+    scales += [*where(field, stages.bend), stages.mean_at_origin]
+    later = [
+        stages.fixed_moments,
+        *where(field, stages.skew),
+        stages.hermite_moments,
+        *where(in_own_frame, stages.own_frame),
+    ]
+    later += [stages.equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
     later += where(rules.rescale, rescale.gaussian)
-    later += [*where(plan.laplacian_weights.size != 1, choose_weight), regularise]
-    fitted = [synthesise, *where(field, unskew), noise.signals]
-    first = [read, *where(rules.noise == noise.DENOISED, noise.invert), *where(rician, noise.keep)]
+    later += [*where(plan.laplacian_weights.size != 1, stages.choose_weight), stages.regularise]
+    fitted = [stages.synthesise, *where(field, stages.unskew), noise.signals]
+    first = [
+        stages.read,
+        *where(rules.noise == noise.DENOISED, noise.invert),
+        *where(rician, noise.keep),
+    ]
+    if plan.linear.basis.size > 0:
+        after = [stages.signals_by_map, stages.residuals, stages.write]
+        return [*first, *scales], [], [], [], [], after
     choice = rules.rescale and not given
     before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
     before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
     shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
-    after = [*fitted, *where(rician, noise.expected_signals), residuals, write]
+    after = [*fitted, *where(rician, noise.expected_signals), stages.residuals, stages.write]
     correct = where(rician, *fitted, noise.correct)
-    return before, [*scales, *later], later, shrink, correct, after
+    return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
 
 
 def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
+    solvers: list[Callable[..., None]], in_own_frame: bool, memory: tuple[Memory, ...]
 ) -> Stages:
     """
-    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
-    kernel that takes (problem, plan, block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
+    kernels that take (problem, plan, block, count), of which the last solves after `later`.
     """
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
-    *first, after = (addresses(stages, *rest) for stages in lists)
-    solvers = [] if solver is None else [solver]
+    *first, after = (addresses(one, *rest) for one in lists)
+    if plan.value.linear.basis.size > 0:
+        solvers = [stages.solve_by_map]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
     return Stages(*first, solve, after)

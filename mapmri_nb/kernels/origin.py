@@ -22,7 +22,7 @@ class Rules(NamedTuple):
     deviation: bool  # the Laplacian is that of the deviation from the Gaussian S0_b e
     noise: int  # 0: none, `noise.RICIAN` or `noise.DENOISED`
     coils: int
-    means: Array  # `noise.mean_table`, or (2, 0) without noise
+    curves: Array  # `noise.curves`, or (2, 0) without noise
     rescale: bool  # the basis is made narrower where its scale contradicts positivity, `rescale`
 
 
