@@ -194,7 +194,7 @@ def test_sizes():
     assert sum(lines.values()) - testing < MOST_LINES
 
 
-def names_set(node: ast.AST) -> int:
+def names_set(node):
     """How many names an assignment sets, but by the results of one call."""
     if not isinstance(node, ast.Assign):
         return 0
@@ -213,18 +213,10 @@ def test_no_line_says_too_much(name):
 
 def test_no_function_takes_many_arguments():
     """Public calls may have more, by keyword alone."""
-    functions = [
-        (name, n)
-        for name, t in TREES.items()
-        for n in ast.walk(t)
-        if isinstance(n, ast.FunctionDef)
-    ]
-    long = {
-        (name, f.name)
-        for name, f in functions
-        if len([a for a in f.args.args if a.arg != "self"]) > MOST_ARGUMENTS
-    }
-    assert {f for _, f in long} <= LONG_CALLS, long
+    functions = [(name, f) for name, t in TREES.items() for f in nodes(t, ast.FunctionDef)]
+    count = {(n, f.name): len([a for a in f.args.args if a.arg != "self"]) for n, f in functions}
+    long = {key for key, arguments in count.items() if arguments > MOST_ARGUMENTS}
+    assert {name for _, name in long} <= LONG_CALLS, long
 
 
 def test_no_path_or_host_of_a_machine():

@@ -250,11 +250,6 @@ def test_options(options):
     assert ours.errorcode == dipy.errorcode == 0
 
 
-def test_static_scale_is_exact():
-    ours = MapmriModel(GTAB, **STATIC).fit(DATA)
-    assert np.all(ours.mu == np.sqrt(2 * 0.7e-3 * ours.model.tau))
-
-
 def test_volumes_at_the_threshold_stay_out_of_the_tensor():
     at, above = (MapmriModel(GTAB, bval_threshold=b) for b in (2000.0, 2000.1))
     assert at.cutoff.sum() == (GTAB.bvals < 2000).sum()

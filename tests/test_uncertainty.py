@@ -137,19 +137,6 @@ def test_bootstrap_meets_the_closed_form(basis, hc, rng):
         assert high95 - low95 == pytest.approx(3.92 * found.sd[name][0], rel=0.15)
 
 
-@pytest.mark.nojit
-def test_no_residual_no_spread(rng):
-    """Signals of the basis at given scales: nothing to resample; at other scales there is."""
-    gtab = table()
-    model = mapmri.MapmriModel(gtab, 4, laplacian=None)
-    fit = model.fit(noisy(gtab, rng, sigma=0.03))
-    exact = uncertainty.bootstrap(model, fit.predict(), n=20, scale=(fit.mu, fit.R))
-    other = uncertainty.bootstrap(model, fit.predict(), n=20, scale=(1.1 * fit.mu, fit.R))
-    for name in select(None, "anisotropic"):
-        assert exact.sd[name][0] <= 1e-8 * exact.mean[name][0], name
-        assert name == "pa_dti" or other.sd[name][0] > 1e-5 * other.mean[name][0], name
-
-
 @pytest.mark.parametrize("options", [{}, {"basis": "isotropic"}, {"positivity": "grid"}], ids=str)
 def test_seeded_and_the_same_on_any_threads(options, rng, monkeypatch):
     gtab = table()
