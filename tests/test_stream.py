@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
     assert "No space left" in err
     assert "slabs are kept" in err
     with monkeypatch.context() as patch:  # nor does the writing of the results lose them
-        patch.setattr(folder, "write_nii", no_space)
+        patch.setattr(io, "write_nii", no_space)
         assert main(words(dwi, tmp_path / "out", "--resume")) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
