@@ -376,8 +376,9 @@ def test_order_zero():
 def test_osqp_route_reaches_the_optimum():
     excess = []
     for order in (2, 4, 6):
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0)):
+        for seed, weight, size in ((0, 0.0, 1.0), (1, 0.2, 1.2), (2, 0.0, 1.0)):
             H, g, yy = problem(order, weight, seed)
+            g, yy = size * g, size**2 * yy  # 1.2: E(0) = 1 binds from above
             _, best, _, _ = solve(order, H, g)
             status, c, info = sos.solve_osqp(H, g, origin_values(index_table(order)), order)
             assert status in (sdp.CERTIFIED, sdp.SHIFTED)
@@ -394,6 +395,7 @@ def test_osqp_route_reaches_the_optimum():
 @pytest.mark.jit_only
 def test_osqp_route_refuses():
     H, g, _ = problem(4, 0.2, 0)
+    assert sos.GlobalSolver(2, "osqp").kernel is None
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
         sos.solve_osqp(np.eye(95), np.ones(95), origin_values(index_table(8)), 8)
     status, c, _ = sos.solve_osqp(-H, g, origin_values(index_table(4)), 4)

@@ -282,3 +282,15 @@ def test_fields_that_cannot_be(rng):
     ):
         with pytest.raises(ValueError, match=words):
             model.fit(y, grad_dev=field)
+
+
+@pytest.mark.nojit
+def test_moments_of_one_voxel_in_its_own_frame(rng):
+    """Moments from q in the voxel's frame, with its field, make the fit of those that are turned."""
+    model, F = mapmri.MapmriModel(table(), 2), fields(rng, 1)
+    y = noisy(table(), rng, 1)
+    turned_fit, plan = model.fit(y, grad_dev=F), model.engine.plan
+    model.engine.plan = plan._replace(scheme=plan.scheme._replace(rounding=-1.0))
+    own = model.fit(y, grad_dev=F)
+    assert model.engine._own_frame
+    np.testing.assert_allclose(own.coef, turned_fit.coef, atol=1e-9 * np.abs(own.coef).max())
