@@ -433,3 +433,7 @@ def test_elimination_of_the_origin(fixed, rng):
     np.testing.assert_allclose(
         work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
     )  # p - m reference from m = 1
+    G, c = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], 3, 1), rng.normal(size=(n + 2, 3))
+    assert sdp._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
+        X[:, 1] @ c[:, 1] / np.sum((X.T @ c[:, 1]) ** 2), rel=1e-12
+    )
