@@ -296,8 +296,11 @@ def test_fixed_tissue_warns_and_keeps_its_anisotropy(table, caplog):
     assert_allclose(fit.mu_tensor[0] ** 2 / (2 * TAU), [0.25e-3, 0.05e-3, 0.05e-3], rtol=1e-6)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
-        floored = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4).fit(y)
+        limit = float(table.bvals[table.bvals < 2100].max())
+        model = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4, bval_threshold=limit)
+        floored = model.fit(y)
     assert "at the floor" in caplog.text
+    assert f"{(table.bvals > limit).sum()} volumes have more" in caplog.text
     assert floored.status[0] & mapmri.Status.FLOOR
 
 
