@@ -45,14 +45,12 @@ def choose(order, block, weights=NONE, work=None):
     """Weights and bounds; the last voxel fills the lanes up, as in a fit."""
     count = block[1].shape[1]
     V = lanes.padded(count)
-    g, rhs, mu, yy, samples = (
-        np.pad(np.atleast_2d(x), ((0, 0), (0, V - count)), "edge") for x in block
+    problem = gcv.Problem(
+        *(np.pad(np.atleast_2d(x), ((0, 0), (0, V - count)), "edge") for x in block)
     )
     weight, bound = np.full((1, V), -1.0), np.full(V, -1)
     work = work or gcv.workspace(n_coef(order), V)
-    gcv.choose(
-        g, rhs, mu, yy, samples, gcv.tables(order), np.asarray(weights, float), work, weight, bound
-    )
+    gcv.choose(problem, gcv.tables(order), np.asarray(weights, float), work, weight, bound)
     return weight[0, :count], bound[:count]
 
 
