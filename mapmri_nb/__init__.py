@@ -1,6 +1,4 @@
-"""
-MAP-MRI in Numba: mean apparent propagator fits, indices, ODFs and positivity for diffusion MRI.
-"""
+"""MAP-MRI in Numba: fits, indices, ODFs and positivity of the mean apparent propagator."""
 
 import importlib
 import importlib.abc
@@ -19,19 +17,9 @@ from .model import MapmriModel
 from .status import Status
 
 # Rooms that load when first named: name here, module.
-_ROOMS = {"dipy": "dipy"} | {
-    name: f"use.{name}"
-    for name in (
-        "cli",
-        "directions",
-        "distributed",
-        "io",
-        "plot",
-        "report",
-        "stream",
-        "uncertainty",
-    )
-}
+_ROOMS = {"dipy": "dipy"}
+for _name in ["cli", "directions", "distributed", "io", "plot", "report", "stream", "uncertainty"]:
+    _ROOMS[_name] = f"use.{_name}"
 
 if TYPE_CHECKING:  # an unknown name is then an error of the type checker
     from . import dipy as dipy

@@ -1,4 +1,4 @@
-"""What callers hand over as series, masks and companions: arrays, images, files; one error style."""
+"""Series, masks and companions as callers hand them over: arrays, images or files, checked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ Array = NDArray[np.float64]
 SOFT = 0.5  # a mask that is not two-valued is inside above it
 SAME_PLACE, NEAR = 0.05, 0.5  # voxels: the same grid, within rounding; shifted, but still meant
 MOST_NEGATIVE = 0.01  # of the samples of voxels with signal, without a warning
-PILED_UP = (
-    0.01  # part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
-)
+# part of the top shell's samples that are 0; with fewer in the lowest shell: clipped
+PILED_UP = 0.01
 MOST_WEIGHT = 100.0  # 1/mm, of the Laplacian: GCV never goes above 10
 DIFFUSIVITIES = (1e-8, 1e-2)  # mm2/s: free water is 3e-3
 LEAST_B = 100.0  # s/mm2: the top shell is above it
@@ -65,10 +64,8 @@ def given(name: str, value: Any) -> Given:
         dtype = value.dtype
     if dtype.kind not in ("iuf" if name == "data" else "biuf"):
         what = "; take the magnitude, or the real part of phase-corrected data"
-        raise TypeError(
-            f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
-            + what * (dtype.kind == "c")
-        )
+        text = f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
+        raise TypeError(text + what * (dtype.kind == "c"))
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
     return Given(value, affine)
@@ -146,27 +143,24 @@ def aligned(
                 return data
             if not turn:
                 raise ValueError(
-                    f"{name}: its axes are stored in another order or direction than the data's, and "
-                    "its components would have to turn with them: resample it onto the data"
+                    f"{name}: its axes are stored in another order or direction than the data's, "
+                    "and its components would have to turn with them: resample it onto the data"
                 )
             log.info("%s: its axes are stored otherwise than the data's; turned to them", name)
             values = np.asarray(data).transpose(*order, *range(3, len(data.shape)))
             return np.asfortranarray(values[tuple(slice(None, None, -1 if f else 1) for f in flip)])
-    places = [
-        f"shape {tuple(n)}, voxels of {np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()} mm, origin "
-        f"{a[:3, 3].round(2).tolist()}"
-        for n, a in ((data.shape[:3], image.affine), (shape, affine))
-    ]
-    raise ValueError(
-        f"{name}: it lies elsewhere than the data ({places[0]}; {places[1]}): resample it onto the data"
-    )
+    places = []
+    for n, a in ((data.shape[:3], image.affine), (shape, affine)):
+        edges = np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()
+        places.append(
+            f"shape {tuple(n)}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}"
+        )
+    text = f"it lies elsewhere than the data ({places[0]}; {places[1]})"
+    raise ValueError(f"{name}: {text}: resample it onto the data")
 
 
 def count_odd(y: NDArray[Any]) -> tuple[NDArray[np.int64], int, int]:
-    """
-    How many of the samples (V, n) are exactly 0, by volume, how many are negative, and in how many
-    voxels with signal.
-    """
+    """Zeros by volume, negative samples, and voxels with signal, of samples (V, n)."""
     odd = y[~(y.min(1) > 0)]
     odd, none = odd[signal := (odd > 0).any(1)], int((~signal).sum())
     return (odd == 0).sum(0), int((odd < 0).sum()), len(y) - none
@@ -176,8 +170,9 @@ def negative(count: int, voxels: int, gtab: GradientTable) -> None:
     """Warn where many samples of the voxels with signal are negative, which no magnitude is."""
     if (share := count / max(voxels * len(gtab), 1)) > MOST_NEGATIVE:
         log.warning(
-            "%.2g %% of the samples are negative, which no magnitude is (ringing of an interpolation, a bias "
-            "taken off?): they count as they are, and a model of the noise leaves them out",
+            "%.2g %% of the samples are negative, which no magnitude is (ringing of an "
+            "interpolation, a bias taken off?): they count as they are, and a model of the noise "
+            "leaves them out",
             100 * share,
         )
 
@@ -195,8 +190,9 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
     top, low = (part[mark].mean() for mark in (q > 0.95 * np.nanmax(q), q < 1.05 * np.nanmin(q)))
     if top > PILED_UP and top > 3 * low:
         log.warning(
-            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak signals that were "
-            "clipped? As missing samples they bias the fit; zero_is_missing=False takes them as data",
+            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak "
+            "signals that were clipped? As missing samples they bias the fit; "
+            "zero_is_missing=False takes them as data",
             100 * top,
             100 * low,
         )
@@ -205,9 +201,8 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
 def in_sense(name: str, value: float, low: float, high: float, unit: str, hint: str) -> None:
     """A ValueError for a number outside any sense, which says how else it may have been meant."""
     if not low <= value <= high:
-        raise ValueError(
-            f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g}). {hint}"
-        )
+        text = f"{name} = {value:g} {unit} is out of any sense ({low:g} to {high:g})"
+        raise ValueError(f"{text}. {hint}")
 
 
 class Taken(NamedTuple):
@@ -231,9 +226,8 @@ def take(
     values = squeezed(series.data, wanted, series.affine is not None)
     shape = tuple(values.shape)
     if len(shape) == 0 or shape[-1] != len(gtab):
-        raise ValueError(
-            f"data: its last axis must have the table's {len(gtab)} volumes, its shape is {shape}"
-        )
+        text = f"data: its last axis must have the table's {len(gtab)} volumes"
+        raise ValueError(f"{text}, its shape is {shape}")
     inside = np.ones(shape[:-1], bool)
     if inner is not None:
         inside = inside_of("mask", aligned("mask", inner, shape[:3], affine), shape[:-1])
@@ -244,9 +238,8 @@ def take(
             weight = np.asarray(weight).reshape(shape)
         per_sample = tuple(weight.shape) == shape and len(shape) > 1
         if not per_sample and weight.shape != shape[-1:]:
-            raise ValueError(
-                f"weights must have shape {shape[-1:]} or the data's {shape}, not {weight.shape}"
-            )
+            text = f"weights must have shape {shape[-1:]} or the data's {shape}"
+            raise ValueError(f"{text}, not {weight.shape}")
         if not per_sample:
             weight = np.ascontiguousarray(checked_weights(np.array(weight, np.float64))[None])
     field = np.zeros((0, 3, 3))
@@ -267,8 +260,8 @@ def field_frame(frame: str, affine: Array | None) -> None:
     """A ValueError where the components of FSL's gradient non-linearity are not along `frame`."""
     if not np.allclose(axes(affine, "image", frame), np.eye(3), atol=1e-6):
         raise ValueError(
-            "grad_dev: its components are along the axes of FSL's b-vectors, the gradient table's are of the "
-            f"{frame} frame: give the table by FSL's b-vectors"
+            "grad_dev: its components are along the axes of FSL's b-vectors, the gradient table's "
+            f"are of the {frame} frame: give the table by FSL's b-vectors"
         )
 
 
@@ -276,9 +269,8 @@ def checked_weights(values: Array) -> Array:
     """Weights, or an error; NaN weighs nothing."""
     values = np.nan_to_num(values, nan=0.0, posinf=np.inf)
     if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise ValueError(
-            f"weights must be finite and >= 0; found {values[~(values >= 0) | np.isinf(values)][0]}"
-        )
+        bad = values[~(values >= 0) | np.isinf(values)][0]
+        raise ValueError(f"weights must be finite and >= 0; found {bad}")
     return values
 
 
@@ -290,14 +282,12 @@ def field_rows(grad_dev: Any, inside: NDArray[np.bool_]) -> Array:
     if F.shape == (*inside.shape, 9):
         F = np.swapaxes(F.reshape(*inside.shape, 3, 3), -1, -2)
     if F.shape != (*inside.shape, 3, 3):
-        raise ValueError(
-            f"grad_dev must have shape {(*inside.shape, 9)} or {(*inside.shape, 3, 3)}, not {F.shape}"
-        )
+        shapes = f"{(*inside.shape, 9)} or {(*inside.shape, 3, 3)}"
+        raise ValueError(f"grad_dev must have shape {shapes}, not {F.shape}")
     rows = np.ascontiguousarray(F[inside])
     if not (np.isfinite(rows).all() and (np.abs(rows) < 0.5).all()):
-        raise ValueError(
-            f"grad_dev: entries must be finite and below 0.5 inside the mask; the largest is {np.abs(rows).max()}"
-        )
+        text = "grad_dev: entries must be finite and below 0.5 inside the mask"
+        raise ValueError(f"{text}; the largest is {np.abs(rows).max()}")
     return rows
 
 
@@ -337,22 +327,19 @@ def given_scale(scale: Any, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
         elif array.shape == inside.shape + tail and inside.ndim:
             array = array[inside]
         if array.shape not in ((1, *tail), (count, *tail)):
-            raise ValueError(
-                f"scale: {name} must have shape {tail} or {(count, *tail)}, not {np.shape(value)}"
-            )
+            shapes = f"{tail} or {(count, *tail)}"
+            raise ValueError(f"scale: {name} must have shape {shapes}, not {np.shape(value)}")
         out.append(np.ascontiguousarray(array))
     mu, R = out
     if not (np.isfinite(mu).all() and (mu > 0).all()):
-        raise ValueError(
-            f"scale: mu must be finite and positive, in mm; the smallest value is {mu.min()}"
-        )
+        text = "scale: mu must be finite and positive, in mm"
+        raise ValueError(f"{text}; the smallest value is {mu.min()}")
     if (mu > 1.0).any():
         raise ValueError(f"scale: mu = {mu.max()} is more than a millimetre; is it in micrometres?")
     off = np.abs(np.einsum("vij,vik->vjk", R, R) - np.eye(3)).max() if R.size else 0.0
     if not off < 1e-6:
-        raise ValueError(
-            f"scale: the columns of R must be orthonormal; R'R differs from 1 by {off:.2g}"
-        )
+        text = "scale: the columns of R must be orthonormal"
+        raise ValueError(f"{text}; R'R differs from 1 by {off:.2g}")
     return mu, R
 
 

@@ -10,6 +10,7 @@ lists where they differ and why.
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from .dipy_functions import *  # noqa: F403 - the names that code imports from D
 from .dipy_functions import LAPLACIAN_PARTS, laplacian_part
 from .engine import Solver
 from .gradients import GradientTable
-from .kernels import blocks, laplacian, ordering, propagator, qp, status
+from .kernels import blocks, constrained, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
 from .positivity import GridSolver, half_ball
 from .status import Status
@@ -61,35 +62,26 @@ class MapmriModel:
     dipy_compat : return DIPY's own (wrong) QIV, NG_par and NG_perp.
     """
 
+    gtab: Any
+    radial_order: int
+    anisotropic_scaling: bool
+    bval_threshold: float
+    dipy_compat: bool
+
     def __init__(
         self, gtab: Any, radial_order: int = 6, laplacian_regularization: bool = True,
-        laplacian_weighting: float | str | ArrayLike | None = 0.2, positivity_constraint: bool = False,
-        global_constraints: bool = False, pos_grid: int = 15, pos_radius: float | str = "adaptive",
-        anisotropic_scaling: bool = True, eigenvalue_threshold: float = 1e-04, bval_threshold: float | None = np.inf,
-        dti_scale_estimation: bool = True, static_diffusivity: float = 0.7e-3, cvxpy_solver: str | None = None,
-        dipy_compat: bool = False,
+        laplacian_weighting: float | str | ArrayLike | None = 0.2,
+        positivity_constraint: bool = False, global_constraints: bool = False, pos_grid: int = 15,
+        pos_radius: float | str = "adaptive", anisotropic_scaling: bool = True,
+        eigenvalue_threshold: float = 1e-04, bval_threshold: float | None = np.inf,
+        dti_scale_estimation: bool = True, static_diffusivity: float = 0.7e-3,
+        cvxpy_solver: str | None = None, dipy_compat: bool = False,
     ) -> None:  # fmt: skip
-        self.gtab, self.radial_order = gtab, radial_order
-        self.laplacian_regularization, self.laplacian_weighting = (
-            laplacian_regularization,
-            laplacian_weighting,
-        )
         global_constraints = bool(global_constraints) or pos_radius == "infinity"
-        self.positivity_constraint, self.global_constraints = (
-            positivity_constraint,
-            global_constraints,
-        )
-        self.pos_grid, self.pos_radius = pos_grid, pos_radius
-        self.anisotropic_scaling, self.eigenvalue_threshold = (
-            anisotropic_scaling,
-            eigenvalue_threshold,
-        )
-        self.dti_scale_estimation, self.static_diffusivity = (
-            dti_scale_estimation,
-            static_diffusivity,
-        )
-        self.cvxpy_solver, self.dipy_compat = cvxpy_solver, dipy_compat
-        self.bval_threshold = np.inf if bval_threshold is None else bval_threshold
+        bval_threshold = np.inf if bval_threshold is None else bval_threshold
+        for name, value in locals().copy().items():
+            if name != "self":
+                setattr(self, name, value)  # DIPY's attributes are its arguments
         if cvxpy_solver is not None:
             _warn(f"cvxpy_solver = {cvxpy_solver!r} is ignored: mapmri_nb has solvers of its own")
         if global_constraints and not positivity_constraint:
@@ -98,45 +90,31 @@ class MapmriModel:
         self.deltas_given = taus is not None
         if taus is None:
             _warn(
-                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices have no true units"
+                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices "
+                "have no true units"
             )
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
+        positivity = ("global" if global_constraints else "grid") if positivity_constraint else None
+        below = None if bval_threshold == np.inf else float(np.nextafter(bval_threshold, 0.0))
+        static = None if anisotropic_scaling or dti_scale_estimation else static_diffusivity
         self._core = _Core(
-            _table(gtab, taus),
-            radial_order,
-            (pos_grid, pos_radius),
+            _table(gtab, taus), radial_order, (pos_grid, pos_radius),
             basis="anisotropic" if anisotropic_scaling else "isotropic",
-            laplacian=weights if laplacian_regularization else None,
-            positivity=("global" if global_constraints else "grid")
-            if positivity_constraint
-            else None,
-            bval_threshold=None
-            if self.bval_threshold == np.inf
-            else float(np.nextafter(self.bval_threshold, 0.0)),
-            eigenvalue_threshold=eigenvalue_threshold,
-            laplacian_of="signal",
-            scale="tensor",
-            S0="b0" if positivity_constraint else "free",
-            static_diffusivity=None
-            if anisotropic_scaling or dti_scale_estimation
-            else static_diffusivity,
-        )
-        self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < self.bval_threshold
-        self.ind_mat = (ordering.index_table if anisotropic_scaling else ordering.iso_index_table)(
-            radial_order
-        )
-        self.Bm = (
-            ordering.origin_values(self.ind_mat)
-            if anisotropic_scaling
-            else ordering.iso_origin_values(radial_order)
-        )
+            laplacian=weights if laplacian_regularization else None, positivity=positivity,
+            bval_threshold=below, eigenvalue_threshold=eigenvalue_threshold, laplacian_of="signal",
+            scale="tensor", S0="b0" if positivity_constraint else "free", static_diffusivity=static,
+        )  # fmt: skip
+        self.tau, self.cutoff = self._core.gtab.tau, self._core.gtab.bvals < bval_threshold
+        if anisotropic_scaling:
+            self.ind_mat = ordering.index_table(radial_order)
+            self.Bm = ordering.origin_values(self.ind_mat)
+        else:
+            self.ind_mat = ordering.iso_index_table(radial_order)
+            self.Bm = ordering.iso_origin_values(radial_order)
 
     def __getattr__(self, name: str) -> Array:
-        """
-        DIPY's constants of the Laplacian at unit scales: S_mat, T_mat, U_mat (order + 1, order +
-        1), laplacian_matrix.
-        """
+        """DIPY's Laplacian at unit scales: laplacian_matrix, S_mat, T_mat and U_mat."""
         order = self.__dict__.get("radial_order", -1)
         if name == "laplacian_matrix":
             L = np.empty((ordering.n_coef(order), ordering.n_coef(order)))
@@ -190,8 +168,10 @@ class MapmriFit:
     """
 
     def __init__(self, model: MapmriModel, fit: core_fit.MapmriFit) -> None:
-        self.model, self.gtab, self.radial_order = model, model.gtab, model.radial_order
-        self._fit, self.mask, self.shape = fit, fit.mask, fit.mask.shape
+        self.model, self.gtab = model, model.gtab
+        self.radial_order = model.radial_order
+        self._fit, self.mask = fit, fit.mask
+        self.shape = fit.mask.shape
 
     @cached_property
     def _numbers(self) -> NDArray[np.int64]:
@@ -227,28 +207,20 @@ class MapmriFit:
 
     @property
     def errorcode(self) -> Any:
-        """
-        0: fitted; 1: no usable data or no unique solution; 2: the positive fit did not converge.
-        """
-        no_fit, not_converged = (
-            self._fit.status & int(flag) != 0 for flag in (Status.NO_FIT, Status.NOT_CONVERGED)
-        )
-        return self._rows(no_fit + 1 * not_converged)
+        """0: fitted; 1: no usable data, no unique solution; 2: a positive fit did not converge."""
+        no_fit = self._fit.status & int(Status.NO_FIT) != 0
+        return self._rows(no_fit + 1 * (self._fit.status & int(Status.NOT_CONVERGED) != 0))
 
     def odf(self, sphere: Any, s: float = 2) -> Any:
-        """
-        ODF (..., K) at the vertices of a sphere, radial moment s, mm^s [Ozarslan 2013, Eq. 32].
-        """
+        """ODF (..., K) at the vertices of a sphere, moment s, mm^s [Ozarslan 2013, Eq. 32]."""
         return self._rows(self._fit.odf_field(s)(getattr(sphere, "vertices", sphere)))
 
     def odf_sh(self, s: float = 2) -> Any:
-        """
-        Isotropic basis: the ODF's harmonics up to the radial order, legacy descoteaux07 [Fick 2016,
-        Eq. C8].
-        """
+        """Isotropic basis: the ODF's harmonics, legacy descoteaux07 [Fick 2016, Eq. C8]."""
         if self.model.anisotropic_scaling:
             raise ValueError(
-                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both bases"
+                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both "
+                "bases"
             )
         return self._rows(
             directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy")
@@ -261,28 +233,18 @@ class MapmriFit:
     norm_of_laplacian_signal = _index("lapnorm", "Norm of the Laplacian of the signal (...), mm.")
 
     def qiv(self) -> Any:
-        """
-        Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: the sum of reciprocals).
-        """
+        """Q-space inverse variance, mm^5: the reciprocal of a sum (DIPY: a sum of reciprocals)."""
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows("qiv"))
         sel = self.model.Bm > 0
-        n, B, mu, coef = (
-            self.model.ind_mat[sel],
-            self.model.Bm[sel],
-            self._fit.mu,
-            self._fit.coef[:, sel],
-        )
+        n, B = self.model.ind_mat[sel], self.model.Bm[sel]
+        mu, coef = self._fit.mu, self._fit.coef[:, sel]
         if self.model.anisotropic_scaling:
             terms = (-1.0) ** (n.sum(1) // 2) * B * ((1 + 2 * n) @ (mu**-2.0).T).T
             terms = terms / (4 * math.pi**2 * math.sqrt(8 * math.pi**3) * mu.prod(1))[:, None]
         else:
-            terms = (
-                (-1.0) ** (n[:, 0] - 1)
-                * (4 * n[:, 0] - 1)
-                * B
-                / (8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5)
-            )
+            j, unit = n[:, 0], 8 * math.sqrt(2) * math.pi**3.5 * mu[:, :1] ** 5
+            terms = (-1.0) ** (j - 1) * (4 * j - 1) * B / unit
         return self._rows((coef / terms).sum(1))
 
     def ng(self) -> Any:
@@ -291,28 +253,19 @@ class MapmriFit:
         return self._rows(self._fit.index_rows("ng"))
 
     def ng_parallel(self) -> Any:
-        """
-        Non-Gaussianity along e1: its section's coefficients are summed, then squared (DIPY:
-        squared, then summed).
-        """
+        """Non-Gaussianity along e1: coefficients summed, then squared (DIPY: the other way)."""
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_par", n2, n3, n1 == 0)
 
     def ng_perpendicular(self) -> Any:
-        """
-        Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out, and squares before
-        it sums).
-        """
+        """Non-Gaussianity normal to e1, odd pairs included (DIPY leaves them out)."""
         n1, n2, n3 = self.model.ind_mat.T
         return self._section("ng_perp", np.where(n2 % 2 + n3 % 2 == 0, n1, 1), 0 * n1, n2 + n3 == 0)
 
     def _section(
         self, name: str, first: NDArray[Any], second: NDArray[Any], gaussian: NDArray[np.bool_]
     ) -> Any:
-        """
-        The index, or DIPY's: weights from the two orders that the section integrates over, 0 where
-        one is odd.
-        """
+        """The index, or DIPY's: weights by the two orders integrated over, 0 where one is odd."""
         self._check_non_gaussianity()
         if not self.model.dipy_compat:
             return self._rows(self._fit.index_rows(name))
@@ -325,11 +278,13 @@ class MapmriFit:
     def _check_non_gaussianity(self) -> None:
         if self.model.bval_threshold > 2000.0:
             _warn(
-                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be physically meaningful"
+                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be "
+                "physically meaningful"
             )
         if not self.model.anisotropic_scaling:
             raise ValueError(
-                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves both bases"
+                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves "
+                "both bases"
             )
 
     def fitted_signal(self, gtab: Any = None) -> Any:
@@ -350,11 +305,8 @@ class MapmriFit:
         table, q = qvals_or_gtab, qvals_or_gtab
         if not isinstance(table, np.ndarray):
             own = _taus(table) if self.model.deltas_given else None
-            q = (
-                np.sqrt(table.bvals / (self.model.tau if own is None else own))[:, None]
-                / (2 * np.pi)
-                * table.bvecs
-            )
+            length = np.sqrt(table.bvals / (self.model.tau if own is None else own))
+            q = length[:, None] / (2 * np.pi) * table.bvecs
         tables = propagator.point_tables(self.radial_order, propagator.SIGNAL)
         coef, q = self._fit.hermite_coef(), np.ascontiguousarray(q, dtype=np.float64)
         signal = propagator.values_at(coef, self._fit.mu, self._fit.R, q, tables)
@@ -369,10 +321,7 @@ class MapmriFit:
 
 
 class _Core(core_model.MapmriModel):
-    """
-    The engine: the grid is DIPY's ball, and like DIPY it fits what the measurements do not
-    determine, but says so.
-    """
+    """The engine on DIPY's ball; what measurements do not determine is fitted, with a warning."""
 
     def __init__(
         self, gtab: Any, radial_order: int, ball: tuple[int, float | str], **options: Any
@@ -402,13 +351,10 @@ class _Ball(GridSolver):
         super().__init__(order, "osqp", fixed=True)
         if pos_grid % 1 or pos_grid < 2:
             raise ValueError(f"pos_grid must be an integer of at least 2, not {pos_grid!r}")
-        adaptive = pos_radius == "adaptive"
-        if not adaptive and (
-            isinstance(pos_radius, str) or pos_radius is None or not float(pos_radius) > 0
-        ):
-            raise ValueError(
-                f"pos_radius must be 'adaptive' or a positive length in mm, not {pos_radius!r}"
-            )
+        adaptive, number = pos_radius == "adaptive", isinstance(pos_radius, numbers.Real)
+        if not (adaptive or (number and float(pos_radius) > 0)):
+            text = "pos_radius must be 'adaptive' or a positive length in mm"
+            raise ValueError(f"{text}, not {pos_radius!r}")
         self.radius = 0.0 if adaptive else float(pos_radius)
         self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 
@@ -416,7 +362,7 @@ class _Ball(GridSolver):
         place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
         index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
         for l in range(count):
-            if qp.skipped(block, l):
+            if constrained.skipped(block, l):
                 continue
             r = self.points * (self.radius or 5**0.5 * block.mu_tensor[:, l].max())
             propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
@@ -424,7 +370,7 @@ class _Ball(GridSolver):
             K /= np.linalg.norm(K, axis=1)[:, None]
             octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
             grid = qp.GridRows(octant, place, bounds)
-            qp.solve_voxels(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
+            constrained.on_grid(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED
                 self.by_osqp(plan, block, l, K)
@@ -449,22 +395,17 @@ def _taus(gtab: Any) -> Array | None:
 
 
 def _table(gtab: Any, taus: Array) -> GradientTable:
-    """
-    A table of this package; a diffusion time above 1 s, refused elsewhere, is taken as DIPY takes
-    it.
-    """
+    """A table of this package; one with tau above 1 s is taken as DIPY takes it."""
     if isinstance(gtab, GradientTable):
         return gtab
     unit = max(float(taus.max()), 1.0)
     table = GradientTable.of(gtab, tau=taus / unit)
     if unit > 1.0:
         _warn(
-            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as seconds"
+            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as "
+            "seconds"
         )
-        table.taus, table.qvals, table.qvecs = (
-            table.taus * unit,
-            table.qvals / unit**0.5,
-            table.qvecs / unit**0.5,
-        )
+        table.taus, table.qvals = table.taus * unit, table.qvals / unit**0.5
+        table.qvecs = table.qvecs / unit**0.5
         table._timing["tau"] = table.taus
     return table

@@ -19,40 +19,18 @@ from .kernels import hermite, laplacian, ordering, tensor
 from .use import directions
 
 __all__ = [
-    "b_mat",
-    "b_mat_isotropic",
-    "binomialfloat",
-    "create_rspace",
-    "delta",
-    "gcv_cost_function",
-    "generalized_crossvalidation",
-    "generalized_crossvalidation_array",
-    "isotropic_scale_factor",
-    "map_laplace_s",
-    "map_laplace_t",
-    "map_laplace_u",
-    "mapmri_STU_reg_matrices",
-    "mapmri_index_matrix",
-    "mapmri_isotropic_K_mu_dependent",
-    "mapmri_isotropic_K_mu_independent",
-    "mapmri_isotropic_M_mu_dependent",
-    "mapmri_isotropic_M_mu_independent",
-    "mapmri_isotropic_index_matrix",
-    "mapmri_isotropic_laplacian_reg_matrix",
-    "mapmri_isotropic_laplacian_reg_matrix_from_index_matrix",
-    "mapmri_isotropic_odf_matrix",
-    "mapmri_isotropic_odf_sh_matrix",
-    "mapmri_isotropic_phi_matrix",
-    "mapmri_isotropic_psi_matrix",
-    "mapmri_isotropic_radial_pdf_basis",
-    "mapmri_isotropic_radial_signal_basis",
-    "mapmri_laplacian_reg_matrix",
-    "mapmri_odf_matrix",
-    "mapmri_phi_1d",
-    "mapmri_phi_matrix",
-    "mapmri_psi_1d",
-    "mapmri_psi_matrix",
-]
+    "b_mat", "b_mat_isotropic", "binomialfloat", "create_rspace", "delta", "gcv_cost_function",
+    "generalized_crossvalidation", "generalized_crossvalidation_array", "isotropic_scale_factor",
+    "map_laplace_s", "map_laplace_t", "map_laplace_u", "mapmri_STU_reg_matrices",
+    "mapmri_index_matrix", "mapmri_isotropic_K_mu_dependent", "mapmri_isotropic_K_mu_independent",
+    "mapmri_isotropic_M_mu_dependent", "mapmri_isotropic_M_mu_independent",
+    "mapmri_isotropic_index_matrix", "mapmri_isotropic_laplacian_reg_matrix",
+    "mapmri_isotropic_laplacian_reg_matrix_from_index_matrix", "mapmri_isotropic_odf_matrix",
+    "mapmri_isotropic_odf_sh_matrix", "mapmri_isotropic_phi_matrix", "mapmri_isotropic_psi_matrix",
+    "mapmri_isotropic_radial_pdf_basis", "mapmri_isotropic_radial_signal_basis",
+    "mapmri_laplacian_reg_matrix", "mapmri_odf_matrix", "mapmri_phi_1d", "mapmri_phi_matrix",
+    "mapmri_psi_1d", "mapmri_psi_matrix",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
@@ -236,7 +214,7 @@ def mapmri_STU_reg_matrices(radial_order: int) -> tuple[Array, Array, Array]:
 def mapmri_laplacian_reg_matrix(
     ind_mat: ArrayLike, mu: ArrayLike, S_mat: Any = None, T_mat: Any = None, U_mat: Any = None
 ) -> Array:
-    """Laplacian matrix (n, n) of anisotropic functions in mm; the constants are the kernel's own."""
+    """Laplacian matrix (n, n) of anisotropic functions in mm; constants are the kernel's own."""
     index = _table(ind_mat)
     out = np.empty((len(index), len(index)))
     laplacian.matrix(np.array(mu, np.float64), index, out)
@@ -265,7 +243,7 @@ def create_rspace(gridsize: int, radius_max: float) -> Array:
 
 
 def gcv_cost_function(weight: float, args: tuple[Any, ...]) -> float:
-    """Generalised cross-validation of a weight, args = (data, M, M'M, K, L): |y - Sy| / (K - tr S)."""
+    """GCV of a weight, args = (data, M, M'M, K, L): |y - Sy| / (K - tr S)."""
     data, M, MMt, K, LR = args
     S = M @ np.linalg.solve(MMt + np.ravel(weight)[0] * LR, M.T)
     return float(np.linalg.norm(data - S @ data) / (K - np.trace(S)))

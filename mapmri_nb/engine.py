@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import blocks, noise, stages
-from .kernels._jit import n_threads, spread
+from .kernels import blocks, hermite, laplacian, noise, ordering, rotation, stages, tensor
+from .kernels._jit import n_threads, plain, spread
 from .kernels._memory import Memory, lay_out, places
-from .kernels.lanes import padded
-from .kernels.status import NOT_CONVERGED, STRAINED
+from .kernels.lanes import empty, padded
+from .kernels.linalg import block_backsolve, block_cholesky, pad4
+from .kernels.status import CONTRADICTED, NOT_CONVERGED, STRAINED
 
 Array = NDArray[np.float64]
+LEAST_PIVOT = 1e-10  # of G, for a linear map; below it voxels are fitted and judged one by one
+RARE = STRAINED | CONTRADICTED  # stages that few voxels need
 Span = Callable[["Work", int, int], None]
 
 
@@ -27,14 +30,16 @@ class Solver:
     ----------
     kernel : the stage (problem, plan, block, count) that `blocks.run` calls, or None where Python
         answers every voxel.
+    again : the same for another right-hand side of the block just solved; None: it is `kernel`.
     finishes : True where `answer` solves the voxels that `kernel` left NOT_CONVERGED.
     """
 
     kernel: Any
+    again: Any = None
     finishes = False
 
     def __init__(self) -> None:
-        self.kernel = stages.solve_linear
+        self.kernel, self.again = stages.solve_linear, stages.solve_again
 
     def problem(self) -> Any:
         """What `kernel` needs besides the block: a tuple of constants and of scratch for one thread."""
@@ -71,21 +76,52 @@ class Work:
         self.block = blocks.new_block(engine.plan, padded(voxels))
         self._scratch = lay_out(engine.solver.problem()), lay_out(self.block)
 
-    def take(
-        self, engine: Engine, plan: Memory, data: Memory, out: Memory, own_frame: bool
-    ) -> Work:
-        """Make the job that fits `data` into `out`."""
+    def take(self, engine: Engine, plan: Memory, data: Memory, out: Memory, rare: int) -> Work:
+        """Make the job that fits `data` into `out`; `rare` as of `blocks.stages_of`."""
         problem, block = self._scratch
         self._memory = problem, plan, data, block, out
         state = self.block.noise
         self.job = blocks.Job(
-            engine.stages(self._memory, own_frame),
+            engine.stages(self._memory, rare),
             places(self._memory),
             state.step,
             state.moving,
             len(self.block.status),
         )
         return self
+
+
+def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
+    """
+    The map for scales mu (3,) mm and a frame R (3, 3), of size 0 where G is singular.
+
+    A = G^-1 M' and a = G^-1 (k B + weight L e_0), with the letters of `blocks`. Where E(0) = S0_b is
+    demanded, z (S0_b - B'c) is added to c, z = G^-1 B / B'G^-1 B.
+    """
+    B, index, rules = plan.moments.origin, ordering.block_index_table(plan.order), plan.rules
+    q = plan.scheme.points * (plan.scheme.wave / (2.0 * np.pi))
+    M, L = np.empty((len(q), B.size)), np.empty((B.size, B.size))
+    hermite.signal_rows(np.einsum("ki,ij->kj", q, R), mu, index, M)
+    laplacian.matrix(mu, index, L)
+    L *= plan.laplacian_weights[0]
+    k, n, samples = rules.row * plan.tensor.b0.size, B.size, len(M)
+    # lane l has the right-hand side of sample l alone; BLAS could differ from process to process
+    lanes, first = padded(samples + 2), n * (n + 1) // 2
+    G, x, pivot = (empty(rows, lanes) for rows in (first + n + 1, n, 1))
+    whole = np.einsum("ki,kj", M, M) + k * np.outer(B, B) + L
+    G[:first] = whole[np.tril_indices(n)][:, None]
+    G[first:-1, :samples] = M.T
+    G[first:-1, samples] = k * B + rules.deviation * L[0]
+    G[first:-1, samples + 1] = B
+    block_cholesky(G, n, pivot)
+    block_backsolve(G, n, x)
+    if not pivot.min() > LEAST_PIVOT:
+        return blocks.LinearMap()
+    A, a, z = x[:, :samples], x[:, samples], x[:, samples + 1]
+    if rules.fixed:
+        z = z / (B * z).sum()
+        A, a = A - np.outer(z, np.einsum("i,il", B, A)), a + z * (1.0 - (B * a).sum())
+    return blocks.LinearMap(pad4(A), a.copy(), pad4(M))
 
 
 class Engine:
@@ -98,10 +134,11 @@ class Engine:
 
     def __init__(self, plan: blocks.Plan, solver: Solver) -> None:
         self.plan, self.solver = plan, solver
-        self._own_frame = solver.kernel is None  # nobody fits strained voxels of those again
+        self._rare = 0  # stages that a voxel before needed
         self._stages: dict[Any, blocks.Stages] = {}
         self._spare: dict[int, list[Work]] = {}
         self._laid: Memory | None = None
+        self._map: tuple[bytes, blocks.Plan] | None = None  # the last one, and what it was made for
 
     def __reduce__(self) -> Any:
         return Engine, (self.plan, self.solver)
@@ -126,26 +163,34 @@ class Engine:
 
             mine(work.job, 0, len(y))
 
-        `model.engine.solver.kernel` must not be None (solver="osqp"). Voxels that OSQP would answer
-        are left with the status NOT_CONVERGED.
+        Where all voxels share one scale, `MapmriModel.fit` takes a shorter way (`blocks`), with the
+        same results to 1e-10. `model.engine.solver.kernel` must not be None (solver="osqp"). Voxels
+        that OSQP would answer are left with the status NOT_CONVERGED.
         """
         return Work(self, voxels).take(
-            self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), True
+            self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), RARE
         )
 
-    def stages(self, memory: tuple[Memory, ...], own_frame: bool) -> blocks.Stages:
+    def stages(self, memory: tuple[Memory, ...], rare: int) -> blocks.Stages:
         """The compiled stages for a problem, a plan, data, a block and output in memory."""
         _, plan, data, _, _ = memory
         chosen = plan.value.laplacian_weights.size != 1
         given, field = len(data.value.mu) > 0, len(data.value.field) > 0
-        key = (given, field, own_frame, chosen, plan.value.rules.noise, *(m.kind for m in memory))
+        linear = plan.value.linear.basis.size > 0
+        key = (
+            given, field, rare, chosen, linear, plan.value.rules.noise,
+            *(m.kind for m in memory),
+        )  # fmt: skip
         if key not in self._stages:
-            self._stages[key] = blocks.compiled(self.solver.kernel, own_frame, memory)
+            solvers = [] if self.solver.kernel is None else [self.solver.kernel]
+            if plan.value.rules.noise == noise.RICIAN and self.solver.again is not None:
+                solvers.append(self.solver.again)
+            self._stages[key] = blocks.compiled(solvers, rare, memory)
         return self._stages[key]
 
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
         if self._laid is None or self._laid.value is not plan:
-            self._laid = lay_out(plan)
+            self._laid = lay_out(plan, self._laid)
         return self._laid
 
     def fit(
@@ -154,11 +199,13 @@ class Engine:
         threads: int | None = None,
         laplacian_weight: Array | None = None,
         out: blocks.Out | None = None,
+        shared: bool = False,
     ) -> blocks.Out:
         """
         Results of all rows of `data`, in `out` if given.
 
         laplacian_weight : (1,), this weight for all voxels although the model would choose one.
+        shared : all voxels of the series share the basis' scale and frame, those of the first row.
         """
         plan, count = self.plan, n_threads(threads)
         if laplacian_weight is not None:
@@ -166,20 +213,44 @@ class Engine:
         if out is None:
             out = blocks.new_rows(len(data.y), plan.moments.origin.size)
         if self.solver.kernel is None:
-            self._pass(self._in_python, plan, data, out, count)
+            self._pass(self._in_python, plan, data, out, count, RARE)
             return out
-        self._pass(self._compiled, plan, data, out, count)
-        strained = out.status & STRAINED != 0
-        if strained.any():  # most data need no `own_frame`: it is compiled for the first that do
-            self._own_frame = True
-            self._again(self._compiled, strained, plan, data, out, count)
-        if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():
-            self._again(self._in_python, left, plan, data, out, count)
+        first = self._mapped(plan, data) if shared and len(data.y) else plan
+        self._pass(self._compiled, first, data, out, count, self._rare)
+        if first is not plan:  # samples are missing
+            self._again(STRAINED, plan, data, out, count, self._rare)
+        # most data need no `own_frame`: it is compiled for the first that do
+        if self._again(STRAINED, plan, data, out, count, self._rare | STRAINED):
+            self._rare |= STRAINED
+        self._again(CONTRADICTED, plan, data, out, count, self._rare | CONTRADICTED)
+        if self.solver.finishes:
+            self._again(NOT_CONVERGED, plan, data, out, count, RARE)
         return out
 
+    def _mapped(self, plan: blocks.Plan, data: blocks.Data) -> blocks.Plan:
+        """
+        The plan with coefficients as a constant map of the samples, for linear modes of fixed weight
+        without sample weights and field; the plan as it is for others, and where G is singular.
+        """
+        if type(self.solver) is not Solver or plan.laplacian_weights.size != 1 or len(data.field):
+            return plan
+        if plan.rules.noise == noise.RICIAN or len(data.weight) > 1 or (data.weight != 1.0).any():
+            return plan
+        mu, R = np.full(3, plan.static_scale), np.eye(3)
+        if plan.isotropic and not plan.static_scale:
+            mu[:] = plain(tensor.isotropic_scale)(data.mu[0])
+        elif not plan.isotropic:
+            mu, R = data.mu[0].copy(), data.R[0] * [1.0, 1.0, np.sign(np.linalg.det(data.R[0]))]
+            rotation.frame_angles(R, np.empty((6, 1)), 0)  # flips axes, as for voxels
+        key = plan.laplacian_weights.tobytes() + mu.tobytes() + R.tobytes()
+        if self._map is None or self._map[0] != key:
+            self._map = key, plan._replace(linear=linear_map(plan, mu, R))
+        return self._map[1] if self._map[1].linear.basis.size else plan
+
     def _pass(
-        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
-    ) -> None:
+        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
+        rare: int,
+    ) -> None:  # fmt: skip
         """Fit spans of rows in threads, each with work that no other thread has."""
         V = min(blocks.VOXELS, padded(len(data.y)))
         spare = self._spare.setdefault(V, [])
@@ -190,7 +261,7 @@ class Engine:
                 mine = spare.pop()
             except IndexError:
                 mine = Work(self, V)
-            span(mine.take(self, *memory, self._own_frame), start, stop)
+            span(mine.take(self, *memory, rare), start, stop)
             spare.append(mine)
 
         spread(call, len(data.y), V, threads)
@@ -213,23 +284,26 @@ class Engine:
                     break
                 blocks.run_stages(stages.again, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
-            while len(stages.correct) and job.step[0] < noise.STEPS:
+            while len(stages.correct):
                 blocks.run_stages(stages.correct, job.places, i0, stop)
                 if job.moving[0] == 0:
                     break
-                first = job.step[0] <= noise.STEPS_OF_SCALES
-                blocks.run_stages(stages.again if first else stages.later, job.places, i0, stop)
+                scales = job.step[0] == noise.STEP_OF_SCALES + 1
+                blocks.run_stages(stages.again if scales else stages.later, job.places, i0, stop)
                 self.solver.answer(self.plan, block, count)
             blocks.run_stages(stages.after, job.places, i0, stop)
 
     def _again(
-        self, span: Span, some: NDArray[np.bool_], plan: blocks.Plan, data: blocks.Data,
-        out: blocks.Out, threads: int,
-    ) -> None:  # fmt: skip
-        """Fit some of the rows anew."""
-        rows = np.flatnonzero(some)
-        part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
-        again = blocks.new_rows(len(rows), out.coef.shape[1])
-        self._pass(span, plan, part, again, threads)
-        for whole, piece in zip(out, again, strict=True):
-            whole[rows] = piece
+        self, bit: int, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
+        rare: int,
+    ) -> bool:  # fmt: skip
+        """Fit the rows whose status has a bit anew, in Python where it is NOT_CONVERGED; if any."""
+        rows = np.flatnonzero(out.status & bit)
+        if len(rows):
+            part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
+            again = blocks.new_rows(len(rows), out.coef.shape[1])
+            span = self._in_python if bit == NOT_CONVERGED else self._compiled
+            self._pass(span, plan, part, again, threads, rare)
+            for whole, piece in zip(out, again, strict=True):
+                whole[rows] = piece
+        return len(rows) > 0

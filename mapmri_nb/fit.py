@@ -31,12 +31,8 @@ log = logging.getLogger(__name__)
 
 def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
-    rows: dict[str, NDArray[Any]] = {
-        "coef": out.coef,
-        "mu": out.mu,
-        "mu_tensor": out.mu_tensor,
-        "R": out.R,
-    }
+    rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu}
+    rows |= {"mu_tensor": out.mu_tensor, "R": out.R}
     for k, name in enumerate(blocks.SCALARS):
         if name not in ("yy", "valid"):
             rows[name] = np.ascontiguousarray(out.scalars[:, k])
@@ -53,7 +49,8 @@ def _accessor(name: str, doc: str) -> Callable[[MapmriFit], Array]:
     def accessor(self: MapmriFit) -> Array:
         return self.index(name)
 
-    accessor.__name__, accessor.__qualname__, accessor.__doc__ = name, f"MapmriFit.{name}", doc
+    accessor.__name__, accessor.__qualname__ = name, f"MapmriFit.{name}"
+    accessor.__doc__ = doc
     return accessor
 
 
@@ -105,7 +102,8 @@ class MapmriFit:
         gtab: GradientTable,
         affine: Array | None = None,
     ) -> None:
-        self._rows, self.mask, self.options, self.gtab = rows, mask, options, gtab
+        self._rows, self.mask = rows, mask
+        self.options, self.gtab = options, gtab
         self.affine = affine
         for name in ATTRIBUTES:
             setattr(self, name, rows[name])
@@ -127,9 +125,8 @@ class MapmriFit:
         """The fit of the voxels of a mask, a bool volume of this fit's shape."""
         keep = np.asarray(mask)
         if keep.dtype != bool or keep.shape != self.mask.shape:
-            raise ValueError(
-                f"mask must be a bool volume of shape {self.mask.shape}, not {keep.dtype} of {keep.shape}"
-            )
+            text = f"mask must be a bool volume of shape {self.mask.shape}"
+            raise ValueError(f"{text}, not {keep.dtype} of {keep.shape}")
         rows = {name: row[keep[self.mask]] for name, row in self._rows.items()}
         return MapmriFit(rows, self.mask & keep, self.options, self.gtab, self.affine)
 
@@ -155,7 +152,8 @@ class MapmriFit:
             block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
             self._hermite = np.array(out[:, : len(self.coef)].T, order="C")
             tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
-            frames.turn(self._hermite, self.R, tables, index, root, False)
+            back = np.ascontiguousarray(np.swapaxes(self.R, 1, 2))
+            frames.turn(self._hermite, back, tables, index, root)
         return self._hermite
 
     def index_rows(self, name: str) -> Array:
@@ -168,17 +166,14 @@ class MapmriFit:
         if name in ON_REQUEST:
             return self._on_request(name)
         if self.isotropic and name in ANISOTROPIC_ONLY:
-            raise ValueError(
-                f"{name} has no meaning for the isotropic basis: fit with basis='anisotropic'"
-            )
-        if (
-            name == "ng" and self.isotropic
-        ):  # to the tensor's Gaussian, which is not the basis' own first function
+            text = f"{name} has no meaning for the isotropic basis"
+            raise ValueError(f"{text}: fit with basis='anisotropic'")
+        # to the tensor's Gaussian, which is not the basis' own first function
+        if name == "ng" and self.isotropic:
             return _sine(self._radial_cosine(self.mu_tensor, 0))
         if name in ("pa", "pa_dti"):
-            return propagator.propagator_anisotropy(
-                self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine()
-            )
+            cosine = self._po_cosine(RADIAL) if name == "pa" else self._dti_cosine()
+            return propagator.propagator_anisotropy(cosine)
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
@@ -214,10 +209,8 @@ class MapmriFit:
         fa: Array = np.sqrt(1.5 * spread / (D**2).sum(1))
         if name == "fa":
             return fa
-        first: Array = (
-            self.R[:, :, 0] * (fa if name == "color_fa" else np.where(fa >= 0, 1, fa))[:, None]
-        )
-        return first
+        length = fa if name == "color_fa" else np.where(fa >= 0, 1, fa)
+        return np.asarray(self.R[:, :, 0] * length[:, None])
 
     def index(self, name: str) -> Array:
         """
@@ -235,30 +228,16 @@ class MapmriFit:
     rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
     gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
     v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
-    color_fa = _accessor(
-        "color_fa",
-        "FA times the absolute value of v1, (..., 3), red, green and blue for x, y and z.",
-    )
+    color_fa = _accessor("color_fa", "FA times |v1|, (..., 3): red, green, blue for x, y, z.")
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
-    rtap = _accessor(
-        "rtap", "Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40]."
-    )
-    rtpp = _accessor(
-        "rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42]."
-    )
+    rtap = _accessor("rtap", "Return-to-axis probability along e1, 1/mm^2 [Ozarslan 2013, Eq. 40].")
+    rtpp = _accessor("rtpp", "Return-to-plane probability across e1, 1/mm [Ozarslan 2013, Eq. 42].")
     msd = _accessor("msd", "Mean squared displacement, mm^2 [Fick 2016, Eq. D1].")
-    qiv = _accessor(
-        "qiv",
-        "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum.",
-    )
+    qiv = _accessor("qiv", "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22].")
     lapnorm = _accessor("lapnorm", "Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10].")
-    ng_par = _accessor(
-        "ng_par", "Non-Gaussianity of the section along e1, 0 to 1; anisotropic basis only."
-    )
-    ng_perp = _accessor(
-        "ng_perp", "Non-Gaussianity of the section normal to e1, 0 to 1; anisotropic basis only."
-    )
+    ng_par = _accessor("ng_par", "Non-Gaussianity along e1, 0 to 1; anisotropic basis only.")
+    ng_perp = _accessor("ng_perp", "Non-Gaussianity normal to e1, 0 to 1; anisotropic basis only.")
     pa_dti = _accessor("pa_dti", "Propagator anisotropy of the scale tensor alone, 0 to 1.")
 
     def rmse(self) -> Array:
@@ -281,21 +260,11 @@ class MapmriFit:
         return self.index("ng")
 
     def _radial_cosine(self, target: Array, K: int) -> Array:
-        """
-        cos^2 (V,) of the angle between P and the first K + 1 radial functions at the scales
-        `target` (V, 3).
-        """
+        """cos^2 (V,) of the angle from P to K + 1 radial functions at scales `target` (V, 3)."""
         out = np.empty(len(self.coef))
         coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
-        call = partial(
-            propagator.radial_cosine_rows,
-            coef,
-            mu,
-            target,
-            propagator.even_table(self.order),
-            K,
-            out,
-        )
+        args = (coef, mu, target, propagator.even_table(self.order), K, out)
+        call = partial(propagator.radial_cosine_rows, *args)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
         return out
 
@@ -317,30 +286,19 @@ class MapmriFit:
         return propagator.gaussian_cosine(self.mu_tensor, self._isotropic_scale)
 
     def theta_po(self, K: int = RADIAL) -> Array:
-        """
-        Angle, in radians, between P and its isotropic counterpart, the L2 projection on K + 1
-        radial functions.
-        """
+        """Angle (radians) from P to its L2 projection on K + 1 radial functions."""
         return self.volume(np.arcsin(_sine(self._po_cosine(K))))
 
     def theta_dti(self) -> Array:
-        """
-        The same angle of the tensor's Gaussian, in radians; theta_po - theta_dti is the excess over
-        the tensor.
-        """
+        """The same of the tensor's Gaussian; theta_po - theta_dti is the excess over the tensor."""
         return self.volume(np.arcsin(_sine(self._dti_cosine())))
 
     def pa(self, K: int = RADIAL) -> Array:
-        """
-        Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56]; K + 1 radial functions make the
-        counterpart.
-        """
+        """Propagator anisotropy, 0 to 1 [Ozarslan 2013, Eq. 51-56], by K + 1 radial functions."""
         return self.volume(propagator.propagator_anisotropy(self._po_cosine(K)))
 
     def negative(self) -> tuple[Array, Array]:
-        """
-        Smallest value of P over its largest, and negative mass int max(-P, 0) dr, on a dense grid.
-        """
+        """Least P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
         coef, out = np.ascontiguousarray(self.hermite_coef()), np.empty((len(self.coef), 2))
         call = partial(propagator.negative_rows, coef, propagator.dense_grid(self.order), out)
         spread(call, len(out), blocks.VOXELS, n_threads(None))
@@ -388,10 +346,7 @@ class MapmriFit:
         sh_basis: str = "tournier07",
         frame: str | None = None,
     ) -> Array:
-        """
-        The ODF in spherical harmonics ``(*mask.shape, n_sh)``, in a frame as of `odf`; see
-        `directions.odf_sh`.
-        """
+        """The ODF in harmonics ``(*mask.shape, n_sh)``; see `odf` and `directions.odf_sh`."""
         from .use import directions
 
         rows = directions.odf_sh(self.odf_field(s), sh_order, sh_basis)
@@ -402,8 +357,8 @@ class MapmriFit:
 
     def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
         """
-        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of `odf`,
-        and values; see `directions.peaks`.
+        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of
+        `odf`, and values; see `directions.peaks`.
         """
         from .use import directions
 
@@ -413,15 +368,11 @@ class MapmriFit:
         return self.volume(vectors), self.volume(values)
 
     def pdf(self, points: ArrayLike, frame: str | None = None) -> Array:
-        """
-        The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`.
-        """
+        """The propagator P(r) in 1/mm^3 at displacements (K, 3) in mm, in a frame as of `odf`."""
         from .use.directions import check_points
 
-        r, tables = (
-            check_points("points", points),
-            propagator.point_tables(self.order, propagator.PROPAGATOR),
-        )
+        r = check_points("points", points)
+        tables = propagator.point_tables(self.order, propagator.PROPAGATOR)
         checks.displacements(r)
         if frame is not None:
             r = turned(r, self.affine, frame, self.gtab.frame)
@@ -436,8 +387,8 @@ class MapmriFit:
         gtab : the table (its own deltas are used); default: the fitted one. One in another frame is
             turned by the fit's `affine`. A fit with `grad_dev` applies it to either.
         S0 : volume, row or number to use instead of the fitted S0; 1 gives E.
-        noisy : the expected magnitudes of these signals at the fit's sigma, which measured magnitudes
-            compare with; only for fits with `noise`.
+        noisy : the expected magnitudes of these signals at the fit's sigma, which measured
+            magnitudes compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
         if 0 < table.bvals.max() < checks.LEAST_B:
@@ -453,9 +404,8 @@ class MapmriFit:
         if scale.ndim and scale.shape == self.mask.shape:
             scale = scale[self.mask]
         if scale.shape not in ((), self.S0.shape):
-            raise ValueError(
-                f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}, not {scale.shape}"
-            )
+            text = f"S0 must be a number, a volume {self.mask.shape} or a row {self.S0.shape}"
+            raise ValueError(f"{text}, not {scale.shape}")
         out = np.ascontiguousarray(out * scale[..., None])
         if noisy:
             if "sigma" not in self._rows:

@@ -1,7 +1,4 @@
-"""
-Gradient tables: b, directions and pulse timing, from arrays, FSL, MRtrix and BIDS files, checked
-once.
-"""
+"""Gradient tables: b, directions, pulse timing, from arrays and files, checked once."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from . import readers
 
 Array = NDArray[np.float64]
 File = readers.File
+Sidecars = File | Iterable[File] | None
 
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
@@ -31,7 +29,8 @@ class GradientTable:
     Parameters
     ----------
     bvals : (n,) b-values in s/mm2.
-    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs none.
+    bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs
+        none.
     big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never
         guessed.
     tau : diffusion time in seconds, scalar or (n,), instead of the two deltas.
@@ -57,66 +56,60 @@ class GradientTable:
 
     Examples
     --------
-    >>> table = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]], big_delta=0.0431, small_delta=0.0106)
+    >>> table = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]], 0.0431, 0.0106)
     >>> print(len(table), round(table.qvals[1], 3))
     2 25.302
     """
 
     def __init__(
-        self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None, small_delta: ArrayLike | None = None,
-        tau: ArrayLike | None = None, b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
+        self, bvals: ArrayLike, bvecs: ArrayLike, big_delta: ArrayLike | None = None,
+        small_delta: ArrayLike | None = None, tau: ArrayLike | None = None,
+        b0_threshold: float = 50, frame: str = "image", bvec_scaling: str = "refuse",
     ) -> None:  # fmt: skip
         self.frame, self.b0_threshold = _frame(frame), float(_floats("b0_threshold", b0_threshold))
         if self.b0_threshold < 0:
             raise ValueError(f"b0_threshold must be a number >= 0, not {b0_threshold!r}")
         self.bvals = np.atleast_1d(_floats("bvals", bvals)).copy()
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
-            raise ValueError(
-                f"bvals must be a list of b-values, not an array of shape {self.bvals.shape}"
-            )
+            text = f"not an array of shape {self.bvals.shape}"
+            raise ValueError(f"bvals must be a list of b-values, {text}")
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
         text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
         _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
-        self.bvals, self.bvecs = readers.directions(
-            self.bvals, bvecs, self.b0_threshold, bvec_scaling
-        )
+        b0 = self.b0_threshold
+        self.bvals, self.bvecs = readers.directions(self.bvals, bvecs, b0, bvec_scaling)
         self.b0s_mask = self.bvals <= self.b0_threshold
         self._timing = _timing(self.b0s_mask, big_delta=big_delta, small_delta=small_delta, tau=tau)
         self.big_delta, self.small_delta, given_tau = self._timing.values()
-        taus = (
-            given_tau if given_tau is not None else self.big_delta - np.divide(self.small_delta, 3)
-        )
+        taus = given_tau
+        if taus is None:
+            taus = self.big_delta - np.divide(self.small_delta, 3)
         self.taus = np.array(np.broadcast_to(taus, len(self)), np.float64)
         self.qvals = np.sqrt(self.bvals / self.taus) / (2 * np.pi)
         self.qvecs = self.qvals[:, None] * self.bvecs
 
     @property
     def tau(self) -> float:
-        """
-        The table's one diffusion time in seconds: the mean; a spread above 5 % is a ValueError.
-        """
+        """The one diffusion time in seconds, the mean; a spread above 5 % is a ValueError."""
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
-            text = f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs one (within"
-            raise ValueError(f"{text} {TAU_SPREAD:.0%}): take the table apart with table[select]")
+            text = (
+                f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs"
+            )
+            within = f"one (within {TAU_SPREAD:.0%})"
+            raise ValueError(f"{text} {within}: take the table apart with table[select]")
         return mean
 
     def __len__(self) -> int:
         return len(self.bvals)
 
     def __getitem__(self, select: Any) -> GradientTable:
-        """
-        Subset of the volumes by index, slice, list of indices or boolean mask, as a table of its
-        own.
-        """
+        """The table of some volumes: an index, a slice, a list of indices or a boolean mask."""
         rows = np.atleast_1d(np.arange(len(self))[select])
-        big, small, tau = (
-            value[rows] if np.ndim(value) else value for value in self._timing.values()
-        )
-        return GradientTable(
-            self.bvals[rows], self.bvecs[rows], big, small, tau, self.b0_threshold, self.frame
-        )
+        more = {name: v[rows] if np.ndim(v) else v for name, v in self._timing.items()}
+        more |= {"b0_threshold": self.b0_threshold, "frame": self.frame}
+        return GradientTable(self.bvals[rows], self.bvecs[rows], **more)
 
     def __eq__(self, other: object) -> bool:
         """True for a table with the same volumes, times, threshold and frame, bit for bit."""
@@ -129,13 +122,11 @@ class GradientTable:
 
     def __repr__(self) -> str:
         shells = ", ".join(f"{count} x {b:.0f}" for b, count in self.shells())
-        return f"GradientTable({len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}; tau {self.taus.mean():.5g} s)"
+        volumes = f"{len(self)} volumes: {self.b0s_mask.sum()} b0, {shells}"
+        return f"GradientTable({volumes}; tau {self.taus.mean():.5g} s)"
 
     def shells(self) -> list[tuple[float, int]]:
-        """
-        Clusters of the length of q above the b0 threshold, ascending: (mean b in s/mm2, number of volumes) of
-        each.
-        """
+        """Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, volumes)."""
         order = np.argsort(self.qvals, kind="stable")
         order = order[~self.b0s_mask[order]]
         q = self.qvals[order]
@@ -144,13 +135,7 @@ class GradientTable:
 
     @classmethod
     def from_fsl(
-        cls,
-        bval: File,
-        bvec: File,
-        *,
-        json: File | Iterable[File] | None = None,
-        volumes: Any = None,
-        **more: Any,
+        cls, bval: File, bvec: File, *, json: Sidecars = None, volumes: Any = None, **more: Any
     ) -> GradientTable:
         """
         Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
@@ -160,27 +145,16 @@ class GradientTable:
 
     @classmethod
     def from_mrtrix(
-        cls,
-        path: File,
-        *,
-        json: File | Iterable[File] | None = None,
-        volumes: Any = None,
-        **more: Any,
+        cls, path: File, *, json: Sidecars = None, volumes: Any = None, **more: Any
     ) -> GradientTable:
         """Table from MRtrix's .b text, rows x y z b with directions in scanner axes."""
         return cls._read(readers.mrtrix(path), json, volumes, more)
 
     @classmethod
     def from_bids(
-        cls,
-        path: File,
-        *,
-        bval: File | None = None,
-        bvec: File | None = None,
-        json: File | None = None,
-        volumes: Any = None,
-        **more: Any,
-    ) -> GradientTable:
+        cls, path: File, *, bval: File | None = None, bvec: File | None = None,
+        json: File | None = None, volumes: Any = None, **more: Any,
+    ) -> GradientTable:  # fmt: skip
         """
         Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
         inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
@@ -215,23 +189,18 @@ class GradientTable:
         if isinstance(table, GradientTable):
             return table
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
-            raise ValueError(
-                f"gtab must be a GradientTable or have bvals and bvecs, not a {type(table).__name__}"
-            )
-        big, small = (
-            getattr(table, name, None) if tau is None else None
-            for name in ("big_delta", "small_delta")
-        )
+            text = "gtab must be a GradientTable or have bvals and bvecs"
+            raise ValueError(f"{text}, not a {type(table).__name__}")
+        names = ("big_delta", "small_delta")
+        big, small = (getattr(table, n, None) if tau is None else None for n in names)
         threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
         return cls(table.bvals, table.bvecs, big, small, tau, threshold, frame)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; `from_dict` gives the same table bit for bit."""
         entries = {"bvals": self.bvals, "bvecs": self.bvecs, **self._timing}
-        plain = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in entries.items()
-        }
+        arrays = {k: v.tolist() for k, v in entries.items() if isinstance(v, np.ndarray)}
+        plain = entries | arrays
         return plain | {"b0_threshold": self.b0_threshold, "frame": self.frame}
 
     @classmethod
@@ -353,11 +322,15 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
         return given
     if missing:
         raise ValueError(
-            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no units"
+            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no "
+            "units"
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
-    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then it is"
+    text = (
+        f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then "
+    )
+    text += "it is"
     text += f" {1000 * small.min():.6g} s: give both in seconds"
     _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
     return given

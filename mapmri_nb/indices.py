@@ -1,16 +1,10 @@
-"""
-The one table of scalar maps: what each is called in code, in files and in pictures, and its unit as
-a power of length.
-"""
+"""The one table of scalar maps: names in code, files and pictures, and powers of length."""
 
 from typing import NamedTuple
 
 
 class Index(NamedTuple):
-    """
-    One scalar map: accessor of the fit, BIDS label, power of length (mm inside), and what a caption
-    says.
-    """
+    """One scalar map: accessor of the fit, BIDS label, power of length (mm inside), caption."""
 
     name: str
     label: str
@@ -62,9 +56,7 @@ ANISOTROPIC_ONLY = ("ng_par", "ng_perp")
 
 
 def unit_factor(power: int, units: str) -> float:
-    """
-    Factor from the inner millimetres to `units` ("mm" or "um") for a quantity of length^power.
-    """
+    """Factor from millimetres to `units` ("mm" or "um") for a quantity of length^power."""
     if units not in ("mm", "um"):
         raise ValueError(f"units must be 'mm' or 'um', not {units!r}")
     return 1.0 if units == "mm" else 1000.0**power

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks, scales
+from . import checks, options, scales
 from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
+from .kernels._jit import spread
 from .kernels.linalg import SparseMap, sparse_map
-from .kernels.noise import DENOISED, MOST_COILS, RICIAN, mean_table
+from .kernels.noise import DENOISED, RICIAN, curves
 from .kernels.origin import Rules
 from .kernels.status import DROPPED
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
-MAX_CONDITION = (
-    5e3  # of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
-)
+# of the unregularised design at a typical white-matter tensor; beyond it a fit is noise
+MAX_CONDITION = 5e3
 FLOOR_SHARE = 0.1  # of the mean diffusivity: the least eigenvalue
 SAME_B = 20.0  # s/mm2, above the smallest b: b0 volumes of one kind
 TYPICAL_TENSOR = (1.7e-3, 0.3e-3, 0.3e-3)  # mm2/s
@@ -44,29 +44,30 @@ class MapmriModel:
     radial_order : even, 0 to 10.
     basis : "anisotropic" (indices, signal) or "isotropic" (tractography).
     laplacian : None (or 0), a weight in 1/mm, "gcv", or a sequence of weights of which the best by
-        GCV is taken.
+        GCV is taken. With laplacian_of="deviation" "gcv" takes no weight that expects the deviation
+        rougher than the Gaussian itself (`kernels.gcv.bound_below`).
     positivity : None, "grid" (P >= 0 at points; CMAP, CMAPL) or "global" (sums of squares; MAP+,
         MAPL+).
     solver : "auto" (compiled, failures go to OSQP) or "osqp".
-    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100, or
-        the first shell beyond up to which the table determines a tensor (`scale_threshold`); sample
-        weights of 0 do not change it.
-    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the voxel's
-        own mean diffusivity.
+    bval_threshold : s/mm^2, volumes up to it make the scale tensor; None for all; "auto" for 2100,
+        or the first shell beyond up to which the table determines a tensor (`scale_threshold`);
+        sample weights of 0 do not change it.
+    eigenvalue_threshold : mm^2/s, floor of the tensor's eigenvalues; None for a tenth of the
+        voxel's own mean diffusivity.
     static_diffusivity : mm^2/s, gives the isotropic basis one scale u0 = sqrt(2 d tau) for all
         voxels.
     laplacian_of : "deviation" (from the Gaussian S0_b e_0 of the basis, S0_b the mean of the b0
         volumes: Gaussians come out exact at any weight) or "signal" [Fick 2016].
     S0 : "fit" (E(0) is fitted, S0_b is one more sample at q = 0 with the weight of all b0 volumes),
         "free" (E(0) is fitted) or "b0" (E(0) = S0_b exactly).
-    scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that in
-        the voxels in which positivity and the tensor's scale contradict the data
+    scale : of the basis. "tensor" is the scale tensor's; "data" reduces it to 0.9, .. 0.6 of that
+        in the voxels in which positivity and the tensor's scale contradict the data
         (`kernels.rescale`); without positivity, or with S0="b0" or static_diffusivity, both are the
         same.
-    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood, penalised
-        and constrained as asked, by expectation and maximisation; "denoised" for magnitudes whose
-        scatter, but not whose floor, was removed: their expected value is inverted [Koay & Basser
-        2006], sigma must be given.
+    noise : None; "rician" for raw magnitudes: each fit is the maximum of their likelihood,
+        penalised and constrained as asked, by expectation and maximisation; "denoised" for
+        magnitudes whose scatter, but not whose floor, was removed: their expected value is inverted
+        [Koay & Basser 2006], sigma must be given.
     coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
     preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
         positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
@@ -76,8 +77,8 @@ class MapmriModel:
     Examples
     --------
     >>> import mapmri_nb as mapmri
-    >>> gtab = mapmri.GradientTable([0, 1000, 1000, 1000, 2000, 2000, 2000],
-    ...     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], 0.04, 0.01)
+    >>> bvecs = [[0, 0, 0], *[[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2]
+    >>> gtab = mapmri.GradientTable([0, *[1000] * 3, *[2000] * 3], bvecs, 0.04, 0.01)
     >>> mapmri.MapmriModel(gtab, radial_order=2).n_coef
     7
     """
@@ -94,89 +95,40 @@ class MapmriModel:
         bval_threshold: float | str | None = "auto",
         eigenvalue_threshold: float | None = None,
         static_diffusivity: float | None = None,
-        zero_is_missing: bool = True,
         laplacian_of: str = "deviation",
         S0: str = "fit",
         scale: str = "data",
         noise: str | None = None,
         coils: int = 1,
+        zero_is_missing: bool = True,
         preset: str | None = None,
     ) -> None:
-        if preset is not None:
-            _choice("preset", preset, ("paper",))
-            given = {
-                "bval_threshold": bval_threshold, "eigenvalue_threshold": eigenvalue_threshold,
-                "laplacian_of": laplacian_of, "S0": S0, "scale": scale, "noise": noise,
-            }  # fmt: skip
-            bval_threshold, eigenvalue_threshold, laplacian_of, S0, scale, noise = _paper(
-                given, positivity
-            )
+        given = {k: v for k, v in locals().items() if k not in ("self", "gtab")}
         self.gtab = GradientTable.of(gtab)
-        self.order = _order(radial_order)
-        self.basis = _choice("basis", basis, ("anisotropic", "isotropic"))
-        self.positivity = (
-            None if positivity is None else _choice("positivity", positivity, ("grid", "global"))
-        )
-        self.solver = _choice("solver", solver, ("auto", "osqp"))
-        self.laplacian_weights = _laplacian_weights(laplacian)
-        self.noise = None if noise is None else _choice("noise", noise, ("rician", "denoised"))
-        _choice("laplacian_of", laplacian_of, ("signal", "deviation"))
-        _choice("S0", S0, ("fit", "free", "b0"))
-        _choice("scale", scale, ("data", "tensor"))
-        if not (_is_whole(coils) and 1 <= coils <= MOST_COILS):
-            raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
-        if coils != 1 and noise is None:
-            raise ValueError(f"coils = {coils} is for noise='rician' or 'denoised' alone")
-        if eigenvalue_threshold is not None:
-            _diffusivity("eigenvalue_threshold", eigenvalue_threshold)
-        if static_diffusivity is not None:
-            _diffusivity("static_diffusivity", static_diffusivity)
-            if self.basis != "isotropic":
-                raise ValueError(
-                    f"static_diffusivity = {static_diffusivity} is for basis='isotropic' alone"
-                )
-        if isinstance(bval_threshold, str):
-            _choice("bval_threshold", bval_threshold, ("auto",))
-        elif bval_threshold is not None:
-            _positive("bval_threshold", bval_threshold, "in s/mm2, 'auto' or None")
-        threshold: float | None = scales.scale_threshold(self.gtab)
-        if not isinstance(bval_threshold, str):
-            threshold = bval_threshold
-        self.options: dict[str, Any] = {
-            "radial_order": self.order,
-            "basis": self.basis,
-            "laplacian": laplacian
-            if laplacian is None or isinstance(laplacian, str)
-            else _plain(laplacian),
-            "positivity": self.positivity,
-            "solver": self.solver,
-            "bval_threshold": threshold,
-            "eigenvalue_threshold": eigenvalue_threshold,
-            "static_diffusivity": static_diffusivity,
-            "laplacian_of": laplacian_of,
-            "S0": S0,
-            "scale": scale,
-            "noise": self.noise,
-            "coils": int(coils),
-            "zero_is_missing": bool(zero_is_missing),
-        }
+        self.options = options.checked(given, self.gtab)
+        self.order: int = self.options["radial_order"]
+        self.basis: str = self.options["basis"]
+        self.positivity: str | None = self.options["positivity"]
+        self.solver: str = self.options["solver"]
+        self.noise: str | None = self.options["noise"]
+        self.zero_is_missing: bool = self.options["zero_is_missing"]
+        self.laplacian_weights = options.laplacian_weights(self.options["laplacian"])
+        self._no_laplacian = bool(self.laplacian_weights.tolist() == [0.0])
+        self.n_coef = ordering.n_coef(self.order)
         self.at_origin = self.gtab.b0s_mask.copy()  # volumes whose mean is S0_b
         if S0 == "fit":  # a shell of weak gradients says little about q = 0
             self.at_origin &= self.gtab.bvals <= self.gtab.bvals.min() + SAME_B
-        self.zero_is_missing, self.n_coef = bool(zero_is_missing), ordering.n_coef(self.order)
-        use = self._tensor_volumes(threshold)
-        without = self.laplacian_weights.size == 1 and self.laplacian_weights[0] == 0.0
-        needed = self.n_coef if without else 7
-        if not self.unregularised:
-            self._warn_of_shells()
+        use = self._tensor_volumes(self.options["bval_threshold"])
+        needed = self.n_coef if self._no_laplacian else 7
         if self.unregularised:
             self._check_identifiable()
-        elif len(self.gtab) < needed:
-            raise ValueError(
-                f"radial_order: {self.order} has {needed} coefficients, the table {len(self.gtab)} volumes: "
-                "without a Laplacian they are not determined; pass laplacian=0.2 or a smaller order"
-            )
-        self.engine = Engine(self._plan(use, static_diffusivity, needed), self._solver())
+        else:
+            self._warn_of_shells()
+            if (n := len(self.gtab)) < needed:
+                text = f"{self.order} has {needed} coefficients, the table {n} volumes"
+                advice = "pass laplacian=0.2 or a smaller order"
+                raise ValueError(f"radial_order: {text}: they are not determined; {advice}")
+        self.engine = Engine(self._plan(use, needed), self._solver())
 
     @property
     def plan(self) -> blocks.Plan:
@@ -186,62 +138,46 @@ class MapmriModel:
     @property
     def weights(self) -> NDArray[np.float64]:
         """The old name of `laplacian_weights`."""
-        warnings.warn(
-            "MapmriModel.weights is now laplacian_weights", DeprecationWarning, stacklevel=2
-        )
+        text = "MapmriModel.weights is now laplacian_weights"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
         return self.laplacian_weights
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
-        return f"MapmriModel({self.gtab!r}, {options})"
+        told = ", ".join(f"{n}={v!r}" for n, v in self.options.items() if v is not None)
+        return f"MapmriModel({self.gtab!r}, {told})"
 
     @property
     def unregularised(self) -> bool:
         """True for plain MAP: neither a Laplacian nor positivity."""
-        return (
-            self.laplacian_weights.size == 1
-            and self.laplacian_weights[0] == 0.0
-            and self.positivity is None
-        )
+        return self._no_laplacian and self.positivity is None
 
     def _tensor_volumes(self, bval_threshold: float | None) -> NDArray[np.bool_]:
         b, b0 = self.gtab.bvals, self.gtab.b0s_mask
+        limit = self.gtab.b0_threshold
         if not b0.any():
-            raise ValueError(
-                f"gtab: fitting needs at least one b0 volume (b <= b0_threshold = {self.gtab.b0_threshold}); "
-                f"the smallest b is {b.min():g} s/mm2"
-            )
-        if b.max() <= max(self.gtab.b0_threshold, checks.LEAST_B):
-            raise ValueError(
-                f"gtab has no weighted volume: its largest b is {b.max():g} s/mm2 (b0_threshold is "
-                f"{self.gtab.b0_threshold:g}). In ms/um2 that is {1000 * b.max():g} s/mm2: give b in s/mm2"
-            )
+            text = f"at least one b0 volume (b <= b0_threshold = {limit})"
+            raise ValueError(f"gtab: fitting needs {text}; the smallest b is {b.min():g} s/mm2")
+        if b.max() <= max(limit, checks.LEAST_B):
+            text = f"its largest b is {b.max():g} s/mm2 (b0_threshold is {limit:g}). In ms/um2 that"
+            text = f"{text} is {1000 * b.max():g} s/mm2: give b in s/mm2"
+            raise ValueError(f"gtab has no weighted volume: {text}")
         use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
-        design = np.column_stack(
-            [
-                tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0),
-                np.ones(use.sum()),
-            ]
-        )
+        design = tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0)
+        design = np.column_stack([design, np.ones(use.sum())])
         if np.linalg.matrix_rank(design) < 7:
-            raise ValueError(
-                f"bval_threshold: the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor; "
-                "pass bval_threshold=None or a larger one"
-            )
+            text = f"the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor"
+            raise ValueError(f"bval_threshold: {text}; pass bval_threshold=None or a larger one")
         log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
         if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
             log.warning(
-                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% at an SNR of 20; "
-                "a larger bval_threshold (or None) takes more volumes",
+                "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% "
+                "at an SNR of 20; a larger bval_threshold (or None) takes more volumes",
                 use.sum(), bval_threshold, 5 * spread,
             )  # fmt: skip
         return use
 
     def condition(self, order: int) -> float:
-        """
-        Condition number of the unregularised design of an order, at D = (1.7, 0.3, 0.3)e-3 mm2/s
-        along x.
-        """
+        """Condition number of the plain design of an order, D = (1.7, .3, .3)e-3 mm2/s along x."""
         index = ordering.index_table(order)
         rows = np.empty((len(self.gtab), len(index)))
         mu = np.sqrt(2.0 * self.gtab.tau * np.array(TYPICAL_TENSOR))
@@ -251,29 +187,26 @@ class MapmriModel:
     def _check_identifiable(self) -> None:
         if not (found := self.condition(self.order)) > MAX_CONDITION:
             return
-        safe = max(
-            (n for n in range(0, self.order, 2) if self.condition(n) <= MAX_CONDITION), default=0
-        )
+        lower = range(0, self.order, 2)
+        safe = max((n for n in lower if self.condition(n) <= MAX_CONDITION), default=0)
         shells = ", ".join(f"{count} at b = {b:.0f}" for b, count in self.gtab.shells())
         raise ValueError(
-            f"radial_order: {self.order} is not determined by these measurements without a Laplacian or positivity "
-            f"(condition number {found:.2g} > {MAX_CONDITION:g}; shells: {shells}). The largest safe order is {safe}; "
-            "or pass laplacian=0.2 or positivity='global'"
+            f"radial_order: {self.order} is not determined by these measurements without a "
+            f"Laplacian or positivity (condition number {found:.2g} > {MAX_CONDITION:g}; shells: "
+            f"{shells}). The largest safe order is {safe}; or pass laplacian=0.2 or "
+            "positivity='global'"
         )
 
     def _warn_of_shells(self) -> None:
         """Beyond an order of twice the number of shells, a Laplacian or positivity decides."""
         shells = self.gtab.shells()
         if self.order > 2 * len(shells):
+            values, plural = ", ".join(f"{b:.0f}" for b, _ in shells), "s" * (len(shells) > 1)
             log.warning(
-                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at most, what is above "
-                "it follows from the regularisation alone",
-                self.order,
-                len(shells),
-                "s" * (len(shells) > 1),
-                ", ".join(f"{b:.0f}" for b, _ in shells),
-                2 * len(shells),
-            )
+                "radial_order: %d on %d shell%s (b = %s): the measurements determine order %d at "
+                "most, what is above it follows from the regularisation alone",
+                self.order, len(shells), plural, values, 2 * len(shells),
+            )  # fmt: skip
 
     def _solver(self) -> Solver:
         """What turns normal equations into coefficients."""
@@ -287,10 +220,9 @@ class MapmriModel:
             return GlobalSolver(self.order, self.solver, self.options["S0"] == "b0")
         return Solver()
 
-    def _plan(
-        self, use: NDArray[np.bool_], static_diffusivity: float | None, needed: int
-    ) -> blocks.Plan:
-        gtab, isotropic, o = self.gtab, self.basis == "isotropic", self.options
+    def _plan(self, use: NDArray[np.bool_], needed: int) -> blocks.Plan:
+        gtab, o = self.gtab, self.options
+        isotropic, static = self.basis == "isotropic", o["static_diffusivity"]
         floor, share = o["eigenvalue_threshold"], 0.0
         if floor is None:  # where nothing diffuses: 5 % of what the largest b sees
             floor, share = 0.05 * scales.ATTENUATION / float(gtab.bvals[use].max()), FLOOR_SHARE
@@ -300,15 +232,15 @@ class MapmriModel:
             o["laplacian_of"] == "deviation",
             {None: 0, "rician": RICIAN, "denoised": DENOISED}[self.noise],
             o["coils"],
-            mean_table(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
+            curves(o["coils"]) if self.noise == "rician" else np.zeros((2, 0)),
             self.positivity is not None
-            and (o["scale"], static_diffusivity) == ("data", None)
+            and (o["scale"], static) == ("data", None)
             and o["S0"] != "b0",  # a wrong S0_b would pass for a wrong scale
         )
-        rounding = (
-            moments.LARGEST_ROUNDING_ALONE if self.unregularised else moments.LARGEST_ROUNDING
-        )
-        u0 = 0.0 if static_diffusivity is None else math.sqrt(2.0 * static_diffusivity * gtab.tau)
+        rounding = moments.LARGEST_ROUNDING
+        if self.unregularised:
+            rounding = moments.LARGEST_ROUNDING_ALONE
+        u0 = 0.0 if static is None else math.sqrt(2.0 * static * gtab.tau)
         return blocks.Plan(
             self.order,
             isotropic,
@@ -359,8 +291,8 @@ class MapmriModel:
         grad_dev : gradient non-linearity F, q' = (I + F) q: (..., 3, 3), or the HCP image (..., 9),
             column by column. Images of these and of the mask are compared with the data's by
             affine and turned to its axes (`grad_dev`: an error).
-        sigma : of the noise in each of the two channels of each coil, in the data's units: a number, a
-            volume, or None for the fit's own estimate (noise="rician" alone).
+        sigma : of the noise in each of the two channels of each coil, in the data's units: a
+            number, a volume, or None for the fit's own estimate (noise="rician" alone).
         threads : default Numba's current number; 1 inside a worker, a pool thread or a forked
             child.
         progress : show a bar. quiet : no warnings about samples and scales.
@@ -370,13 +302,15 @@ class MapmriModel:
         TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
         values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if threads is not None and not (_is_whole(threads) and threads >= 1):
-            raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+        count = options.thread_count(threads)
         taken = data
         if not isinstance(data, checks.Taken):
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
         inside, field = taken.inside, taken.field
         mu, R = checks.given_scale(scale, inside)
+        shared = self.plan.static_scale > 0.0
+        if scale is not None:
+            shared |= np.shape(scale[0]) == (3,) and np.shape(scale[1]) == (3, 3)
         noise = checks.sigma_rows(sigma, self.noise, inside)
         rows = blocks.new_rows(int(inside.sum()), self.n_coef)
         odd: list[Any] = [0, 0, 0]
@@ -385,16 +319,15 @@ class MapmriModel:
             samples = blocks.Data(y, w, m, r, f, s)
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
-                self.engine.fit(samples, threads, out=blocks.cut(rows, first, stop))
+                part = blocks.cut(rows, first, stop)
+                self.engine.fit(samples, count, out=part, shared=shared)
             else:
-                part = self.engine.fit(samples, threads)
+                part = self.engine.fit(samples, count, shared=shared)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
-                some = rows.status[where] & DROPPED != 0  # no other voxel has an odd sample
-                zeros, negative, voxels = checks.count_odd(y[some])
-                found = zeros, negative, voxels + int((~some).sum())
-                odd = [a + b for a, b in zip(odd, found, strict=True)]
+                for found in _odd_samples(y, rows.status[where], count):
+                    odd = [a + b for a, b in zip(odd, found, strict=True)]
         if not quiet:
             self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
@@ -412,20 +345,6 @@ class MapmriModel:
         checks.negative(negative, voxels, self.gtab)
 
 
-def _paper(given: dict[str, Any], positivity: Any) -> tuple[Any, ...]:
-    """The options of the published method; an error where the caller asked for others."""
-    default = {"bval_threshold": "auto", "eigenvalue_threshold": None, "laplacian_of": "deviation",
-               "S0": "fit", "scale": "data", "noise": None}  # fmt: skip
-    paper = {"bval_threshold": 2100, "eigenvalue_threshold": 1e-4, "laplacian_of": "signal",
-             "S0": "free" if positivity is None else "b0", "scale": "tensor", "noise": None}  # fmt: skip
-    for name, value in given.items():
-        if value not in (default[name], paper[name]):
-            raise ValueError(
-                f"preset='paper' sets {name} = {paper[name]!r}; leave out {name} = {value!r}"
-            )
-    return tuple(paper.values())
-
-
 def _public_map(order: int, isotropic: bool) -> SparseMap:
     """From the block kernels' order to the coefficients the user sees."""
     n, place = ordering.n_coef(order), ordering.class_permutation(order)
@@ -437,82 +356,25 @@ def _public_map(order: int, isotropic: bool) -> SparseMap:
     return sparse_map(i, j, matrix[i, j], n)
 
 
-def _order(order: Any) -> int:
-    if not (_is_whole(order) and order % 2 == 0 and 0 <= order <= ordering.MAX_ORDER):
-        raise ValueError(
-            f"radial_order must be an even number from 0 to {ordering.MAX_ORDER}, not {order!r}"
-        )
-    return int(order)
-
-
-def _is_whole(value: Any) -> bool:
-    return (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and float(value).is_integer()
-    )
-
-
-def _positive(name: str, value: Any, unit: str) -> None:
-    if not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) > 0):
-        raise ValueError(f"{name} must be a positive number, {unit}, not {value!r}")
-
-
-def _diffusivity(name: str, value: Any) -> None:
-    _positive(name, value, "in mm2/s")
-    low, high = checks.DIFFUSIVITIES
-    factor, unit = (1e-3, "um2/ms") if value > high else (1e6, "m2/s")
-    hint = f"Was it in {unit}? Then it is {value * factor:g} mm2/s: give that"
-    checks.in_sense(name, value, low, high, "mm2/s", hint)
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-    return str(value)
-
-
-def _plain(laplacian: Any) -> float | list[float]:
-    array = np.asarray(laplacian, float)
-    return float(array) if array.ndim == 0 else array.tolist()
-
-
-def _laplacian_weights(laplacian: Any) -> Array:
-    """Laplacian weights for the kernels: none of them asks for GCV."""
-    if laplacian is None:
-        return np.zeros(1)
-    if isinstance(laplacian, str):
-        if laplacian.lower() != "gcv":
-            raise ValueError(
-                f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
-            )
-        return np.zeros(0)
-    try:
-        weights = np.atleast_1d(np.array(laplacian, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"laplacian must be None, a weight, 'gcv' or a sequence, not {laplacian!r}"
-        ) from None
-    if isinstance(laplacian, bool) or weights.ndim != 1 or weights.size == 0:
-        raise ValueError(
-            f"laplacian must be None, a weight, 'gcv' or a sequence of weights, not {laplacian!r}"
-        )
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
-    largest = float(weights.max())
-    hint = f"Was it in 1/m? Then it is {largest / 1000:g} 1/mm: give that"
-    checks.in_sense("laplacian", largest, 0.0, checks.MOST_WEIGHT, "1/mm", hint)
-    return weights
-
-
 def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
-    """
-    Samples of a mask, piece by piece: row numbers (V,), samples (V, n) and weights (V or 1, n).
-    """
+    """Samples of a mask, piece by piece: row numbers (V,), samples and weights (V or 1, n)."""
     arrays = [taken.data, taken.weights] if taken.per_sample else [taken.data]
     for rows, pieces in _slabs(arrays, taken.inside):
         w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
         yield rows, pieces[0], w
+
+
+def _odd_samples(y: Array, status: NDArray[np.int64], threads: int) -> list[Any]:
+    """`checks.count_odd` of pieces of a fit's samples; only voxels marked DROPPED have odd ones."""
+    found: list[Any] = []
+
+    def count(start: int, stop: int) -> None:
+        some = status[start:stop] & DROPPED != 0
+        zeros, negative, voxels = checks.count_odd(y[start:stop][some])
+        found.append((zeros, negative, voxels + int((~some).sum())))
+
+    spread(count, len(y), blocks.VOXELS, threads)
+    return found
 
 
 def _slabs(
@@ -527,10 +389,10 @@ def _slabs(
     number = np.full(inside.shape, -1, np.int64)
     number[inside] = np.arange(int(inside.sum()))
     axis, data = 0, arrays[0]
-    slowest_last = not isinstance(data, np.ndarray) or (
-        data.flags.f_contiguous and not data.flags.c_contiguous
-    )
-    if inside.ndim > 1 and slowest_last:
+    first_slowest = isinstance(data, np.ndarray)
+    if first_slowest:
+        first_slowest = data.flags.c_contiguous or not data.flags.f_contiguous
+    if inside.ndim > 1 and not first_slowest:
         axis = inside.ndim - 1
     pieces = inside.shape[axis] if inside.ndim else 1
     step = max(1, CHUNK * pieces // max(inside.size, 1))
@@ -547,10 +409,7 @@ def _slabs(
 
 
 def _samples(y: NDArray[Any]) -> Array:
-    """
-    Rows as kernels take them, the caller's own memory where it will do; read-only arrays would be
-    compiled for anew.
-    """
+    """Rows as kernels take them, the caller's memory where possible; never read-only ones."""
     y = np.ascontiguousarray(y, dtype=np.float64)
     return y if y.flags.writeable else y.copy()
 
@@ -558,12 +417,19 @@ def _samples(y: NDArray[Any]) -> Array:
 def _progress(
     pieces: Iterator[tuple[NDArray[np.int64], Array, Array]], total: int, show: bool
 ) -> Iterator[tuple[NDArray[np.int64], Array, Array]]:
+    with progress_bar(total, show) as advance:
+        for piece in pieces:
+            yield piece
+            advance(len(piece[0]))
+
+
+@contextmanager
+def progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    """What is told how many voxels more are done; tqdm loads only where its bar is shown."""
     if not show:
-        yield from pieces
+        yield lambda count: None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="voxel") as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(len(piece[0]))
+        yield bar.update

@@ -28,16 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Solver
-from .kernels import blocks, qp, status
+from .kernels import blocks, constrained, ordering, qp, status
+from .kernels.factors import RIDGE
 from .kernels.hermite import propagator_rows
-from .kernels.ordering import (
-    class_bounds,
-    class_permutation,
-    frozen,
-    index_table,
-    n_coef,
-    origin_values,
-)
 
 Array = NDArray[np.float64]
 
@@ -54,10 +47,7 @@ Problem = tuple[Array, Array, Array, Array, Array]  # P, q, A, l, u
 
 
 class Grid(NamedTuple):
-    """
-    A grid for one order: points (m, 3) of a half space, their rows K (m, n), and the octant's rows
-    for the kernel.
-    """
+    """A grid: half-space points (m, 3), their rows K (m, n), the octant's rows for the kernel."""
 
     points: Array
     K: Array
@@ -72,16 +62,12 @@ def grid_points(order: int, radius: float | None = None, spacing: float | None =
     / sqrt(2N+1).
     """
     reach = sqrt(2.0 * order + 1.0)
-    return half_ball(
-        reach + 1.4 if radius is None else radius, 3.2 / reach if spacing is None else spacing, True
-    )
+    radius = reach + 1.4 if radius is None else radius
+    return half_ball(radius, 3.2 / reach if spacing is None else spacing, True)
 
 
 def half_ball(radius: float, side: float, centred: bool) -> Array:
-    """
-    Lattice points (m, 3) with |u| <= radius, one of each antipodal pair: z > 0, or z = 0 and y > 0,
-    or x >= 0.
-    """
+    """Lattice points (m, 3) with |u| <= radius, one of each antipodal pair (z >= 0)."""
     axis = np.arange(-int(radius / side) - 1, int(radius / side) + 2) * side
     u = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     u = np.vstack([u, u + side / 2]) if centred else u
@@ -97,18 +83,22 @@ def constraint_rows(order: int, points: Array) -> Array:
     K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16
     over the grid.
     """
-    K = np.empty((len(points), n_coef(order)))
+    K = np.empty((len(points), ordering.n_coef(order)))
     # writable, as other callers' are
-    propagator_rows(np.array(points), np.ones(3), index_table(order), K)
+    propagator_rows(np.array(points), np.ones(3), ordering.index_table(order), K)
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 
 def make_grid(order: int, points: Array) -> Grid:
     """Rows of both solvers for half-space points symmetric under a change of sign of any axis."""
     octant = points[np.all(points >= 0, axis=1)]
-    values = np.ascontiguousarray(constraint_rows(order, octant)[:, class_permutation(order)].T)
-    rows = qp.GridRows(frozen(values), class_permutation(order), class_bounds(order))
-    return Grid(frozen(points), frozen(constraint_rows(order, points)), rows)
+    values = np.ascontiguousarray(
+        constraint_rows(order, octant)[:, ordering.class_permutation(order)].T
+    )
+    rows = qp.GridRows(
+        ordering.frozen(values), ordering.class_permutation(order), ordering.class_bounds(order)
+    )
+    return Grid(ordering.frozen(points), ordering.frozen(constraint_rows(order, points)), rows)
 
 
 @lru_cache
@@ -117,11 +107,8 @@ def normalised_grid(order: int) -> Grid:
     return make_grid(order, grid_points(order))
 
 
-def _ridged(H: Array, share: float = qp.RIDGE) -> Array:
-    """
-    H plus a share of its mean diagonal; by default the ridge of the compiled solver: both answer
-    one problem.
-    """
+def _ridged(H: Array, share: float = RIDGE) -> Array:
+    """H plus a share of its mean diagonal, by default the compiled solver's ridge."""
     return np.asarray(H + share * np.trace(H) / len(H) * np.eye(len(H)), float)
 
 
@@ -168,8 +155,8 @@ def _osqp(
     P, q, A, low, high = problem
     solver = osqp.OSQP(algebra="builtin")
     solver.setup(
-        csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows],
-        verbose=False, scaling=0, eps_abs=eps, eps_rel=eps, max_iter=max_iter, polishing=True, warm_starting=False,
+        csc_matrix(P), q, csc_matrix(A[rows]), low[rows], high[rows], verbose=False, scaling=0,
+        eps_abs=eps, eps_rel=eps, max_iter=max_iter, polishing=True, warm_starting=False,
     )  # fmt: skip
     result = solver.solve(raise_error=False)
     return np.asarray(result.x, float), int(result.info.iter)
@@ -183,8 +170,8 @@ def solve_osqp(
 
     The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows
     close to active are solved alone and the worst violations of the whole grid join them until none
-    is left. A violation of rounding size is removed by a step towards the Gaussian, which is strictly
-    feasible.
+    is left. A violation of rounding size is removed by a step towards the Gaussian, which is
+    strictly feasible.
 
     Returns
     -------
@@ -215,9 +202,8 @@ def solve_osqp(
             break
         p = K @ trial
         held |= p < (1e-4 * p.max() if not held.any() else 0.3 * p.min())
-        z, more = _osqp(
-            problem, np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11), 20000
-        )
+        rows, eps = np.r_[0, 1 + np.flatnonzero(held)], max(EPS * 0.1 ** (k + 1), 1e-11)
+        z, more = _osqp(problem, rows, eps, 20000)
         iterations += more
     c = pull(B, K, c)
     best = kkt_residual(H, g, B, K, c, fixed)
@@ -225,10 +211,7 @@ def solve_osqp(
 
 
 def pull(B: Array, K: Array, c: Array) -> Array:
-    """
-    The nearest point to c with K c >= 0 on the way to the Gaussian of the same E(0), whose every row
-    is positive.
-    """
+    """The first point from c to the Gaussian of the same E(0) with K c >= 0."""
     centre = np.zeros_like(c)
     centre[0] = (B @ c) / B[0]
     low, room = K @ c, K[:, 0] * centre[0]
@@ -244,8 +227,8 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
 
     The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
     multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
-    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not positive, g is 0
-    or K c has no positive element.
+    peak of K c; and, if `fixed`, |B'c - 1|. It is inf where c, g or H is not finite, H is not
+    positive, g is 0 or K c has no positive element.
     """
     from scipy.optimize import lsq_linear
 
@@ -253,12 +236,14 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
     unit = max(h * t, s)
     if not (0 < h < inf and 0 < s < inf and 0 < t < inf and unit < inf):  # NaN fails too
         return inf
-    H, g, c = H / h, g / s, c / t  # 1 is the largest number of each: no product below overflows
+    H, g = H / h, g / s  # 1 is the largest number of each: no product below overflows
+    c = c / t
     try:
         W = _whitening(_ridged(H))
     except np.linalg.LinAlgError:
         return inf
-    p, b, size = K @ c, W @ B, s / unit * float(np.linalg.norm(W @ g))
+    p, b = K @ c, W @ B
+    size = s / unit * float(np.linalg.norm(W @ g))
     peak = float(p.max())
     if peak <= 0 or size == 0:
         return inf
@@ -271,18 +256,13 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
     if len(active):
         norms = np.linalg.norm(A, axis=0)
         # nnls of SciPy 1.12 to 1.14 cycles where the rows are linearly dependent
-        u = lsq_linear(A / norms, rest, (0.0, inf), "bvls", tol=1e-14, max_iter=30 * len(g)).x.clip(
-            0.0
-        )
+        limits = {"method": "bvls", "tol": 1e-14, "max_iter": 30 * len(g)}
+        u = lsq_linear(A / norms, rest, (0.0, inf), **limits).x.clip(0.0)
         rest = rest - (A / norms) @ u
         complementarity = h * t / unit * float((u / norms) @ np.abs(p[active])) / size / size
-    stationarity = float(np.linalg.norm(rest)) / size
-    return (
-        stationarity
-        + complementarity
-        + max(0.0, -float(p.min()) / peak)
-        + (abs(t * float(B @ c) - 1.0) if fixed else 0.0)
-    )
+    stationarity, violation = float(np.linalg.norm(rest)) / size, max(0.0, -float(p.min()) / peak)
+    origin = abs(t * float(B @ c) - 1.0) if fixed else 0.0
+    return stationarity + complementarity + violation + origin
 
 
 class GridSolver(Solver):
@@ -298,9 +278,10 @@ class GridSolver(Solver):
     finishes = True
 
     def __init__(self, order: int, solver: str = "auto", fixed: bool = False) -> None:
-        self.order, self.max_iter, self.fixed = order, self.MAX_ITER, fixed
-        self.kernel = qp.solve_block if solver == "auto" else None
-        self.B = origin_values(index_table(order))
+        self.order, self.max_iter = order, self.MAX_ITER
+        self.fixed = fixed
+        self.kernel = constrained.solve_grid if solver == "auto" else None
+        self.B = ordering.origin_values(ordering.index_table(order))
 
     def problem(self) -> qp.GridProblem:
         return qp.GridProblem(
@@ -310,21 +291,21 @@ class GridSolver(Solver):
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         K = normalised_grid(self.order).K
         for l in range(count):
-            if not qp.skipped(block, l):
+            if not constrained.skipped(block, l):
                 self.by_osqp(plan, block, l, K)
 
     def by_osqp(self, plan: blocks.Plan, block: blocks.Block, l: int, K: Array) -> None:
         """Solve voxel l of a block with rows K (m, n) by OSQP."""
         place, n = plan.moments.permutation, len(self.B)
         H, g = np.empty((n, n)), np.empty(n)
-        qp.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
+        constrained.unpack(place, block.G, block.rhs, block.S0[0, l], l, H, g)
         c, block.kkt[0, l], block.iterations[0, l], verdict = solve_osqp(
             H, g, self.B, K, self.fixed
         )
         block.status[l] |= status.BY_OSQP
         if verdict != qp.SOLVED:
             block.status[l] |= status.NOT_CONVERGED
-        qp.pack(place, c, self.B, l, block)
+        constrained.pack(place, c, self.B, l, block)
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
         c, failed = np.zeros_like(g), np.ones(len(g), np.int64)

@@ -39,9 +39,8 @@ def fsl(bval: File, bvec: File) -> dict[str, Array]:
     if 4 in bvecs.shape and 3 not in bvecs.shape:
         raise ValueError(f"{bvec} has four rows, x y z b: a table for from_mrtrix, not for bvec")
     if bvecs.shape != (len(bvals), 3):
-        raise ValueError(
-            f"bvals: {bval} holds {len(bvals)} numbers, bvecs: {bvec} {bvecs.shape[0]} directions"
-        )
+        text = f"bvals: {bval} holds {len(bvals)} numbers"
+        raise ValueError(f"{text}, bvecs: {bvec} {bvecs.shape[0]} directions")
     return {"bvals": bvals, "bvecs": bvecs}
 
 
@@ -49,10 +48,8 @@ def mrtrix(path: File) -> dict[str, Any]:
     """The same from MRtrix's .b text, rows (or columns) x y z b, directions in scanner axes."""
     table = read_numbers(path)
     table = table.T if len(table) == 4 and table.shape[1] != 4 else table
-    if table.shape[1] != 4:
-        raise ValueError(
-            f"{path}: an MRtrix table has 4 columns (x y z b), this one {table.shape[1]}"
-        )
+    if (n := table.shape[1]) != 4:
+        raise ValueError(f"{path}: an MRtrix table has 4 columns (x y z b), this one {n}")
     if table[:, 0].max() > 2 and np.abs(table[:, 3]).max() <= 1 + LENGTH_TOLERANCE:
         raise ValueError(
             f"{path}: b is in the first column, as in DSI Studio's b_table, whose directions run "
@@ -68,10 +65,7 @@ def beside(path: File) -> dict[str, Any]:
     Each is the file beside it under its own name; or what BIDS lets it inherit, from this folder up
     to the data set's; or `bvals` and `bvecs` beside it. A file that is nowhere has its own name.
     """
-    path = Path(path).absolute()
-    stem = path.name
-    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec", ".b"):
-        stem = stem.removesuffix(suffix)
+    path, stem = Path(path).absolute(), _stem(path)
     found: dict[str, Any] = {}
     for ending in ENDINGS:
         per_level = [_inherited(level, stem, ending) for level in levels(path.parent)]
@@ -85,11 +79,16 @@ def beside(path: File) -> dict[str, Any]:
 
 def mrtrix_beside(path: File) -> Path | None:
     """MRtrix's .b beside a DWI under its own name."""
-    name = Path(path).name
-    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec"):
-        name = name.removesuffix(suffix)
-    found = Path(path).absolute().with_name(name + ".b")
+    found = Path(path).absolute().with_name(_stem(path) + ".b")
     return found if found.is_file() else None
+
+
+def _stem(path: File) -> str:
+    """Name of a DWI, or of any of its sidecars, less its ending."""
+    stem = Path(path).name
+    for suffix in (".nii.gz", ".nii", ".json", ".bval", ".bvec", ".b"):
+        stem = stem.removesuffix(suffix)
+    return stem
 
 
 def along_voxels(path: File) -> bool:
@@ -148,10 +147,7 @@ def read_text(path: File) -> str:
 
 
 def read_numbers(path: File) -> Array:
-    """
-    Numbers of a text file, (lines, columns), blanks or commas between them, # starts a comment;
-    else a ValueError.
-    """
+    """Numbers (lines, columns) of a text with blanks or commas, # a comment; else a ValueError."""
     rows = _rows(path)
     if not rows or len({len(row) for row in rows}) > 1:
         counts = [len(row) for row in rows]
@@ -195,9 +191,8 @@ def volumes(choice: Any, bvals: Array) -> NDArray[np.int64]:
         elif re.fullmatch(r"-?\d+", part):
             ranges.append(_counted(choice, np.array([float(part)]), len(bvals)))
         else:
-            raise ValueError(
-                f"volumes: {part[:40]!r} is none of b<=3000, 0:96, 100, nor the name of a text file"
-            )
+            text = "is none of b<=3000, 0:96, 100, nor the name of a text file"
+            raise ValueError(f"volumes: {part[:40]!r} {text}")
     found = np.unique(np.concatenate(ranges)) if ranges else numbers
     found = found[keep[found]]
     if not len(found):
@@ -217,13 +212,11 @@ def _counted(choice: Any, named: Array, n: int) -> NDArray[np.int64]:
 
 def chosen(entries: Mapping[str, Any], keep: NDArray[np.int64]) -> dict[str, Any]:
     """Arguments of a table for some of its volumes."""
-    n = len(entries["bvals"])
-    return {
-        name: np.asarray(value)[keep]
-        if name in ("bvals", "bvecs") or (np.ndim(value) == 1 and len(value) == n > 1)
-        else value
-        for name, value in entries.items()
-    }
+    n, found = len(entries["bvals"]), dict(entries)
+    for name, value in entries.items():
+        if name in ("bvals", "bvecs") or (np.ndim(value) == 1 and len(value) == n > 1):
+            found[name] = np.asarray(value)[keep]
+    return found
 
 
 def undirected(bvals: Array, bvecs: ArrayLike, b0_threshold: float = 50) -> Bools:
@@ -251,9 +244,8 @@ def directions(
     except (TypeError, ValueError) as error:
         raise ValueError(f"bvecs must be numbers: {error}") from None
     if rows.shape not in ((n, 3), (3, n)):
-        raise ValueError(
-            f"bvecs of shape {rows.shape} do not go with {n} bvals: expected ({n}, 3) or (3, {n})"
-        )
+        text = f"bvecs of shape {rows.shape} do not go with {n} bvals"
+        raise ValueError(f"{text}: expected ({n}, 3) or (3, {n})")
     rows = rows if rows.shape == (n, 3) else rows.T.copy()
     length, weighted = _lengths(rows), bvals > b0_threshold
     for i, k in np.argwhere(weighted[:, None] & ~np.isfinite(rows)):
@@ -297,8 +289,8 @@ def _expected(bvals: Array, rows: Array, length: Array, weighted: Bools) -> Arra
     row = [float(f"{x:.4g}") for x in rows[i]]
     text = f"bvecs[{i}] = {row} at b = {bvals[i]:g} has length {length[i]:.4g}, not 1"
     raise ValueError(
-        f"{text}. Is it a direction only: bvec_scaling='normalise'; or is b nominal and the true one "
-        f"b |v|^2 = {bvals[i] * min(length[i], 1e9) ** 2:.4g}: bvec_scaling='amplitude'"
+        f"{text}. Is it a direction only: bvec_scaling='normalise'; or is b nominal and the true "
+        f"one b |v|^2 = {bvals[i] * min(length[i], 1e9) ** 2:.4g}: bvec_scaling='amplitude'"
     )
 
 
@@ -340,9 +332,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
     for file in files:
         found |= _sidecar(file)
     found = {name: value for name, value in found.items() if name not in given}
-    if not {"big_delta", "small_delta"} & (found.keys() | given.keys()) or (
-        len(found) == 1 and len(given.keys() & {"big_delta", "small_delta"}) == 0
-    ):
+    none_given = not {"big_delta", "small_delta"} & given.keys()
+    if none_given and len(found) < 2:
         missing = "small_delta" if "big_delta" in found else "big_delta"
         raise ValueError(
             f"{files[-1]}: no pair of BigDelta (or LargeDelta) and SmallDelta; without {missing} "
@@ -358,8 +349,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
     if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
         raise ValueError(
-            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is {most / 1e6:g} s: "
-            "give big_delta and small_delta in seconds"
+            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is "
+            f"{most / 1e6:g} s: give big_delta and small_delta in seconds"
         )
     found = {name: value / per_second for name, value in found.items()}
     text = ", ".join(f"{name} {_span(value)} s" for name, value in found.items())

@@ -53,10 +53,7 @@ def scale_threshold(gtab: GradientTable) -> float:
 
 
 def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any) -> None:
-    """
-    Warn where the scale tensors of a model's fit cannot be trusted: status (V,), mu_tensor (V, 3) in
-    mm.
-    """
+    """Warn where a model's scale tensors are doubtful: status (V,), mu_tensor (V, 3) in mm."""
     options, gtab = model.options, model.gtab
     done = status & int(Status.NO_FIT) == 0
     if not done.any():
@@ -64,8 +61,8 @@ def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any)
     floor = float((status[done] & int(Status.FLOOR) != 0).mean())
     if floor > MOST_FLOOR:
         log.warning(
-            "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is too high for "
-            "them, or b up to bval_threshold = %s determines too little",
+            "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is "
+            "too high for them, or b up to bval_threshold = %s determines too little",
             100 * floor, options["eigenvalue_threshold"], options["bval_threshold"],
         )  # fmt: skip
     used = options["bval_threshold"] or math.inf
@@ -73,7 +70,7 @@ def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any)
     md = float(np.median((mu_tensor[done] ** 2).mean(1))) / (2.0 * gtab.tau)
     if rest.any() and md * gtab.bvals[below].max() < LITTLE_DECAY:
         log.warning(
-            "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly attenuates it and "
-            "%d volumes have more; pass bval_threshold=%.0f",
+            "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly "
+            "attenuates it and %d volumes have more; pass bval_threshold=%.0f",
             md, used, rest.sum(), 1.05 * min(ATTENUATION / md, gtab.bvals.max()),
         )  # fmt: skip

@@ -10,10 +10,7 @@ from .kernels import status
 
 
 class Status(enum.IntFlag):
-    """
-    What happened in a voxel (`MEANING` says it in words); any of NO_FIT means that every map is NaN
-    there.
-    """
+    """What happened in a voxel (`MEANING`: in words); NO_FIT: every map is NaN there."""
 
     OK = 0
     FLOOR = status.FLOOR
@@ -35,12 +32,14 @@ class Status(enum.IntFlag):
 
 MEANING = {
     Status.FLOOR: "an eigenvalue of the scale tensor was raised to the floor",
-    Status.DROPPED: "samples were missing, had weight 0, or were not positive (left out of the tensor's logarithm)",
+    Status.DROPPED: "samples were missing, had weight 0, or were not positive (left out of the "
+    "tensor's logarithm)",
     Status.RTOP_NOT_POSITIVE: "RTOP is not positive",
     Status.WEIGHT_AT_BOUND: "GCV chose an end of its range",
     Status.BY_OSQP: "answered by OSQP after the compiled solver",
     Status.SHIFTED: "certified positive after a shift within rounding",
-    Status.OUT_OF_RANGE: "an index is outside its range: MSD, RTAP, RTPP or QIV not positive, or |E| above 1 beyond noise",
+    Status.OUT_OF_RANGE: "an index is outside its range: MSD, RTAP, RTPP or QIV not positive, or "
+    "|E| above 1 beyond noise",
     Status.OUTSIDE: "outside the mask",
     Status.UNSETTLED: "the correction of the noise floor did not settle",
     Status.NO_SIGNAL: "no fit: no usable signal",
@@ -57,6 +56,8 @@ IN_WORDS = {
     Status.WEIGHT_AT_BOUND: "have a Laplacian weight at an end of GCV's range",
     Status.BY_OSQP: "were answered by OSQP",
     Status.SHIFTED: "were certified after a shift within rounding",
+    Status.OUT_OF_RANGE: "have an index outside its range",
+    Status.UNSETTLED: "have a noise floor whose correction did not settle",
 }
 
 
@@ -80,7 +81,6 @@ def in_words(status: NDArray[np.int64]) -> str:
     )
     end = "all were fitted"
     if failed.any():
-        end = (
-            f"{'none' if failed.all() else voxels(~failed)} fitted, {voxels(failed)} not: {reasons}"
-        )
+        some = "none" if failed.all() else voxels(~failed)
+        end = f"{some} fitted, {voxels(failed)} not: {reasons}"
     return "; ".join([*notes, end])

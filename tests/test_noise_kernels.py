@@ -5,11 +5,12 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from scipy.special import gamma, hyp1f1, ive
 
 from mapmri_nb import MapmriModel
 from mapmri_nb.kernels import noise
-from mapmri_nb.kernels._jit import kernel, plain
+from mapmri_nb.kernels._jit import kernel
 from mapmri_nb.kernels.lanes import WIDTH, rows
 
 pytestmark = pytest.mark.nojit
@@ -17,43 +18,47 @@ COILS = (1, 2, 4, 8, 16, 32)
 
 
 @kernel()
-def ratios(x, coils, out):
-    """`bessel_ratio` of lanes."""
+def in_lanes(p, x, coils, out):
+    """`noise.ratio` and `noise.mean` of lanes, one below the other."""
     for l in range(0, x.shape[1], WIDTH):
         a, b = rows(x, l), rows(out, l)
         for k in range(x.shape[0]):
-            b[k] = noise.bessel_ratio(a[k], coils)
+            b[k], b[x.shape[0] + k] = noise.ratio(p, a[k], coils), noise.mean(p, a[k], coils)
 
 
 @pytest.mark.parametrize("coils", COILS)
 def test_bessel_ratio(coils):
-    """From 0 to 1e8, lanes and floats."""
+    """From 0 to 1e8: SciPy's, and what the pass takes for it, in lanes and of floats."""
     x = np.concatenate([[0.0], np.logspace(-6, 8, 799)])
-    want = np.full(len(x), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         want = ive(coils, x) / ive(coils - 1, x)
     small = x < 1e-4  # SciPy underflows: the series' first two terms
     want[small] = (x / (2 * coils) * (1 - x**2 / (4 * coils * (coils + 1))))[small]
-    lanes, out = np.tile(x[:, None], (1, WIDTH)), np.empty((len(x), WIDTH))
-    ratios(lanes, coils, out)
-    np.testing.assert_allclose(out[:, 0], want, rtol=1e-12, atol=1e-300)
+    assert_allclose(noise.bessel_ratio(x, coils), want, rtol=1e-12, atol=1e-300)
+    p, lanes = noise.curves(coils), np.tile(x[:, None], (1, WIDTH))
+    out = np.empty((2 * len(x), WIDTH))
+    in_lanes(p, lanes, coils, out)
     assert np.array_equal(out, np.tile(out[:, :1], (1, WIDTH)))
-    floats = [noise.bessel_ratio(float(v), coils) for v in x[::10]]
-    np.testing.assert_allclose(floats, want[::10], rtol=1e-12, atol=1e-300)
+    assert_allclose(out[: len(x), 0], want, rtol=1e-6, atol=1e-300)
+    mean = [noise.expected_magnitude(v, 1.0, coils) for v in x]
+    assert_allclose(out[len(x) :, 0], mean, rtol=3e-5)
+    floats = [noise.ratio(p, float(v), coils) for v in x[::10]]
+    assert_allclose(floats, want[::10], rtol=1e-6, atol=1e-300)
+    assert noise.ratio(p, np.inf, coils) == pytest.approx(1.0, abs=1e-13)
 
 
 @pytest.mark.parametrize("coils", COILS)
 def test_expected_magnitude(coils):
     """Koay and Basser's formula by SciPy; its inverse leads back."""
-    sigma, signal = 0.7, np.concatenate([[0.0], np.logspace(-3, 1.4, 60)])
+    sigma, signal = 0.7, np.concatenate([[0.0], np.logspace(-3, 1.55, 60)])
     beta = np.sqrt(np.pi / 2) * gamma(coils + 0.5) / gamma(coils) / gamma(0.5) * 2
     want = sigma * beta * hyp1f1(-0.5, coils, -(signal**2) / (2 * sigma**2))
     found = np.array([noise.expected_magnitude(a, sigma, coils) for a in signal])
-    np.testing.assert_allclose(found, want, rtol=1e-11)
+    assert_allclose(found, want, rtol=1e-11)
     back = np.array([noise.signal_of(m, sigma, coils) for m in found])
     kept = signal > 0.3  # below, the mean does not depend on the signal to working precision
-    np.testing.assert_allclose(back[kept], signal[kept], rtol=1e-8)
-    np.testing.assert_allclose(back[~kept], signal[~kept], atol=1e-2)
+    assert_allclose(back[kept], signal[kept], rtol=1e-8)
+    assert_allclose(back[~kept], signal[~kept], atol=1e-2)
 
 
 def test_limits():
@@ -78,15 +83,6 @@ def test_drawn(coils):
         drawn = np.sqrt((parts**2).sum(0))
         want = noise.expected_magnitude(signal, 1.0, coils)
         assert abs(drawn.mean() - want) < 5 * drawn.std() / np.sqrt(drawn.size)
-
-
-def test_without_the_compiler():
-    """The Python body gives the same numbers."""
-    x = np.linspace(0.0, 40.0, 50)
-    body = plain(noise.bessel_ratio)
-    np.testing.assert_allclose(
-        [body(v, 2) for v in x], [noise.bessel_ratio(v, 2) for v in x], rtol=1e-13
-    )
 
 
 @pytest.mark.parametrize("coils", [1, 4])

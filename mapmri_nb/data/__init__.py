@@ -1,7 +1,4 @@
-"""
-The bundled samples. Each folder holds a series, its b-table, sidecar and mask, a README and the
-licence.
-"""
+"""The bundled samples: each folder holds a series, its table and mask, a README, a licence."""
 
 from importlib.resources import files
 from pathlib import Path

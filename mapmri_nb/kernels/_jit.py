@@ -1,4 +1,4 @@
-"""The only place that names Numba's decorator: options, the disk cache, calls by address, threads."""
+"""Numba's decorator, named here alone: options, the disk cache, calls by address, threads."""
 
 import hashlib
 import itertools
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -32,16 +34,12 @@ _PID = os.getpid()
 
 
 def _source_digest() -> str:
-    """
-    Digest of every kernel source: nothing above them is compiled, and Numba itself only looks at
-    one file.
-    """
+    """Digest of all kernel sources: Numba's own key looks at one file alone."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
-    if (
-        numba.config.BOUNDSCHECK
-    ):  # checked and unchecked objects must never be taken for one another
+    # checked and unchecked objects must never be taken for one another
+    if numba.config.BOUNDSCHECK:
         digest.update(b"boundscheck")
     return digest.hexdigest()[:12]
 
@@ -54,10 +52,7 @@ def _cache_base() -> Path:
 
 
 def _open_cache() -> Path | None:
-    """
-    Make this version's cache folder and drop those unused for a month; None where nothing can be
-    written.
-    """
+    """Make this version's cache folder, drop those unused for a month; None if read-only."""
     if os.environ.get("MAPMRI_NB_CACHE", "1") == "0" or numba.config.DISABLE_JIT:
         return None
     base = _cache_base()
@@ -79,24 +74,37 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-class _Unopened:
-    """A kernel's cache on disk until its first use: Numba writes a test file for each it opens."""
+class _Cache:
+    """
+    A kernel's cache on disk, opened at its first use: Numba writes a test file for each it opens.
+    """
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher
 
     def __getattr__(self, name: str) -> Any:
-        from numba.core.caching import NullCache
+        return getattr(self._opened, name)
 
-        dispatcher = self._dispatcher
+    @cached_property
+    def _opened(self) -> Any:
+        from numba.core.caching import FunctionCache, NullCache
+
         previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
         try:
-            dispatcher.enable_caching()
+            return FunctionCache(self._dispatcher.py_func)
         except RuntimeError:  # no writable locator: compile in memory, as with the switch off
-            dispatcher._cache = NullCache()
+            return NullCache()
         finally:
             numba.config.CACHE_DIR = previous
-        return getattr(dispatcher._cache, name)
+
+    def load_overload(self, kinds: Any, context: Any) -> Any:
+        """
+        A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's linear
+        algebra included, which takes half a second and which compiled code does not need.
+        """
+        rtsys.initialize(context)  # the references that compiled code counts
+        opened = self._opened
+        return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
 
 def kernel(
@@ -109,8 +117,8 @@ def kernel(
     Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
-    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default. No
-    option comes from the environment, since the cache key ignores options. `inline` is for short
+    `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default.
+    No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
     `allocates=False` promises that neither it nor what it calls makes an array: references to its
@@ -130,17 +138,14 @@ def kernel(
         flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher._cache = _Unopened(dispatcher)
+            dispatcher._cache = _Cache(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
 
 
 def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
-    """
-    Addresses (k,) of kernels compiled for arguments of these types, for `call`; without the
-    compiler the kernels.
-    """
+    """Addresses (k,) of kernels compiled for some types, for `call`; uncompiled: the kernels."""
     if numba.config.DISABLE_JIT:
         return list(functions)
     found = []
@@ -154,8 +159,8 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
 def call(function: Any, arguments: Any) -> None:
     """
     Call a kernel by its address: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in memory,
-    as the kernel was compiled for.
+    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
+    memory, as the kernel was compiled for.
     """
     function(*arguments)
 
@@ -187,10 +192,7 @@ def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Ca
 
 
 def plain(function: F) -> F:
-    """
-    A kernel's Python body: for a table of a few numbers, which are there before the compiler would
-    be.
-    """
+    """A kernel's Python body, for a table of a few numbers: calling it compiles nothing."""
     body: F = getattr(function, "py_func", function)
     return body
 

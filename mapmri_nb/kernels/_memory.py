@@ -34,12 +34,16 @@ class Memory(NamedTuple):
     value: Any  # the tuple, whose arrays the words point to
 
 
-def lay_out(value: Any) -> Memory:
-    """Words of a tuple of numbers, arrays and such tuples."""
+def lay_out(value: Any, like: Memory | None = None) -> Memory:
+    """
+    Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and kinds
+    of arrays; to find the type again takes most of the time.
+    """
     if numba.config.DISABLE_JIT:
         return Memory(value, None, np.zeros(0, np.uint64), value)
     words = np.array(_words(value), np.uint64)
-    return Memory(words.ctypes.data, Placed(_kind(value)), words, value)
+    kind = Placed(_kind(value)) if like is None else like.kind
+    return Memory(words.ctypes.data, kind, words, value)
 
 
 def places(memories: Sequence[Memory]) -> Any:

@@ -16,7 +16,8 @@ write M'M and M'y for M'WM and M'Wy.
 The stages are compiled functions (`stages`) of the named tuples in `records`. `run` calls them through
 their addresses, without the GIL and without Python between them. A mode is a list of stages
 (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments in the voxel's
-own frame and GCV are stages of their own. No result depends on V, `start` or `stop`.
+own frame and GCV are stages of their own. Where all voxels share scale and frame, c = G^-1 rhs is one
+constant matrix times the samples and S0_b (`solve_by_map`). No result depends on V, `start` or `stop`.
 
 The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
 makes them (I + F) times it (`grad_dev`).
@@ -30,9 +31,10 @@ from . import origin as origin_rule
 from ._jit import addresses, call, kernel
 from ._memory import INTEGER, Memory
 from ._types import IntArray, Unsigned
-from .records import SCALARS, Block, Data, Out, Plan, cut, new_block, new_rows
+from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
+from .status import CONTRADICTED, STRAINED
 
-__all__ = ["SCALARS", "Block", "Data", "Out", "Plan", "cut", "new_block", "new_rows"]
+__all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
 
 
@@ -41,10 +43,10 @@ class Stages(NamedTuple):
 
     before: Unsigned  # up to the normal equations
     again: Unsigned  # the same of corrected samples
-    later: Unsigned  # the same at the scales there are
+    later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # (1,), or empty: Python answers
+    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -89,21 +91,23 @@ def run(job: Job, start: int, stop: int) -> None:
                 break
             run_stages(todo.again, places, i0, stop)
             call(todo.solve[0], (places[0], places[1], places[3], count))
-        while len(todo.correct) > 0 and job.step[0] < noise.STEPS:
+        while len(todo.correct) > 0:
             run_stages(todo.correct, places, i0, stop)
             if job.moving[0] == 0:
                 break
-            refit = todo.again if job.step[0] <= noise.STEPS_OF_SCALES else todo.later
-            run_stages(refit, places, i0, stop)
-            call(todo.solve[0], (places[0], places[1], places[3], count))
+            scales = job.step[0] == noise.STEP_OF_SCALES + 1
+            run_stages(todo.again if scales else todo.later, places, i0, stop)
+            solve = todo.solve[0 if scales else len(todo.solve) - 1]
+            call(solve, (places[0], places[1], places[3], count))
         run_stages(todo.after, places, i0, stop)
 
 
-def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
+def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:
     """
     The stages before, again, later, of the scale, of the correction, and after the solver: scales
-    given or from the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
-    left marked STRAINED.
+    given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With STRAINED,
+    voxels that need it get moments in their own frame; with CONTRADICTED, a narrower basis. Without,
+    they are left marked for a second pass.
     """
 
     def where(used: bool, *some: Any) -> list[Any]:
@@ -113,12 +117,12 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     scales: list[Any] = [stages.given_scales]
     if not given:
         scales = [stages.fit_tensor, *where(field, stages.undo_field), stages.tensor_scales]
-    scales += where(field, stages.bend)
+    scales += [*where(field, stages.bend), stages.mean_at_origin]
     later = [
         stages.fixed_moments,
         *where(field, stages.skew),
         stages.hermite_moments,
-        *where(in_own_frame, stages.own_frame),
+        *where(rare & STRAINED != 0, stages.own_frame),
     ]
     later += [stages.equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
     later += where(rules.rescale, rescale.gaussian)
@@ -129,26 +133,30 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
         *where(rules.noise == noise.DENOISED, noise.invert),
         *where(rician, noise.keep),
     ]
+    if plan.linear.basis.size > 0:
+        after = [stages.signals_by_map, stages.residuals, stages.write]
+        return [*first, *scales], [], [], [], [], after
     choice = rules.rescale and not given
     before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
     before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
-    shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
+    step = rescale.shrink if rare & CONTRADICTED else rescale.judge
+    shrink = where(choice, *fitted, rescale.squares, step)
     after = [*fitted, *where(rician, noise.expected_signals), stages.residuals, stages.write]
     correct = where(rician, *fitted, noise.correct)
-    return before, [*scales, *later], later, shrink, correct, after
+    return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
 
 
-def compiled(
-    solver: Callable[..., None] | None, in_own_frame: bool, memory: tuple[Memory, ...]
-) -> Stages:
+def compiled(solvers: list[Callable[..., None]], rare: int, memory: tuple[Memory, ...]) -> Stages:
     """
-    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solver` : the
-    kernel that takes (problem, plan, block, count), or None.
+    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
+    kernels that take (problem, plan, block, count), of which the last solves after `later`. `rare`: as
+    of `stages_of`.
     """
     problem, plan, data, block, out = memory
-    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
+    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, rare)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     *first, after = (addresses(one, *rest) for one in lists)
-    solvers = [] if solver is None else [solver]
+    if plan.value.linear.basis.size > 0:
+        solvers = [stages.solve_by_map]
     solve = addresses(solvers, problem.kind, plan.kind, block.kind, INTEGER)
     return Stages(*first, solve, after)

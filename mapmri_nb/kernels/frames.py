@@ -1,6 +1,10 @@
 """
-Frames and scales of blocks of voxels: fitted or given tensors, gradient non-linearity, rotation of
-coefficients.
+Frames and scales of blocks of voxels: tensors, gradient non-linearity, rotated coefficients.
+
+The scale tensor D = R diag(lambda) R' (mm^2/s) gives the frame R (V, 3, 3), columns e1 e2 e3 with
+lambda_1 >= lambda_2 >= lambda_3, and the scales mu_i = sqrt(2 lambda_i tau) (3, V) in mm. Symmetric
+matrices are rows xx xy yy xz yz zz (6, V). With a gradient non-linearity F a voxel saw
+q' = (I + F) q, so that the table's own q sees the tensor (I + F)'D(I + F).
 """
 
 import math
@@ -20,9 +24,11 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
     """
     Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
-    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is more.
+    Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is
+    more.
     """
-    b, status, values, R = block.tensor.b, block.status, block.values, block.R
+    b, status = block.tensor.b, block.status
+    values, R = block.values, block.R
     a, eigenvalues = block.few[:6], block.few[6:]
     for l in range(status.size):
         finite = True
@@ -47,10 +53,7 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
 
 @kernel(inline=True)
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
-    """
-    The same from a caller's scales (V, 3) and frames (V, 3, 3); determinant -1 is mended by the
-    third column.
-    """
+    """The same from given scales (V, 3) and frames (V, 3, 3); a third column may turn."""
     for l in range(R.shape[0]):
         given, scale = frames[min(i0 + l, frames.shape[0] - 1)], mu[min(i0 + l, mu.shape[0] - 1)]
         flip = 1.0 if tensor.determinant(given) > 0.0 else -1.0
@@ -64,11 +67,12 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
 def scales(plan: Any, block: Any) -> None:
     """
     Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
-    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor times
-    the tensor's.
+    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor
+    times the tensor's.
     """
     eigenvalues, angles = block.few[:3], block.moments.angles
-    mu, mu_tensor, D, R = block.mu, block.mu_tensor, block.D, block.R
+    mu, mu_tensor = block.mu, block.mu_tensor
+    D, R = block.D, block.R
     for l in range(R.shape[0]):
         factor = block.scale.factor[0, l]
         rotation.frame_angles(R[l], angles, l)
@@ -121,7 +125,8 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         det = tensor.determinant(m)
         for i in range(3):
             for j in range(3):
-                p, q, r, s = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
+                p, q = (i + 1) % 3, (i + 2) % 3
+                r, s = (j + 1) % 3, (j + 2) % 3
                 inverse[j, i] = (m[p, r] * m[q, s] - m[p, s] * m[q, r]) / det
         congruence(inverse, b, l)
 
@@ -174,20 +179,19 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
 
 
 @kernel()
-def turn(
-    coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array, inverse: bool
-) -> None:
+def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
     """
     Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
-    From the fixed frame to the frame R (V, 3, 3) of each row, or back where `inverse`. Columns of R
-    may have any sign.
+    From the frame R (V, 3, 3) of each row to the fixed frame (the transposes of R turn them back).
+    Columns of R may have any sign. sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a
+    polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
     """
-    M, angles, frame = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH)), np.zeros((3, 3))
-    sign, last = np.zeros((3, WIDTH)), coef.shape[0] - 1
+    M, angles = np.zeros((root.size, WIDTH)), np.zeros((6, WIDTH))
+    frame, sign = np.zeros((3, 3)), np.zeros((3, WIDTH))
     for first in range(0, coef.shape[0], WIDTH):
         for l in range(WIDTH):
-            v = min(first + l, last)
+            v = min(first + l, coef.shape[0] - 1)
             flip = -1.0 if tensor.determinant(R[v]) < 0.0 else 1.0
             for i in range(3):
                 for j in range(3):
@@ -199,8 +203,8 @@ def turn(
                     dot += frame[i, j] * R[v, i, j]
                 sign[j, l] = -1.0 if dot < 0.0 else 1.0
             for i in range(root.size):
-                M[i, l] = coef[v, i] * (parity_sign(index[i], sign, l) if inverse else 1.0)
-        rotation.turn_coefficients(t.shears_low, angles, root, inverse, M)
+                M[i, l] = coef[v, i] * parity_sign(index[i], sign, l) / root[i]
+        rotation.rotate_back(t.shears_low, angles, M)
         for l in range(min(WIDTH, coef.shape[0] - first)):
             for i in range(root.size):
-                coef[first + l, i] = M[i, l] * (1.0 if inverse else parity_sign(index[i], sign, l))
+                coef[first + l, i] = M[i, l] * root[i]

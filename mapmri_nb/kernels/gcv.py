@@ -407,3 +407,27 @@ def choose(
     for l in V:
         if weights.size > 1 and (weight[0, l] == smallest or weight[0, l] == largest):
             bound[l] = 1
+
+
+@kernel()
+def bound_below(
+    yy: Array, samples: Array, S0: Array, work: Work, weight: Array, bound: IntArray
+) -> None:
+    """
+    Raise weights that `choose` has just found to n sigma^2 / (S0^2 L_00), sigma^2 = RSS / (samples -
+    tr S), S0 (1, V) of the Gaussian S0 e_0, and set `bound` there.
+
+    A weight says that the deviation's roughness c'Lc, n coefficients of variance sigma^2 / weight in
+    the basis of L, is n sigma^2 / weight. Roughness is 16 pi^4 times the integral of r^4 P^2 [Fick
+    2016, Eq. 10]: more than the Gaussian's own, S0^2 L_00, puts P where nothing diffuses to. Samples
+    cannot deny it beyond the largest q and between the shells. Without noise the bound is 0.
+    """
+    lane, n = work.lane, work.T.shape[1] - 2
+    for l in range(weight.size):
+        lane[3, l] = weight[0, l] * lane[13, l]
+    score(lane[3:4], yy, samples, work.T, lane, lane[4:5])
+    for l in range(weight.size):
+        square = lane[1, l] / lane[2, l]
+        least = n * square * (work.C[0, l] / S0[0, l]) ** 2 / lane[13, l]  # C[0] = L_00^(-1/2)
+        if weight[0, l] < least:
+            weight[0, l], bound[l] = least, 1

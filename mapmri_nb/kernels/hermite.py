@@ -1,17 +1,19 @@
 """
-One-dimensional Hermite functions by their stable recurrence, and rows of the anisotropic basis at
-points.
+One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points.
+
+With N = n1 + n2 + n3, q in 1/mm, r and mu in mm [Ozarslan 2013, Eq. 22, 23]:
+
+    h_0 = pi^(-1/4) exp(-t^2/2),   h_(n+1) = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_(n-1)
+    Phi_n(q) = (-1)^(N/2) pi^(3/4) prod h_ni(2 pi mu_i q_i)
+    Psi_n(r) = pi^(3/4) / ((2 pi)^(3/2) mu1 mu2 mu3) prod h_ni(r_i / mu_i)
 """
 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import kernel
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from ._types import Array, IntArray
 
 
 @kernel()
@@ -33,14 +35,12 @@ def hermite_functions(t: float, out: Array) -> None:
 def _rows(
     points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array
 ) -> None:
-    """
-    Products of Hermite functions of scale * points, one row a point; sign (-1)^(N/2) where
-    `alternate`.
-    """
+    """Products of Hermite functions of scale * points; sign (-1)^(N/2) where `alternate`."""
     degree = 0
     for a in range(index.shape[0]):
         degree = max(degree, max(index[a, 0], max(index[a, 1], index[a, 2])))
-    h, up, down = np.empty((3, degree + 1)), np.empty(degree), np.empty(degree)
+    h, up = np.empty((3, degree + 1)), np.empty(degree)
+    down = np.empty(degree)
     for n in range(degree):
         up[n], down[n] = math.sqrt(2.0 / (n + 1.0)), math.sqrt(n / (n + 1.0))
     for k in range(points.shape[0]):

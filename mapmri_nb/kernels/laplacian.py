@@ -1,19 +1,22 @@
-"""The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm."""
+"""
+The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm.
+
+    L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l]
+
+with X2, X4 the integrals of t^2 h_n h_m and t^4 h_n h_m along an axis; the orders along the axes
+not named are equal [Fick 2016, Eq. 10]. L of V voxels is a sparse map of six numbers of mu (3, V).
+"""
 
 import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import CONTRACT, kernel, plain
+from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-Unsigned = NDArray[np.uint64]
 
 
 class LaplacianTables(NamedTuple):
@@ -57,14 +60,7 @@ def fourth_moment(n: int, m: int) -> float:
 
 @kernel()
 def matrix(mu: Array, index: IntArray, out: Array) -> None:
-    """
-    Laplacian matrix of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm [Fick
-    2016, Eq. 10].
-
-    In r space, 16 pi^4 times the integral of r^4 P^2: L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k
-    mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l], X the moments above, the indices of the axes
-    not named being equal.
-    """
+    """L of one voxel at mu (3,) mm, functions index (n, 3), into `out` (n, n), mm."""
     unit = 2.0 * math.pi**2.5 / (mu[0] * mu[1] * mu[2])
     for a in range(index.shape[0]):
         for b in range(a + 1):
@@ -84,15 +80,15 @@ def matrix(mu: Array, index: IntArray, out: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def factors(mu: Array, f: Array) -> None:
-    """
-    Scales mu (3, V) mm to f (6, V): mu_k^4, then mu1^2 mu2^2, mu1^2 mu3^2, mu2^2 mu3^2, all over
-    mu1 mu2 mu3.
-    """
+    """Scales mu (3, V) mm to f (6, V): mu_k^4, mu1^2 mu2^2, .. over mu1 mu2 mu3."""
     for l in range(0, mu.shape[1], WIDTH):
         m, out = rows(mu, l), rows(f, l)
-        a, b, c = m[0], m[1], m[2]
-        out[0], out[1], out[2] = a * a * a / (b * c), b * b * b / (a * c), c * c * c / (a * b)
-        out[3], out[4], out[5] = a * b / c, a * c / b, b * c / a
+        a, b = m[0], m[1]
+        c = m[2]
+        out[0], out[1] = a * a * a / (b * c), b * b * b / (a * c)
+        out[2] = c * c * c / (a * b)
+        out[3], out[4] = a * b / c, a * c / b
+        out[5] = b * c / a
 
 
 @lru_cache
@@ -104,9 +100,8 @@ def tables(order: int) -> LaplacianTables:
         for f in (plain(second_moment), plain(fourth_moment))
     )
     row, column = np.tril_indices(len(index))
-    x0, x2, x4 = (
-        x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4)
-    )  # (3, lower entries)
+    # (3, lower entries)
+    x0, x2, x4 = (x[index[row], index[column]].T for x in (np.eye(order + 1), x2, x4))
     terms = [x4[k] * x0[k - 1] * x0[k - 2] for k in range(3)]
     terms += [2.0 * x2[i] * x2[j] * x0[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0))]
     values = 2.0 * math.pi**2.5 * np.stack(terms, axis=1)
@@ -121,12 +116,10 @@ def tables(order: int) -> LaplacianTables:
 
 @kernel(fastmath=CONTRACT)
 def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
-    """
-    G += weight L, packed lower triangles of V voxels in block order, f (6, V) from `factors`,
-    weight (1, V).
-    """
+    """G += weight L: packed triangles of V voxels, f (6, V) from `factors`, weight (1, V)."""
     for l in range(0, f.shape[1], WIDTH):
-        a, w, g = rows(f, l), rows(weight, l)[0], rows(G, l)
+        a, w = rows(f, l), rows(weight, l)[0]
+        g = rows(G, l)
         for e in range(t.target.size):
             total = every(0.0)
             for k in range(t.pointer[e], t.pointer[e + 1]):
@@ -140,9 +133,11 @@ def add_product(
 ) -> None:
     """rhs (n, V) += weight S0 L e, as `add_first_column` does for e = e_0; e (n, V)."""
     for l in range(0, f.shape[1], WIDTH):
-        a, scale, x, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(e, l), rows(rhs, l)
+        a, scale = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0]
+        x, b = rows(e, l), rows(rhs, l)
         for k in range(t.target.size):
-            total, i, j = every(0.0), t.row[t.pointer[k]], t.column[t.pointer[k]]
+            total, i = every(0.0), t.row[t.pointer[k]]
+            j = t.column[t.pointer[k]]
             for p in range(t.pointer[k], t.pointer[k + 1]):
                 total += t.coefficient[p] * a[t.factor[p]]
             b[i] += scale * total * x[j]
@@ -152,12 +147,10 @@ def add_product(
 
 @kernel(fastmath=CONTRACT)
 def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
-    """
-    rhs (n, V) += weight S0 L e_0: what the Laplacian of the deviation from the Gaussian S0 e_0 adds
-    to M'y.
-    """
+    """rhs (n, V) += weight S0 L e_0: the deviation from the Gaussian S0 e_0 adds it to M'y."""
     for l in range(0, f.shape[1], WIDTH):
-        a, scale, b = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0], rows(rhs, l)
+        a, scale = rows(f, l), rows(weight, l)[0] * rows(S0, l)[0]
+        b = rows(rhs, l)
         for e in range(t.target.size):
             if t.column[t.pointer[e]] == 0:
                 total = every(0.0)

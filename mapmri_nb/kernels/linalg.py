@@ -126,6 +126,18 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
+def block_forward(A: Array, n: int, b: Array) -> None:
+    """Solve L x = b (n, V) into row n of a `block_cholesky` factor."""
+    for l in range(0, A.shape[1], WIDTH):
+        a, right, first = rows(A, l), rows(b, l), n * (n + 1) // 2
+        for i in range(n):
+            r, total = i * (i + 1) // 2, right[i]
+            for j in range(i):
+                total -= a[r + j] * a[first + j]
+            a[first + i] = total * a[r + i]
+
+
+@kernel(fastmath=CONTRACT)
 def block_backsolve(A: Array, n: int, out: Array) -> None:
     """Solve L' x = (row n of a `block_cholesky` factor) into the first n rows of out (.., V)."""
     for l in range(0, A.shape[1], WIDTH):

@@ -335,6 +335,16 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
 
 
 @kernel(fastmath=CONTRACT, inline=True)
+def low_moments(s: Scheme, y: Array, w: Array, work: MomentWork) -> None:
+    """Of `fixed_moments`, those of g y alone (work.low), with the g that it left."""
+    for l in range(0, y.shape[1], WIDTH):
+        a, b, weight, c = rows(work.g, l), rows(y, l), rows(w, l), rows(work.gy, l)
+        for k in range(y.shape[0]):
+            c[k] = a[k] * weight[k] * b[k]
+    block_product(s.low, work.gy, work.low)
+
+
+@kernel(fastmath=CONTRACT, inline=True)
 def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: MomentWork) -> None:
     """
     Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
@@ -342,8 +352,14 @@ def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: Mom
     """
     _powers(mu, s.wave, degree, work.power)
     _scale(t.exponents, degree, work.power, work.high)
-    _scale(t.exponents_low, degree, work.power, work.low)
     block_map(t.hermite, work.high, work.hermite)
+    scale_low(t, degree, work)
+
+
+@kernel(fastmath=CONTRACT)
+def scale_low(t: OrderTables, degree: int, work: MomentWork) -> None:
+    """Moments of degree N at the scales whose powers are there (work.low)."""
+    _scale(t.exponents_low, degree, work.power, work.low)
 
 
 @kernel(fastmath=CONTRACT, inline=True)
@@ -356,7 +372,7 @@ def polynomial(
     """
     block_map(t.synthesis, coef, work.low)
     _powers(mu, s.wave, 2 * order, work.power)
-    _scale(t.exponents_low, 2 * order, work.power, work.low)
+    scale_low(t, 2 * order, work)
 
 
 @kernel(fastmath=CONTRACT, inline=True)

@@ -1,6 +1,6 @@
 """
-The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of squares
-over several.
+The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of
+squares over several.
 
 A magnitude m of the signal A has the density m^L A^(1-L) / sigma^2 exp(-(m^2 + A^2) / 2 sigma^2)
 I_(L-1)(m A / sigma^2), L coils, the root of A^2 + 2 L sigma^2 as its root mean square.
@@ -11,21 +11,23 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.polynomial import chebyshev
 
-from . import lanes, moments, rotation
+from . import lanes, moments, origin, rotation, tensor
 from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray
-from .lanes import WIDTH, every, pick, rows
-from .linalg import block_cholesky, block_copy, block_invert, block_set
+from .lanes import WIDTH, every, pick, rows, sqrt
+from .linalg import block_cholesky, block_copy, block_invert, block_map, block_set
 from .status import NO_FIT, STRAINED, UNSETTLED
 
 RICIAN, DENOISED = 1, 2  # `origin.Rules.noise`
-STEPS = 40  # of the correction at most; 3 to 7 are usual
-STEPS_OF_SCALES = 4  # in which the tensor is fitted again
+STEPS = 40  # of the correction at most; 4 to 8 are usual
+STEP_OF_SCALES = 1  # after this one the tensor and the Laplacian weight are fitted again, once
 SETTLED = 0.01  # root mean square change of the signal in a step, in sigma
 
 MOST_COILS = 32  # `bessel_ratio` keeps its accuracy and its range up to here
 TERMS = 26  # of the asymptotic series of a Bessel function
+DEGREE = 14  # of the polynomials of `curves`
 NEWTON = 60  # steps at most; 3 to 6 are usual
 
 
@@ -33,12 +35,13 @@ class Work(NamedTuple):
     """State and scratch of the correction for one block."""
 
     settled: IntArray  # (V,) 1: the correction has ended
+    flags: IntArray  # (V,) the status of such a voxel, and
+    held: Array  # (1, V) S0 of the last fit: others' steps change neither
     step: IntArray  # (1,)
     moving: IntArray  # (1,) voxels that are not settled
     square: Array  # (1, V) sigma^2
     next: Array  # (1, V) sigma^2 of the next step
     trace: Array  # (1, V) tr S, the parameters that the fit spends
-    held: Array  # (1, V) S0 of the last fit
     change: Array  # (1, V) squares of the changes of the fitted signal
     frozen: Array  # (1, V) `settled` as a float
     raw: Array  # (samples, V) as measured
@@ -52,35 +55,30 @@ def workspace(samples: int, n: int, V: int, rules: Any) -> Work:
     counted = (n + 1) * (n + 2) // 2 * (rules.noise == RICIAN or rules.rescale)
     sizes = (used, used, counted)
     return Work(
-        np.zeros(V, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64),
-        *(lanes.empty(size, V) for size in (1, 1, 1, 1, 1, 1, *sizes)),
+        np.zeros(V, np.int64), np.zeros(V, np.int64), lanes.empty(1, V),
+        np.zeros(1, np.int64), np.zeros(1, np.int64),
+        *(lanes.empty(size, V) for size in (1, 1, 1, 1, 1, *sizes)),
     )  # fmt: skip
 
 
-@kernel(fastmath=CONTRACT)
 def bessel_ratio(x: Any, coils: int) -> Any:
     """
-    I_L(x) / I_(L-1)(x) of lanes or a float x >= 0, L coils, to 3e-13.
+    I_L(x) / I_(L-1)(x) of x >= 0, L coils, to 3e-13.
 
     Below 16 + L^2 / 4 the recurrence r_n = x / (2 n + x r_(n+1)) downwards from Amos' bound
-    [Math. Comp. 28:239, 1974], as a fraction a / b; above, both functions by their asymptotic
-    series.
+    [Math. Comp. 28:239, 1974]; above, both functions by their asymptotic series.
     """
     turn = 16.0 + 0.25 * coils * coils
-    start = coils + 22 + int(turn) // 6
-    low = pick(x, turn, turn, x)
-    a, b = low, start + 0.5 + low
+    start, low = coils + 22 + int(turn) // 6, np.minimum(x, turn)
+    ratio = low / (start + 0.5 + low)
     for n in range(start - 1, coils - 1, -1):
-        a, b = low * b, 2.0 * n * b + low * a
-    z = 0.125 / pick(x, turn, x, turn)
-    first = second = s = t = z * 0.0 + 1.0
-    for k in range(1, TERMS + 1):
-        odd = (2.0 * k - 1.0) * (2.0 * k - 1.0)
-        s *= z * ((odd - 4.0 * coils * coils) / k)
-        t *= z * ((odd - 4.0 * (coils - 1) * (coils - 1)) / k)
-        first += s
-        second += t
-    return pick(x, turn, first / second, a / b)
+        ratio = low / (2.0 * n + low * ratio)
+    z, k = 0.125 / np.maximum(x, turn), np.arange(1.0, TERMS + 1)
+    first, second = (
+        1.0 + np.cumprod(np.multiply.outer(z, ((2 * k - 1) ** 2 - 4.0 * m * m) / k), -1).sum(-1)
+        for m in (coils, coils - 1)
+    )
+    return np.where(x > turn, first / second, ratio)
 
 
 @kernel()
@@ -89,7 +87,9 @@ def _relative_mean(x: float, coils: int) -> tuple[float, float]:
     Expected magnitude over sigma, and its derivative by x = A^2 / 2 sigma^2: the root of pi / 2
     times (2L-1)!! / (2^(L-1) (L-1)!) times 1F1(-1/2; L; -x) [Koay & Basser 2006, Eq. 6].
     """
-    if x > 40.0 + coils * coils:  # 1F1 by its asymptotic series
+    if x > min(
+        40.0 + coils * coils, 600.0
+    ):  # 1F1 by its asymptotic series; exp(x) overflows at 709
         total = term = 1.0
         slope = 0.5
         for k in range(1, 30):
@@ -106,7 +106,8 @@ def _relative_mean(x: float, coils: int) -> tuple[float, float]:
     zero = math.sqrt(0.5 * math.pi)
     for k in range(1, coils):
         zero *= (2.0 * k + 1.0) / (2.0 * k)
-    total = value = slope = change = 1.0  # Kummer: exp(-x) 1F1(L + 1/2; L; x), all terms positive
+    total = value = 1.0  # Kummer: exp(-x) 1F1(L + 1/2; L; x), all terms positive
+    slope = change = 1.0
     k = 0.0
     while value > 1e-17 * total or k < x:
         value *= (coils + 0.5 + k) / (coils + k) * x / (k + 1.0)
@@ -162,24 +163,64 @@ def expected_rows(
 
 
 @lru_cache
-def mean_table(coils: int) -> Array:
-    """Expected magnitude over sigma, and its derivative, at A / sigma = 0, 1/16, ..: (2, m)."""
-    mean, ratios = plain(_relative_mean), np.arange(16.0 * 64.0 * math.sqrt(coils)) / 16.0
-    value, slope = np.array([mean(float(0.5 * u * u), coils) for u in ratios]).T
-    return np.stack([value, slope * ratios])
+def curves(coils: int) -> Array:
+    """
+    Coefficients p (2, DEGREE + 1) of `ratio` and `mean`: Chebyshev interpolation of what they
+    multiply by powers of 1 - u^2 and 1 - u, u = (x - C) / (x + C), C from `_middle`.
+    """
+    C, amos = plain(_middle)(coils), plain(_amos)
+    mean = plain(_relative_mean)
+
+    def of_ratio(u: Array) -> Array:
+        x = C * (1.0 + u) / (1.0 - u)
+        return (bessel_ratio(x, coils) / amos(x, coils) - 1.0) / (1.0 - u * u) ** 2
+
+    def of_mean(u: Array) -> Array:
+        x = C * (1.0 + u) / (1.0 - u)
+        exact = np.array([mean(float(0.5 * a * a), coils)[0] for a in x])
+        return (exact / np.sqrt(x * x + 2.0 * coils - 1.0) - 1.0) / (1.0 - u) ** 2
+
+    fits = (chebyshev.chebinterpolate(f, DEGREE) for f in (of_ratio, of_mean))
+    return np.stack([chebyshev.cheb2poly(fit) for fit in fits])
 
 
 @kernel(inline=True)
-def _from_table(table: Array, ratio: float, coils: int) -> float:
-    """Expected magnitude over sigma to 1e-5, from `mean_table` by cubic pieces."""
-    place = 16.0 * ratio
-    if not place < table.shape[1] - 1:  # next term: (L sigma^2 / A^2)^2
-        return ratio + (coils - 0.5) / ratio
-    k = int(place)
-    t = place - k
-    a, b = table[0, k], table[0, k + 1]
-    first, second = table[1, k] / 16.0 - (b - a), (b - a) - table[1, k + 1] / 16.0
-    return a + t * (b - a) + t * (1.0 - t) * (first * (1.0 - t) + second * t)
+def _middle(coils: int) -> float:
+    """The x that `curves` put at u = 0."""
+    return 1.5 * (coils + 1.0)
+
+
+@kernel(fastmath=CONTRACT)
+def _amos(x: Any, coils: int) -> Any:
+    """A bound of `bessel_ratio`, right to first order at 0 and at infinity [Amos 1974]."""
+    return x / (coils - 0.5 + sqrt((coils + 0.5) * (coils + 0.5) + x * x))
+
+
+@kernel(fastmath=CONTRACT)
+def _polynomial(p: Array, row: int, u: Any) -> Any:
+    """Row `row` of p at u."""
+    total = u * 0.0 + p[row, p.shape[1] - 1]
+    for k in range(p.shape[1] - 2, -1, -1):
+        total = total * u + p[row, k]
+    return total
+
+
+@kernel(fastmath=CONTRACT)
+def ratio(p: Array, x: Any, coils: int) -> Any:
+    """`bessel_ratio` to 1e-6 of lanes or a float, p from `curves`."""
+    C, x = _middle(coils), pick(x, 1e15, 1e15, x)
+    u = (x - C) / (x + C)
+    w = 1.0 - u * u
+    return _amos(x, coils) * (1.0 + w * w * _polynomial(p, 0, u))
+
+
+@kernel(fastmath=CONTRACT)
+def mean(p: Array, x: Any, coils: int) -> Any:
+    """Expected magnitude over sigma at x = A / sigma, to 3e-5, of lanes or a float."""
+    C = _middle(coils)
+    u = (x - C) / (x + C)
+    w = 1.0 - u
+    return sqrt(x * x + (2.0 * coils - 1.0)) * (1.0 + w * w * _polynomial(p, 1, u))
 
 
 # ---- stages of the pass: a magnitude y is replaced by its expected part along the signal
@@ -202,6 +243,7 @@ def invert(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> No
 def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The samples as they were measured, and sigma where it is given."""
     block.noise.step[0] = 0
+    block_set(block.noise.frozen, 0.0)
     block_copy(block.y, block.noise.raw, block.y.shape[0])
     block_set(block.noise.last, 0.0)
     for l in range(block.status.size):
@@ -230,11 +272,8 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
     block_cholesky(block.noise.factor, n, block.pivot)
     block_invert(block.noise.factor, n)
     for l in range(0, block.status.size, WIDTH):
-        a, f, weight = (
-            rows(block.noise.factor, l),
-            rows(block.factors, l),
-            rows(block.laplacian_weight, l)[0],
-        )
+        a, f = rows(block.noise.factor, l), rows(block.factors, l)
+        weight = rows(block.laplacian_weight, l)[0]
         spent = every(0.0)
         for i in range(n):
             along = every(0.0)
@@ -263,31 +302,33 @@ def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def _new_square(block: Any, coils: int) -> None:
+def _new_square(p: Array, block: Any, coils: int) -> None:
     """
-    sigma^2 of the fitted signal: at first from the residual, then one Newton step of its likelihood,
-    sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.
+    sigma^2 of the fitted signal: at first from the residual, then one Newton step of its
+    likelihood, sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.
 
     Along the signal n - tr S squares are left, across it (2 L - 1) n: at high signal this is the
     residual over n - tr S.
     """
     for l in range(0, block.status.size, WIDTH):
-        raw, e, w = rows(block.noise.raw, l), rows(block.moments.gy, l), rows(block.w, l)
+        raw, e = rows(block.noise.raw, l), rows(block.moments.gy, l)
+        w = rows(block.w, l)
         before = rows(block.noise.square, l)[0]
-        S0, count, total, slope = rows(block.S0, l)[0], every(0.0), every(0.0), every(0.0)
+        S0, count = rows(block.S0, l)[0], every(0.0)
+        total, slope = every(0.0), every(0.0)
         residual = every(0.0)
         for k in range(block.noise.raw.shape[0]):
             y, used = raw[k], pick(raw[k], 0.0, w[k], 0.0)
             A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
             x = used * y * A / before
-            r = bessel_ratio(x, coils)
+            r = ratio(p, x, coils)
             turn = pick(
                 x, 1e-6, 1.0 - r * (r + (2.0 * coils - 1.0) / pick(x, 1e-6, x, 1e-6)), 0.5 / coils
             )
             count += pick(used, 0.0, 1.0, 0.0)
             residual += used * (y - A) * (y - A)
             total += used * ((y - A) * (y - A) + 2.0 * y * A * (1.0 - r))
-            slope += pick(x, 1e4, 2.0 * coils - 1.0, 2.0 * x * x * turn)
+            slope += pick(x, 100.0 * coils, 2.0 * coils - 1.0, 2.0 * x * x * turn)
         free = 2.0 * coils * count - rows(block.noise.trace, l)[0]
         new = before + (total / free - before) / (1.0 - slope / free)
         new = pick(new, 4.0 * before, 4.0 * before, pick(0.25 * before, new, 0.25 * before, new))
@@ -303,89 +344,110 @@ def _new_square(block: Any, coils: int) -> None:
 def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     One step of the expectation: y <- y I_L(x) / I_(L-1)(x), x = y A / sigma^2, A the fitted signal
-    (0 where it is negative), where the voxel is not settled; sigma from the fit where none is given.
+    (0 where it is negative), where the voxel is not settled; sigma from the fit where none is
+    given.
 
     block.noise.moving[0] counts the voxels that need another fit.
     """
-    coils, V, n = plan.rules.coils, block.status.size, block.noise.raw.shape[0]
+    p, coils = plan.rules.curves, plan.rules.coils
+    V, work = block.status.size, block.noise
     if data.sigma.size == 0:
-        _new_square(block, coils)
-    block.noise.moving[0] = 0
-    change = block.noise.change
+        _new_square(p, block, coils)
     for l in range(0, V, WIDTH):
-        w, e, last = rows(block.w, l), rows(block.moments.gy, l), rows(block.noise.last, l)
+        w, e = rows(block.w, l), rows(block.moments.gy, l)
+        last = rows(work.last, l)
         S0, squares = rows(block.S0, l)[0], every(0.0)
-        for k in range(n):
+        for k in range(work.raw.shape[0]):
             A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
             step = A - last[k]
             squares += pick(w[k], 0.0, step * step, 0.0)
             last[k] = A
-        rows(change, l)[0] = squares
+        rows(work.change, l)[0] = squares
+    step, work.moving[0] = work.step[0], 0
     for l in range(V):
-        block.noise.held[0, l] = block.S0[0, l]
-        if block.noise.settled[l] != 0:
+        if work.settled[l] != 0:
+            block.status[l], block.S0[0, l] = work.flags[l], work.held[0, l]
             continue
-        square = block.noise.square[0, l]
-        drift = 0.0
+        square, drift = work.square[0, l], 0.0
         if data.sigma.size == 0:
-            drift = abs(block.noise.next[0, l] - square) if block.noise.step[0] > 0 else math.inf
+            drift = abs(work.next[0, l] - square) if step > 0 else math.inf
         limit = SETTLED * SETTLED * square + 1e-20 * block.S0[0, l] * block.S0[0, l]
-        still = change[0, l] <= limit * block.valid[0, l] and drift <= SETTLED * square
+        still = work.change[0, l] <= limit * block.valid[0, l] and drift <= SETTLED * square
+        if step == STEPS and not still:
+            block.status[l] |= UNSETTLED
+        work.flags[l], work.held[0, l] = block.status[l], block.S0[0, l]
         if (
             i0 + l >= stop
             or block.status[l] & (NO_FIT | STRAINED) != 0
-            or (still and block.noise.step[0] > 0)
+            or (still and step > STEP_OF_SCALES)
+            or step == STEPS
         ):
-            block.noise.settled[l] = 1
+            work.settled[l] = 1
             continue
-        block.noise.moving[0] += 1
+        work.moving[0] += 1
         if data.sigma.size == 0:
-            block.noise.square[0, l] = block.noise.next[0, l]
-        if block.noise.step[0] == STEPS - 1:
-            block.status[l] |= UNSETTLED
-    block.noise.step[0] += 1
-    if block.noise.moving[0] > 0:
-        _expectation(block, coils)
+            work.square[0, l] = work.next[0, l]
+    work.step[0] += 1
+    if work.moving[0] > 0:
+        _expectation(p, block, coils)
 
 
 @kernel(fastmath=CONTRACT)
-def _expectation(block: Any, coils: int) -> None:
+def _expectation(p: Array, block: Any, coils: int) -> None:
     """The corrected samples of the voxels that are not settled."""
+    work = block.noise
     for l in range(0, block.status.size, WIDTH):
-        y, raw, A, w = (
-            rows(block.y, l),
-            rows(block.noise.raw, l),
-            rows(block.noise.last, l),
-            rows(block.w, l),
-        )
-        square, settled = rows(block.noise.square, l)[0], rows(block.noise.frozen, l)
+        y, raw = rows(block.y, l), rows(work.raw, l)
+        A, w = rows(work.last, l), rows(block.w, l)
+        square, settled = rows(work.square, l)[0], rows(work.frozen, l)
         lowest = every(math.inf)
         for v in range(l, l + WIDTH):
-            block.noise.frozen[0, v] = float(block.noise.settled[v])
-        for k in range(block.noise.raw.shape[0]):
+            work.frozen[0, v] = float(work.settled[v])
+        for k in range(work.raw.shape[0]):
             x = pick(raw[k], 0.0, w[k] * raw[k] * A[k] / square, 0.0)
-            new = pick(raw[k], 0.0, raw[k] * bessel_ratio(x, coils), raw[k])
+            new = pick(raw[k], 0.0, raw[k] * ratio(p, x, coils), raw[k])
             y[k] = pick(settled[0], 0.5, y[k], new)
             lowest = pick(lowest, y[k], y[k], lowest)
-        rows(block.noise.next, l)[0] = lowest
+        rows(work.next, l)[0] = lowest
     for l in range(block.status.size):
-        if not block.noise.next[0, l] > 0.0:
+        if not work.next[0, l] > 0.0:
             block.ordinary[0] = 0
 
 
-@stage()
+@stage(CONTRACT)
+def right_side(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """
+    rhs of corrected samples. The scales, the Laplacian weight and G stay, MAPL's as its factor.
+    """
+    work, t = block.moments, plan.moments
+    tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
+    moments.low_moments(plan.scheme, block.y, block.w, work)
+    if not plan.isotropic or data.field.shape[0] > 0:
+        rotation.rotate(t.shears_low, work.angles, work.low)
+    if data.field.shape[0] > 0:
+        rotation.skew_moments(t.shears_low, work.skew, work.low)
+    moments.scale_low(t, 2 * plan.order, work)
+    block_map(t.right, work.low, block.rhs)
+    for l in range(0, block.w.shape[1], WIDTH):
+        rhs, right = rows(block.rhs, l), rows(block.row, l)[0] * rows(block.S0, l)[0]
+        for i in range(t.origin.size):
+            rhs[i] += right * t.origin[i]
+    if plan.rules.deviation:
+        origin.attract(plan, block)
+
+
+@stage(CONTRACT)
 def expected_signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """For the residuals: the samples as measured, and the expected magnitudes over S0 in moments.gy."""
-    table = plan.rules.means
-    for l in range(block.status.size):
-        block.sigma[0, l] = math.sqrt(block.noise.square[0, l])
-        S0 = block.S0[0, l]
-        if block.status[l] & NO_FIT != 0:
-            continue
+    """For residuals: samples as measured, and expected magnitudes over S0 in moments.gy."""
+    p, coils = plan.rules.curves, plan.rules.coils
+    for l in range(0, block.status.size, WIDTH):
+        y, raw = rows(block.y, l), rows(block.noise.raw, l)
+        w = rows(block.w, l)
+        S0, e = rows(block.S0, l)[0], rows(block.moments.gy, l)
+        sigma = rows(block.sigma, l)
+        sigma[0] = sqrt(rows(block.noise.square, l)[0])
         for k in range(block.noise.raw.shape[0]):
-            block.y[k, l] = block.noise.raw[k, l]
-            if block.w[k, l] > 0.0 and block.noise.raw[k, l] > 0.0:
-                ratio = max(S0 * block.moments.gy[k, l], 0.0) / block.sigma[0, l]
-                block.moments.gy[k, l] = (
-                    _from_table(table, ratio, plan.rules.coils) * block.sigma[0, l] / S0
-                )
+            A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
+            expected = mean(p, A / sigma[0], coils) * sigma[0] / S0
+            e[k] = pick(pick(raw[k], 0.0, w[k], 0.0), 0.0, expected, e[k])
+            y[k] = raw[k]

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from . import frames, moments
 from ._jit import CONTRACT, kernel, n_threads, spread
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, rows, sqrt
 from .linalg import block_gather, block_product, exp, log, pad4
 from .ordering import frozen, hermite_to_monomial, monomials, positions
 from .rotation import Pairs, shear_pairs
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 GROUP = 48  # voxels handled together
 TILE = 64  # directions handled together: their values stay in the first-level cache
@@ -32,6 +30,14 @@ class Forms(NamedTuple):
     p: Array  # (V, m) coefficients of v^alpha, |alpha| = the radial order, mm^s
     A: Array  # (V, 6) xx xy yy xz yz zz
     half: float  # (3 + s + order)/2
+
+
+class Along(NamedTuple):
+    """Directions in T tiles, and what their values are multiplied with."""
+
+    base: Array  # (T, TILE, m) `powers_at` the directions
+    square: Array  # (T, TILE, 6) xx 2xy yy 2xz 2yz zz
+    project: Array  # (T, k, TILE), or (T, 0, TILE) for the values themselves
 
 
 @lru_cache
@@ -72,10 +78,8 @@ def _form_table(order: int, s: float) -> Array:
 @lru_cache
 def _shears(order: int) -> Pairs:
     """`shear_pairs` of the monomials of degree `order` alone."""
-    pairs, first = (
-        shear_pairs(order),
-        np.uint64(len(monomials(order)) - len(powers_of_degree(order))),
-    )
+    pairs = shear_pairs(order)
+    first = np.uint64(len(monomials(order)) - len(powers_of_degree(order)))
     count = int((pairs[0, :, 0] >= first).sum())  # the last ones, for every shear
     out: Pairs = pairs[:, pairs.shape[1] - count :] - first
     return np.ascontiguousarray(out)
@@ -83,23 +87,28 @@ def _shears(order: int) -> Pairs:
 
 @kernel()
 def form_rows(
-    coef: Array, mu: Array, R: Array, table: Array, order: int, s: float, p: Array, A: Array, start: int, stop: int
-) -> None:  # fmt: skip
+    coef: Array, mu: Array, R: Array, table: Array, s: float, f: Forms, start: int, stop: int
+) -> None:
     """
-    Forms with p (V, m) in the tensor's frame and A (V, 6) in that of the b-vectors.
+    Forms with p (V, m) in the tensor's frame and A (V, 6) in that of the b-vectors, into f.
 
     Lengths count in units of the scales' geometric mean g, and ODF_s is g^s times what it is there.
     """
     a, here = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
-    out = np.empty((table.shape[0], WIDTH))
+    out, p = np.empty((table.shape[0], WIDTH)), f.p
+    order = 0
+    while (order + 1) * (order + 2) < 2 * p.shape[1]:
+        order += 1
     for first in range(start, stop, WIDTH):
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_product(table, a, out)
-        u, q, k = rows(here, 0), rows(out, 0), 0
+        u, q = rows(here, 0), rows(out, 0)
+        k = 0
         size = log(u[0] * u[1] * u[2]) * (1.0 / 3.0)
         g, factor = exp(size), exp(size * s)
-        u[0], u[1], u[2] = g / u[0], g / u[1], g / u[2]
+        u[0], u[1] = g / u[0], g / u[1]
+        u[2] = g / u[2]
         for _ in range(order):
             factor *= u[0]
         y, z = u[1] / u[0], u[2] / u[0]
@@ -119,7 +128,7 @@ def form_rows(
                     total = 0.0
                     for n in range(3):
                         total += frame[i, n] * frame[j, n] * here[n, l] ** 2
-                    A[first + l, r] = total
+                    f.A[first + l, r] = total
                     r += 1
 
 
@@ -134,27 +143,28 @@ def forms(coef: Array, mu: Array, R: Array, order: int, s: float) -> Forms:
     Notes
     -----
     With t = vR/mu and p_k the part of degree k of the polynomial of P, ODF_s(v) = int P(rv) r^(2+s)
-    dr is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2) prod(mu) |t|^(3+s)). Powers
-    of |t| raise each part to the degree of the order, so that one polynomial in v is left.
+    dr is sum_k p_k(t/|t|) 2^((k+s+1)/2) Gamma((k+s+3)/2) / ((2 pi)^(3/2) prod(mu) |t|^(3+s)).
+    Powers of |t| raise each part to the degree of the order, so that one polynomial in v is left.
     """
     if not s > -3:
         raise ValueError(f"s must be above -3, or the integral diverges at the origin: got {s}")
     c, m, f = (np.ascontiguousarray(x, float) for x in (coef, mu, R))
     table, index = _form_table(order, float(s)), powers_of_degree(order)
     tables = moments.order_tables(order)._replace(shears_low=_shears(order))
-    p, A, one = np.empty((len(c), len(index))), np.empty((len(c), 6)), frozen(np.ones(len(index)))
+    one = frozen(np.ones(len(index)))
+    out = Forms(np.empty((len(c), len(index))), np.empty((len(c), 6)), float((3 + s + order) / 2))
 
     def piece(start: int, stop: int) -> None:
-        form_rows(c, m, f, table, order, float(s), p, A, start, stop)
-        frames.turn(p[start:stop], f[start:stop], tables, index, one, True)
+        form_rows(c, m, f, table, float(s), out, start, stop)
+        frames.turn(out.p[start:stop], f[start:stop], tables, index, one)
 
     spread(piece, len(c), WIDTH, n_threads(None))
-    return Forms(p, A, (3 + s + order) / 2)
+    return out
 
 
 @kernel(fastmath=CONTRACT)
 def _divide(square: Array, half: float, out: Array) -> None:
-    """out *= square^-half: by products where 2 half is a whole number, else through the logarithm."""
+    """out *= square^-half: by products where 2 half is a whole number, else by logarithms."""
     whole = int(2.0 * half) if 2.0 * half == math.floor(2.0 * half) else -1
     for l in range(0, square.shape[1], WIDTH):
         x, y = rows(square, l), rows(out, l)
@@ -173,33 +183,24 @@ def _divide(square: Array, half: float, out: Array) -> None:
 
 
 @kernel()
-def odf_rows(
-    p: Array, A: Array, half: float, base: Array, square: Array, project: Array, out: Array, start: int, stop: int
-) -> None:  # fmt: skip
-    """
-    Values of forms along directions, or their products with a matrix.
-
-    Parameters
-    ----------
-    p, A, half : `Forms`. base : (T, TILE, m), `powers_at` the directions. square : (T, TILE, 6).
-    project : (T, k 4, TILE), or (T, 0, TILE) for the values themselves.
-    out : (V, K) or (V, k), written.
-    """
+def odf_rows(f: Forms, along: Along, out: Array, start: int, stop: int) -> None:
+    """Values of forms along directions, or their products with a matrix, into out (V, K or k)."""
+    base, project = along.base, along.project
     k = project.shape[1]
-    x, q = np.empty((p.shape[1], GROUP)), np.empty((6, GROUP))
+    x, q = np.empty((f.p.shape[1], GROUP)), np.empty((6, GROUP))
     y, z = np.empty((TILE, GROUP)), np.empty((TILE, GROUP))
     part, total = np.empty((k, GROUP)), np.empty((k, GROUP))
     for first in range(start, stop, GROUP):
         count = min(GROUP, stop - first)
-        block_gather(p, first, stop, x)
-        block_gather(A, first, stop, q)
+        block_gather(f.p, first, stop, x)
+        block_gather(f.A, first, stop, q)
         for r in range(k):
             for l in range(GROUP):
                 total[r, l] = 0.0
         for t in range(base.shape[0]):
             block_product(base[t], x, y)
-            block_product(square[t], q, z)
-            _divide(z, half, y)
+            block_product(along.square[t], q, z)
+            _divide(z, f.half, y)
             if k > 0:
                 block_product(project[t], y, part)
                 for r in range(k):
@@ -232,44 +233,32 @@ def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
     matrix = np.zeros((len(points), 0)) if project is None else project
     tiles = np.zeros((-(-len(points) // TILE) * TILE, -(-matrix.shape[1] // 4) * 4))
     tiles[: len(points), : matrix.shape[1]] = matrix  # 0 at the directions that fill the last tile
-    tiles = np.ascontiguousarray(
-        tiles.reshape(len(tiles) // TILE, TILE, tiles.shape[1]).transpose(0, 2, 1)
-    )
+    tiles = tiles.reshape(len(tiles) // TILE, TILE, tiles.shape[1]).transpose(0, 2, 1)
     out = np.empty((len(f.p), len(points) if project is None else matrix.shape[1]))
     base = _tiles(powers_at(points, order))
-    call = partial(odf_rows, f.p, f.A, f.half, base, _tiles(square), tiles, out)
-    spread(call, len(out), GROUP, n_threads(None))
+    along = Along(base, _tiles(square), np.ascontiguousarray(tiles))
+    spread(partial(odf_rows, f, along, out), len(out), GROUP, n_threads(None))
     return out
 
 
 @kernel()
-def maxima_rows(
-    f: Array, neighbours: IntArray, relative: float, floor: Array, found: NDArray[np.bool_], start: int, stop: int
-) -> None:  # fmt: skip
+def local_maxima(
+    f: Array, neighbours: IntArray, rows: IntArray, columns: IntArray, found: NDArray[np.bool_]
+) -> None:
     """
-    Mark the local maxima of rows f (V, K) that are `relative` as high as the highest, over `floor`.
+    Which (M,) of some places of f (V, K), given by row and column, are local maxima of their row.
 
     Parameters
     ----------
     neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first counts.
-    floor : (V,) the smallest value, or 0 where that is negative; written. found : (V, K), written.
-        No maximum where f is the same everywhere or NaN.
+    found : (M,), written.
     """
-    for v in range(start, stop):
-        row = f[v]
-        low, high = row[0], row[0]
-        for k in range(row.size):
-            low, high = min(low, row[k]), max(high, row[k])
-        floor[v] = max(low, 0.0)
-        least = floor[v] + relative * (high - floor[v])
-        flat = not high - floor[v] > 1e-9 * high
-        for k in range(row.size):
-            peak = not flat and row[k] >= least
-            if peak:
-                for other in neighbours[k]:
-                    if row[other] > row[k] or (row[other] == row[k] and other < k):
-                        peak = False
-            found[v, k] = peak
+    for i in range(rows.size):
+        row, k = f[rows[i]], columns[i]
+        found[i] = True
+        for other in neighbours[k]:
+            if row[other] > row[k] or (row[other] == row[k] and other < k):
+                found[i] = False
 
 
 @kernel()
@@ -292,7 +281,9 @@ def refine_rows(
     slope along v, is made negative by what its largest eigenvalue lacks.
     """
     degree = powers[0, 0] + powers[0, 1] + powers[0, 2] + 2
-    d, e, f, g, H = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty((3, 3))
+    d, e = np.empty(3), np.empty(3)
+    f, g = np.empty(3), np.empty(3)
+    H = np.empty((3, 3))
     power = np.ones((3, degree))
     for i in range(start, stop):
         value[i] = -math.inf
@@ -307,7 +298,8 @@ def refine_rows(
                 for k in range(j + 1):
                     total = 0.0
                     for p in range(powers.shape[0]):
-                        x, y, z = powers[p, 0], powers[p, 1], powers[p, 2]
+                        x, y = powers[p, 0], powers[p, 1]
+                        z = powers[p, 2]
                         total += second[i, r, p] * power[0, x] * power[1, y] * power[2, z]
                     H[j, k], H[k, j] = total, total
                     r += 1
@@ -327,7 +319,8 @@ def refine_rows(
             for j in range(3):
                 k, m = (j + 1) % 3, (j + 2) % 3
                 f[j] = d[k] * e[m] - d[m] * e[k]
-            gx = gy = xy = 0.0
+            gx = gy = 0.0
+            xy = 0.0
             xx = yy = -slope
             for j in range(3):
                 gx += e[j] * g[j]

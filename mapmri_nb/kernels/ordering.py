@@ -2,8 +2,10 @@
 Sizes, index tables and positions of both bases, and the exact map between them: the only place that
 knows an order.
 
-Public coefficients follow DIPY's order. Inside the block kernels functions are grouped by parity
-class (`block_index_table`), which makes the Laplacian matrix block diagonal.
+Public coefficients (n,) follow DIPY's order: anisotropic n1 n2 n3 by N = n1 + n2 + n3 = 0, 2, ..,
+isotropic j l m by N = l + 2j - 2. Inside the block kernels functions are grouped by parity class
+(`block_index_table`), which makes the Laplacian matrix block diagonal. At mu = (u0, u0, u0) both
+bases span one space: a_aniso = T a_iso, T block diagonal in N, the same for every u0.
 """
 
 from functools import lru_cache
@@ -18,10 +20,7 @@ MAX_ORDER = 10
 
 
 def n_coef(order: int) -> int:
-    """
-    Number of coefficients of either basis at an even radial order [Ozarslan 2013, Eq. 29]: 1, 7,
-    22, 50, 95, 161.
-    """
+    """Coefficients of either basis at an even order [Ozarslan 2013, Eq. 29]: 1, 7, 22, 50 .."""
     return (order + 2) * (order + 4) * (2 * order + 3) // 24
 
 
@@ -65,10 +64,7 @@ def iso_index_table(order: int) -> IntArray:
 
 @lru_cache
 def monomials(degree: int) -> IntArray:
-    """
-    Exponents of all monomials of even total degree up to `degree`, (n, 3): `index_table`, read as
-    exponents.
-    """
+    """Exponents (n, 3) of the monomials of even degree up to `degree`: `index_table`."""
     return index_table(degree)
 
 
@@ -79,9 +75,7 @@ def positions(table: IntArray) -> dict[tuple[int, int, int], int]:
 
 @lru_cache
 def class_permutation(order: int) -> IntArray:
-    """
-    Positions in `index_table` grouped by the parities of (n1, n2, n3); stable inside each group.
-    """
+    """Positions in `index_table` grouped by the parities of (n1, n2, n3), in order."""
     table = index_table(order)
     return frozen(np.argsort((table % 2) @ np.array([4, 2, 1]), kind="stable"))
 
@@ -94,19 +88,13 @@ def block_index_table(order: int) -> IntArray:
 
 @lru_cache
 def class_bounds(order: int) -> IntArray:
-    """
-    Bounds (5,) of the parity classes in `block_index_table`: rows bounds[k] to bounds[k+1], none
-    but k = 0 at order 0.
-    """
+    """Bounds (5,) of the parity classes: rows bounds[k] to bounds[k+1] of `block_index_table`."""
     key = (block_index_table(order) % 2) @ np.array([4, 2, 1])
     return frozen(np.searchsorted(key, [0, 3, 5, 6, 7]).astype(np.int64))  # 000, 011, 101, 110
 
 
 def origin_values(table: IntArray) -> Array:
-    """
-    Values at q = 0 of the basis functions of an index table, B_n [Ozarslan 2013, Eq. 27]; zero
-    where an index is odd.
-    """
+    """B_n: E(0) of functions of an index table [Ozarslan 2013, Eq. 27]; 0 where one is odd."""
     return np.array([np.prod([axis_origin_value(int(k)) for k in row]) for row in table])
 
 
@@ -149,9 +137,7 @@ def hermite_origin(order: int) -> Array:
 
 
 def iso_origin_values(order: int) -> Array:
-    """
-    Values at q = 0 of the isotropic basis: Gamma(j+1/2)/(Gamma(j) Gamma(3/2)) for l = 0, else 0.
-    """
+    """E(0) of the isotropic basis: Gamma(j+1/2)/(Gamma(j) Gamma(3/2)) for l = 0, else 0."""
     return np.array(
         [
             gamma(j + 0.5) / (gamma(j) * gamma(1.5)) if el == 0 else 0.0
@@ -161,10 +147,7 @@ def iso_origin_values(order: int) -> Array:
 
 
 def iso_norms(order: int) -> Array:
-    """
-    Diagonal of T'T: squared norms of the isotropic functions in units of the anisotropic ones at
-    equal scale.
-    """
+    """Diagonal of T'T: squared norms of the isotropic functions over the anisotropic ones'."""
     return np.array(
         [
             2 / sqrt(pi) * gamma(j + el + 0.5) / (2.0**el * gamma(j))
@@ -232,9 +215,8 @@ def iso_to_aniso(order: int) -> Array:
                 radial = factorial(k) / (factorial(a) * factorial(b) * factorial(c))
                 for (px, py, pz), value in solid_harmonic(int(el), int(m)).items():
                     out[where[px + 2 * a, py + 2 * b, pz + 2 * c], col] += factor * radial * value
-    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(
-        order
-    )  # of H_n / sqrt(2^n n!)
+    # of H_n / sqrt(2^n n!)
+    leading = 2.0 ** (index_table(order).sum(1) / 2) / factorial_roots(order)
     return frozen(out / leading[:, None])
 
 

@@ -1,9 +1,13 @@
 """
 Signal and propagator at points; overlaps with radial functions (PA, NG); negative mass.
 
-Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it.
-Kernels named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over
-points.
+    E(q) = sum a_n Phi_n(R'q),   P(r) = sum a_n Psi_n(R'r)     a (V, n), mu (V, 3) mm, R (V, 3, 3)
+    cos^2 theta = sum_(k<=K) (g_k^2 / b_k) / sum a^2           [Ozarslan 2013, Eq. 51-56]
+    g_k = sum_(|m|=2k) B_m sum_n a_n O1_n1m1 O2_n2m2 O3_n3m3,  b_k = Gamma(k+3/2) / (k! Gamma(3/2))
+
+O holds the overlaps of one-dimensional functions at mu_i and at the scale of the radial functions.
+All take Hermite coefficients in the frame R at the scales mu, so both bases share them. Kernels
+named ``..._rows`` run serially over rows start .. stop - 1; their inner loops run over points.
 """
 
 import itertools
@@ -12,22 +16,12 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from . import ordering
 from ._jit import CONTRACT, kernel, n_threads, spread
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
-from .ordering import (
-    class_bounds,
-    class_permutation,
-    frozen,
-    hermite_to_monomial,
-    index_table,
-    monomials,
-)
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
 GROUP, TILE = 48, 16  # voxels and points of `negative_rows` handled together
@@ -38,10 +32,7 @@ SIGNAL, PROPAGATOR = 0, 1
 
 
 class PointTables(NamedTuple):
-    """
-    What `point_rows` evaluates: a sum of c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n -
-    down_n f_n-1.
-    """
+    """Of sum c_k f_a(x) f_b(y) f_c(z), f_0 = 1, f_n+1 = up_n x f_n - down_n f_n-1."""
 
     kind: int
     sign: Array  # (n_coef,) coefficients to c
@@ -56,21 +47,22 @@ def point_tables(order: int, kind: int) -> PointTables:
     Tables of `point_rows` for kind = SIGNAL or PROPAGATOR: orthonormal Hermite functions times
     pi^(1/4), the Gaussian set aside.
     """
-    k, terms = np.arange(order, dtype=float), index_table(order)
+    k, terms = np.arange(order, dtype=float), ordering.index_table(order)
     cube = np.full((order + 1,) * 3, len(terms), np.int64)
     cube[tuple(terms.T)] = np.arange(len(terms))
     sign = (-1.0) ** (terms.sum(1) // 2 * (kind == SIGNAL))
-    return PointTables(kind, frozen(sign), frozen(cube), np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1)))
+    up, down = np.sqrt(2 / (k + 1)), np.sqrt(k / (k + 1))
+    return PointTables(kind, ordering.frozen(sign), ordering.frozen(cube), up, down)
 
 
 @kernel(fastmath=CONTRACT)
 def _project(points: Array, first: int, lanes: int, R: Array, scale: Array, x: Array) -> None:
-    """
-    x_i = scale_i (point . column i of R) for `lanes` points from `first` on; points are (3, K).
-    """
-    p0, p1, p2 = points[0], points[1], points[2]
+    """x_i = scale_i (point . column i of R), `lanes` of points (3, K) from `first` on."""
+    p0, p1 = points[0], points[1]
+    p2 = points[2]
     for i in range(3):
-        a, b, c, xi = scale[i] * R[0, i], scale[i] * R[1, i], scale[i] * R[2, i], x[i]
+        a, b = scale[i] * R[0, i], scale[i] * R[1, i]
+        c, xi = scale[i] * R[2, i], x[i]
         for l in range(lanes):
             xi[l] = a * p0[first + l] + b * p1[first + l] + c * p2[first + l]
 
@@ -81,17 +73,16 @@ def _factors(x: Array, lanes: int, up: Array, down: Array, f: Array) -> None:
     for i in range(3):
         xi = x[i]
         for n in range(up.size):
-            a, b, f0, f1, f2 = up[n], down[n], f[i, max(n - 1, 0)], f[i, n], f[i, n + 1]
+            a, b = up[n], down[n]
+            f0, f1 = f[i, max(n - 1, 0)], f[i, n]
+            f2 = f[i, n + 1]
             for l in range(lanes):
                 f2[l] = a * xi[l] * f1[l] - b * f0[l]
 
 
 @kernel(fastmath=CONTRACT)
 def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: Array) -> None:
-    """
-    Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers of one parity at a time; the last entry
-    of c is 0.
-    """
+    """Sum of c_k f_0,a f_1,b f_2,c into out (L,), four powers at a time; the last c is 0."""
     order, none = f.shape[1] - 1, c.size - 1
     for l in range(lanes):
         out[l] = 0.0
@@ -101,11 +92,13 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
         for n2 in range(order - n1 + 1):
             f1 = f[1, n2]
             for n3 in range((n1 + n2) % 2, order - n1 - n2 + 1, 8):
-                i1, i2, i3 = min(n3 + 2, order), min(n3 + 4, order), min(n3 + 6, order)
+                i1, i2 = min(n3 + 2, order), min(n3 + 4, order)
+                i3 = min(n3 + 6, order)
                 c0, c1 = c[cube[n1, n2, n3]], c[cube[n1, n2, i1] if n3 + 2 <= order else none]
                 c2 = c[cube[n1, n2, i2] if n3 + 4 <= order else none]
                 c3 = c[cube[n1, n2, i3] if n3 + 6 <= order else none]
-                r0, r1, r2, r3 = f[2, n3], f[2, i1], f[2, i2], f[2, i3]
+                r0, r1 = f[2, n3], f[2, i1]
+                r2, r3 = f[2, i2], f[2, i3]
                 for l in range(lanes):
                     inner[l] += f1[l] * (c0 * r0[l] + c1 * r1[l] + c2 * r2[l] + c3 * r3[l])
         f0 = f[0, n1]
@@ -115,8 +108,9 @@ def _series(c: Array, cube: IntArray, f: Array, lanes: int, inner: Array, out: A
 
 @kernel(fastmath=CONTRACT)
 def _gaussian(x: Array, lanes: int, factor: Array) -> None:
-    """exp(-|x|^2/2) of points x (3, L), cut at 1e-304, where no Hermite polynomial makes up for it."""
-    a, b, c = x[0], x[1], x[2]
+    """exp(-|x|^2/2) of points x (3, L), cut at 1e-304: no Hermite polynomial makes up for it."""
+    a, b = x[0], x[1]
+    c = x[2]
     for l in range(lanes):
         factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
@@ -142,8 +136,10 @@ def point_rows(
     tables : `point_tables`. out : (V, K), written: E or P (1/mm^3).
     """
     size, K = tables.cube.shape[1], points.shape[1]
-    x, f, c = np.empty((3, LANES)), np.empty((3, size, LANES)), np.zeros(tables.sign.size + 1)
-    inner, total, factor, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(3)
+    x, f = np.empty((3, LANES)), np.empty((3, size, LANES))
+    c = np.zeros(tables.sign.size + 1)
+    inner, total = np.empty(LANES), np.empty(LANES)
+    factor, scale = np.empty(LANES), np.empty(3)
     for i in range(3):
         for l in range(LANES):
             f[i, 0, l] = 1.0
@@ -175,7 +171,6 @@ def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTabl
 
 
 # ---- overlaps
-# --------------------------------------------------------------------------------------------------------
 
 
 @kernel()
@@ -196,7 +191,8 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
     for m in range(1, size, 2):
         out[m] = 0.0 * s
     for n in range(degree):
-        here, low, up = n * size, math.sqrt(n / (n + 1.0)), 1.0 / math.sqrt(n + 1.0)
+        here, low = n * size, math.sqrt(n / (n + 1.0))
+        up = 1.0 / math.sqrt(n + 1.0)
         for m in range(n % 2, size, 2):  # those of odd n + 1 + m vanish
             out[here + size + m] = 0.0 * s
         for m in range((n + 1) % 2, size, 2):
@@ -212,10 +208,10 @@ def even_table(order: int) -> IntArray:
     Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
     radial part; by n1, then n2.
     """
-    table = index_table(order)
+    table = ordering.index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
     where = where[np.lexsort(table[where].T[::-1])]
-    return frozen(np.column_stack([where, table[where]]))
+    return ordering.frozen(np.column_stack([where, table[where]]))
 
 
 @kernel()
@@ -240,33 +236,34 @@ def radial_cosine_rows(
     degree = 0
     for e in range(even.shape[0]):
         degree = max(degree, even[e, 1])
-    size, count, B = 2 * K + 1, even.shape[0], np.ones(K + 1)
+    size, count = 2 * K + 1, even.shape[0]
+    B = np.ones(K + 1)
     for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
         B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    here, there, result = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((1, WIDTH))
+    here, there = np.empty((3, WIDTH)), np.empty((3, WIDTH))
+    result = np.empty((1, WIDTH))
     a, O = np.empty((coef.shape[1], WIDTH)), np.empty((3, (degree + 1) * size, WIDTH))
     sums = np.empty((2, K + 1, WIDTH))
     for first in range(start, stop, WIDTH):
         block_gather(coef, first, stop, a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w = rows(a, 0), rows(here, 0), rows(there, 0)
-        x, y, z, inner, g = (
-            rows(O[0], 0),
-            rows(O[1], 0),
-            rows(O[2], 0),
-            rows(sums[0], 0),
-            rows(sums[1], 0),
-        )
+        c, u = rows(a, 0), rows(here, 0)
+        w = rows(there, 0)
+        x, y = rows(O[0], 0), rows(O[1], 0)
+        z, inner = rows(O[2], 0), rows(sums[0], 0)
+        g = rows(sums[1], 0)
         for axis in range(3):
             overlaps(u[axis], w[axis], degree, size, rows(O[axis], 0))
-        norm, total, b = every(0.0), every(0.0), 1.0
+        norm, total = every(0.0), every(0.0)
+        b = 1.0
         for n in range(coef.shape[1]):
             norm += c[n] * c[n]
         for k in range(K + 1):
             g[k], inner[k] = every(0.0), every(0.0)
         for e in range(count):  # sums over m1 + m2 + m3 = k are convolutions
-            n1, n2, n3 = even[e, 1] * size, even[e, 2] * size, even[e, 3] * size
+            n1, n2 = even[e, 1] * size, even[e, 2] * size
+            n3 = even[e, 3] * size
             for m in range(K + 1):
                 inner[m] += B[m] * c[even[e, 0]] * z[n3 + 2 * m]
             if e + 1 < count and even[e + 1, 1] == even[e, 1] and even[e + 1, 2] == even[e, 2]:
@@ -288,27 +285,20 @@ def radial_cosine_rows(
 
 
 def gaussian_cosine(mu: Array, u0: Array) -> Array:
-    """
-    cos^2 of the angle between a tensor's Gaussian, scales mu (..., 3), and the isotropic one, u0
-    (...): PA_DTI.
-    """
+    """cos^2 from a tensor's Gaussian, mu (..., 3), to the isotropic one, u0 (...): PA_DTI."""
     scale = np.asarray(u0)[..., None]
     out: Array = np.prod(2 * mu * scale / (mu**2 + scale**2), axis=-1)
     return out
 
 
 def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
-    """
-    PA from cos^2 of the angle to the isotropic counterpart: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t =
-    sin.
-    """
+    """PA from cos^2 of the angle: sigma(t) = t^3e/(1 - 3t^e + 3t^2e), t = sin."""
     t = np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)) ** epsilon
     out: Array = t * t * t / (1.0 - 3.0 * t + 3.0 * t * t)
     return out
 
 
 # ---- positivity
-# ------------------------------------------------------------------------------------------------------
 
 
 class DenseGrid(NamedTuple):
@@ -327,27 +317,24 @@ class DenseGrid(NamedTuple):
 
 @lru_cache
 def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
-    """
-    The grid of an order. The ball's radius, sqrt(2 order + 1) + 3, misses 2e-5 of a basis function's
-    integral.
-    """
+    """The grid of an order: a ball of sqrt(2 order + 1) + 3 misses 2e-5 of an integral."""
     radius = math.sqrt(2 * order + 1) + 3
     axis = spacing * np.arange(int(radius / spacing) + 1)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     x = x[(x * x).sum(1) <= radius**2]
-    powers = np.prod(x[:, None, :] ** monomials(order)[None], axis=2)
+    powers = np.prod(x[:, None, :] ** ordering.monomials(order)[None], axis=2)
     gauss = np.exp(-0.5 * (x**2).sum(1)) / (2 * np.pi) ** 1.5
-    place, bounds = class_permutation(order), class_bounds(order)
+    place, bounds = ordering.class_permutation(order), ordering.class_bounds(order)
     tiles = -(-len(x) // TILE)
     values, weights = np.zeros((tiles * TILE, len(place))), np.zeros(tiles * TILE)
-    values[: len(x)] = (powers @ hermite_to_monomial(order) * gauss[:, None])[:, place]
+    values[: len(x)] = (powers @ ordering.hermite_to_monomial(order) * gauss[:, None])[:, place]
     weights[: len(x)] = spacing**3 * 2.0 ** ((x > 0).sum(1) - 2)
     first, second, third, fourth = (
-        frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
+        ordering.frozen(np.ascontiguousarray(values[:, a:b]).reshape(tiles, TILE, b - a))
         for a, b in itertools.pairwise(bounds)
     )
     classes = first, second, third, fourth
-    return DenseGrid(classes, frozen(weights.reshape(tiles, TILE)), place, bounds)
+    return DenseGrid(classes, ordering.frozen(weights.reshape(tiles, TILE)), place, bounds)
 
 
 @kernel(fastmath=CONTRACT)
@@ -357,16 +344,20 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
     smallest, the largest and the negative mass, (3, V).
     """
     for l in range(0, state.shape[1], WIDTH):
-        s, t, v, w = rows(parts[0], l), rows(parts[1], l), rows(parts[2], l), rows(parts[3], l)
+        s, t = rows(parts[0], l), rows(parts[1], l)
+        v, w = rows(parts[2], l), rows(parts[3], l)
         now = rows(state, l)
-        low, high, negative = now[0], now[1], now[2]
+        low, high = now[0], now[1]
+        negative = now[2]
         for r in range(weight.size):
-            a, b, c, d = s[r] + t[r], s[r] - t[r], v[r] + w[r], v[r] - w[r]
+            a, b = s[r] + t[r], s[r] - t[r]
+            c, d = v[r] + w[r], v[r] - w[r]
             for one, two in ((a, c), (b, d)):
                 for value in (one + two, one - two):
                     low, high = pick(low, value, value, low), pick(value, high, value, high)
                     negative -= weight[r] * pick(0.0, value, value, 0.0)
-        now[0], now[1], now[2] = low, high, negative
+        now[0], now[1] = low, high
+        now[2] = negative
 
 
 @kernel()

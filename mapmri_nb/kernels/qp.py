@@ -1,29 +1,25 @@
 """
-Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and to
-B'c = 1 where `fixed` is 1 (0: E(0) is free).
+Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and
+to B'c = 1 where `fixed` is 1 (0: E(0) is free).
 
 The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the
 most violated row enters and rows whose multiplier turns negative leave. Every iterate is optimal
-for the rows it holds, so the objective only grows and no feasible start is needed. B, if fixed, is the
-first row and never leaves. The grid is symmetric under a change of sign of any axis, so K is kept for one
-octant: four sums over the parity classes price four rows at once.
+for the rows it holds, so the objective only grows and no feasible start is needed. B, if fixed, is
+the first row and never leaves. The grid is symmetric under a change of sign of any axis, so K is
+kept for one octant: four sums over the parity classes price four rows at once.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ._jit import CONTRACT, kernel, stage
-from ._types import Array, IntArray, Unsigned
-from .lanes import WIDTH, every, rows, total
-from .linalg import block_cholesky
-from .status import NO_FIT, NO_ORIGIN, NOT_CONVERGED
+from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray
+from .factors import RIDGE, QpWork, add, back, combine, drop, load, times, whiten, workspace
+from .lanes import WIDTH
 
-SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = 0, 1, 2, 3, 4
-# of the mean diagonal of H: part of the problem, so that H may be singular (order 8 on three
-# shells)
-RIDGE = 1e-9
+SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = range(5)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
 VIOLATION = 1e-13  # of the peak: rows above -VIOLATION are met
 # KKT residual above which rounding errors are worked off before the answer, at most SHEDS times
@@ -35,14 +31,10 @@ PARALLEL = 1e-10
 
 
 class GridRows(NamedTuple):
-    """
-    Rows of K for the grid points of one octant; row f m + j is point j with the sign of axis f - 1
-    changed (f > 0).
-    """
+    """Rows of K for an octant: row f m + j is point j with axis f - 1 mirrored (f > 0)."""
 
-    values: (
-        Array  # (n, m) functions grouped by parity class down, points across; columns have norm 1
-    )
+    # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    values: Array
     order: IntArray  # (n,) position in DIPY's order of each function
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
 
@@ -56,133 +48,11 @@ class GridProblem(NamedTuple):
     max_iter: int  # most added and dropped rows together
 
 
-class QpWork(NamedTuple):
-    """
-    Scratch of `solve` for n coefficients and m octant points; make it once per thread with
-    `workspace`.
-    """
-
-    # (n, n padded by zeros to a multiple of WIDTH); rows are the columns of L^-T Q, with H = LL'
-    # and Q orthogonal: J A' = [R; 0], A the active rows
-    J: Array
-    R: Array  # (n, n) upper triangular
-    packed: Array  # ((n + 1)(n + 2)/2, WIDTH) H of some voxels, then L^-1; functions by class
-    pivot: Array  # (1, WIDTH)
-    d: Array  # (n,) J a, for a row a of A
-    z: Array  # (n,) search direction J'(free part of d)
-    r: Array  # (n,) R^-1 d, how the multipliers fall along z
-    row: Array  # (n,) a
-    w: Array  # (n,) reflection vector, gradient or difference
-    u: Array  # (n,) multipliers of the active rows
-    sums: Array  # (4, m) the parts of p(u) of each parity class
-    active: IntArray  # (n,) rows held, -1 for B
-    x: Array  # (n padded,) what J is multiplied with
-    tiles: Array  # J by pieces of WIDTH, (n padded / WIDTH times n, WIDTH)
-    x_tiles: Array  # x by pieces
-
-
-@kernel()
-def workspace(n: int, m: int) -> QpWork:
-    """Scratch for n coefficients and m octant points."""
-    pieces = (n + WIDTH - 1) // WIDTH
-    J, x = np.zeros((n, pieces * WIDTH)), np.zeros(pieces * WIDTH)
-    tiles, x_tiles = J.reshape(n * pieces, WIDTH), x.reshape(pieces, WIDTH)
-    return QpWork(
-        J,
-        np.empty((n, n)),
-        np.zeros(((n + 1) * (n + 2) // 2, WIDTH)),
-        np.zeros((1, WIDTH)),
-        np.empty(n),
-        np.empty(n),
-        np.empty(n),
-        np.empty(n),
-        np.empty(n),
-        np.empty(n),
-        np.empty((4, m)),
-        np.empty(n, np.int64),
-        x,
-        tiles,
-        x_tiles,
-    )
-
-
-@kernel(fastmath=CONTRACT)
-def _times(work: QpWork, x: Array, out: Array) -> None:
-    """out = J x, WIDTH products at a time."""
-    for k in range(x.size):
-        work.x[k] = x[k]
-    a, b, pieces = rows(work.tiles, 0), rows(work.x_tiles, 0), work.x_tiles.shape[0]
-    for i in range(x.size):
-        s = every(0.0)
-        for p in range(pieces):
-            s += a[i * pieces + p] * b[p]
-        out[i] = total(s)
-
-
-@kernel(fastmath=CONTRACT)
-def _combine(A: Array, first: int, d: Array, out: Array) -> float:
-    """out = sum of d_i A[i] over i >= first; returns the sum of d_i^2."""
-    square, last = 0.0, A.shape[0]
-    for k in range(out.size):
-        out[k] = 0.0
-    while first + 4 <= last:
-        a, b, c, e = d[first], d[first + 1], d[first + 2], d[first + 3]
-        square += a * a + b * b + c * c + e * e
-        for k in range(out.size):
-            out[k] += (
-                a * A[first, k] + b * A[first + 1, k] + c * A[first + 2, k] + e * A[first + 3, k]
-            )
-        first += 4
-    for i in range(first, last):
-        a = d[i]
-        square += a * a
-        for k in range(out.size):
-            out[k] += a * A[i, k]
-    return square
-
-
-@kernel(fastmath=CONTRACT)
-def _whiten(n: int, work: QpWork) -> None:
-    """
-    work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
-
-    Row i of L^-1 is X_ij = -(L_ij X_jj + .. + L_i,i-1 X_i-1,j) / L_ii for j < i, and X_ii = 1/L_ii.
-    """
-    a, ridge = rows(work.packed, 0), every(0.0)
-    for i in range(n):
-        ridge += a[i * (i + 3) // 2]
-    for i in range(n):
-        a[i * (i + 3) // 2] += ridge * (RIDGE / n)
-    block_cholesky(work.packed, n, work.pivot)
-    for i in range(n):
-        r = i * (i + 1) // 2
-        for j in range(i):
-            q, x = j * (j + 3) // 2, every(0.0)
-            for k in range(j, i):
-                x -= a[r + k] * a[q]
-                q += k + 1
-            a[r + j] = x * a[r + i]
-
-
-@kernel()
-def _load(order: IntArray, l: int, work: QpWork) -> bool:
-    """J = L^-1 of lane l, its columns in DIPY's order; False where H is not positive definite."""
-    J = work.J
-    for i in range(order.size):
-        for k in range(order.size):
-            J[i, k] = 0.0
-        for k in range(i + 1):
-            J[i, order[k]] = work.packed[i * (i + 1) // 2 + k, l]
-    return work.pivot[0, l] > 0.0
-
-
 @kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
-    """
-    The most violated row of K c (-1: none, or an active one, by drift), its value and the peak of K
-    c.
-    """
-    values, order, sums = grid.values, grid.order, work.sums
+    """The most violated row of K c (-1: none, or an active one), its value, the peak of K c."""
+    values, order = grid.values, grid.order
+    sums = work.sums
     s, t = sums[0], sums[1]
     v, w = sums[2], sums[3]
     for k in range(4):
@@ -191,8 +61,10 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
             out[j] = 0.0
         a, last = grid.bounds[k], grid.bounds[k + 1]
         while a + 4 <= last:
-            x0, x1, x2, x3 = c[order[a]], c[order[a + 1]], c[order[a + 2]], c[order[a + 3]]
-            r0, r1, r2, r3 = values[a], values[a + 1], values[a + 2], values[a + 3]
+            x0, x1 = c[order[a]], c[order[a + 1]]
+            x2, x3 = c[order[a + 2]], c[order[a + 3]]
+            r0, r1 = values[a], values[a + 1]
+            r2, r3 = values[a + 2], values[a + 3]
             for j in range(s.size):
                 out[j] += x0 * r0[j] + x1 * r1[j] + x2 * r2[j] + x3 * r3[j]
             a += 4
@@ -200,7 +72,8 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
             x0, r0 = c[order[b]], values[b]
             for j in range(s.size):
                 out[j] += x0 * r0[j]
-    worst, p, peak = 0.0, -1, 0.0
+    worst, p = 0.0, -1
+    peak = 0.0
     for j in range(s.size):
         even, odd = s[j] + t[j], s[j] - t[j]
         peak = max(peak, even + abs(v[j] + w[j]))
@@ -229,71 +102,6 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel(fastmath=CONTRACT)
-def _add(work: QpWork, q: int, p: int, free: float) -> None:
-    """
-    Householder reflection of J's free rows turns d[q:] into (alpha, 0, ..), R's new column; row p
-    is active.
-    """
-    J, w = work.J, work.w
-    d, z = work.d, work.z
-    alpha = -math.sqrt(free) if d[q] > 0.0 else math.sqrt(free)
-    d[q] -= alpha
-    factor = -1.0 / (alpha * d[q])  # 2 / |d - alpha e_q|^2
-    for k in range(z.size):
-        w[k] = (
-            z[k] - alpha * J[q, k]
-        ) * factor  # z = sum of d_i J_i is the search direction: no product needed
-    for i in range(q, J.shape[0]):
-        f = d[i]
-        for k in range(z.size):
-            J[i, k] -= f * w[k]
-    d[q] = alpha
-    for i in range(q + 1):
-        work.R[i, q] = d[i]
-    work.active[q] = p
-
-
-@kernel(fastmath=CONTRACT)
-def _drop(work: QpWork, l: int, q: int) -> None:
-    """
-    Remove active row l of q: its column leaves R, Givens rotations restore the triangle, d and z
-    follow.
-    """
-    J, R = work.J, work.R
-    d, z = work.d, work.z
-    u, active = work.u, work.active
-    for j in range(l, q - 1):
-        active[j], u[j] = active[j + 1], u[j + 1]
-        for i in range(j + 2):
-            R[i, j] = R[i, j + 1]
-        f, h = R[j, j], R[j + 1, j]
-        length = math.sqrt(f * f + h * h)
-        c, s = f / length, h / length
-        R[j, j] = length
-        for k in range(j + 2, q):
-            f, h = R[j, k], R[j + 1, k]
-            R[j, k], R[j + 1, k] = c * f + s * h, c * h - s * f
-        f, h = d[j], d[j + 1]
-        d[j], d[j + 1] = c * f + s * h, c * h - s * f
-        for k in range(z.size):
-            f, h = J[j, k], J[j + 1, k]
-            J[j, k], J[j + 1, k] = c * f + s * h, c * h - s * f
-    f = d[q - 1]
-    for k in range(z.size):
-        z[k] += f * J[q - 1, k]
-
-
-@kernel(fastmath=CONTRACT)
-def _back(R: Array, q: int, b: Array, out: Array) -> None:
-    """out[:q] = R^-1 b[:q]."""
-    for i in range(q - 1, -1, -1):
-        s = b[i]
-        for k in range(i + 1, q):
-            s -= R[i, k] * out[k]
-        out[i] = s / R[i, i]
-
-
 @kernel(inline=True)
 def _judge(
     H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
@@ -309,7 +117,7 @@ def _judge(
     d, z = work.d, work.z
     r, row = work.r, work.row
     w, u = work.w, work.u
-    _combine(H, NONE, c, w)
+    combine(H, NONE, c, w)
     most, least = 0.0, 0.0
     drift, size = 0.0, 0.0
     for k in range(c.size):
@@ -324,21 +132,21 @@ def _judge(
             r[j] += row[k] * c[k]
             w[k] -= u[j] * row[k]
     residual = (abs(r[0]) if fixed > 0 else 0.0) - (least / most if most > 0.0 else 0.0)
-    _times(work, g, z)
-    _times(work, w, d)
+    times(work, g, z)
+    times(work, w, d)
     for k in range(c.size):
         drift += d[k] * d[k]
         size += z[k] * z[k]
     residual += math.sqrt(drift / size)
     if residual > DRIFT:
-        _back(work.R, q, d, z)
+        back(work.R, q, d, z)
         for i in range(q):
             u[i] += z[i]
             s = r[i]
             for k in range(i):
                 s -= work.R[k, i] * d[k]
             d[i] = s / work.R[i, i]
-        _combine(work.J, NONE, d, z)
+        combine(work.J, NONE, d, z)
         for k in range(c.size):
             c[k] -= z[k]
     return residual
@@ -346,7 +154,8 @@ def _judge(
 
 @kernel()
 def _pursue(
-    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array, info: Array
+    H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array,
+    info: Array,
 ) -> int:  # fmt: skip
     """
     The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
@@ -375,18 +184,18 @@ def _pursue(
                 sheds += 1
                 for j in range(q - 1, fixed - 1, -1):
                     if u[j] < 0.0:  # held by drift alone: the next step goes on without it
-                        _drop(work, j, q)
+                        drop(work, j, q)
                         q -= 1
                 continue
             _row(grid, p, row)
         mine, bound = 0.0, 1.0 if p < 0 else 0.0
-        _times(work, row, d)
-        free = _combine(work.J, q, d, z)
+        times(work, row, d)
+        free = combine(work.J, q, d, z)
         while True:  # until row p is met
             info[1] += 1.0
             if info[1] > problem.max_iter:
                 return CAPPED
-            _back(work.R, q, d, r)
+            back(work.R, q, d, r)
             partial, l = math.inf, NONE
             for j in range(fixed, q):
                 if r[j] > 0.0 and u[j] < partial * r[j]:
@@ -408,10 +217,10 @@ def _pursue(
                     c[k] += t * z[k]
             if full <= partial:
                 break
-            _drop(work, l, q)
+            drop(work, l, q)
             q -= 1
             free += d[q] * d[q]
-        _add(work, q, p, free)
+        add(work, q, p, free)
         u[q] = mine
         q += 1
 
@@ -428,8 +237,8 @@ def _ridge(H: Array) -> float:
 @kernel(inline=True)
 def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """
-    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the diagonal
-    of H.
+    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
+    diagonal of H.
 
     Parameters
     ----------
@@ -447,7 +256,7 @@ def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info
         for j in range(i + 1):
             for l in range(WIDTH):
                 work.packed[i * (i + 1) // 2 + j, l] = H[order[i], order[j]]
-    _whiten(order.size, work)
+    whiten(order.size, work)
     return solve_whitened(H, g, problem, 0, work, c, info)
 
 
@@ -456,11 +265,12 @@ def solve_whitened(
     H: Array, g: Array, problem: GridProblem, l: int, work: QpWork, c: Array, info: Array
 ) -> int:
     """`solve` where lane l of work.packed holds L^-1 of H."""
-    info[0], info[1], info[2] = math.inf, 0.0, 0.0
-    if not _load(problem.grid.order, l, work):
+    info[0], info[1] = math.inf, 0.0
+    info[2] = 0.0
+    if not load(problem.grid.order, l, work):
         return NOT_POSITIVE
-    _times(work, g, work.d)
-    _combine(work.J, NONE, work.d, c)
+    times(work, g, work.d)
+    combine(work.J, NONE, work.d, c)
     return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
 
 
@@ -470,12 +280,12 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
     still held.
 
-    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u = R^-1 (t - J g);
-    negative u leave.
+    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u =
+    R^-1 (t - J g); negative u leave.
     """
     R, d = work.R, work.d
     t, u = work.r, work.u
-    _times(work, g, d)
+    times(work, g, d)
     worst = fixed
     while worst >= 0:
         for i in range(q):
@@ -484,17 +294,17 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
                 s -= R[k, i] * t[k]
             t[i] = s / R[i, i]
             work.w[i] = t[i] - d[i]
-        _back(R, q, work.w, u)
+        back(R, q, work.w, u)
         worst = -1
         for j in range(fixed, q):
             if u[j] < 0.0 and (worst < 0 or u[j] < u[worst]):
                 worst = j
         if worst >= 0:
-            _drop(work, worst, q)
+            drop(work, worst, q)
             q -= 1
     for i in range(q):
         d[i] = t[i]
-    _combine(work.J, NONE, d, c)
+    combine(work.J, NONE, d, c)
     return q
 
 
@@ -507,7 +317,8 @@ def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntAr
     negative: the optimum is one whatever the start, and this one is some steps away from it instead
     of some dozens.
     """
-    n, info, mean = g.shape[1], np.empty(3), np.zeros(g.shape[1])
+    n, info = g.shape[1], np.empty(3)
+    mean = np.zeros(g.shape[1])
     work, active = workspace(n, problem.grid.values.shape[1]), np.empty(n, np.int64)
     J, R = np.empty((n, n)), np.empty((n, n))
     for v in range(g.shape[0]):
@@ -530,78 +341,3 @@ def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntAr
             q = _restart(work, held, problem.fixed, g[v], c[v])
             answer = _pursue(H, g[v], problem, ridge, q, work, c[v], info)
             failed[v] = 1 if answer != SOLVED else 0
-
-
-# ---- blocks of voxels
-
-
-@kernel()
-def unpack(place: Unsigned, G: Array, rhs: Array, S0: float, l: int, H: Array, g: Array) -> None:
-    """
-    Normal equations H (n, n), g (n,) of voxel l of a block in DIPY's order, for data divided by S0.
-    """
-    for i in range(g.size):
-        g[place[i]] = rhs[i, l] / S0
-        for j in range(i + 1):
-            value = G[i * (i + 1) // 2 + j, l]
-            H[place[i], place[j]] = value
-            H[place[j], place[i]] = value
-
-
-@kernel()
-def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
-    """
-    Coefficients of one voxel from DIPY's order into column l of a block; E(0) is divided out and
-    goes to S0.
-    """
-    origin = 0.0
-    for i in range(c.size):
-        origin += B[i] * c[i]
-    block.S0[0, l] *= origin
-    if (not origin > 0.0) and math.isfinite(origin):
-        block.status[l] |= NO_ORIGIN
-    for i in range(c.size):
-        block.x[i, l] = c[place[i]] / origin
-
-
-@kernel()
-def skipped(block: Any, l: int) -> bool:
-    """Whether voxel l needs no answer: it has no fit, or is settled and keeps what it has."""
-    if block.noise.settled[l] != 0:
-        block.S0[0, l] = block.noise.held[0, l]
-        return True
-    return (block.status[l] & NO_FIT) != 0
-
-
-@kernel(inline=True)
-def solve_voxels(problem: GridProblem, block: Any, start: int, stop: int) -> None:
-    """
-    Solve the grid QP of voxels start to stop of a `blocks.Block`; NOT_CONVERGED where `solve`'s own
-    check says no.
-    """
-    n, size = problem.B.size, block.rhs.shape[0] * (block.rhs.shape[0] + 1) // 2
-    H, g = np.empty((n, n)), np.empty(n)
-    c, info = np.empty(n), np.empty(3)
-    work = workspace(n, problem.grid.values.shape[1])
-    for l0 in range(start // WIDTH * WIDTH, stop, WIDTH):
-        G, packed = rows(block.G, l0), rows(work.packed, 0)
-        for r in range(size):
-            packed[r] = G[r]
-        _whiten(n, work)
-        for l in range(max(start, l0), min(stop, l0 + WIDTH)):
-            if skipped(block, l):
-                continue
-            unpack(problem.grid.order, block.G, block.rhs, block.S0[0, l], l, H, g)
-            answer = solve_whitened(H, g, problem, l - l0, work, c, info)
-            block.kkt[0, l] = info[0]
-            block.iterations[0, l] = info[1]
-            if answer == SOLVED:
-                pack(problem.grid.order, c, problem.B, l, block)
-            else:
-                block.status[l] |= NOT_CONVERGED
-
-
-@stage(allocates=True)
-def solve_block(problem: GridProblem, plan: Any, block: Any, count: int) -> None:
-    """`solve_voxels` for the first `count` voxels: a stage of `blocks.run`."""
-    solve_voxels(problem, block, 0, count)

@@ -20,6 +20,17 @@ SCALARS = (
 )  # fmt: skip
 
 
+class LinearMap(NamedTuple):
+    """
+    Coefficients A y + a S0_b, in block order, where all voxels share scale, frame and samples; of
+    size 0 for other fits.
+    """
+
+    A: Array = np.zeros((0, 0))  # (n 4, samples), 4: with rows of zeros, see `pad4`
+    a: Array = np.zeros(0)  # (n,)
+    basis: Array = np.zeros((0, 0))  # (samples 4, n): M, for the fitted signals
+
+
 class Plan(NamedTuple):
     """Everything constant for a model and a gradient table."""
 
@@ -39,6 +50,7 @@ class Plan(NamedTuple):
     rules: origin.Rules
     laplacian_weights: Array  # (0,) GCV, (1,) fixed, more: the best of them
     zero_is_missing: bool
+    linear: LinearMap = LinearMap()
 
 
 class Data(NamedTuple):

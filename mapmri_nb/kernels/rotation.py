@@ -35,7 +35,8 @@ def shear_pairs(degree: int) -> Pairs:
             for rest in range(total + 1):
                 m = total - rest
                 e = np.zeros((m + 1, 3), np.int64)
-                e[:, a], e[:, b], e[:, 3 - a - b] = np.arange(m + 1), m - np.arange(m + 1), rest
+                e[:, a], e[:, b] = np.arange(m + 1), m - np.arange(m + 1)
+                e[:, 3 - a - b] = rest
                 at = [where[int(x), int(y), int(z)] for x, y, z in e]
                 pairs += [(at[i], at[i - 1]) for r in range(1, m + 1) for i in range(m, r - 1, -1)]
         out.append(pairs)
@@ -61,7 +62,8 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
         sa = R[0, 2] / sb
         ca = -R[1, 2] / sb
     if ca < 0.0:
-        sa, ca, sb = -sa, -ca, -sb
+        sa, ca = -sa, -ca
+        sb = -sb
     cb = R[2, 2]
     cc = R[0, 0] * ca + R[1, 0] * sa
     if cc < 0.0:
@@ -134,21 +136,9 @@ def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> N
             m[pairs[k, 1]] += f * m[pairs[k, 0]]
 
 
-@kernel(fastmath=CONTRACT)
-def _shear_adjoint_inverse(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
-    """The inverse of `_shear_adjoint`."""
-    for l in range(0, M.shape[1], WIDTH):
-        m, f = rows(M, l), sign * rows(t, l)[row]
-        for k in range(pairs.shape[0]):
-            m[pairs[k, 1]] -= f * m[pairs[k, 0]]
-
-
 @kernel()
 def rotate(shears: Pairs, angles: Array, M: Array) -> None:
-    """
-    Moments in the fixed frame to moments in the voxel's frame, s' = R's: rotations by -a, -b, -c
-    about z, x, z.
-    """
+    """Moments to the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
     for k in range(3):
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
         _shear(first, angles, 2 * k, 1.0, M)
@@ -158,10 +148,7 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
 
 @kernel()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
-    """
-    The shears of `linear_angles`, after `rotate`: z by y and x first, while y is still the rotated
-    one.
-    """
+    """The shears of `linear_angles`, after `rotate`: z by the rotated y, and by x, first."""
     for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
         _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
@@ -175,46 +162,10 @@ def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
 
 @kernel()
 def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
-    """
-    The transpose of `rotate`: a polynomial in the voxel's frame to the same polynomial in the fixed
-    frame.
-    """
+    """The transpose of `rotate`: a polynomial in the voxel's frame to the fixed frame."""
     for r in range(3):
         k = 2 - r
         first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
         _shear_adjoint(first, angles, 2 * k, 1.0, M)
         _shear_adjoint(second, angles, 2 * k + 1, -1.0, M)
         _shear_adjoint(first, angles, 2 * k, 1.0, M)
-
-
-@kernel()
-def rotate_polynomial(shears: Pairs, angles: Array, M: Array) -> None:
-    """The inverse of `rotate_back`: a polynomial in the fixed frame to the voxel's frame."""
-    for k in range(3):
-        first, second = shears[2 if k == 1 else 0], shears[3 if k == 1 else 1]
-        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
-        _shear_adjoint_inverse(second, angles, 2 * k + 1, -1.0, M)
-        _shear_adjoint_inverse(first, angles, 2 * k, 1.0, M)
-
-
-@kernel()
-def turn_coefficients(shears: Pairs, angles: Array, root: Array, inverse: bool, M: Array) -> None:
-    """
-    Rotate Hermite coefficients at equal scales, in place: fixed frame to voxel frame, or back where
-    `inverse`.
-
-    M (n, V) in DIPY's order (that of the monomials). sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!)
-    transforms as a polynomial, degree by degree; root (n,) is sqrt(n1! n2! n3!).
-    """
-    for l in range(0, M.shape[1], WIDTH):
-        m = rows(M, l)
-        for r in range(root.size):
-            m[r] /= root[r]
-    if inverse:
-        rotate_back(shears, angles, M)
-    else:
-        rotate_polynomial(shears, angles, M)
-    for l in range(0, M.shape[1], WIDTH):
-        m = rows(M, l)
-        for r in range(root.size):
-            m[r] *= root[r]

@@ -1,11 +1,16 @@
 """
-Index formulas of one voxel: Hermite coefficients (n,) in DIPY's order, in the tensor's frame, and
+Index formulas of one voxel: Hermite coefficients a (n,) in DIPY's order, in the tensor's frame, and
 mu (3,) in mm.
 
-The same functions take several voxels at once, coef and mu being `lanes.rows` of (n, V) and (3, V).
+Every formula is a section or a marginal of P = sum a_n Psi_n: with B_n = Phi_n(0) and
+s = (-1)^(exponent/2) of the orders integrated over,
 
-Every formula is a section or marginal of P = sum a_n Psi_n; each is checked against
-three-dimensional quadrature.
+    RTOP = sum s_n B_n a_n / (sqrt(8 pi^3) mu1 mu2 mu3)   1/mm^3   MSD = -laplacian E(0) / 4 pi^2
+    RTAP = sum s B a / (2 pi mu2 mu3)                     1/mm^2   1/QIV = -laplacian P(0) / 4 pi^2
+    RTPP = sum s B a / (sqrt(2 pi) mu1)                   1/mm     NG^2 = sum_(n>0) a^2 / sum a^2
+
+Each is checked against three-dimensional quadrature. The same functions take several voxels at
+once, coef and mu being `lanes.rows` of (n, V) and (3, V).
 """
 
 import math
@@ -22,10 +27,7 @@ from .linalg import block_gather
 
 
 class IndexTables(NamedTuple):
-    """
-    Constants of one order. Groups list the coefficients summed before squaring, the Gaussian's
-    group first.
-    """
+    """Constants of an order; groups list what is summed, then squared, the Gaussian's first."""
 
     even: Unsigned  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
     origin: Array  # (k,) B_n
@@ -111,10 +113,7 @@ def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
-    """
-    Return-to-plane probability, the integral of P over the plane through 0 normal to e1, 1/mm
-    [ibid., Eq. 42].
-    """
+    """Return-to-plane probability, P over the plane normal to e1, 1/mm [ibid., Eq. 42]."""
     return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
 
 
@@ -139,11 +138,9 @@ def msd(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
-    """
-    Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the
-    sum.
-    """
-    x, y, z = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1]), 1.0 / (mu[2] * mu[2])
+    """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]."""
+    x, y = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1])
+    z = 1.0 / (mu[2] * mu[2])
     total = _moment(t, t.to_origin, coef, x, y, z)
     total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
     return pick(total * total, 0.0, 1.0 / total, math.nan)
@@ -151,10 +148,7 @@ def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng(coef: Array) -> float:
-    """
-    Non-Gaussianity, the sine of the angle between P and its Gaussian; without the difference form's
-    1e-8 floor.
-    """
+    """Non-Gaussianity, the sine of the angle from P to its Gaussian; exact near 0."""
     rest = 0.0 * coef[0]
     for k in range(1, len(coef)):
         rest += coef[k] * coef[k]
@@ -238,10 +232,7 @@ def ng_parallel(coef: Array, t: IndexTables) -> float:
 
 @kernel(inline=True)
 def ng_perpendicular(coef: Array, t: IndexTables) -> float:
-    """
-    NG of the section P(0, y, z), over all (n2, n3), odd-odd pairs included: invariant under
-    rotation about e1.
-    """
+    """NG of P(0, y, z), over all (n2, n3), odd pairs too: no rotation about e1 changes it."""
     return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
 
 
@@ -274,15 +265,9 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
 
 @kernel()
 def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
-    """
-    The nine indices of rows start to stop into out (V, 9); Hermite coefficients in the tensor's
-    frame.
-    """
-    a, m, values = (
-        np.empty((coef.shape[1], WIDTH)),
-        np.empty((3, WIDTH)),
-        np.empty((out.shape[1], WIDTH)),
-    )
+    """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients."""
+    a, m = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
+    values = np.empty((out.shape[1], WIDTH))
     for i0 in range(start, stop, WIDTH):
         block_gather(coef, i0, stop, a)
         block_gather(mu, i0, stop, m)
@@ -295,11 +280,12 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
 @kernel(inline=True)
 def out_of_range(plan: Any, block: Any, l: int) -> bool:
     """
-    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or |E|
-    above 1 by more than three times the residual.
+    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
+    |E| above 1 by more than three times the residual.
     """
     t, m = plan.moments, block.mu
-    msd = qiv = rtap = rtpp = 0.0
+    msd = qiv = 0.0
+    rtap = rtpp = 0.0
     for i in range(t.origin.size):
         if t.origin[i] != 0.0:
             a, n = t.origin[i] * block.x[i, l], t.index[i]

@@ -1,54 +1,59 @@
 """
-Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels in lanes at a time.
+Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels
+in lanes at a time.
 
-The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite coefficients c. p = z'Qz with
-Q positive semidefinite and z the monomials of degree <= N/2 is nonnegative everywhere [Dela Haije 2020]. Each voxel solves
+The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite
+coefficients c. p = z'Qz with Q positive semidefinite and z the monomials of degree <= N/2 is
+nonnegative everywhere [Dela Haije 2020]. Each voxel solves
 
     minimise 1/2 c'Hc - g'c   subject to   p a sum of squares, and to B'c = 1 if E(0) is fixed
 
-Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s (s + 1) / 2:
-    c, g, B  (n,)     coefficients in the order of the block kernels; H (n, n) with a ridge; B'c is E(0)
-    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows): polynomials enter by values,
-                      which makes the Schur complement an entrywise product [Lofberg & Parrilo 2004]
+Letters, for n coefficients; both parities of z have a block of their own, of s rows, e = sum of s
+(s + 1) / 2:
+    c, g, B  (n,)     coefficients in the block kernels' order; H (n, n) with a ridge; B'c is E(0)
+    K        (n, n)   values of the Hermite functions (columns) at n unisolvent points (rows):
+                      polynomials enter by values, which makes the Schur complement an entrywise
+                      product [Lofberg & Parrilo 2004]
     z_t      (s,)     z at point t, a row of Z
     eta      (n,)     dual unknowns: weights of the points
-    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1: packed, i (i + 1) / 2 + j
-    A, A*             the moment map (e, n) and its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
+    Q, M, W  (e,)     Gram matrices, moment matrices M = A eta = sum of eta_t z_t z_t', W = M^-1:
+                      packed, i (i + 1) / 2 + j
+    A, A*             the moment map (e, n), its adjoint (n, e): A*(Q) has the values z_t'Q z_t of p
 
-With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if E(0) is free: c0 that
-of all c, P = K H^-1 K'), the dual problem is
+With c0 the minimiser subject to B'c = 1 alone, w = K H^-1 B, P = K H^-1 K' - w w' / (B'H^-1 B) (if
+E(0) is free: c0 that of all c, P = K H^-1 K'), the dual problem is
 
-    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite;   optimal: P eta + K c0 = A*(Q), Q M = 0
+    minimise 1/2 eta'P eta + eta'K c0   subject to   A eta positive semidefinite
+    optimal: P eta + K c0 = A*(Q), Q M = 0
 
-A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of that one (corrector):
+A step towards Q M = nu I (HKM direction) with R = 0 (predictor), then R = nu W - sym(dQ dM W) of
+that one (corrector):
 
     (P + S) deta = A*(R) - P eta - K c0,   S_tu = sum over blocks of (z_t'Q z_u) (z_t'W z_u)
     dM = A deta,   dQ = R - Q - sym(Q dM W)
 
-A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what lies beside it.
+A lane that ended keeps its values while its neighbours go on, so no voxel's answer depends on what
+lies beside it.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import cones, lanes
-from . import status as bits
-from ._jit import CONTRACT, kernel, stage
+from . import cones, lanes, symmetric
+from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray
 from .cones import Tables
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
-from .qp import skipped
 
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
-# CERTIFIED: optimal; SHIFTED: optimal but for the blend info[3] with the reference polynomial that the certificate
-# needed; NOT_CONVERGED: certified, but not to the tolerance asked; NO_FIT: coefficients are NaN
-CERTIFIED, SHIFTED, NOT_CONVERGED, NO_FIT = 0, 1, 2, 3
+# CERTIFIED: optimal; BLENDED: optimal but for the blend info[3] with the reference polynomial that
+# the certificate needed; INEXACT: certified, but not to the tolerance asked; UNANSWERED:
+# coefficients are NaN
+CERTIFIED, BLENDED, INEXACT, UNANSWERED = range(4)
 INSIDE = 0.98  # of the way to the boundary of the cones
+FINER = 1e-3  # of what the cones cost the objective, or of the tolerance: see `_judge`
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
 ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
 
@@ -85,43 +90,37 @@ class Answer(NamedTuple):
     """Results of V voxels, written in place."""
 
     c: Array  # (n, V) coefficients in the order of the block kernels
-    info: Array  # (4, V) relative gap, iterations, margin proved (0: no proof), amount of the reference blended in
+    # (4, V) relative gap, iterations, margin proved (0: no proof), share of the reference in it
+    info: Array
     status: IntArray  # (V,) CERTIFIED asks for an answer, anything else leaves the voxel out
 
 
 def workspace(t: Tables) -> Work:
     """Scratch for an order."""
-    n, e, m = len(t.B), len(t.moments), t.Z.shape[2]
+    n, e = len(t.B), len(t.moments)
+    m = t.Z.shape[2]
 
     def empty(*shape: int) -> Array:
         return lanes.empty(*shape, WIDTH)
 
     packed = (empty(e) for _ in range(7))
-    P, S, full = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2), empty(3, m * m)
+    P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
+    full = empty(3, m * m)
     vectors = (empty(len(t.K)) for _ in range(5))
-    return Work(
-        P,
-        S,
-        *packed,
-        full,
-        empty(t.K.size),
-        empty(4 * m),
-        empty(4 * m),
-        *vectors,
-        empty(10),
-        *(empty(1) for _ in range(4)),
-    )
+    columns = empty(t.K.size), empty(4 * m), empty(4 * m)
+    numbers = (empty(1) for _ in range(4))
+    return Work(P, S, *packed, full, *columns, *vectors, empty(10), *numbers)
 
 
 def answers(n: int, voxels: int) -> Answer:
     """Room for the answers of some voxels; the lanes that are left over ask for none."""
     V = lanes.padded(voxels)
     return Answer(
-        lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, NO_FIT)
+        lanes.empty(n, V), np.zeros((4, V)), np.where(np.arange(V) < voxels, CERTIFIED, UNANSWERED)
     )
 
 
-# ---- the interior point ------------------------------------------------------------------------------------------------
+# ---- the interior point
 
 
 @kernel()
@@ -154,26 +153,34 @@ def _residuals(t: Tables, w: Work) -> None:
     block_product(t.values, w.Q, w.point)
     block_copy(w.M, w.W, w.M.shape[0])
     for k in range(2):
-        cones.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
+        symmetric.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-    cones.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
-    cones.inner(t.times, w.Q, w.M, w.total)
+    symmetric.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
+    symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
 @kernel(inline=True)
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
-    """End the lanes that have converged: gap below tol scale, and P eta + K c0 = A*(Q) to 1e-6, what rounding leaves."""
+    """
+    End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding).
+
+    1/2 eta'P eta is what the cones cost the objective: next to nothing where c0 itself is the
+    answer, which a gap of tol scale does not show. So the gap must also fall to FINER times this
+    cost, or FINER tol scale. A lane that stops on the way there has converged all the same.
+    """
     active, lane = 0, w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
-            largest = residual = 0.0
+            largest = residual = cost = 0.0
             for i in range(n):
                 largest = max(largest, abs(w.gradient[i, l]))
                 residual = max(residual, abs(w.gradient[i, l] - w.point[i, l]))
+                cost += 0.5 * w.eta[i, l] * (w.gradient[i, l] - w.c0[i, l])
             lane[GAP, l], lane[ITERATIONS, l] = w.total[0, l], iteration
+            tight = lane[GAP, l] <= FINER * max(tol * lane[SCALE, l], cost)
             if lane[GAP, l] <= tol * lane[SCALE, l] and residual <= 1e-6 * largest:
-                lane[CONVERGED, l], lane[ACTIVE, l] = 1.0, 0.0
-            elif last:
+                lane[CONVERGED, l] = 1.0
+            if (lane[CONVERGED, l] > 0.0 and tight) or last:
                 lane[ACTIVE, l] = 0.0
             else:
                 active += 1
@@ -186,11 +193,12 @@ def _newton_matrix(t: Tables, w: Work) -> None:
     n = t.B.size
     block_copy(w.P, w.S, n * (n + 1) // 2)
     for k in range(2):
-        o, s, Z = t.starts[k], t.sizes[k], t.Z[k]
+        o, s = t.starts[k], t.sizes[k]
+        Z = t.Z[k]
         for first in range(0, n, 4):
-            cones.four_columns(w.Q, o, s, Z, first, w.U)
-            cones.four_columns(w.W, o, s, Z, first, w.V)
-            cones.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
+            symmetric.four_columns(w.Q, o, s, Z, first, w.U)
+            symmetric.four_columns(w.W, o, s, Z, first, w.V)
+            symmetric.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(w.lane, w.pivot)
 
@@ -200,26 +208,26 @@ def _direction(t: Tables, w: Work) -> None:
     """deta, dM and dQ for the right-hand side R."""
     n, e = t.B.size, t.gram.size
     block_product(t.values, w.R, w.point)
-    cones.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
-    cones.substitute(w.S, n, w.deta)
+    symmetric.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
+    symmetric.substitute(w.S, n, w.deta)
     block_product(t.moments, w.deta, w.dM)
-    cones.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
-    cones.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
-    cones.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
+    symmetric.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
+    symmetric.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
+    symmetric.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
 
 
 @kernel()
 def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> bool:
-    """Judge the trial steps of the lanes that search, set their next ones; whether any lane goes on."""
+    """Judge the trial steps of the lanes that search, set the next ones; whether any goes on."""
     a, t = rows(lane, 0), rows(trial_step, 0)
     on, trial = a[SEARCHES], t[0]
     inside = pick(rows(pivot, 0)[0], 0.0, on, 0.0)
     low, high = pick(inside, 0.0, trial, a[LOW]), pick(on, inside, trial, a[HIGH])
     trial = pick(on, 0.0, pick(low, 0.0, 0.5 * (low + high), 0.75 * trial), trial)
-    wide = pick(
-        low, 0.0, precision * high - low, 1.0
-    )  # without a step yet, or with one known too coarsely
-    a[LOW], a[HIGH], t[0] = low, high, trial
+    # without a step yet, or with one known too coarsely
+    wide = pick(low, 0.0, precision * high - low, 1.0)
+    a[LOW], a[HIGH] = low, high
+    t[0] = trial
     a[SEARCHES] = pick(trial, 1e-9, pick(wide, 0.0, on, 0.0), 0.0)
     more = False
     for l in range(WIDTH):
@@ -232,19 +240,22 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
     """
     Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended.
 
-    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and bisects to `precision`.
+    Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and
+    bisects to `precision`.
     """
-    a, step, trial = rows(w.lane, 0), rows(w.step, 0), rows(w.trial, 0)
+    a, step = rows(w.lane, 0), rows(w.step, 0)
+    trial = rows(w.trial, 0)
     step[0] = every(1.0 / INSIDE)
     for k in range(2):
         o, s = t.starts[k], t.sizes[k]
         for X, D in ((w.Q, w.dQ), (w.M, w.dM)):
             longest, more = step[0], True
             trial[0] = longest
-            a[LOW], a[HIGH], a[SEARCHES] = every(0.0), longest, pick(longest, 1e-9, a[ACTIVE], 0.0)
+            a[LOW], a[HIGH] = every(0.0), longest
+            a[SEARCHES] = pick(longest, 1e-9, a[ACTIVE], 0.0)
             while more:
-                cones.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
-                cones.pivots(w.L, o, s, w.pivot)
+                symmetric.move(X, D, w.trial, o, s * (s + 1) // 2, w.L)
+                symmetric.pivots(w.L, o, s, w.pivot)
                 more = _bisect(w.lane, w.trial, w.pivot, precision)
             step[0] = a[LOW]
     step[0] *= INSIDE
@@ -253,17 +264,19 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 @kernel(inline=True)
 def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
-    lane, e, size = w.lane, t.gram.size, t.sizes[0] + t.sizes[1]
-    cones.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
-    cones.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
-    cones.inner(t.times, w.L, w.R, w.total)
+    lane, e = w.lane, t.gram.size
+    size = t.sizes[0] + t.sizes[1]
+    symmetric.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
+    symmetric.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
+    symmetric.inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
         lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
             ratio = w.total[0, l] / lane[GAP, l]
             lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-    cones.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
-    r, inverse, nu = rows(w.R, 0), rows(w.W, 0), rows(lane, 0)[NU]
+    symmetric.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
+    r, inverse = rows(w.R, 0), rows(w.W, 0)
+    nu = rows(lane, 0)[NU]
     for i in range(e):
         r[i] = nu * inverse[i] - r[i]
 
@@ -274,8 +287,8 @@ def _advance(t: Tables, w: Work) -> None:
     for l in range(WIDTH):
         if w.step[0, l] < 1e-8:
             w.lane[ACTIVE, l] = w.step[0, l] = 0.0
-    cones.move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
-    cones.move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
+    symmetric.move(w.eta, w.deta, w.step, t.starts[0], t.B.size, w.eta)
+    symmetric.move(w.Q, w.dQ, w.step, t.starts[0], t.gram.size, w.Q)
 
 
 @kernel()
@@ -283,11 +296,12 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """
     Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
 
-    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference: predictor, corrector,
-    one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute) and ITERATIONS of w.lane are written.
+    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference:
+    predictor, corrector, one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute)
+    and ITERATIONS of w.lane are written.
     """
     block_set(w.total, 1.0)
-    cones.fill(t.Q, w.total, w.Q)
+    symmetric.fill(t.Q, w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
         if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
@@ -302,15 +316,17 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
         _advance(t, w)
 
 
-# ---- the certificate ---------------------------------------------------------------------------------------------------
+# ---- the certificate
 
 
 @kernel()
 def certify(t: Tables, c: Array, w: Work) -> None:
     """
-    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive semidefinite.
+    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive
+    semidefinite.
 
-    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be taken off; 0: no proof.
+    Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be
+    taken off; 0: no proof.
     """
     lane, margin = w.lane, w.step
     cones.share_residual(t, c, w.Q, w.gradient, w.point)
@@ -318,22 +334,24 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     for l in range(WIDTH):
         margin[0, l] = 1.0
     for k in range(2):
-        cones.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
+        symmetric.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
             if not w.pivot[0, l] > 0.0:
                 margin[0, l] = 0.0
-    cones.fill(t.Q, margin, w.W)
-    cones.inner(t.times, w.L, w.W, w.total)
+    symmetric.fill(t.Q, margin, w.W)
+    symmetric.inner(t.times, w.L, w.W, w.total)
     for l in range(WIDTH):
         lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
 
 @kernel(inline=True)
 def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
-    """Write the lanes that have their proof; the others, whose number is returned, blend in more of the reference."""
-    active, lane, keep, blended = 0, w.lane, w.step, w.trial
+    """Write the lanes with a proof; the others (their number) blend in more of the reference."""
+    active, lane = 0, w.lane
+    keep, blended = w.step, w.trial
     for l in range(WIDTH):
-        amount, keep[0, l], blended[0, l] = answer.info[3, l0 + l], 1.0, 0.0
+        amount, keep[0, l] = answer.info[3, l0 + l], 1.0
+        blended[0, l] = 0.0
         if not lane[ACTIVE, l] > 0.0:
             continue
         proved = lane[MARGIN, l] > 0.0
@@ -347,14 +365,15 @@ def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
         lane[ACTIVE, l] = 0.0
         for i in range(answer.c.shape[0]):
             answer.c[i, l0 + l] = c[i, l] if proved else math.nan
-        answer.status[l0 + l] = (SHIFTED if amount > 0.0 else CERTIFIED) if proved else NO_FIT
+        answer.status[l0 + l] = (BLENDED if amount > 0.0 else CERTIFIED) if proved else UNANSWERED
     return active
 
 
 @kernel(inline=True)
 def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
     """
-    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into lanes from l0 on.
+    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into
+    lanes from l0 on.
 
     Lanes whose status is not CERTIFIED get NaN.
     """
@@ -373,7 +392,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
         cones.blend(t.Q, w.step, w.trial, w.Q)
 
 
-# ---- the problems ------------------------------------------------------------------------------------------------------
+# ---- the problems
 
 
 @kernel(inline=True)
@@ -391,7 +410,7 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
         w.total[0, l] = 0.03 * lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
             lane[ACTIVE, l] = 0.0
-    cones.fill(t.eta, w.total, w.eta)
+    symmetric.fill(t.eta, w.total, w.eta)
 
 
 @kernel()
@@ -399,16 +418,20 @@ def solve(
     G: Array, g: Array, t: Tables, fixed: int, max_iter: int, tol: float, w: Work, answer: Answer
 ) -> None:
     """
-    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the answer has E(0) = 1
-    either way), for V voxels, a multiple of WIDTH.
+    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the
+    answer has E(0) = 1 either way), for V voxels, a multiple of WIDTH.
 
     Parameters
     ----------
-    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g : (n, V).
-    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in w.Q.
-    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it takes 8 to 14).
-    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED, SHIFTED, NOT_CONVERGED or
-        NO_FIT (left out; H not positive definite, g zero or not finite: c is NaN).
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g :
+        (n, V).
+    t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in
+        w.Q.
+    max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
+        takes 8 to 14).
+    answer : voxels of status CERTIFIED are solved, others left out. Status then: CERTIFIED,
+        BLENDED, INEXACT or UNANSWERED (left out; H not positive definite, g zero or not finite: c
+        is NaN).
     """
     lane, status = w.lane, answer.status
     for l0 in range(0, status.size, WIDTH):
@@ -416,24 +439,24 @@ def solve(
             _pose(G, g, l0, t, fixed, w)
             for l in range(WIDTH):
                 if not lane[ACTIVE, l] > 0.0:
-                    status[l0 + l] = NO_FIT
+                    status[l0 + l] = UNANSWERED
             interior_point(t, max_iter, tol, w)
         conclude(t, w, answer, l0)
         for l in range(WIDTH):
             answer.info[0, l0 + l] = answer.info[1, l0 + l] = 0.0
-            if status[l0 + l] != NO_FIT:
-                answer.info[0, l0 + l], answer.info[1, l0 + l] = (
-                    lane[GAP, l] / lane[SCALE, l],
-                    lane[ITERATIONS, l],
-                )
+            if status[l0 + l] != UNANSWERED:
+                answer.info[0, l0 + l] = lane[GAP, l] / lane[SCALE, l]
+                answer.info[1, l0 + l] = lane[ITERATIONS, l]
                 if not lane[CONVERGED, l] > 0.0:
-                    status[l0 + l] = NOT_CONVERGED
+                    status[l0 + l] = INEXACT
 
 
 @kernel(fastmath=CONTRACT)
 def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
-    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, starting at the Gaussian; the coefficients into w.T."""
-    x, mine, d, p, eta = rows(c, l0), rows(w.T, 0), rows(w.c0, 0), rows(w.P, 0), rows(w.eta, 0)
+    """Minimise (m - 1)^2 / 2 with p - m reference = z'Qz, from the Gaussian on; c into w.T."""
+    x, mine = rows(c, l0), rows(w.T, 0)
+    d, p = rows(w.c0, 0), rows(w.P, 0)
+    eta = rows(w.eta, 0)
     for i in range(t.B.size):
         mine[i], eta[i] = x[i], every(t.eta[i])
     block_product(t.K, w.T, w.c0)
@@ -448,8 +471,9 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
     """
     Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >= 0.
 
-    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum of squares left.
-    `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6; proved where info[2] > 0.
+    They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum
+    of squares left. `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6;
+    proved where info[2] > 0.
     """
     info, lane = answer.info, w.lane
     for l0 in range(0, answer.status.size, WIDTH):
@@ -461,78 +485,10 @@ def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer:
             m = 1.0
             for i in range(t.B.size):
                 m -= t.reference[i] * w.eta[i, l]
-            info[0, l0 + l], info[1, l0 + l], info[3, l0 + l] = lane[GAP, l], lane[ITERATIONS, l], m
+            info[0, l0 + l], info[1, l0 + l] = lane[GAP, l], lane[ITERATIONS, l]
+            info[3, l0 + l] = m
             w.step[0, l], w.trial[0, l] = 1.0, m
         cones.blend(t.Q, w.step, w.trial, w.Q)
         certify(t, w.T, w)
         for l in range(WIDTH):
             info[2, l0 + l] = lane[MARGIN, l]
-
-
-@kernel()
-def _best_scale(G: Array, g: Array, c: Array, l: int) -> float:
-    """E(0) of voxel l: on the ray through the optimum of a cone the objective has no slope."""
-    slope = curvature = 0.0
-    for i in range(g.shape[0]):
-        slope += g[i, l] * c[i, l]
-        for j in range(i):
-            curvature += 2.0 * c[i, l] * G[i * (i + 1) // 2 + j, l] * c[j, l]
-        curvature += c[i, l] * G[i * (i + 3) // 2, l] * c[i, l]
-    return slope / curvature
-
-
-class GlobalProblem(NamedTuple):
-    """What `solve_block` needs besides the block."""
-
-    tables: Tables
-    fixed: int  # 1: E(0) = S0; 0: E(0) is free
-    work: Work
-    max_iter: int
-    tol: float
-
-
-@stage(allocates=True)
-def solve_block(problem: GlobalProblem, plan: Any, block: Any, count: int) -> None:
-    """
-    Solve the sum-of-squares problem of the first `count` voxels of a `blocks.Block`, with the
-    margins of their certificates: a stage of `blocks.run`.
-    """
-    n, V = block.rhs.shape
-    if n == 1:  # order 0: the Gaussian is all there is
-        for l in range(count):
-            if not skipped(block, l):
-                block.x[0, l], block.margin[0, l] = 1.0, 1.0
-                if problem.fixed == 0:
-                    block.S0[0, l] = block.rhs[0, l] / block.G[0, l]
-                if not block.S0[0, l] > 0.0:
-                    block.status[l] |= bits.NO_ORIGIN
-        return
-    g, asked = np.empty((n, V)), np.empty(V, np.int64)
-    for l in range(V):
-        free = l < count and not skipped(block, l)
-        asked[l] = CERTIFIED if free else NO_FIT
-        for i in range(n):  # for data divided by S0
-            g[i, l] = block.rhs[i, l] / block.S0[0, l] if free else 0.0
-    answer = Answer(np.empty((n, V)), np.empty((4, V)), asked.copy())
-    solve(
-        block.G,
-        g,
-        problem.tables,
-        problem.fixed,
-        problem.max_iter,
-        problem.tol,
-        problem.work,
-        answer,
-    )
-    for l in range(count):
-        if asked[l] == CERTIFIED:
-            if problem.fixed == 0:
-                block.S0[0, l] *= _best_scale(block.G, g, answer.c, l)
-            for i in range(n):
-                block.x[i, l] = answer.c[i, l]
-            if answer.status[l] == SHIFTED:
-                block.status[l] |= bits.SHIFTED
-            elif answer.status[l] != CERTIFIED:
-                block.status[l] |= bits.NOT_CONVERGED
-            block.kkt[0, l], block.iterations[0, l] = answer.info[0, l], answer.info[1, l]
-            block.margin[0, l] = answer.info[2, l]

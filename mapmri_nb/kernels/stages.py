@@ -13,7 +13,7 @@ from . import origin as origin_rule
 from ._jit import CONTRACT, kernel, stage
 from ._types import Array
 from .lanes import WIDTH, every, pick, rows, sqrt
-from .linalg import block_backsolve, block_cholesky, block_map
+from .linalg import block_backsolve, block_cholesky, block_forward, block_map, block_product
 from .records import Block, Data, Out, Plan
 from .status import (
     DROPPED,
@@ -33,12 +33,39 @@ from .status import (
 
 
 @kernel()
-def _odd(values: Array, weight: Array) -> int:
-    """How many samples of a voxel are not positive, not finite, or not of weight 1."""
+def _ones(weight: Array) -> bool:
+    """Whether all weights of a voxel are 1."""
     odd = 0
-    for k in range(values.size):
-        odd += 1 - ((values[k] > 0.0) & (values[k] < math.inf) & (weight[k] == 1.0))
-    return odd
+    for k in range(weight.size):
+        odd += weight[k] != 1.0
+    return odd == 0
+
+
+@kernel(fastmath=CONTRACT, inline=True)
+def _lowest(y: Array, out: Array) -> None:
+    """The smallest sample of each voxel into out (1, V); 0 where one is not finite."""
+    for l in range(0, y.shape[1], WIDTH):
+        x, total = rows(y, l), every(0.0)
+        low = x[0]
+        for k in range(y.shape[0]):
+            total += x[k]
+            low = pick(low, x[k], x[k], low)
+        rows(out, l)[0] = pick(math.inf, total, low, 0.0)
+
+
+@kernel()
+def _transpose(values: Array, i0: int, y: Array) -> None:
+    """Rows i0 to i0 + V - 1 of values, or the last one, into y (n, V): whole cache lines at a time."""
+    last = values.shape[0] - 1
+    for l in range(0, y.shape[1], 8):
+        v = min(i0 + l, last)
+        for k in range(y.shape[0]):
+            if v + 7 <= last:
+                for j in range(8):
+                    y[k, l + j] = values[v + j, k]
+            else:
+                for j in range(8):
+                    y[k, l + j] = values[min(v + j, last), k]
 
 
 @stage()
@@ -50,7 +77,15 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     Lanes past the end of the data repeat its last row. Begins the status.
     """
     y, w, samples = block.y, block.w, plan.tensor.samples
-    n, block.ordinary[0] = data.y.shape[1], 1
+    n = data.y.shape[1]
+    _transpose(data.y, i0, y)
+    _lowest(y, block.pivot)
+    ones = _ones(data.weight[0])
+    if block.ordinary[0] == 0:  # else the weights of the last block are all 1
+        for k in range(n):
+            for l in range(w.shape[1]):
+                w[k, l] = 1.0
+    block.ordinary[0] = 1
     for l in range(block.status.size):
         v = min(i0 + l, data.y.shape[0] - 1)
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
@@ -59,10 +94,9 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         block.scale.factor[0, l] = 1.0
         if data.factor.size > 0:
             block.scale.factor[0, l] = data.factor[min(v, data.factor.size - 1)]
-        if n >= plan.needed and _odd(values, weight) == 0:  # most voxels
-            for k in range(n):
-                y[k, l] = values[k]
-                w[k, l] = 1.0
+        if data.weight.shape[0] > 1:
+            ones = _ones(weight)
+        if n >= plan.needed and ones and block.pivot[0, l] > 0.0:  # most voxels
             continue
         block.ordinary[0] = 0
         valid, logs, size, flags = 0, 0, 0.0, 0
@@ -127,20 +161,25 @@ def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     frames.apply_field(data.field, i0, plan.isotropic, block)
 
 
+@stage(CONTRACT)
+def mean_at_origin(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """S0_b."""
+    tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
+    for l in range(block.status.size):
+        if not block.S0[0, l] > 0.0:
+            block.status[l] |= NO_SIGNAL
+
+
 # ---- from scales to the normal equations
 
 
 @stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
-    S0_b, the moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
+    The moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
     basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
     """
     work, t = block.moments, plan.moments
-    tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
-    for l in range(block.status.size):
-        if not block.S0[0, l] > 0.0:
-            block.status[l] |= NO_SIGNAL
     moments.fixed_moments(plan.scheme, block.y, block.w, block.ordinary[0] == 1, block.D, work)
     if not plan.isotropic or data.field.shape[0] > 0:
         rotation.rotate(t.shears, work.angles, work.high)
@@ -215,6 +254,10 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
         block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
         block.gcv, block.laplacian_weight, block.bound,
     )  # fmt: skip
+    if plan.rules.deviation and plan.laplacian_weights.size == 0:
+        gcv.bound_below(
+            block.yy, block.pivot, block.S0, block.gcv, block.laplacian_weight, block.bound
+        )
     if plan.rules.deviation:
         origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
@@ -246,29 +289,77 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
     divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
     """
-    origin = plan.moments.origin
-    n = origin.size
+    n = plan.moments.origin.size
     for l in range(0, block.G.shape[1], WIDTH):
         last, b = rows(block.G, l), rows(block.rhs, l)
         for i in range(n):
             last[n * (n + 1) // 2 + i] = b[i]
     block_cholesky(block.G, n, block.pivot)
+    _backward(plan, block)
+    for l in range(block.status.size):
+        if not block.pivot[0, l] > n * 2.3e-16:
+            block.status[l] |= NOT_DEFINITE
+
+
+@stage()
+def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
+    """`solve_linear` for another rhs, by the factor it left in G; settled voxels keep what they have."""
+    n = plan.moments.origin.size
+    block_forward(block.G, n, block.rhs)
+    _backward(plan, block)
+
+
+@kernel()
+def _backward(plan: Plan, block: Block) -> None:
+    """From the forward solution in row n of G to coefficients, of voxels that are not settled, and S0."""
+    origin = plan.moments.origin
+    n = origin.size
     if plan.rules.fixed:
         origin_rule.fix(origin, block.G, block.S0, block.public)
-    block_backsolve(block.G, n, block.x)
+    block_backsolve(block.G, n, block.public)
     for l in range(0, block.G.shape[1], WIDTH):
-        c, total = rows(block.x, l), every(0.0)
+        c, x, total = rows(block.public, l), rows(block.x, l), every(0.0)
+        settled = rows(block.noise.frozen, l)[0]
         for i in range(n):
             total += origin[i] * c[i]
         total = pick(total, 0.0, total, math.nan)
         rows(block.S0, l)[0] = total
         for i in range(n):
-            c[i] /= total
+            x[i] = pick(settled, 0.5, x[i], c[i] / total)
     for l in range(block.status.size):
-        if not block.pivot[0, l] > n * 2.3e-16:
-            block.status[l] |= NOT_DEFINITE
         if not block.S0[0, l] > 0.0:
             block.status[l] |= NO_ORIGIN
+
+
+@stage(CONTRACT)
+def solve_by_map(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
+    """
+    `solve_linear` by the constant map of the plan. Voxels with missing samples are left STRAINED.
+    """
+    origin, out = plan.moments.origin, block.moments.low
+    block_product(plan.linear.A, block.y, out)
+    for l in range(0, block.y.shape[1], WIDTH):
+        found, c, S0, total = rows(out, l), rows(block.x, l), rows(block.S0, l), every(0.0)
+        for i in range(origin.size):
+            c[i] = found[i] + plan.linear.a[i] * S0[0]
+            total += origin[i] * c[i]
+        total = pick(total, 0.0, total, math.nan)
+        S0[0] = total
+        for i in range(origin.size):
+            c[i] /= total
+    for l in range(block.status.size):
+        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
+        block.laplacian_weight[0, l] = plan.laplacian_weights[0]
+        if not block.S0[0, l] > 0.0:
+            block.status[l] |= NO_ORIGIN
+        if block.valid[0, l] < block.y.shape[0]:
+            block.status[l] |= STRAINED
+
+
+@stage(CONTRACT)
+def signals_by_map(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
+    """The fitted E of every sample into moments.gy."""
+    block_product(plan.linear.basis, block.x, block.moments.gy)
 
 
 @stage()

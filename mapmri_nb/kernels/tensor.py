@@ -1,6 +1,9 @@
 """
-The scale tensor: weighted log-linear fit in blocks of voxels, its eigenframe, mu, S0 and the
-isotropic scale u0.
+The scale tensor of blocks of voxels: weighted log-linear fit, eigenframe, mu, S0, and u0.
+
+log y_k = log S0 - b_k g_k'D g_k is solved twice: by ordinary least squares, then with the weights
+S_pred^2 of that answer. D is six rows xx xy yy xz yz zz (6, V) in units of `UNIT` mm^2/s; b is in
+s/mm^2, y (samples, V). S0 is the mean over the b0 volumes of y exp(b g'D g).
 """
 
 import math
@@ -51,7 +54,8 @@ def tables(
     np.add.at(exponents, (np.arange(6), COLS), 1)
     plain = np.column_stack([x / np.where(ROWS == COLS, 1.0, 2.0), np.ones(len(x))])
     found: dict[tuple[int, ...], int] = {}
-    products, entry, factor = [], [], []
+    products, entry = [], []
+    factor = []
     for i in range(7):
         for j in range(i + 1):
             key = tuple(int(v) for v in exponents[i] + exponents[j])
@@ -99,7 +103,8 @@ def workspace(nt: int, V: int) -> TensorWork:
 def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """Logarithms of the samples used; a sample <= 0, or of weight 0, gets weight 0 here."""
     for l in range(0, y.shape[1], WIDTH):
-        source, weight, logs, use = rows(y, l), rows(w, l), rows(work.logs, l), rows(work.use, l)
+        source, weight = rows(y, l), rows(w, l)
+        logs, use = rows(work.logs, l), rows(work.use, l)
         for k in range(t.samples.size):
             x = source[t.samples[k]]
             logs[k] = log(pick(x, 1e-300, x, 1e-300))
@@ -111,15 +116,11 @@ def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
 def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
     for l in range(0, b.shape[1], WIDTH):
-        c, weight, use = rows(b, l), rows(work.weight, l), rows(work.use, l)
-        b0, b1, b2, b3, b4, b5 = (
-            2.0 * c[0],
-            2.0 * c[1],
-            2.0 * c[2],
-            2.0 * c[3],
-            2.0 * c[4],
-            2.0 * c[5],
-        )
+        c, weight = rows(b, l), rows(work.weight, l)
+        use = rows(work.use, l)
+        b0, b1 = 2.0 * c[0], 2.0 * c[1]
+        b2, b3 = 2.0 * c[2], 2.0 * c[3]
+        b4, b5 = 2.0 * c[4], 2.0 * c[5]
         for k in range(t.design.shape[0]):
             x = t.design[k]
             w = exp(x[0] * b0 + x[1] * b1 + x[2] * b2 + x[3] * b3 + x[4] * b4 + x[5] * b5)
@@ -128,10 +129,7 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
 
 @kernel(fastmath=CONTRACT)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
-    """
-    Solve the 7 x 7 weighted normal equations of log y into out (8, V); `weight` is overwritten by
-    weight log y.
-    """
+    """Weighted 7 x 7 normal equations of log y into out (8, V); `weight` is overwritten."""
     block_product(t.sums, weight, work.sums)
     for l in range(0, weight.shape[1], WIDTH):
         w, logs = rows(weight, l), rows(work.logs, l)
@@ -140,7 +138,8 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
     block_product(t.columns, weight, work.right)
     n = t.design.shape[1] + 1  # 7, not as a literal: Numba would compile both callees once more
     for l in range(0, weight.shape[1], WIDTH):
-        normal, sums, right = rows(work.normal, l), rows(work.sums, l), rows(work.right, l)
+        normal, sums = rows(work.normal, l), rows(work.sums, l)
+        right = rows(work.right, l)
         for r in range(t.entry.size):
             normal[r] = t.factor[r] * sums[t.entry[r]]
         for i in range(n):
@@ -175,12 +174,8 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
                 weight[k] = use[k]
         _weighted_solve(t, work.weight, work, work.b)
         for l in range(0, y.shape[1], WIDTH):
-            use, first, b, incomplete = (
-                rows(work.use, l),
-                rows(work.first, l),
-                rows(work.b, l),
-                every(0.0),
-            )
+            use, first = rows(work.use, l), rows(work.first, l)
+            b, incomplete = rows(work.b, l), every(0.0)
             for k in range(t.samples.size):
                 incomplete += pick(use[k], 1.0, 1.0, pick(1.0, use[k], 1.0, 0.0))  # anything but 1
             for i in range(7):
@@ -207,7 +202,8 @@ def eigen3(a: Array, values: Array, R: Array) -> None:
             break
         for p in range(2):
             for q in range(p + 1, 3):
-                pp, qq, pq = p * (p + 3) // 2, q * (q + 3) // 2, q * (q + 1) // 2 + p
+                pp, qq = p * (p + 3) // 2, q * (q + 3) // 2
+                pq = q * (q + 1) // 2 + p
                 if a[pq] == 0.0:
                     continue
                 theta = (a[qq] - a[pp]) / (2.0 * a[pq])
@@ -264,7 +260,8 @@ def isotropic_scale(mu: Array) -> float:
     Positive root U = u0^2 of -3U^3 - (X+Y+Z)U^2 + (XY+XZ+YZ)U + 3XYZ = 0, X = mu_x^2 ...; three
     real roots, closed form.
     """
-    x, y, z = mu[0] * mu[0], mu[1] * mu[1], mu[2] * mu[2]
+    x, y = mu[0] * mu[0], mu[1] * mu[1]
+    z = mu[2] * mu[2]
     if x == y and y == z:
         return mu[0]
     a = (x + y + z) / 3.0
@@ -306,13 +303,9 @@ def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) 
     A "b0" at b = 15 is not E = 1: ignoring that costs 26 % of RTOP on a clean Gaussian.
     """
     for l in range(0, y.shape[1], WIDTH):
-        samples, weights, d, total, weight = (
-            rows(y, l),
-            rows(w, l),
-            rows(D, l),
-            every(0.0),
-            every(0.0),
-        )
+        samples, weights = rows(y, l), rows(w, l)
+        d, total = rows(D, l), every(0.0)
+        weight = every(0.0)
         for k in range(t.b0.size):
             x = every(0.0)
             for i in range(6):

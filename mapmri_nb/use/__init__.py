@@ -1,3 +1,1 @@
-"""
-What surrounds the method: files, the command line, error bars, directions, pictures, clusters.
-"""
+"""What surrounds the method: files, commands, error bars, directions, pictures, clusters."""

@@ -1,7 +1,4 @@
-"""
-The command ``mapmri-nb``: arguments in, files and exit codes out; everything heavy is imported
-where it is used.
-"""
+"""The command ``mapmri-nb``: arguments in, files and exit codes out."""
 
 import argparse
 import json
@@ -16,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..indices import ON_REQUEST
-from . import commands
+from . import commands, fitting
 
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
-FRAMES = ("image", "voxel", "scanner")
 MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
     ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
@@ -43,10 +39,7 @@ WORDS = (  # of the library, where no argument is named; and their words here
 
 
 def _path(text: str) -> Path:
-    """
-    A path; "" would mean the folder one happens to be in, and mostly is a shell variable that was
-    never set.
-    """
+    """A path; "" would mean the current folder, and mostly is a shell variable never set."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
@@ -90,244 +83,161 @@ def _zeros(text: str) -> bool:
     return text == "missing"
 
 
+FILE: dict[str, Any] = {"type": _path, "metavar": "F"}
+FOLDER: dict[str, Any] = {"type": _path, "metavar": "DIR"}
+TIME: dict[str, Any] = {"type": float, "metavar": "S"}
+FLAG: dict[str, Any] = {"action": "store_true"}
+
+
+def _of(kind: Any, metavar: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar, **more}
+
+
+def _among(*words: str, **more: Any) -> dict[str, Any]:
+    """One of some words, the first by default."""
+    return {"choices": words, "default": words[0], **more}
+
+
+Options = tuple[tuple[str, str | None, dict[str, Any]], ...]  # name, help, and how it is read
+
+QUIET: Options = (
+    ("--quiet", "warnings and errors only", FLAG),
+    ("--list-outputs", "print the files written as a JSON list", FLAG),
+)
+FORCE: Options = (("--force", "overwrite what is there", FLAG),)
+MAPS: Options = (
+    ("--indices", f"which maps (default: all); on request {', '.join(ON_REQUEST)}",
+     {"default": "all", "metavar": "A,B,C|all"}),
+    ("--labels", "image of whole numbers: regions of the summary.tsv, in the mask", FILE),
+    ("--units", "unit of length in the maps (default: mm)", _among("mm", "um")),
+)  # fmt: skip
+FILL: Options = (("--fill", "value where there is no fit (default: nan)", _among("nan", "0")),)
+TABLE: Options = (
+    ("--bval", "b-values in s/mm2 (default: beside the series, or inherited)", FILE),
+    ("--bvec", "b-vectors, in rows or columns (default: beside the series)", FILE),
+    ("--grad", "MRtrix's table x y z b, scanner axes, instead of the two (default: a .b beside the "
+     "series)", FILE),
+    ("--json", "sidecar with the pulse timing (default: beside the series)", FILE),
+    ("--big-delta", "separation of the gradient pulses in SECONDS", TIME),
+    ("--small-delta", "duration of a gradient pulse in SECONDS", TIME),
+    ("--tau", "diffusion time in SECONDS, instead of the two", TIME),
+    ("--b0-threshold", "b up to it counts as b = 0, s/mm2 (default: 50)", _of(float, "B")),
+    ("--frame", "axes of --bvec: FSL's (image, the default), voxel axes (QSIPrep, DIPY) or scanner "
+     "axes", _among("image", "voxel", "scanner", default=None)),
+    ("--bvec-scaling", "lengths that differ: an error (default), no meaning, or amplitudes, "
+     "b |v|^2", _among("refuse", "normalise", "amplitude", default=None)),
+    ("--volumes", "b<=3000, 0:96,100 (from 0) or a text file of numbers", {"metavar": "V"}),
+)  # fmt: skip
+SAVED: Options = (
+    ("dir", "folder of a saved fit, or the fit's JSON", FOLDER),
+    ("prefix", "which fit, where the folder has several", {"nargs": "?", "metavar": "PREFIX"}),
+)
+OUT: Options = (("--out", "(default: the fit's own folder)", FOLDER),)
+FIT: Options = (
+    ("dwi", "4-D NIfTI series", _of(_path, "DWI")),
+    ("--mask", "3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)", FILE),
+    ("--out", "folder for the fit", FOLDER | {"required": True}),
+    ("--radial-order", "even, 0 to 10 (default: 6)", _of(int, "N", default=6)),
+    ("--basis", None, _among("anisotropic", "isotropic")),
+    ("--laplacian", "(default: 0.2)", _of(_weights, "none|gcv|W|W,W,...", default=0.2)),
+    ("--positivity", "(default: none)", _among("none", "grid", "global")),
+    ("--solver", "for --positivity (default: auto)", _among("auto", "osqp")),
+    ("--zeros", "what samples of exactly 0 beside positive ones are (default: missing)",
+     _of(_zeros, "missing|data", dest="zero_is_missing", default=True)),
+    ("--bval-threshold", "largest b of the scale tensor, s/mm2 (default: auto, 2100 or what the "
+     "table needs)", _of(_number, "auto|B|none", default="auto")),
+    ("--eigenvalue-threshold", "smallest eigenvalue of the scale tensor, mm2/s (default: a tenth "
+     "of the voxel's mean)", _of(float, "D")),
+    ("--laplacian-of", "what the Laplacian smooths: the deviation from the tensor's Gaussian "
+     "(default) or the signal", _among("deviation", "signal")),
+    ("--s0", "E(0) by the fit with the mean b0 as one more sample (default), free, or the mean b0",
+     _among("fit", "free", "b0", dest="S0")),
+    ("--scale", "of the basis: narrower where positivity contradicts the data (default) or the "
+     "tensor's", _among("data", "tensor")),
+    ("--noise", "raw (rician) or denoised magnitudes, whose noise floor is modelled (default: "
+     "none)", _among("none", "rician", "denoised")),
+    ("--sigma", "of the noise: a number or a 3-D NIfTI (default: by the fit)", _of(_sigma, "S|F")),
+    ("--coils", "coils whose sum of squares the image is (default: 1)", _of(int, "L", default=1)),
+    ("--preset", "paper: the published method, signal Laplacian, E(0) free (given with "
+     "--positivity), b <= 2100", {"choices": ("paper",)}),
+    ("--static-diffusivity", "one scale for all voxels, mm2/s, for --basis isotropic (default: "
+     "from the tensor)", _of(float, "D")),
+    ("--weights", "weights >= 0: one per volume in a text file, or an image like the series; 0 is "
+     "missing", FILE),
+    ("--grad-dev", "gradient non-linearity, nine volumes as HCP's grad_dev", FILE),
+    ("--bootstrap", "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 "
+     "(low, high) of each index; after the fit, with its coefficients in memory", _of(int, "N")),
+    ("--posterior", "the same by the Gaussian posterior of the coefficients; not for --positivity",
+     FLAG),
+    ("--seed", "of --bootstrap (default: 0)", _of(int, "S")),
+    ("--reestimate", "--bootstrap estimates scales and Laplacian weight again (default: held at "
+     "one weight and b up to 4000)", FLAG),
+    ("--threads", "(default: Numba's number); with dask, workers of a local cluster",
+     _of(int, "N")),
+    ("--resume", "go on with an interrupted fit of the same input and options", FLAG),
+    ("--engine", "(default: threads)", _among("threads", "dask")),
+    ("--scheduler", "of a running cluster for --engine dask (default: one on this machine)",
+     {"metavar": "ADDRESS"}),
+)  # fmt: skip
+ODF: Options = (
+    ("--s", "radial moment, > -3 (default: 2)", {"type": float, "default": 2.0}),
+    ("--sh-order", "even (default: 6)", _of(int, "L", default=6)),
+    ("--sh-basis", "tournier07 (MRtrix, default) or descoteaux07",
+     {"default": "tournier07", "metavar": "NAME"}),
+    ("--pam5", "peaks and harmonics for DIPY as well, by DIPY", FLAG),
+)  # fmt: skip
+PREDICT: Options = (
+    ("--noisy", "expected magnitudes of a fit with --noise", FLAG),
+    ("--out", "the series, .nii or .nii.gz", FILE | {"required": True}),
+)
+REPORT: Options = (
+    SAVED[0],
+    ("prefix", "which fit, where the folder has several; or a second fit to compare with the first",
+     {"nargs": "?", "metavar": "PREFIX|DIR"}),
+    ("--out", "(default: report.html beside the fit, after its PREFIX where it has neighbours; "
+     "comparison.html beside the second)", FILE),
+    ("--dwi", "the fitted series (default: where it was, if it is still there)", FILE),
+    ("--convention", "radiological (patient's left on the right, default) or neurological",
+     _among("radiological", "neurological")),
+)  # fmt: skip
+CITE: Options = (
+    ("dir", "folder of a saved fit", FOLDER | {"nargs": "?"}),
+    SAVED[1],
+    ("--mode", "instead of DIR", {"choices": ("MAP", "MAPL", "CMAP", "CMAPL", "MAP+", "MAPL+")}),
+)
+DEMO: Options = (
+    ("--out", "(default: ./mapmri-demo; an earlier demo there is rewritten)",
+     FOLDER | {"default": Path("mapmri-demo")}),
+)  # fmt: skip
+FINAL = FORCE + QUIET
+COMMANDS: tuple[tuple[Any, str, Options], ...] = (
+    (fitting.fit, "fit a series; coefficients and index maps into --out",
+     TABLE + MAPS + FILL + FINAL + FIT),
+    (commands.indices, "index maps of a saved fit", SAVED + MAPS + FILL + FINAL + OUT),
+    (commands.odf, "ODF of a saved fit in spherical harmonics", SAVED + FILL + FINAL + ODF + OUT),
+    (commands.predict, "signal of a saved fit, for its own or another table",
+     SAVED + TABLE + FILL + FINAL + PREDICT),
+    (commands.report, "one self-contained HTML page on a saved fit, or on two fits of one series",
+     FINAL + REPORT),
+    (commands.cite, "methods paragraph and BibTeX of a fit or a mode; of all without", CITE),
+    (commands.demo, "fit the two bundled samples, print and write their maps", QUIET + DEMO),
+    (commands.warmup, "compile every kernel into the cache, once per machine", QUIET),
+    (commands.info, "versions, threads, cache: what to paste into a bug report", ()),
+)  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
     from .. import __version__
 
-    a_file: dict[str, Any] = {"type": _path, "metavar": "F"}
-    a_folder: dict[str, Any] = {"type": _path, "metavar": "DIR"}
-    seconds: dict[str, Any] = {"type": float, "metavar": "S"}
-    quiet, force, maps, fill, table, saved = (
-        argparse.ArgumentParser(add_help=False) for _ in range(6)
-    )
-    quiet.add_argument("--quiet", action="store_true", help="warnings and errors only")
-    quiet.add_argument(
-        "--list-outputs", action="store_true", help="print the files written as a JSON list"
-    )
-    force.add_argument("--force", action="store_true", help="overwrite what is there")
-    maps.add_argument(
-        "--indices",
-        default="all",
-        metavar="A,B,C|all",
-        help=f"which maps (default: all); on request {', '.join(ON_REQUEST)}",
-    )
-    maps.add_argument(
-        "--labels", **a_file, help="image of whole numbers: regions of the summary.tsv, in the mask"
-    )
-    maps.add_argument(
-        "--units",
-        choices=("mm", "um"),
-        default="mm",
-        help="unit of length in the maps (default: mm)",
-    )
-    fill.add_argument(
-        "--fill",
-        choices=("nan", "0"),
-        default="nan",
-        help="value where there is no fit (default: nan)",
-    )
-    add = table.add_argument
-    add("--bval", **a_file, help="b-values in s/mm2 (default: beside the series, or inherited)")
-    add("--bvec", **a_file, help="b-vectors, in rows or columns (default: beside the series)")
-    text = (
-        "MRtrix's table x y z b, scanner axes, instead of the two (default: a .b beside the series)"
-    )
-    add("--grad", **a_file, help=text)
-    add("--json", **a_file, help="sidecar with the pulse timing (default: beside the series)")
-    add("--big-delta", **seconds, help="separation of the gradient pulses in SECONDS")
-    add("--small-delta", **seconds, help="duration of a gradient pulse in SECONDS")
-    add("--tau", **seconds, help="diffusion time in SECONDS, instead of the two")
-    limit: dict[str, Any] = {"type": float, "metavar": "B"}
-    add("--b0-threshold", **limit, help="b up to it counts as b = 0, s/mm2 (default: 50)")
-    text = "axes of --bvec: FSL's (image, the default), voxel axes (QSIPrep, DIPY) or scanner axes"
-    add("--frame", choices=FRAMES, help=text)
-    add(
-        "--bvec-scaling",
-        choices=("refuse", "normalise", "amplitude"),
-        help="lengths that differ: an error (default), no meaning, or amplitudes, b |v|^2",
-    )
-    add("--volumes", metavar="V", help="b<=3000, 0:96,100 (from 0) or a text file of numbers")
-    saved.add_argument("dir", **a_folder, help="folder of a saved fit, or the fit's JSON")
-    saved.add_argument(
-        "prefix", nargs="?", metavar="PREFIX", help="which fit, where the folder has several"
-    )
-
-    whole = argparse.ArgumentParser(
-        prog="mapmri-nb",
-        description="MAP-MRI from NIfTI series to index maps.",
-        allow_abbrev=False,
-    )
+    text = "MAP-MRI from NIfTI series to index maps."
+    whole = argparse.ArgumentParser(prog="mapmri-nb", description=text, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"mapmri-nb {__version__}")
     subparsers = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(run: Any, text: str, *parents: argparse.ArgumentParser) -> Any:
-        new = subparsers.add_parser(
-            run.__name__, parents=parents, help=text, description=text, allow_abbrev=False
-        )
+    for run, text, options in COMMANDS:
+        new = subparsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
         new.set_defaults(run=run)
-        return new.add_argument
-
-    add = command(
-        commands.fit,
-        "fit a series; coefficients and index maps into --out",
-        table,
-        maps,
-        fill,
-        force,
-        quiet,
-    )
-    add("dwi", type=_path, metavar="DWI", help="4-D NIfTI series")
-    add(
-        "--mask",
-        **a_file,
-        help="3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)",
-    )
-    add("--out", required=True, **a_folder, help="folder for the fit")
-    add("--radial-order", type=int, default=6, metavar="N", help="even, 0 to 10 (default: 6)")
-    add("--basis", choices=("anisotropic", "isotropic"), default="anisotropic")
-    add(
-        "--laplacian",
-        type=_weights,
-        default=0.2,
-        metavar="none|gcv|W|W,W,...",
-        help="(default: 0.2)",
-    )
-    add("--positivity", choices=("none", "grid", "global"), default="none", help="(default: none)")
-    add(
-        "--solver",
-        choices=("auto", "osqp"),
-        default="auto",
-        help="for --positivity (default: auto)",
-    )
-    add(
-        "--zeros",
-        type=_zeros,
-        dest="zero_is_missing",
-        default=True,
-        metavar="missing|data",
-        help="what samples of exactly 0 beside positive ones are (default: missing)",
-    )
-    threshold: dict[str, Any] = {"type": _number, "default": "auto", "metavar": "auto|B|none"}
-    text = "largest b of the scale tensor, s/mm2 (default: auto, 2100 or what the table needs)"
-    add("--bval-threshold", **threshold, help=text)
-    text = "smallest eigenvalue of the scale tensor, mm2/s (default: a tenth of the voxel's mean)"
-    add("--eigenvalue-threshold", type=float, metavar="D", help=text)
-    text = "what the Laplacian smooths: the deviation from the tensor's Gaussian (default) or the signal"
-    add("--laplacian-of", choices=("deviation", "signal"), default="deviation", help=text)
-    text = "E(0) by the fit with the mean b0 as one more sample (default), free, or the mean b0"
-    add("--s0", dest="S0", choices=("fit", "free", "b0"), default="fit", help=text)
-    text = "of the basis: narrower where positivity contradicts the data (default) or the tensor's"
-    add("--scale", choices=("data", "tensor"), default="data", help=text)
-    text = "raw (rician) or denoised magnitudes, whose noise floor is modelled (default: none)"
-    add("--noise", choices=("none", "rician", "denoised"), default="none", help=text)
-    text = "of the noise: a number or a 3-D NIfTI (default: by the fit)"
-    add("--sigma", type=_sigma, metavar="S|F", help=text)
-    text = "coils whose sum of squares the image is (default: 1)"
-    add("--coils", type=int, default=1, metavar="L", help=text)
-    text = "paper: the published method, signal Laplacian, E(0) free (given with --positivity), b <= 2100"
-    add("--preset", choices=("paper",), help=text)
-    add(
-        "--static-diffusivity",
-        type=float,
-        metavar="D",
-        help="one scale for all voxels, mm2/s, for --basis isotropic (default: from the tensor)",
-    )
-    add(
-        "--weights",
-        **a_file,
-        help="weights >= 0: one per volume in a text file, or an image like the series; 0 is missing",
-    )
-    add("--grad-dev", **a_file, help="gradient non-linearity, nine volumes as HCP's grad_dev")
-    text = "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 (low, high) of each index"
-    add(
-        "--bootstrap",
-        type=int,
-        metavar="N",
-        help=f"{text}; after the fit, with its coefficients in memory",
-    )
-    add(
-        "--posterior",
-        action="store_true",
-        help="the same by the Gaussian posterior of the coefficients; not for --positivity",
-    )
-    add("--seed", type=int, metavar="S", help="of --bootstrap (default: 0)")
-    add(
-        "--reestimate",
-        action="store_true",
-        help="--bootstrap estimates scales and Laplacian weight again (default: held at one weight and b up to 4000)",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="(default: Numba's number); with dask, workers of a local cluster",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with an interrupted fit of the same input and options",
-    )
-    add("--engine", choices=("threads", "dask"), default="threads", help="(default: threads)")
-    add(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="of a running cluster for --engine dask (default: one on this machine)",
-    )
-
-    add = command(commands.indices, "index maps of a saved fit", saved, maps, fill, force, quiet)
-    add("--out", **a_folder, help="(default: the fit's own folder)")
-
-    add = command(
-        commands.odf, "ODF of a saved fit in spherical harmonics", saved, fill, force, quiet
-    )
-    add("--s", type=float, default=2.0, help="radial moment, > -3 (default: 2)")
-    add("--sh-order", type=int, default=6, metavar="L", help="even (default: 6)")
-    add(
-        "--sh-basis",
-        default="tournier07",
-        metavar="NAME",
-        help="tournier07 (MRtrix, default) or descoteaux07",
-    )
-    add("--pam5", action="store_true", help="peaks and harmonics for DIPY as well, by DIPY")
-    add("--out", **a_folder, help="(default: the fit's own folder)")
-
-    add = command(
-        commands.predict,
-        "signal of a saved fit, for its own or another table",
-        saved,
-        table,
-        fill,
-        force,
-        quiet,
-    )
-    add("--noisy", action="store_true", help="expected magnitudes of a fit with --noise")
-    add("--out", required=True, **a_file, help="the series, .nii or .nii.gz")
-
-    text = "one self-contained HTML page on a saved fit, or on two fits of one series"
-    add = command(commands.report, text, force, quiet)
-    add("dir", **a_folder, help="folder of a saved fit, or the fit's JSON")
-    text = "which fit, where the folder has several; or a second fit to compare with the first"
-    add("prefix", nargs="?", metavar="PREFIX|DIR", help=text)
-    add(
-        "--out",
-        **a_file,
-        help="(default: report.html beside the fit, after its PREFIX where it has neighbours; "
-        "comparison.html beside the second)",
-    )
-    add("--dwi", **a_file, help="the fitted series (default: where it was, if it is still there)")
-    text = "radiological (patient's left on the right, default) or neurological"
-    add("--convention", choices=("radiological", "neurological"), default="radiological", help=text)
-
-    add = command(commands.cite, "methods paragraph and BibTeX of a fit or a mode; of all without")
-    add("dir", nargs="?", **a_folder, help="folder of a saved fit")
-    add("prefix", nargs="?", metavar="PREFIX", help="which fit, where the folder has several")
-    add("--mode", choices=("MAP", "MAPL", "CMAP", "CMAPL", "MAP+", "MAPL+"), help="instead of DIR")
-
-    add = command(commands.demo, "fit the two bundled samples, print and write their maps", quiet)
-    text = "(default: ./mapmri-demo; an earlier demo there is rewritten)"
-    add("--out", default=Path("mapmri-demo"), **a_folder, help=text)
-
-    command(commands.warmup, "compile every kernel into the cache, once per machine", quiet)
-    command(commands.info, "versions, threads, cache: what to paste into a bug report")
+        for name, words, how in options:
+            new.add_argument(name, help=words, **how)
     return whole
 
 
@@ -357,9 +267,7 @@ def _announced() -> Iterator[None]:
 
 
 def _spoken(text: str) -> str:
-    """
-    A message of the library in the words of the command line, on one line, below 300 characters.
-    """
+    """A message of the library in the words of the command line, one line, 300 characters."""
     options = sorted(
         {option for action in _options() for option in action.option_strings}, key=len, reverse=True
     )

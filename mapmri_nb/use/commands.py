@@ -3,29 +3,27 @@
 import argparse
 import errno
 import logging
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import fitting
 from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
 
 SAMPLE_NOTES = (
-    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and delta 30 ms are",
+    "small101d (BSD-3-Clause, from DIPY): its pulse timing was never published. Delta 48.8 ms and "
+    "delta 30 ms are",
     "  ASSUMED, and every index with a length in it scales with them.",
-    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., ISMRM 2016.",
+    "catcord (MIT as packaged in dmipy 1.0.5, upstream terms not verified): cite Duval et al., "
+    "ISMRM 2016.",
 )
 
 
-WARMUP_MODES: tuple[dict[str, Any], ...] = (
-    {},
-    {"basis": "isotropic"},
-    {"positivity": "grid"},
-    {"positivity": "global"},
-)
+WARMUP_MODES: list[dict[str, Any]] = [{}, {"basis": "isotropic"}]
+WARMUP_MODES += [{"positivity": "grid"}, {"positivity": "global"}]
 
 
 def _saved(args: argparse.Namespace) -> Any:
@@ -39,210 +37,6 @@ def _saved(args: argparse.Namespace) -> Any:
 
 def _sidecar(image: Path) -> Path:
     return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-
-
-def _usable(path: Path, data: Any, gtab: Any) -> Any:
-    """Mask of the voxels with signal at b = 0, for those who gave none."""
-    import numpy as np
-
-    mean = np.zeros(data.shape[:-1])
-    for volume in np.flatnonzero(gtab.b0s_mask):
-        mean += np.nan_to_num(np.asarray(data[..., volume]), posinf=0.0, neginf=0.0)
-    mask = mean > 0
-    if not mask.any():
-        raise ValueError(f"{path}: no voxel has a positive signal at b = 0")
-    log.info(
-        "fitting %d of %d voxels, those with signal at b = 0: give a brain --mask",
-        mask.sum(),
-        mask.size,
-    )
-    return mask
-
-
-def _check_together(args: argparse.Namespace) -> None:
-    """
-    Options of `fit` that mean nothing without, or beside, each other: said before anything is read.
-    """
-    if args.posterior and (args.bootstrap is not None or args.positivity != "none"):
-        raise ValueError("--posterior goes with neither --bootstrap nor --positivity")
-    if args.bootstrap is not None and args.bootstrap < 2:
-        raise ValueError(f"--bootstrap needs at least 2 replicates, not {args.bootstrap}")
-    if args.noise == "none" and (args.sigma is not None or args.coils != 1):
-        name = "--sigma" if args.sigma is not None else "--coils"
-        raise ValueError(f"{name} goes with --noise rician or denoised")
-    if args.noise == "denoised" and args.sigma is None:
-        raise ValueError("--noise denoised needs --sigma")
-    if args.bootstrap is None and (args.reestimate or args.seed is not None):
-        raise ValueError(f"{'--reestimate' if args.reestimate else '--seed'} goes with --bootstrap")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"--seed must not be negative: {args.seed}")
-    if args.scheduler and args.engine != "dask":
-        raise ValueError(f"--scheduler {args.scheduler} goes with --engine dask")
-
-
-def fit(args: argparse.Namespace) -> list[Path]:
-    from .. import checks
-    from ..indices import select
-    from ..kernels._jit import n_threads
-    from ..model import MapmriModel
-    from ..status import Status, in_words
-    from . import folder, io, stream, summary
-
-    _check_together(args)
-    start = time.perf_counter()
-    image, prefix = io.load_dwi(args.dwi), io.prefix_of(args.dwi)
-    opening = time.perf_counter() - start
-    more, count = _distortions(args, image), image.data.shape[-1]
-    idle = _idle(more["weights"][1]) if "weights" in more else False
-    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
-    if "grad_dev" in more:
-        checks.field_frame(gtab.frame, image.affine)
-    names = select(args.indices, args.basis)
-    model = MapmriModel(gtab, **arguments(args, MapmriModel))
-    if len(keep) < count:
-        image = image._replace(data=io.Chosen(image.data, keep))
-        if "weights" in more:
-            path, found = more["weights"]
-            more["weights"] = path, found[keep] if found.ndim == 1 else io.Chosen(found, keep)
-    mask = (
-        io.load_mask(args.mask, image.data.shape[:3], image.affine)
-        if args.mask
-        else _usable(args.dwi, image.data, gtab)
-    )
-    regions = summary.regions(mask, args.labels, image.affine)
-    inputs = (args.dwi, args.mask, args.weights, args.grad_dev, args.sigma)
-    sources = tuple(str(path.absolute()) for path in inputs if isinstance(path, Path))
-    job = stream.Job(
-        model,
-        args.dwi,
-        image,
-        mask,
-        args.out,
-        prefix,
-        names,
-        args.units,
-        float(args.fill),
-        sources,
-        more,
-        opening,
-        regions,
-    )
-    engine = stream.on_threads(args.threads)
-    if args.engine == "dask":
-        from .distributed import on_cluster
-
-        engine = on_cluster(args.scheduler, args.threads)
-    start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    effective = {
-        name: value for name, value in vars(args).items() if name not in ("run", "command", "typed")
-    }
-    effective["volumes"] = args.volumes and keep
-    run = {
-        "Threads": n_threads(args.threads),
-        "Engine": args.engine,
-        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in effective.items()},
-        "Command": getattr(args, "typed", None),
-        "Series": str(args.dwi.absolute()),
-    }
-    if len(keep) < count:
-        run["Volumes"] = keep.tolist()
-    status = stream.fit_series(
-        job, engine, resume=args.resume, force=args.force, progress=progress, run=run
-    )
-    if status is not None:
-        seconds = time.perf_counter() - start
-        text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
-        if len(status) and ((status & Status.NO_FIT) != 0).all():
-            raise ValueError(f"{text}. Their status is in {args.out}")
-        log.info("%s; results in %s", text, args.out)
-    if args.bootstrap or args.posterior:
-        _error_bars(args, job)
-    return folder.files(args.out, prefix)
-
-
-def _idle(weights: Any) -> Any:
-    """Volumes (n,) whose weight is 0, in an image in every voxel."""
-    import numpy as np
-
-    if len(weights.shape) == 1:
-        return weights == 0
-    return np.array([not np.any(weights[..., k]) for k in range(weights.shape[-1])])
-
-
-def _distortions(args: argparse.Namespace, image: Any) -> dict[str, tuple[Path | None, Any]]:
-    """
-    Weights, gradient non-linearity and sigma by the names that `MapmriModel.fit` has for them: file and
-    numbers.
-    """
-    import numpy as np
-
-    from .. import checks
-    from ..readers import read_numbers
-    from . import io
-
-    more: dict[str, tuple[Path | None, Any]] = {}
-    shape = image.data.shape[:3]
-    wanted = {"weights": image.data.shape, "grad_dev": (*shape, 9), "sigma": (*shape, 1)}
-    for name in wanted:
-        path = getattr(args, name)
-        if not isinstance(path, Path):
-            continue
-        if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
-            found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
-        else:
-            place = checks.Given(*io.read_nii(path))
-            found = checks.aligned(
-                f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
-            )
-            found = checks.squeezed(found, None, True)
-            if name == "sigma" and found.shape == shape:
-                found = np.asarray(found)[..., None]
-        if found.shape != wanted[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
-            )
-        more[name] = path, found
-    if args.sigma is not None and not isinstance(args.sigma, Path):
-        more["sigma"] = None, np.array([args.sigma])
-    return more
-
-
-def _error_bars(args: argparse.Namespace, job: Any) -> None:
-    """Maps of sd and 95 % interval beside the index maps."""
-    from ..indices import INDICES
-    from . import folder, uncertainty
-
-    start, options = time.perf_counter(), {name: found for name, (_, found) in job.more.items()}
-    names = [name for name in job.names if name in INDICES]
-    common = {"indices": names, "threads": args.threads, **options}
-    entries: dict[str, Any] = {"Method": "Gaussian posterior of the coefficients"}
-    if args.bootstrap:
-        entries = {
-            "Method": "wild bootstrap, HC2",
-            "Replicates": args.bootstrap,
-            "Seed": args.seed or 0,
-        }
-        hold = not args.reestimate and uncertainty.held_by_default(job.model)
-        entries["Scales"] = "held" if hold else "estimated again"
-        common |= {"n": args.bootstrap, "seed": args.seed or 0, "hold": hold}
-    spread = uncertainty.bootstrap if args.bootstrap else uncertainty.posterior
-    found = spread(job.model, job.image.data, job.mask, **common)
-    maps, sidecars = {}, {}
-    for name in names:
-        for kind, values, what in (
-            ("sd", found.sd[name], "sd"),
-            ("ci95", found.intervals[name][..., [0, 3]], "95 % interval"),
-        ):
-            maps[f"{name}_desc-{kind}"] = values
-            sidecars[f"{name}_desc-{kind}"] = {"Statistic": what, **entries}
-    units: dict[str, Any] = {
-        "units": args.units,
-        "fill": float(args.fill),
-        "force": args.force or args.resume,
-    }
-    units["model"] = folder.model_section(job.model.options)
-    folder.write_maps(args.out, job.prefix, maps, job.image.affine, sidecars=sidecars, **units)
-    log.info("error bars in %.1f s", time.perf_counter() - start)
 
 
 def indices(args: argparse.Namespace) -> list[Path]:
@@ -282,10 +76,7 @@ def indices(args: argparse.Namespace) -> list[Path]:
 
 
 def odf(args: argparse.Namespace) -> list[Path]:
-    """
-    Harmonics and peaks, turned from the frame of the b-vectors into scanner axes, as MRtrix wants
-    them.
-    """
+    """Harmonics and peaks, turned from the b-vectors' frame into scanner axes."""
     from . import directions, folder
     from .names import map_name
 
@@ -312,16 +103,15 @@ def odf(args: argparse.Namespace) -> list[Path]:
     for path in found:
         log.info("%s", path)
     if args.pam5:
-        found.append(
-            _pam5(fit, affine, args, scale, Path(out) / map_name(prefix, "peaks", ".pam5"))
-        )
+        path = Path(out) / map_name(prefix, "peaks", ".pam5")
+        found.append(_pam5(fit, affine, args, scale, path))
     if args.sh_basis == "tournier07":
         log.info("MRtrix: tckgen %s TRACKS -seed_image MASK; fod2fixel %s FIXELS", *found[:1] * 2)
     return [path for image in found for path in (image, _sidecar(image)) if path.exists()]
 
 
 def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: Path) -> Path:
-    """Peaks and harmonics as DIPY keeps them for its trackers: along the voxel axes, legacy basis."""
+    """Peaks and harmonics as DIPY's trackers read them: along the voxel axes, legacy basis."""
     import numpy as np
 
     from . import io
@@ -340,7 +130,9 @@ def _pam5(fit: Any, affine: Any, args: argparse.Namespace, scale: float, path: P
     pam.peak_dirs, pam.peak_values = np.nan_to_num(vectors), np.nan_to_num(scale * heights)
     sh = fit.odf_sh(args.s, args.sh_order, "descoteaux07_legacy", frame="voxel")
     pam.shm_coeff, pam.gfa = np.nan_to_num(scale * sh), np.nan_to_num(fit.gfa())
-    pam.sphere, pam.affine, pam.B, pam.qa, pam.odf = Sphere(xyz=ball), affine, None, None, None
+    pam.sphere, pam.affine = Sphere(xyz=ball), affine
+    pam.B = pam.qa = None
+    pam.odf = None
     pam.total_weight, pam.ang_thr = 0.5, 60
     with io.staged(path.parent, args.force) as stage:
         save_pam(str(stage / path.name), pam)  # type: ignore[no-untyped-call]  # DIPY has no types
@@ -358,15 +150,11 @@ def predict(args: argparse.Namespace) -> list[Path]:
         raise ValueError(f"--out: {args.out} is neither .nii nor .nii.gz")
     if (args.bval is None) != (args.bvec is None):
         raise ValueError("--bval and --bvec go together; without both, the fit's own table is used")
-    given = [
-        name
-        for name in ("json", *arguments(args, GradientTable))
-        if getattr(args, name) is not None
-    ]
+    names = ("json", *arguments(args, GradientTable))
+    given = [name.replace("_", "-") for name in names if getattr(args, name) is not None]
     if given and not (args.bval or args.grad):
-        raise ValueError(
-            f"--{given[0].replace('_', '-')} goes with --bval and --bvec: the fit's own table has its own"
-        )
+        text = "goes with --bval and --bvec: the fit's own table has its own"
+        raise ValueError(f"--{given[0]} {text}")
     (fit, affine, _, _), _ = _saved(args)
     gtab = fit.gtab
     if args.bval or args.grad:
@@ -391,9 +179,8 @@ def report(args: argparse.Namespace) -> list[Path]:
     from .report import write_report
 
     if args.out and args.out.is_dir():
-        raise ValueError(
-            f"--out: {args.out} is a folder, the page needs a name: {args.out / 'report.html'}"
-        )
+        text = f"--out: {args.out} is a folder, the page needs a name"
+        raise ValueError(f"{text}: {args.out / 'report.html'}")
     prefixes = [folder.prefix_of_fit(model) for model in folder.model_files(args.dir)]
     if args.prefix and args.prefix not in prefixes and Path(args.prefix).exists():
         if args.dwi:
@@ -405,9 +192,8 @@ def report(args: argparse.Namespace) -> list[Path]:
     model = folder.model_file(args.dir, args.prefix)
     prefix = folder.prefix_of_fit(model)
     several = len(folder.model_files(model.parent)) > 1
-    out = args.out or model.with_name(
-        f"{prefix}_report.html" if several and prefix else "report.html"
-    )
+    name = f"{prefix}_report.html" if several and prefix else "report.html"
+    out = args.out or model.with_name(name)
     more = {"dwi": args.dwi, "convention": args.convention}
     log.info("%s", write_report(model, out, args.force, **more))
     return [out]
@@ -422,10 +208,7 @@ def cite(args: argparse.Namespace) -> list[Path]:
     if not (args.dir or args.mode):
         print(references.bibtex())
         return []
-    if args.dir:
-        options = _saved(args)[0].fit.options
-    else:
-        options = references.defaults(args.mode)
+    options = _saved(args)[0].fit.options if args.dir else references.defaults(args.mode)
     print(*references.methods(options), sep="\n\n")
     return []
 
@@ -441,17 +224,9 @@ def demo(args: argparse.Namespace) -> list[Path]:
 
     fits = {}
     for name in SAMPLES:
-        dwi = sample_dwi(name)
-        words = [
-            "fit",
-            str(dwi),
-            "--mask",
-            str(dwi).replace("_dwi.", "_mask."),
-            "--out",
-            str(args.out / name),
-            "--force",
-        ]
-        fit(parser().parse_args(words + ["--quiet"] * args.quiet))
+        dwi, out = str(sample_dwi(name)), str(args.out / name)
+        words = ["fit", dwi, "--mask", dwi.replace("_dwi.", "_mask."), "--out", out, "--force"]
+        fitting.fit(parser().parse_args(words + ["--quiet"] * args.quiet))
         fits[name], affine, _, _ = read_fit(args.out / name)
         with suppress(ImportError):  # without matplotlib there is no picture
             from .plot import overview
@@ -461,19 +236,14 @@ def demo(args: argparse.Namespace) -> list[Path]:
     print(f"{'':10}{'unit':>6}" + "".join(f"{name:>13}" for name in fits))
     for index in INDICES.values():
         medians = [np.nanmedian(fit.index(index.name)) for fit in fits.values()]
-        print(
-            f"{index.name.upper():10}{index.unit():>6}"
-            + "".join(f"{median:13.4g}" for median in medians)
-        )
+        numbers = "".join(f"{median:13.4g}" for median in medians)
+        print(f"{index.name.upper():10}{index.unit():>6}{numbers}")
     print("", *SAMPLE_NOTES, f"maps: {args.out}", sep="\n")
     return sorted(path for name in fits for path in (args.out / name).iterdir())
 
 
 def warmup(args: argparse.Namespace) -> None:
-    """
-    Fit a few voxels in every mode and ask for everything once: dtypes and layouts are those of
-    every fit.
-    """
+    """Fit a few voxels in every mode, and ask for everything once."""
     import numpy as np
 
     from ..data import sample_dwi
@@ -488,9 +258,8 @@ def warmup(args: argparse.Namespace) -> None:
         fit = MapmriModel(gtab, radial_order=4, **options).fit(data)
         for compute in (fit.rtop, fit.pa, fit.negative, fit.predict, fit.odf_sh, fit.peaks):
             compute()
-    log.info(
-        "compiled in %.1f s, kept in %s", time.perf_counter() - start, CACHE_DIR or "memory only"
-    )
+    seconds = time.perf_counter() - start
+    log.info("compiled in %.1f s, kept in %s", seconds, CACHE_DIR or "memory only")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -503,33 +272,17 @@ def info(args: argparse.Namespace) -> None:
     from .. import __version__
     from ..kernels._jit import CACHE_DIR, n_threads
 
-    facts = {
-        "mapmri_nb": __version__,
-        "python": f"{platform.python_version()}, {platform.platform()}",
-    }
-    for package in (
-        "numpy",
-        "scipy",
-        "numba",
-        "llvmlite",
-        "osqp",
-        "nibabel",
-        "tqdm",
-        "matplotlib",
-        "dask",
-        "dipy",
-    ):
+    python = f"{platform.python_version()}, {platform.platform()}"
+    facts = {"mapmri_nb": __version__, "python": python}
+    packages = "numpy scipy numba llvmlite osqp nibabel tqdm matplotlib dask dipy"
+    for package in packages.split():
         facts[package] = "not installed"
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
-    facts["threads"] = (
-        f"{n_threads(None)} of {os.cpu_count()} CPUs, Python's: no threading layer is needed"
-    )
-    sizes = (
-        [path.stat().st_size for path in CACHE_DIR.rglob("*") if path.is_file()]
-        if CACHE_DIR
-        else []
-    )
+    threads = f"{n_threads(None)} of {os.cpu_count()} CPUs"
+    facts["threads"] = f"{threads}, Python's: no threading layer is needed"
+    files = [path for path in CACHE_DIR.rglob("*") if path.is_file()] if CACHE_DIR else []
+    sizes = [path.stat().st_size for path in files]
     facts["cache"] = f"{CACHE_DIR or 'none'}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
     facts["CPU"] = f"{llvmlite.binding.get_host_cpu_name()}, {platform.machine()}"
     for name, fact in facts.items():

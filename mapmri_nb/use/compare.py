@@ -5,7 +5,6 @@ index and their difference, the voxels that only one of the two has.
 
 from __future__ import annotations
 
-import errno
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,25 +41,19 @@ def write_comparison(
         The fits have another grid, or are of another series. FileExistsError: the page is there
         already and `force` is not given. Errors of a folder that is no fit: see `folder.read_fit`.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
     bases = [Path(p) if Path(p).is_dir() else Path(p).parent for p in (a, b)]
-    target = bases[1] / "comparison.html" if out is None else Path(out)
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "out must be a file, not a folder", str(target))
-    fits = read_fit(a), read_fit(b)
-    check_pair(*fits)
-    if target.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
-    links = [
-        (f"{name}: {file}", to)
-        for name, base, saved in zip("AB", bases, fits, strict=True)
-        for file, to in report.links_of(base, saved.prefix, target.parent)
-    ]
-    text = page(*fits, convention, links)
-    with io.staged(target.parent, force) as stage:
-        (stage / target.name).write_text(text, encoding="utf-8")
-    return target
+
+    def make(target: Path) -> str:
+        fits = read_fit(a), read_fit(b)
+        check_pair(*fits)
+        links = [
+            (f"{name}: {file}", to)
+            for name, base, saved in zip("AB", bases, fits, strict=True)
+            for file, to in report.links_of(base, saved.prefix, target.parent)
+        ]
+        return page(*fits, convention, links)
+
+    return pages.write(bases[1] / "comparison.html", out, convention, force, make)
 
 
 def check_pair(a: SavedFit, b: SavedFit) -> None:
@@ -130,10 +123,7 @@ def page(
         "DIFFERENCES": pages.table(heads, rows),
         "STATUS": _status(kinds, parts),
         "RECORD": f"<p>The same in both:</p>{pages.pairs(same)}",
-        "FILES": "".join(
-            f"<li><a href='{escape(to, quote=True)}'>{escape(name)}</a></li>"
-            for name, to in links or []
-        ),
+        "FILES": pages.links(links or []),
     }
     return pages.filled("compare.html", content, pieces)
 
@@ -187,7 +177,7 @@ def _status(kinds: NDArray[Any], parts: list[NDArray[Any]]) -> str:
     rows = []
     for k, kind in enumerate(kinds):
         counts = [int((part == k).sum()) for part in parts]
-        swatch = f"<span class='swatch' data-kind='{k}'></span> {kind}"
         words = [f"{count} ({count / max(len(parts[0]), 1):.1%})" for count in counts]
+        swatch = f"<span class='swatch' data-kind='{k}'></span> {kind}"
         rows.append((swatch, *words, escape(report.meaning(kind))))
     return pages.table(("status", "A", "B", "meaning"), rows)

@@ -1,7 +1,4 @@
-"""
-Directions: bundled sets, real spherical harmonics, the ODF as a field, in harmonics, and its peaks;
-GFA.
-"""
+"""Directions: bundled sets, real spherical harmonics, the ODF as a field, its peaks; GFA."""
 
 from functools import lru_cache, partial
 from math import gamma, pi, sqrt
@@ -16,7 +13,7 @@ from ..kernels._jit import n_threads, spread
 from ..kernels.odf import (
     Forms,
     forms,
-    maxima_rows,
+    local_maxima,
     odf_at,
     powers_at,
     powers_of_degree,
@@ -32,17 +29,15 @@ MAX_SH_ORDER = (
 )
 MAX_MOMENT = 100.0  # s: mm^s and Gamma(s) leave the range of double precision some way above
 CHUNK = 1024  # voxels handled together: their values stay in the cache
-# Of an ODF in harmonics, and of its peaks. The exact ODF of s = 2 is a crater: up to 1 % higher on a
-# ring of 4 to 8 degrees around a fibre. Cut at degree 6 it has its peak on the fibre, and those of
-# crossings are nearer to them than at degree 8, at radial orders 4 to 8 (validation/crossings.py).
+# Of an ODF in harmonics, and of its peaks. The exact ODF of s = 2 is a crater: up to 1 % higher on
+# a ring of 4 to 8 degrees around a fibre. Cut at degree 6 it has its peak on the fibre, and those
+# of crossings are nearer to them than at degree 8, at radial orders 4 to 8
+# (validation/crossings.py).
 DEGREE = 6
 
 
 class Sphere(NamedTuple):
-    """
-    Directions (n, 3), the second half the antipodes of the first, and triangles (m, 3) seen
-    anticlockwise.
-    """
+    """Directions (n, 3), the second half antipodes; triangles (m, 3), seen anticlockwise."""
 
     vertices: Array
     faces: IntArray
@@ -50,10 +45,7 @@ class Sphere(NamedTuple):
 
 @lru_cache
 def sphere(n: int = 724) -> Sphere:
-    """
-    Bundled direction set of n = 724, 362 or 100 points, made by electrostatic repulsion, with its
-    convex hull.
-    """
+    """The bundled set of n = 724, 362 or 100 points (electrostatic), with its convex hull."""
     from scipy.spatial import ConvexHull
 
     with np.load(Path(__file__).parents[1] / "data" / "spheres.npz") as file:
@@ -71,10 +63,7 @@ def sphere(n: int = 724) -> Sphere:
 
 
 def gfa(values: ArrayLike) -> Array:
-    """
-    Generalised fractional anisotropy of ODF values along the last axis: sqrt(n sum
-    (f-mean)^2/((n-1) sum f^2)).
-    """
+    """Generalised FA of ODF values along the last axis: sqrt(n sum (f-mean)^2/((n-1) sum f^2))."""
     f = np.asarray(values, float)
     if f.ndim == 0 or f.shape[-1] < 2:
         raise ValueError(
@@ -110,15 +99,16 @@ class OdfField:
     def __init__(self, coef: Array, mu: Array, R: Array, order: int, s: float = 2.0) -> None:
         if not -3 < float(s) <= MAX_MOMENT:
             raise ValueError(
-                f"s must be a number above -3, where the integral diverges, and up to {MAX_MOMENT:g}: got {s!r}"
+                "s must be a number above -3, where the integral diverges, and up to "
+                f"{MAX_MOMENT:g}: got {s!r}"
             )
-        self.coef, self.mu, self.R, self.order, self.s = coef, mu, R, order, float(s)
+        self.coef, self.mu = coef, mu
+        self.R, self.order = R, order
+        self.s = float(s)
         self.forms = forms(coef, mu, R, order, self.s)
 
     def __call__(self, directions: ArrayLike) -> Array:
-        """
-        Values (V, K) along directions (K, 3) of any length but 0, in the frame of the b-vectors.
-        """
+        """Values (V, K) along directions (K, 3) of any length but 0, b-vectors' frame."""
         points = check_points("directions", directions)
         length = np.linalg.norm(points, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
@@ -154,9 +144,7 @@ class OdfField:
 
 
 def _columns(sh_order: int, sh_basis: str) -> tuple[IntArray, Array]:
-    """
-    Each basis as columns and factors of ``tournier07``: Y_i = factor_i * tournier07[column_i].
-    """
+    """Each basis by ``tournier07``: Y_i = factor_i * tournier07[column_i]."""
     if sh_order % 2 or not 0 <= sh_order <= MAX_SH_ORDER:
         raise ValueError(
             f"sh_order must be an even number from 0 to {MAX_SH_ORDER}: got {sh_order!r}"
@@ -202,7 +190,8 @@ def sh_matrix(points: Array, sh_order: int, sh_basis: str = "tournier07") -> Arr
         planar = (x + 1j * y) ** m * (
             sqrt(2) if m else 1.0
         )  # sin^m(theta) exp(i m phi): no angles, no poles
-        before, now, scale = np.zeros_like(z), np.full_like(z, diagonal), 1.0
+        before, now = np.zeros_like(z), np.full_like(z, diagonal)
+        scale = 1.0
         for l in range(m, sh_order + 1):
             if l > m:  # normalised associated Legendre functions, upwards in l
                 last, scale = scale, sqrt((4 * l * l - 1) / (l * l - m * m))
@@ -282,7 +271,7 @@ def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Ar
     """
     with np.errstate(invalid="ignore"):
         k = np.maximum(odf.mu.max(1) / odf.mu.min(1), 1.05)
-    sizes = np.array([24, 32, 48, 64, 96, 128])
+    sizes = np.array([24, 28, 32, 40, 48, 64, 96, 128])
     need = 4 + sh_order / 2 + 26 / np.log((k + 1) / (k - 1))
     nodes = sizes[np.minimum(np.searchsorted(sizes, np.nan_to_num(need)), len(sizes) - 1)]
     out = np.full((len(k), len(_columns(sh_order, sh_basis)[0])), np.nan)
@@ -298,8 +287,8 @@ def tracking_factor(gtab: GradientTable, s: float) -> float:
     Factor, mm^-s, that brings an ODF_s to the size of a fibre density, which trackers' thresholds
     expect.
 
-    It makes the integral over the sphere, <r^s>, 1 for free diffusion at D during the table's tau. D
-    is 0.7e-3 mm^2/s, white matter's mean, or 2 / max b where that is less: b is larger where
+    It makes the integral over the sphere, <r^s>, 1 for free diffusion at D during the table's tau.
+    D is 0.7e-3 mm^2/s, white matter's mean, or 2 / max b where that is less: b is larger where
     diffusion is slower, as in fixed tissue. One digit of max b counts, so that all who share a
     protocol share the factor.
     """
@@ -308,15 +297,11 @@ def tracking_factor(gtab: GradientTable, s: float) -> float:
 
 
 # ---- peaks
-# -----------------------------------------------------------------------------------------------------------
 
 
 @lru_cache
 def _neighbours(n: int) -> IntArray:
-    """
-    Neighbours of each vertex of the first half of `sphere(n)`, antipodes identified, padded with
-    itself.
-    """
+    """Neighbours of each vertex of half of `sphere(n)`, antipodes as one, padded with itself."""
     faces, half = sphere(n).faces % (n // 2), n // 2
     adjacent = np.zeros((half, half), bool)
     for a, b in ((0, 1), (1, 2), (2, 0)):
@@ -347,7 +332,7 @@ def _derivatives(sh_order: int) -> Array:
 
 
 def _refine(coef: Array, sh_order: int, start: Array) -> tuple[Array, Array]:
-    """Peaks (M, 3), and values, of harmonics (M, n_sh) from each direction (M, 3): `refine_rows`."""
+    """Peaks (M, 3) and values, by `refine_rows`, of harmonics (M, n_sh) from directions (M, 3)."""
     second = (coef @ _derivatives(sh_order)).reshape(len(start), 6, -1)
     best, value = np.ascontiguousarray(start), np.empty(len(start))
     call = partial(refine_rows, second, powers_of_degree(sh_order - 2), best, value)
@@ -356,10 +341,7 @@ def _refine(coef: Array, sh_order: int, start: Array) -> tuple[Array, Array]:
 
 
 def peaks(odf: OdfField, sh_order: int = DEGREE, **options: Any) -> tuple[Array, Array]:
-    """
-    Peaks of the ODF cut at degree `sh_order` in spherical harmonics; options and result of
-    `sh_peaks`.
-    """
+    """Peaks of the ODF cut at degree `sh_order`; options and result of `sh_peaks`."""
     return sh_peaks(odf_sh(odf, sh_order), **options)
 
 
@@ -393,15 +375,19 @@ def sh_peaks(
     chunk = max(1, CHUNK * 28 // coef.shape[1])
     for first in range(0, V, chunk):
         f = coef[first : first + chunk] @ grid
-        floor, found = np.empty(len(f)), np.empty(f.shape, bool)
-        # slack: heights grow in the refinement
-        maxima_rows(f, neighbours, 0.8 * relative, floor, found, 0, len(f))
-        rows, columns = np.nonzero(found)
+        high, floor = f.max(1), np.maximum(f.min(1), 0.0)
+        least = floor + 0.8 * relative * (high - floor)  # slack: heights grow in the refinement
+        least[~(high - floor > 1e-9 * high)] = np.inf  # flat, or NaN
+        rows, columns = np.nonzero(f >= least[:, None])
+        found = np.empty(len(rows), bool)
+        local_maxima(f, neighbours, rows, columns, found)
+        rows, columns = rows[found], columns[found]
         if rows.size == 0:
             continue
         d, height = _refine(coef[first + rows], sh_order, vertices[columns])
         order = np.lexsort((-height, rows))
-        rows, d, height = rows[order], d[order], height[order]
+        rows, d = rows[order], d[order]
+        height = height[order]
         start = np.searchsorted(
             rows, rows
         )  # the first, that is highest, candidate of the same voxel

@@ -1,6 +1,4 @@
-"""
-Fits on a cluster: dask arrays lazily, and the command line's slabs. The only place that knows dask.
-"""
+"""Fits on a cluster: dask arrays lazily, and the command line's slabs."""
 
 from __future__ import annotations
 
@@ -27,10 +25,7 @@ QUEUED = 2  # slabs per thread of the cluster that are on their way; more would 
 
 
 def _spec(model: MapmriModel) -> str:
-    """
-    A model as text, which is what travels: tables and compiled kernels are made where they are
-    used.
-    """
+    """A model as text, which is what travels: tables are made where they are used."""
     return json.dumps({"gtab": model.gtab.to_dict(), "options": model.options})
 
 
@@ -63,17 +58,12 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
         from distributed import Client, KilledWorker, LocalCluster, wait
 
         with ExitStack() as stack:
-            stack.enter_context(
-                dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"})
-            )
-            local = {
-                "n_workers": workers,
-                "threads_per_worker": 1,
-                "dashboard_address": "127.0.0.1:0",
-            }
-            client = stack.enter_context(
-                Client(scheduler or stack.enter_context(LocalCluster(**local)))
-            )
+            settings = {"distributed.admin.large-graph-warning-threshold": "1 GB"}
+            stack.enter_context(dask.config.set(settings))
+            local = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+            local |= {"n_workers": workers}
+            where = scheduler or stack.enter_context(LocalCluster(**local))
+            client = stack.enter_context(Client(where))
             spec, running = _spec(model), dict[Any, int]()
 
             def finished(all_but: int) -> Tables:
@@ -82,17 +72,14 @@ def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engi
                         yield running.pop(future), *future.result()
 
             try:
-                for (
-                    slab,
-                    samples,
-                ) in slabs:  # the samples are part of the task: it can be repeated elsewhere
+                # the samples are part of the task: it can be repeated elsewhere
+                for slab, samples in slabs:
                     running[client.submit(_values, spec, names, samples, pure=False)] = slab
                     yield from finished(QUEUED * max(1, sum(client.nthreads().values())))
                 yield from finished(0)
             except KilledWorker as error:
-                raise OSError(
-                    errno.ECHILD, f"workers died over one slab, again and again ({error})"
-                ) from error
+                text = f"workers died over one slab, again and again ({error})"
+                raise OSError(errno.ECHILD, text) from error
 
     return engine
 
@@ -134,38 +121,28 @@ def fit(
     import dask.array as da
 
     if data.shape[-1:] != (len(model.gtab),):
-        raise ValueError(
-            f"data: its last axis must have the table's {len(model.gtab)} volumes, its shape is {data.shape}"
-        )
+        text = f"data: its last axis must have the table's {len(model.gtab)} volumes"
+        raise ValueError(f"{text}, its shape is {data.shape}")
     checks.given("data", data)
     names = select(indices, model.basis, {n: i for n, i in TABLE.items() if i.size == 1})
     data = data.rechunk({-1: -1})
     shape, chunks = data.shape[:-1], data.chunks[:-1]
     if isinstance(mask, da.Array):  # is not computed here
         if mask.dtype.kind not in "biu" or mask.shape != shape:
-            raise TypeError(
-                f"mask: a dask array must be bool and of shape {shape}, not {mask.dtype} and {mask.shape}"
-            )
+            text = f"mask: a dask array must be bool and of shape {shape}"
+            raise TypeError(f"{text}, not {mask.dtype} and {mask.shape}")
         inside = mask.astype(bool)
     else:
         inside = da.asarray(_inside(mask, shape), chunks=chunks)
     kinds = layout(model) | {name: np.zeros(0) for name in names}
     outside: list[float] = []
     for name, row in kinds.items():
-        outside += [float(Status.OUTSIDE) if name == "status" else math.nan] * math.prod(
-            row.shape[1:]
-        )
+        fill = float(Status.OUTSIDE) if name == "status" else math.nan
+        outside += [fill] * math.prod(row.shape[1:])
     more = {"spec": _spec(model), "names": names, "outside": outside}
     inside = inside.rechunk(chunks)[..., None]
-    table = da.map_blocks(
-        _block,
-        data,
-        inside,
-        **more,
-        dtype=np.float64,
-        chunks=(*chunks, (len(outside),)),
-        meta=np.empty(0),
-    )
+    kind = {"dtype": np.float64, "chunks": (*chunks, (len(outside),)), "meta": np.empty(0)}
+    table = da.map_blocks(_block, data, inside, **more, **kind)
     ends = np.cumsum([math.prod(row.shape[1:]) for row in kinds.values()])
     parts = np.split(np.arange(len(outside)), ends[:-1])
     return {

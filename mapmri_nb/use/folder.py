@@ -7,7 +7,7 @@ import glob
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import metadata
@@ -23,85 +23,50 @@ from ..gradients import GradientTable
 from ..indices import TABLE, unit_factor
 from ..kernels.ordering import index_table, iso_index_table
 from ..status import MEANING, Status
-from .io import (
-    File,
-    Image,
-    Mask,
-    read_nii,
-    require_space,
-    require_writable,
-    row_positions,
-    staged,
-    volumes,
-    write_json,
-    write_nii,
-)
+from . import io
+from .io import File, Image, Mask, staged, write_json
 from .names import DESCRIPTION, IGNORE, label_of, map_name, prefix_of, uris
 
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
-
-
 OUTSIDE = int(Status.OUTSIDE)
-
-
 PARTS = {  # rows of a fit: label, unit, description; other rows are kept under their own names
     "coef": ("mapcoeffs", "1", "MAP-MRI coefficients in the order of CoefficientOrder"),
     "mu": ("mu", "mm", "scales of the basis"),
     "mu_tensor": ("mutensor", "mm", "scales of the tensor, sqrt(2 lambda tau), largest first"),
-    "R": (
-        "frame",
-        "1",
-        "tensor frame in the frame of the b-vectors: entry 3 i + j is component i of axis e_j",
-    ),
+    "R": ("frame", "1", "tensor frame in the frame of the b-vectors: entry 3 i + j is component i "
+          "of axis e_j"),
     "S0": ("s0", "arbitrary", "signal without diffusion weighting"),
     "laplacian_weight": ("weight", "mm^-1", "weight of the Laplacian"),
-    "status": (
-        "status",
-        "1",
-        f"what happened in a voxel, bit by bit; {OUTSIDE} is outside the mask",
-    ),
+    "status": ("status", "1", f"what happened in a voxel, bit by bit; {OUTSIDE}: outside the mask"),
     "rmse": ("rmse", "arbitrary", "root mean squared residual"),
     "r2": ("r2", "1", "coefficient of determination"),
     "sigma": ("sigma", "arbitrary", "sigma of the noise of one channel"),
     "kkt": ("kkt", "1", "relative residual of the optimality conditions of a constrained fit"),
     "iterations": ("iterations", "1", "steps of the constrained solver"),
-    "field": (
-        "graddev",
-        "1",
-        "gradient non-linearity F, (I + F) q is what a voxel saw: entry 3 i + j is F_ij",
-    ),
-    "margin": (
-        "margin",
-        "1",
-        "how much of the reference polynomial can be taken off, as proved, with a sum of squares left",
-    ),
-}
+    "field": ("graddev", "1", "gradient non-linearity F, (I + F) q is what a voxel saw: entry "
+              "3 i + j is F_ij"),
+    "margin": ("margin", "1", "how much of the reference polynomial can be taken off, as proved, "
+               "with a sum of squares left"),
+}  # fmt: skip
 
 
 def files(folder: File, prefix: str) -> list[Path]:
     """Everything that is there of the fit of a prefix, ascending."""
     folder, stem = Path(folder), glob.escape(prefix)
     maps = folder.glob(map_name(stem, "*", ".*"))
-    rest = (
-        map_name(stem, "", ".json"),
-        map_name(stem, "", "").removesuffix("dwimap") + "summary.tsv",
-    )
-    return sorted([*maps, *(path for name in rest for path in folder.glob(name))])
+    model, table = map_name(stem, "", ".json"), map_name(stem, "", "").removesuffix("dwimap")
+    return sorted([*maps, *folder.glob(model), *folder.glob(f"{table}summary.tsv")])
 
 
 def check_output(folder: File, prefix: str, force: bool = False) -> None:
-    """
-    To be asked before a long fit: FileExistsError over old results, PermissionError where none can
-    be written.
-    """
+    """Before a long fit: FileExistsError over old results, PermissionError without a place."""
     old = files(folder, prefix)
     if old and not force:
-        raise FileExistsError(
-            errno.EEXIST, f"{len(old)} results are there already (force overwrites)", str(old[0])
-        )
-    require_writable(Path(folder))
+        text = f"{len(old)} results are there already (force overwrites)"
+        raise FileExistsError(errno.EEXIST, text, str(old[0]))
+    io.require_writable(Path(folder))
 
 
 def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
@@ -117,8 +82,9 @@ def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
 
 
 def write_maps(
-    folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *, units: str = "mm", fill: float = np.nan,
-    force: bool = False, sidecars: dict[str, dict[str, Any]] | None = None, model: dict[str, Any] | None = None,
+    folder: File, prefix: str, maps: dict[str, NDArray[Any]], affine: ArrayLike, *,
+    units: str = "mm", fill: float = np.nan, force: bool = False,
+    sidecars: dict[str, dict[str, Any]] | None = None, model: dict[str, Any] | None = None,
 ) -> list[Path]:  # fmt: skip
     """
     Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
@@ -126,57 +92,71 @@ def write_maps(
     Those of `TABLE` come in mm and are written in `units`, others as they are; `fill` replaces
     NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
     """
+    how: dict[str, Any] = {"units": units, "fill": fill, "sidecars": sidecars, "model": model}
     with staged(folder, force) as stage:
-        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {}, model)
+        names = stage_maps(stage, prefix, maps.items(), affine, **how)
     return [Path(folder) / name for name in names]
 
 
 def load_map(path: File) -> Image:
     """An image that `write_maps` wrote; the ODF and its peaks without the factor for trackers."""
-    image, sidecar = read_nii(path), Path(str(path).split(".nii")[0] + ".json")
+    image, sidecar = io.read_nii(path), Path(str(path).split(".nii")[0] + ".json")
     factor = json.loads(sidecar.read_text()).get("ScaleFactor", 1.0) if sidecar.is_file() else 1.0
     return Image(np.asarray(image.data, float) / factor, image.affine)
 
 
-def _side_by_side(write: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-    """What write(*item) returns, two items at a time: packing and copying need no GIL."""
-    written: list[T] = []
+def side_by_side(
+    call: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int = 2
+) -> Iterator[T]:
+    """call(*item) of each item, in order, in some threads: what it does needs no GIL."""
     running: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
-            if len(running) == 2:
-                written.append(running.popleft().result())
-            running.append(pool.submit(write, *item))
-        return written + [future.result() for future in running]
+            running.append(pool.submit(call, *item))
+            if len(running) > threads:  # one more waits, so that no thread does
+                yield running.popleft().result()
+        yield from (future.result() for future in running)
 
 
 def stage_maps(
-    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, units: str, fill: float,
-    sidecars: dict[str, dict[str, Any]], model: dict[str, Any] | None = None,
+    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, *,
+    units: str, fill: float, sidecars: dict[str, dict[str, Any]] | None = None,
+    model: dict[str, Any] | None = None,
+    place: tuple[NDArray[np.int64], tuple[int, ...]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Volumes as `write_maps` writes them, one at a time, into a stage; the names of the images."""
+    """
+    Volumes as `write_maps` writes them into a stage; the names of the images. With a `place`,
+    positions as of `row_positions` and the mask's shape, the maps are rows.
+    """
 
     def write(name: str, values: NDArray[Any]) -> str:
         base, mark, kind = name.partition("_desc-")  # of an index: its spread
         index = TABLE.get(base)
         label = (index.label if index else label_of(base)) + mark + kind
         factor = unit_factor(index.power if index else 0, units)
-        pieces = np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None]
+        one = values.ndim == (1 if place else 3)
+        pieces = values[None] if one else np.moveaxis(values, -1, 0)
+        clean: Iterator[NDArray[Any]]
         clean = (np.where(np.isnan(piece), fill, piece * factor) for piece in pieces)
-        write_nii(stage / map_name(prefix, label), clean, values.shape, np.float32, affine)
-        entries: dict[str, Any] = (
-            {"Description": index.long_name, "Units": index.unit(units)} if index else {}
-        )
+        shape = values.shape
+        if place:
+            shape = (*place[1], *shape[1:])
+            clean = io.volumes(clean, place[0], math.prod(place[1]), np.float32, fill)
+        io.write_nii(stage / map_name(prefix, label), clean, shape, np.float32, affine)
+        entries: dict[str, Any] = {}
+        if index:
+            entries = {"Description": index.long_name, "Units": index.unit(units)}
         if index and index.size == 3:
             axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
             kind = "dec" if name == "color_fa" else "3vector"
             entries["OrientationEncoding"] = axes | {"Type": kind}
-        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
+        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill}
+        entries |= (sidecars or {}).get(name, {})
         entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)
 
-    names = _side_by_side(write, maps)
+    names = list(side_by_side(write, maps))
     write_description(stage)
     return names
 
@@ -187,15 +167,13 @@ def model_entries(
     """The fit's own JSON less its parts; `more` entries: its sources and its run section."""
     isotropic = options["basis"] == "isotropic"
     table = (iso_index_table if isotropic else index_table)(int(options["radial_order"]))
+    letters = "j l m" if isotropic else "n1 n2 n3"
     return {
         "Description": "MAP-MRI fit; lengths in mm, times in s",
         "FormatVersion": FORMAT_VERSION,
         "Software": {"Name": "mapmri_nb", "Version": __version__},
         "Model": model_section(options),
-        "CoefficientOrder": {
-            "Indices": "j l m" if isotropic else "n1 n2 n3",
-            "Table": table.tolist(),
-        },
+        "CoefficientOrder": {"Indices": letters, "Table": table.tolist()},
         "Shape": list(shape),
         "GradientTable": gtab.to_dict(),
         **more,
@@ -209,23 +187,15 @@ def model_section(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_section(**more: Any) -> dict[str, Any]:
-    """
-    What differs between two runs of the same job: date, versions and what the caller knows
-    (seconds, threads).
-    """
-    versions = {
-        name: metadata.version(name) for name in ("numpy", "scipy", "numba", "osqp", "nibabel")
-    }
-    return {
-        "Date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "Versions": versions,
-        **more,
-    }
+    """What differs between two runs of a job: date, versions, `more` (seconds, threads)."""
+    packages = ("numpy", "scipy", "numba", "osqp", "nibabel")
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"Date": date, "Versions": {name: metadata.version(name) for name in packages}, **more}
 
 
 def save_fit(
-    fit: MapmriFit, folder: File, *, affine: ArrayLike | None = None, prefix: str = "", force: bool = False,
-    sources: Sequence[str] = (), run: dict[str, Any] | None = None,
+    fit: MapmriFit, folder: File, *, affine: ArrayLike | None = None, prefix: str = "",
+    force: bool = False, sources: Sequence[str] = (), run: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """
     A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
@@ -238,21 +208,17 @@ def save_fit(
     affine = fit.affine if affine is None else affine
     if affine is None:
         raise ValueError(
-            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to "
+            "scanner space in mm"
         )
-    rows, where = fit.rows(), row_positions(fit.mask)
-    parts = (
-        Part(key, v.dtype, v.shape[1:], v.reshape(len(v), math.prod(v.shape[1:])).T)
-        for key, v in rows.items()
-    )
+    rows, where = fit.rows(), io.row_positions(fit.mask)
+    count = {key: math.prod(v.shape[1:]) for key, v in rows.items()}
+    flat = {key: v.reshape(len(v), count[key]).T for key, v in rows.items()}
+    parts = (Part(key, v.dtype, v.shape[1:], flat[key]) for key, v in rows.items())
     more = {"Sources": list(sources), "Run": run_section(**(run or {}))}
     entries = model_entries(fit.options, fit.gtab, fit.mask.shape, **more)
     with staged(folder, force) as stage:
-        require_space(
-            stage,
-            8 * fit.mask.size * sum(math.prod(values.shape[1:]) for values in rows.values()),
-            "save",
-        )
+        io.require_space(stage, 8 * fit.mask.size * sum(count.values()), "save")
         stage_fit(stage, prefix, parts, where, entries, affine)
 
 
@@ -276,48 +242,29 @@ def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
 
 
 def stage_fit(
-    stage: Path,
-    prefix: str,
-    parts: Iterable[Part],
-    where: NDArray[np.int64],
-    entries: dict[str, Any],
-    affine: ArrayLike,
-) -> None:
-    """
-    A fit as `save_fit` writes it, one volume at a time, into a stage; `where` as of
-    `row_positions`.
-    """
+    stage: Path, prefix: str, parts: Iterable[Part], where: NDArray[np.int64],
+    entries: dict[str, Any], affine: ArrayLike,
+) -> None:  # fmt: skip
+    """A fit as `save_fit` writes it, into a stage; `where` as of `row_positions`."""
     shape = tuple(entries["Shape"])
 
     def write(
         key: str, dtype: np.dtype[Any], tail: tuple[int, ...], columns: Iterable[NDArray[Any]]
     ) -> tuple[str, dict[str, Any]]:
         label, unit, text = PARTS.get(key, (label_of(key), "arbitrary", key))
-        whole = dtype.kind in "iub"
-        kind, fill = (
-            (np.int32, OUTSIDE if key == "status" else 0) if whole else (np.float64, np.nan)
-        )
-        name = map_name(
-            prefix, label, ".nii" if tail else ".nii.gz"
-        )  # the large ones can be memory-mapped
-        pieces = volumes(columns, where, math.prod(shape), kind, fill)
-        write_nii(
-            stage / name,
-            pieces,
-            image_shape(shape, tail),
-            kind,
-            affine,
-        )
-        levels = (
-            {"Levels": {str(flag.value): words for flag, words in MEANING.items()}}
-            if key == "status"
-            else {}
-        )
-        sidecar = {"Description": text, "Units": unit, **levels, "Model": entries["Model"]}
+        kind, fill = (np.int32, 0) if dtype.kind in "iub" else (np.float64, np.nan)
+        fill = OUTSIDE if key == "status" else fill
+        # the large ones can be memory-mapped
+        name = map_name(prefix, label, ".nii" if tail else ".nii.gz")
+        pieces = io.volumes(columns, where, math.prod(shape), kind, fill)
+        io.write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
+        sidecar = {"Description": text, "Units": unit, "Model": entries["Model"]}
+        if key == "status":
+            sidecar["Levels"] = {str(flag.value): words for flag, words in MEANING.items()}
         write_json(stage / map_name(prefix, label, ".json"), sidecar)
         return key, {"File": name, "Shape": list(tail)}
 
-    files = dict(_side_by_side(write, parts))
+    files = dict(side_by_side(write, parts))
     sources, links = uris(entries.get("Sources", []))
     entries = entries | {"Sources": sources, "Parts": files}
     write_json(stage / map_name(prefix, "", ".json"), entries)
@@ -351,44 +298,38 @@ def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None
     model = model_file(Path(folder), prefix)
     try:
         entries = json.loads(model.read_text())
-        if entries["FormatVersion"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format version {entries['FormatVersion']!r} is unknown, not {FORMAT_VERSION}"
-            )
+        if (version := entries["FormatVersion"]) != FORMAT_VERSION:
+            raise ValueError(f"format version {version!r} is unknown, not {FORMAT_VERSION}")
         options, shape = entries["Model"]["Parameters"], tuple(entries["Shape"])
         gtab = GradientTable.from_dict(entries["GradientTable"])
         if entries["CoefficientOrder"] != model_entries(options, gtab, shape)["CoefficientOrder"]:
             raise ValueError("the coefficients are in an unknown order")
         images, tails = {}, {}
         for key, part in entries["Parts"].items():
-            images[key], tails[key] = read_nii(model.with_name(part["File"])), part["Shape"]
-            if images[key].data.size != math.prod((*shape, *tails[key])):
-                raise ValueError(
-                    f"{part['File']} has shape {images[key].data.shape}, not {shape} and {tails[key]}"
-                )
+            name, tails[key] = part["File"], part["Shape"]
+            images[key] = io.read_nii(model.with_name(name))
+            found = images[key].data
+            if found.size != math.prod((*shape, *tails[key])):
+                raise ValueError(f"{name} has shape {found.shape}, not {shape} and {tails[key]}")
         status, affine = images["status"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = (
-            error
-            if type(error) is ValueError
-            else f"not the JSON of a saved fit ({type(error).__name__}: {error})"
-        )
+        reason = f"not the JSON of a saved fit ({type(error).__name__}: {error})"
+        reason = str(error) if type(error) is ValueError else reason
         raise ValueError(f"{model}: {reason}") from None
     mask = np.asarray((np.asarray(status).reshape(shape, order="F") & OUTSIDE) == 0)
     if within is not None and np.shape(within) != shape:
         raise ValueError(f"within: its shape {np.shape(within)} differs from the fit's {shape}")
     mask = mask if within is None else mask & within
-    where, rows = row_positions(mask), {}
+    where, rows = io.row_positions(mask), {}
     for key, image in images.items():
         flat = image.data.reshape(mask.size, -1, order="F")
-        rows[key] = np.empty(
-            (len(where), flat.shape[1]), np.int64 if flat.dtype.kind == "i" else np.float64
-        )
+        kind = np.int64 if flat.dtype.kind == "i" else np.float64
+        rows[key] = np.empty((len(where), flat.shape[1]), kind)
         for k in range(flat.shape[1]):  # the file's own order
             rows[key][:, k] = flat[where, k]
         rows[key] = rows[key].reshape(len(where), *tails[key])
-    found = MapmriFit(rows, mask, options, gtab, affine)
-    return SavedFit(found, affine, prefix_of_fit(model), entries)
+    fit = MapmriFit(rows, mask, options, gtab, affine)
+    return SavedFit(fit, affine, prefix_of_fit(model), entries)
 
 
 def model_files(folder: File) -> list[Path]:
@@ -402,9 +343,7 @@ def prefix_of_fit(model: Path) -> str:
 
 
 def model_file(folder: File, prefix: str | None = None) -> Path:
-    """
-    The JSON of the one fit in a folder, or of the one named: by its prefix, or by its series.
-    """
+    """The JSON of the one fit in a folder, or of the one named by its prefix or series."""
     folder = Path(folder)
     models = [folder] if folder.is_file() else model_files(folder)
     names = [repr(prefix_of_fit(model)) for model in models]
@@ -414,9 +353,8 @@ def model_file(folder: File, prefix: str | None = None) -> Path:
             if (model := folder / map_name(spelling, "", ".json")).is_file():
                 return model
         there = f"; there are {', '.join(names)}" if names else ""
-        raise FileNotFoundError(
-            errno.ENOENT, f"no saved fit of the prefix {prefix!r}{there}", str(folder)
-        )
+        text = f"no saved fit of the prefix {prefix!r}{there}"
+        raise FileNotFoundError(errno.ENOENT, text, str(folder))
     if len(models) > 1:
         raise ValueError(f"{folder} holds several fits, name one by its prefix: {', '.join(names)}")
     if not models:

@@ -26,7 +26,7 @@ def nodes(n: int) -> Array:
 
 
 def corners(points: Array, n: int) -> tuple[NDArray[np.int64], Array]:
-    """Nodes (m, 4) around points (m, 3), and their bilinear weights; a point and its opposite agree."""
+    """Nodes (m, 4) around points (m, 3), and bilinear weights; a point and its opposite agree."""
     face = np.abs(points).argmax(1)
     turned = np.take_along_axis(points, (face[:, None] + np.arange(3)) % 3, 1)
     middle = turned[:, :1] == 0  # the centre itself
@@ -98,10 +98,8 @@ def lay(tiles: NDArray[np.uint8], places: Array, columns: float, rows: float) ->
     size = (round(rows * pixels) + 2 * margin, round(columns * pixels) + 2 * margin, 4)
     out = np.zeros(size, np.uint8)
     for tile, (across, up) in zip(tiles, places, strict=True):
-        i, j = (
-            round(up * pixels - pixels / 2) + margin,
-            round(across * pixels - pixels / 2) + margin,
-        )
+        i = round(up * pixels - pixels / 2) + margin
+        j = round(across * pixels - pixels / 2) + margin
         spot = out[i : i + pixels, j : j + pixels]
         spot[tile[..., 3] > 0] = tile[tile[..., 3] > 0]
     return out[margin:-margin, margin:-margin]

@@ -64,8 +64,10 @@ class Scaled:
     """
 
     def __init__(self, raw: NDArray[Any], slope: float, inter: float) -> None:
-        self.shape, self.ndim, self.dtype = raw.shape, raw.ndim, np.dtype(np.float64)
-        self._raw, self._slope, self._inter = raw, slope, inter
+        self.shape, self.ndim = raw.shape, raw.ndim
+        self.dtype = np.dtype(np.float64)
+        self._raw, self._slope = raw, slope
+        self._inter = inter
 
     def __getitem__(self, key: Any) -> NDArray[np.float64]:
         return np.asarray(self._raw[key] * np.float64(self._slope) + self._inter)
@@ -82,7 +84,8 @@ class Chosen:
     """Some volumes of a series (..., n), each read only where indexed."""
 
     def __init__(self, data: Any, keep: NDArray[np.int64]) -> None:
-        self.shape, self.ndim, self.dtype = (*data.shape[:-1], len(keep)), data.ndim, data.dtype
+        self.shape, self.ndim = (*data.shape[:-1], len(keep)), data.ndim
+        self.dtype = data.dtype
         self._raw, self._keep = data, keep
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
@@ -123,9 +126,10 @@ def _packer() -> Any:
     return igzip
 
 
-def read_nii(path: File) -> Image:
+def read_nii(path: File, header: bool = False) -> Image:
     """
-    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there.
+    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there. With
+    `header` zeros of its shape and type, which take no memory.
 
     Raises
     ------
@@ -144,12 +148,10 @@ def read_nii(path: File) -> Image:
         raise ValueError(f"{path}: an image must be .nii or .nii.gz")
     try:
         image: Any = nib.load(path)
-        shape, dtype, offset = image.shape, image.get_data_dtype(), int(image.dataobj.offset)
-        slope, inter, affine = (
-            image.dataobj.slope,
-            image.dataobj.inter,
-            np.asarray(image.affine, np.float64),
-        )
+        shape, dtype = image.shape, image.get_data_dtype()
+        offset = int(image.dataobj.offset)
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        affine = np.asarray(image.affine, np.float64)
     except PermissionError:
         raise
     except Exception as error:  # nibabel, gzip and zlib have a dozen ways to say it
@@ -163,14 +165,15 @@ def read_nii(path: File) -> Image:
         raise ValueError(f"{path}: a {kind}, not a NIfTI image of real numbers")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: the affine is not finite or is singular: {affine.tolist()}")
+    if header:
+        return Image(np.broadcast_to(np.zeros((), dtype), shape), affine)
     size = offset + math.prod(shape) * dtype.itemsize
     with contextlib.ExitStack() as stack:
         source: Any = path
         if path.name.endswith(".gz"):
             require_space(tempfile.gettempdir(), size, f"unpack {path} (TMPDIR chooses the place)")
-            source = stack.enter_context(
-                tempfile.TemporaryFile()
-            )  # gone with its map, whatever happens
+            # gone with its map, whatever happens
+            source = stack.enter_context(tempfile.TemporaryFile())
             try:
                 packed = stack.enter_context(_packer().open(path))
                 shutil.copyfileobj(packed, source, 1 << 20)
@@ -195,9 +198,9 @@ def affine_of(path: File) -> NDArray[np.float64]:
     return np.asarray(image.affine, np.float64)
 
 
-def load_dwi(path: File) -> Image:
+def load_dwi(path: File, header: bool = False) -> Image:
     """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
-    image = read_nii(path)
+    image = read_nii(path, header)
     image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(
@@ -333,7 +336,7 @@ def write_nii(
         stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
-                stream.write(np.asarray(piece, dtype).tobytes("F"))
+                stream.write(np.asarray(piece, dtype).ravel("F").view(np.uint8))
 
 
 def row_positions(mask: Mask) -> NDArray[np.int64]:
@@ -345,8 +348,11 @@ def row_positions(mask: Mask) -> NDArray[np.int64]:
 def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
-    """Columns (V,) as volumes in file order, one by one: values at `where`, `fill` elsewhere."""
+    """
+    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be
+    used before the next one comes.
+    """
+    volume = np.full(size, fill, dtype)
     for column in columns:
-        volume = np.full(size, fill, dtype)
         volume[where] = column
         yield volume

@@ -1,12 +1,11 @@
-"""
-Pieces of the HTML pages: tables, histograms, and the template, script and style they share.
-"""
+"""Pieces of the HTML pages: tables, histograms, and the frame they share."""
 
 from __future__ import annotations
 
+import errno
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .io import File, staged
+from .views import CONVENTIONS
+
 Array = NDArray[np.float64]
 
 BARS = 40
 HERE = Path(__file__)
 
 
+def write(
+    default: Path, out: File | None, convention: str, force: bool, make: Callable[[Path], str]
+) -> Path:
+    """Write the page make(target), to `default` unless `out` says where else; the path written."""
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
+    target = default if out is None else Path(out)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "out must be a file, not a folder", str(target))
+    if target.exists() and not force:
+        raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
+    text = make(target)
+    with staged(target.parent, force) as stage:
+        (stage / target.name).write_text(text, encoding="utf-8")
+    return target
+
+
 def filled(template: str, content: dict[str, Any], pieces: dict[str, str]) -> str:
-    """A template with the style, the script, what the script reads, and its @@PIECES@@ in place."""
-    pieces = pieces | {
-        "STYLE": HERE.with_name("report.css").read_text(encoding="utf-8"),
-        "SCRIPT": HERE.with_name("report.js").read_text(encoding="utf-8"),
-        "DATA": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    parts = HERE.with_name(template).read_text(encoding="utf-8").split("@@")
-    return "".join(pieces[part] if i % 2 else part for i, part in enumerate(parts))
+    """The frame of every page around a template, with its @@PIECES@@ in place."""
+    frame, body, controls, style, script = (
+        HERE.with_name(name).read_text(encoding="utf-8")
+        for name in ("page.html", template, "controls.html", "report.css", "report.js")
+    )
+    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    pieces = pieces | {"STYLE": style, "SCRIPT": script, "DATA": data}
+    frame = frame.replace("@@BODY@@", body).replace("@@CONTROLS@@", controls)
+    return "".join(pieces[p] if i % 2 else p for i, p in enumerate(frame.split("@@")))
+
+
+def links(found: Iterable[tuple[str, str]]) -> str:
+    """List items of files: name and address."""
+    return "".join(
+        f"<li><a href='{escape(to, quote=True)}'>{escape(x)}</a></li>" for x, to in found
+    )
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], name: str = "wide") -> str:
@@ -62,4 +89,5 @@ def histogram(values: Array) -> str:
     bars = "".join(f"M{4 * k} 36v-{h:g}h3.4v{h:g}z" for k, h in enumerate(heights) if h)
     label = f"histogram from {low:.3g} to {high:.3g}"
     paths = f"<path d='{bars}'/><path class='base' d='M0 36.5h{4 * BARS}'/>"
-    return f"<svg class='hist' viewBox='0 0 {4 * BARS} 37' role='img' aria-label='{label}'>{paths}</svg>"
+    box = f"viewBox='0 0 {4 * BARS} 37' role='img'"
+    return f"<svg class='hist' {box} aria-label='{label}'>{paths}</svg>"

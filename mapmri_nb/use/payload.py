@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fit import MapmriFit
-from ..gradients import GradientTable, from_voxel
+from ..gradients import GradientTable
 from ..status import Status
 from .directions import sphere
 from .views import Map, Orientation, html, limits, three
@@ -22,7 +22,8 @@ Array = NDArray[np.float64]
 LIMIT = 13_000_000  # characters of all that is packed
 MAPS_FINE, MAPS_MOST = 4_000_000, 8_500_000  # of maps in 16 bits; of maps at all
 MOST_VOXELS = 4000  # that can be opened
-CURVE, PLANE, SPHERE = 40, 31, 362  # points of a curve of the fit, of a plane's edge, of an ODF
+CURVE, PLANE = 40, 31  # points of a curve of the fit, of a plane's edge
+SPHERE = 362  # of an ODF
 REACH = 4.5  # edge of the propagator's planes, in scales of the tensor along e1
 DECADES = 4.0  # of P / P(0) that are kept
 OUTLIER = 3.0  # interquartile ranges of log RMSE above the third quartile
@@ -42,7 +43,7 @@ def part(fit: MapmriFit, keep: NDArray[Any]) -> MapmriFit:
 
 
 class Grid:
-    """The voxels that a report shows: canonical, cropped to the mask, every `step`-th of each axis."""
+    """The voxels that a report shows: canonical, cropped to the mask, every `step`-th an axis."""
 
     def __init__(
         self, mask: NDArray[np.bool_], orientation: Orientation, maps: int, most: int | None = None
@@ -95,10 +96,8 @@ class Grid:
         finite = rows[np.isfinite(rows)]
         least, high = (finite.min(), finite.max()) if finite.size else bounds
         low, middle = max(bounds[0] - (10 if self.fine else 0.5) * span, least), bounds[1]
-        top, tail = (
-            65535 if self.fine else 255,
-            max(np.log1p(max(high - middle, 0.0) / span), 1e-12),
-        )
+        top = 65535 if self.fine else 255
+        tail = max(np.log1p(max(high - middle, 0.0) / span), 1e-12)
         even = EVEN * (np.clip(shown, low, middle) - low) / (middle - low)
         beyond = (1 - EVEN) * np.log1p(np.clip(shown - middle, 0, None) / span) / tail
         code = np.where(
@@ -148,10 +147,7 @@ def choose(grid: Grid, fit: MapmriFit, odd: NDArray[np.bool_], room: int) -> NDA
 def each_voxel(
     fit: MapmriFit, rows: NDArray[np.int64], orientation: Orientation, samples: Any
 ) -> dict[str, Any]:
-    """
-    Of each row: samples (if there are any), the fit along e1, e2, e3, P / P(0) in two planes, the
-    ODF.
-    """
+    """Of each row: samples, the fit along e1, e2, e3, P / P(0) in two planes, the ODF."""
     some = part(fit, rows)
     # In the tensor's frame, its largest scale brought to 10 µm: the same points for every voxel.
     reach = some.mu_tensor.max(1)
@@ -187,11 +183,7 @@ def each_voxel(
         code = np.round(2 + 253 * (1 + np.log10(np.clip(p, 10**-DECADES, 1)) / DECADES))
         planes.append(np.where(p < -(10**-DECADES), 0, np.where(p < 10**-DECADES, 1, code)))
     half_sphere = sphere(SPHERE).vertices[: SPHERE // 2]
-    stored, affine = (
-        orientation.stored(np.ascontiguousarray(half_sphere)),
-        orientation.stored_affine,
-    )
-    vectors = stored if affine is None else from_voxel(stored, affine, fit.gtab.frame)
+    vectors = orientation.in_frame(half_sphere, fit.gtab.frame)
     odf = np.maximum(some.odf(np.concatenate([vectors, -vectors])), 0)[:, : SPHERE // 2]
     peak = np.maximum(odf.max(1, keepdims=True), 1e-300)
     return {

@@ -24,8 +24,8 @@ except ImportError:
     raise ImportError("pictures need matplotlib: pip install 'mapmri_nb[plot]'") from None
 
 from ..fit import MapmriFit
-from ..gradients import GradientTable, from_voxel
-from . import glyphs
+from ..gradients import GradientTable
+from . import glyphs, payload
 from .directions import gfa, sphere
 from .views import Map, View, limits, power
 from .views import map_of as map_of
@@ -43,7 +43,8 @@ WINDOW = 14  # voxels along an edge of the overview's glyphs, at most
 
 def compare_maps(
     fits: Sequence[Any], maps: Sequence[str], fit_labels: Sequence[str] | None = None,
-    map_labels: Sequence[str] | None = None, map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+    map_labels: Sequence[str] | None = None,
+    map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
     filename: Any = None, units: str = "mm", **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
     """
@@ -60,17 +61,15 @@ def compare_maps(
     """
     fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
-    kwargs = (
-        list(map_kwargs) if isinstance(map_kwargs, Sequence) else [map_kwargs or {}] * len(maps)
-    )
+    alike = not isinstance(map_kwargs, Sequence)
+    kwargs: Any = [map_kwargs or {}] * len(maps) if alike else map_kwargs
     if not fits or not maps:
         raise ValueError(f"fits, maps: at least one of each, not {len(fits)} and {len(maps)}")
     if len(fit_labels) != len(fits):
         raise ValueError(f"fit_labels: {len(fit_labels)} given for {len(fits)} fits")
     if len(map_labels or maps) != len(maps) or len(kwargs) != len(maps):
-        raise ValueError(
-            f"map_labels, map_kwargs: as many as maps ({len(maps)}), not {len(map_labels or maps)}, {len(kwargs)}"
-        )
+        found = f"{len(map_labels or maps)}, {len(kwargs)}"
+        raise ValueError(f"map_labels, map_kwargs: as many as maps ({len(maps)}), not {found}")
     columns = [[map_of(fit, name, units) for fit in fits] for name in maps]
     shapes = [m.values.shape for column in columns for m in column]
     if len(set(shapes)) > 1:
@@ -81,11 +80,8 @@ def compare_maps(
     shape = (len(maps), len(fits)) if turned else (len(fits), len(maps))
     height, width = np.shape(view.cut(masks[0])) * view.size[::-1]
     cell = 2.9 * np.clip(height / width, 0.4, 2.0) + 0.3
-    figure = new_figure(
-        0.6 + 3.0 * shape[1] + 0.8 * turned * shape[0],
-        0.5 + shape[0] * cell + 0.6 * (not turned),
-        **paper,
-    )
+    across = 0.6 + 3.0 * shape[1] + 0.8 * turned * shape[0]
+    figure = new_figure(across, 0.5 + shape[0] * cell + 0.6 * (not turned), **paper)
     axes = figure.subplots(*shape, squeeze=False)
     axes = axes.T if turned else axes
     for j, column in enumerate(columns):
@@ -97,16 +93,16 @@ def compare_maps(
                 (axes[i, j].set_ylabel if turned else axes[i, j].set_title)(label)
             if j == 0:
                 (axes[i, j].set_title if turned else axes[i, j].set_ylabel)(fit_labels[i])
-        colour_bar(
-            figure, picture, list(axes[:, j]), column[0], cuts, "right" if turned else "bottom"
-        )
+        place = "right" if turned else "bottom"
+        colour_bar(figure, picture, list(axes[:, j]), column[0], cuts, place)
     figure.supxlabel(view.caption, fontsize=8, color="0.35")
     return _saved(figure, filename)
 
 
 def odf_slice(
-    fit: MapmriFit, s: float = 2, colormap: str | None = None, scale: float = 0.5, filename: Any = None,
-    size: tuple[int, int] | None = None, region: Region = None, **view_kwargs: Any,
+    fit: MapmriFit, s: float = 2, colormap: str | None = None, scale: float = 0.5,
+    filename: Any = None, size: tuple[int, int] | None = None, region: Region = None,
+    **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
     """
     ODF glyphs of a slice over a map; each glyph is scaled to its own maximum.
@@ -131,9 +127,8 @@ def odf_slice(
     inches *= np.clip(1.0, 4.5 / inches.max(), 18 / inches.max())
     figure = new_figure(*(inches + np.array([0.7, 1.5])).clip(3.2), **paper)
     axes = figure.subplots()
-    _glyphs(
-        figure, axes, fit, view, keep, {"s": s, "colormap": colormap, "scale": scale}, background
-    )
+    options = {"s": s, "colormap": colormap, "scale": scale}
+    _glyphs(figure, axes, fit, view, keep, options, background)
     axes.set(xlim=(left - 0.5, right - 0.5), ylim=(low - 0.5, high - 0.5))
     return _saved(figure, filename)
 
@@ -155,28 +150,22 @@ def signal(
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     angle = np.degrees(np.arccos(np.clip(np.abs(table.bvecs @ one.R[0, :, 0]), 0, 1)))
     b0, style = table.b0s_mask, {"s": 12, "cmap": "viridis", "vmin": 0, "vmax": 90}
+    style["label"] = "measured"
     b = np.linspace(0, 1.05 * table.bvals.max(), 200)
-    for k, colour, name in (
-        (0, "#440154", "along e1"),
-        (1, "#5ec962", "along e2"),
-        (2, "#b5a300", "along e3"),
-    ):
+    for k, colour in enumerate(("#440154", "#5ec962", "#b5a300")):
         line = GradientTable(b, np.tile(one.R[0, :, k], (200, 1)), tau=table.tau)
-        top.plot(b, one.predict(line)[0], color=colour, label=f"fit {name}", lw=1.5, zorder=1)
+        style_k = {"color": colour, "label": f"fit along e{k + 1}", "lw": 1.5, "zorder": 1}
+        top.plot(b, one.predict(line)[0], **style_k)
     for axes, values in ((bottom, y - one.predict()[0]), (top, y)):
-        points = axes.scatter(
-            table.bvals[~b0], values[~b0], c=angle[~b0], **style, label="measured"
-        )
+        points = axes.scatter(table.bvals[~b0], values[~b0], c=angle[~b0], **style)
         axes.scatter(table.bvals[b0], values[b0], s=14, color="0.4", label="measured, b0")
     bottom.axhline(0, color="0.4", lw=0.8)
     rmse = float(one.rmse()[0])
     band = bottom.axhspan(-rmse, rmse, color="0.9", zorder=0, label=f"± RMSE {rmse:.3g}")
     if (y[np.isfinite(y)] > 0).all():
         top.set_yscale("log")
-        top.yaxis.set(
-            major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)),
-            minor_formatter=mpl.ticker.NullFormatter(),
-        )
+        top.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        top.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         top.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     top.set(title=f"voxel {tuple(map(int, voxel))}", ylabel="signal (units of the data)")
     bottom.set(xlabel="b (s/mm²)", ylabel="measured − fit")
@@ -199,22 +188,17 @@ def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None, **pap
         r = x[None, :, None] * one.R[0, :, a] + x[:, None, None] * one.R[0, :, b]
         p = one.pdf(r.reshape(-1, 3))[0].reshape(len(x), len(x)) / origin
         norm = mpl.colors.LogNorm(levels[0], 1)
-        filled = panel.contourf(
-            1e3 * x, 1e3 * x, np.clip(p, 1e-12, 1), levels, norm=norm, cmap="viridis"
-        )
-        panel.contour(1e3 * x, 1e3 * x, p, levels, colors="k", linewidths=0.4)
+        x *= 1e3  # µm
+        filled = panel.contourf(x, x, np.clip(p, 1e-12, 1), levels, norm=norm, cmap="viridis")
+        panel.contour(x, x, p, levels, colors="k", linewidths=0.4)
         least = min(least, float(p.min()))
         if (p < -levels[0]).any():
-            panel.contourf(
-                1e3 * x, 1e3 * x, p, [-np.inf, -levels[0]], colors="none", hatches=["////"]
-            )
-            panel.contour(
-                1e3 * x, 1e3 * x, p, [-levels[0]], colors=NO_FIT, linestyles="-", linewidths=1
-            )
+            panel.contourf(x, x, p, [-np.inf, -levels[0]], colors="none", hatches=["////"])
+            panel.contour(x, x, p, [-levels[0]], colors=NO_FIT, linestyles="-", linewidths=1)
         panel.set(xlabel=f"along e{a + 1} (µm)", ylabel=f"along e{b + 1} (µm)", aspect="equal")
     figure.colorbar(filled, ax=list(panels), label="P / P(0)", ticks=levels[::2])
-    text = f"voxel {tuple(map(int, voxel))}: P(0) = {1e-9 * origin:.3g} µm⁻³; least P / P(0) shown {least:.2g}"
-    figure.suptitle(text, fontsize=11)
+    text = f"voxel {tuple(map(int, voxel))}: P(0) = {1e-9 * origin:.3g} µm⁻³; "
+    figure.suptitle(f"{text}least P / P(0) shown {least:.2g}", fontsize=11)
     return _saved(figure, filename)
 
 
@@ -234,15 +218,14 @@ def overview(
     small, large = np.maximum(inches, [1.4, 3.8])  # as wide as their titles
     figure = new_figure(4 * small + large + 1.0, 7, **paper)
     rows = np.array(OVERVIEW).reshape(2, 4).tolist()
-    panels = figure.subplot_mosaic(
-        [[*row, "odf"] for row in rows], width_ratios=(*[small] * 4, large)
-    )
+    mosaic = [[*row, "odf"] for row in rows]
+    panels = figure.subplot_mosaic(mosaic, width_ratios=(*[small] * 4, large))
     for name in OVERVIEW:
         m, axes = map_of(fit, name, "um"), panels[name]
         cut = view.cut(m.values)
         colour_bar(figure, show_map(axes, m, fit.mask, view, cut, {}), [axes], m, cut, "bottom")
         axes.set_title(m.label)
-    toward = _table_axes(view, fit.gtab.frame, view.screen[2:])[0]
+    toward = view.orientation.in_frame(view.screen[2:], fit.gtab.frame)[0]
     seen = 1.05 - (fit.R[:, :, 0] @ toward) ** 2  # of e1, in the slice
     wanted = view.cut(fit.pa() ** 2 * fit.volume(seen))  # squared: fluid does not count
     left, right, low, high, keep = _window(view, fit.mask, None, wanted)
@@ -258,7 +241,6 @@ def overview(
 
 
 # ---- what the pictures share
-# -----------------------------------------------------------------------------------------
 
 
 def _paper_and_view(
@@ -276,11 +258,8 @@ def new_figure(
     width: float, height: float, figsize: tuple[float, float] | None = None, dpi: float = 100
 ) -> Figure:
     """An empty figure, its size in inches: `figsize`, or what suits the picture."""
-    return Figure(
-        figsize=figsize or (width, height),
-        dpi=dpi,
-        layout=ConstrainedLayoutEngine(compress=True, h_pad=0.14),
-    )
+    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.14)
+    return Figure(figsize=figsize or (width, height), dpi=dpi, layout=layout)
 
 
 def _saved(figure: Figure, filename: Any) -> Figure:
@@ -304,9 +283,8 @@ def show_map(
     picture = axes.imshow(np.ma.masked_invalid(cut), **style, **options)
     missing = inside & ~np.isfinite(cut)
     if missing.any():
-        axes.imshow(
-            np.ma.masked_where(~missing, missing), **style, cmap=mpl.colors.ListedColormap([NO_FIT])
-        )
+        red = mpl.colors.ListedColormap([NO_FIT])
+        axes.imshow(np.ma.masked_where(~missing, missing), **style, cmap=red)
     axes.set(facecolor=OUTSIDE, xticks=[], yticks=[])
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
     for letter, (x, y) in zip(view.letters, places, strict=False):
@@ -326,67 +304,40 @@ class Ticks(mpl.ticker.MaxNLocator):
         low, high = axis.get_view_interval()
         self.set_params(nbins=5, steps=[1, 2, 5, 10])
         ticks = np.asarray(super().__call__())
-        ticks, room = (
-            ticks[(ticks >= low) & (ticks <= high)],
-            72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size),
-        )
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        room = 72 / axis.axes.figure.dpi / 5 * max(axis.axes.bbox.size)
         for step in range(1, len(ticks)):
             texts = axis.get_major_formatter().format_ticks(ticks[::step])
-            if (
-                sum(len(text) + 1 for text in texts) <= room
-            ):  # in digits, each 5 points wide at a size of 8
+            # in digits, each 5 points wide at a size of 8
+            if sum(len(text) + 1 for text in texts) <= room:
                 return ticks[::step]
         return ticks[len(ticks) // 2 :][:1]
 
 
 def colour_bar(
-    figure: Any,
-    picture: Any,
-    axes: list[Any],
-    m: Map,
-    pooled: Array,
-    place: str,
+    figure: Any, picture: Any, axes: list[Any], m: Map, pooled: Array, place: str,
     shrink: float = 0.9,
-) -> Any:
-    """
-    With the unit, a power of a thousand taken into it, and arrows where values lie beyond the
-    range; the ticks' format.
-    """
+) -> Any:  # fmt: skip
+    """With the unit, a power of a thousand in it, arrows for values beyond; the ticks' format."""
     low, high = picture.get_clim()
     top = max(abs(low), abs(high))
     k = 0 if 0.01 <= top < 1e4 or top == 0 else 3 * int(np.floor(np.log10(top) / 3))
     words = [power("10", k)] * (k != 0) + [m.unit] * (m.unit != "1")
     extend = ("neither", "min", "max", "both")[(pooled < low).any() + 2 * (pooled > high).any()]
-    style = {
-        "location": place,
-        "extend": extend,
-        "shrink": shrink,
-        "aspect": 18 if shrink > 0.6 else 26,
-        "ticks": Ticks(),
-    }
     text = mpl.ticker.FuncFormatter(lambda value, _: f"{value / 10.0**k:.4g}")
-    figure.colorbar(
-        picture, ax=axes, label=" ".join(words) or "no unit", format=text, **style
-    ).ax.tick_params(labelsize=8)
+    style = {"location": place, "extend": extend, "shrink": shrink, "ticks": Ticks()}
+    style |= {"aspect": 18 if shrink > 0.6 else 26, "label": " ".join(words) or "no unit"}
+    figure.colorbar(picture, ax=axes, format=text, **style).ax.tick_params(labelsize=8)
     return text
-
-
-def _part(fit: MapmriFit, keep: NDArray[np.bool_]) -> MapmriFit:
-    """The fit of the rows `keep` (V,) as a line of voxels."""
-    rows = {name: values[keep] for name, values in fit.rows().items()}
-    return MapmriFit(rows, np.ones(int(keep.sum()), bool), fit.options, fit.gtab)
 
 
 def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
     """The fit of one voxel of the mask, with a fit."""
     at, shape = tuple(voxel), fit.mask.shape
-    if (
-        len(at) != len(shape)
-        or not all(0 <= i < n for i, n in zip(at, shape, strict=True))
-        or np.isnan(fit.rtop()[at])
-    ):
+    known = len(at) == len(shape) and all(0 <= i < n for i, n in zip(at, shape, strict=True))
+    if not known or np.isnan(fit.rtop()[at]):
         raise ValueError(f"voxel {at} has no fit, or does not lie in the volume {shape}")
-    return _part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
+    return payload.part(fit, np.flatnonzero(fit.mask.ravel()) == np.ravel_multi_index(at, shape))
 
 
 def _window(
@@ -401,21 +352,19 @@ def _window(
     """
     keep = view.cut(mask)
     if region is not None and np.ndim(region) > 1:
-        if np.shape(region) != mask.shape:
-            raise ValueError(
-                f"region: its shape {np.shape(region)} differs from the mask's {mask.shape}"
-            )
+        if (found := np.shape(region)) != mask.shape:
+            raise ValueError(f"region: its shape {found} differs from the mask's {mask.shape}")
         keep, region = keep & view.cut(np.asarray(region, bool)), None
     if region is None:
         if not keep.any():
             raise ValueError(f"region: no voxel of the mask lies in it; {view.caption}")
         rows, columns = (np.flatnonzero(keep.any(axis)) for axis in (1, 0))
-        left, right, low, high = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+        left, right = columns[0], columns[-1] + 1
+        low, high = rows[0], rows[-1] + 1
     else:
         n = keep.shape[::-1]
-        if len(region) != 4 or not all(
-            0 <= a < b <= m for a, b, m in zip(region[::2], region[1::2], n, strict=True)
-        ):
+        ends = zip(region[::2], region[1::2], n, strict=False)
+        if len(region) != 4 or not all(0 <= a < b <= m for a, b, m in ends):
             raise ValueError(f"region must be (x0, x1, y0, y1) within {n} voxels, not {region!r}")
         left, right, low, high = region
         if view.mirrored:
@@ -433,19 +382,11 @@ def _window(
     return int(left), int(right), int(low), int(high), keep & inside
 
 
-def _table_axes(view: View, frame: str, canonical: Array) -> Array:
-    """Directions (n, 3) along canonical voxel axes in the frame of a table."""
-    stored, affine = view.orientation.stored(canonical), view.orientation.stored_affine
-    return stored if affine is None else from_voxel(stored, affine, frame)
-
-
 def _glyphs(
-    figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_], options: dict[str, Any],
-    background: tuple[str, str],
+    figure: Any, axes: Any, fit: MapmriFit, view: View, keep: NDArray[np.bool_],
+    options: dict[str, Any], background: tuple[str, str],
 ) -> None:  # fmt: skip
-    """The ODFs of the voxels `keep` (rows, columns) of a slice, painted over a map of it (its name and
-    units).
-    """
+    """The ODFs of the voxels `keep` (rows, columns), over the map `background` (name, units)."""
     s, scale = options.get("s", 2.0), options.get("scale", 0.5)
     numbers = np.full(fit.mask.shape, -1)
     numbers[fit.mask] = np.arange(len(fit.coef))
@@ -453,14 +394,14 @@ def _glyphs(
 
     def values(part: MapmriFit, screen: Array) -> Array:
         """ODFs along directions on the screen."""
-        vectors = _table_axes(view, part.gtab.frame, screen @ view.screen)
+        vectors = view.orientation.in_frame(screen @ view.screen, part.gtab.frame)
         return np.maximum(part.odf(vectors, s), 0.0)
 
     if background[0] == "gfa":
         whole = np.isin(np.arange(len(fit.coef)), slab)
         m = Map(np.full(fit.mask.shape, np.nan), "GFA", "1")
         rows = np.full(len(fit.coef), np.nan)
-        rows[whole] = gfa(values(_part(fit, whole), sphere(100).vertices))
+        rows[whole] = gfa(values(payload.part(fit, whole), sphere(100).vertices))
         m.values[fit.mask] = rows
     else:
         m = map_of(fit, *background)
@@ -470,7 +411,9 @@ def _glyphs(
     colour_bar(figure, picture, [axes], m, cut, "bottom", 0.5)
     axes.set_title(f"ODF, s = {s:g}, over {m.label}")
     places = np.argwhere(keep)[:, ::-1]
-    radius = values(_part(fit, np.isin(np.arange(len(fit.coef)), slab[keep])), glyphs.nodes(NODES))
+    radius = values(
+        payload.part(fit, np.isin(np.arange(len(fit.coef)), slab[keep])), glyphs.nodes(NODES)
+    )
     radius = radius[np.argsort(np.argsort(slab[keep]))]  # rows come as in the mask
     peak = radius.max(1, keepdims=True)
     good = np.flatnonzero(peak[:, 0] > 0)

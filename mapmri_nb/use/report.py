@@ -6,7 +6,6 @@ residuals, statuses, a methods paragraph. Nothing comes from elsewhere; its scri
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -37,7 +36,9 @@ TEXTS = {
     "negative_mass": "integral of -P where P is below zero; physics allows none",
 }
 # Thresholds of the verdict; the page states them.
-FITTED, MASS, SHARE, ODD, FEW = 0.99, 0.05, 0.05, 0.02, 0.005
+FITTED, MASS = 0.99, 0.05
+SHARE, ODD = 0.05, 0.02
+FEW = 0.005
 LIKE = 25  # volumes of nearest b that a volume is compared with
 VOLUME_Z, VOLUME_MORE = 5.0, 1.25  # robust z among them, and times their median
 LAYER = 2.0  # a volume's worst slice, times the median of worst slices
@@ -76,20 +77,14 @@ def write_report(
         The page is there already and `force` is not given. Errors of a folder that is no fit: see
         `folder.read_fit`; ValueError: a `dwi` of another shape than the fit.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
     base = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    target = base / "report.html" if out is None else Path(out)
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "out must be a file, not a folder", str(target))
-    saved = read_fit(folder)
-    if target.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "not overwritten without force", str(target))
-    data = _series(saved, dwi)
-    text = page(saved, data, convention, links_of(base, saved.prefix, target.parent))
-    with io.staged(target.parent, force) as stage:
-        (stage / target.name).write_text(text, encoding="utf-8")
-    return target
+
+    def make(target: Path) -> str:
+        saved = read_fit(folder)
+        links = links_of(base, saved.prefix, target.parent)
+        return page(saved, _series(saved, dwi), convention, links)
+
+    return pages.write(base / "report.html", out, convention, force, make)
 
 
 def _series(saved: SavedFit, dwi: io.File | None) -> Any:
@@ -145,11 +140,12 @@ def page(
         "INDICES": _summary(maps, texts),
         "VOLUMES": _volumes(fit, volumes),
         "STATUS": _status(fit),
-        "METHODS": f"<p id='methods-text'>{escape(paragraph)}</p><pre id='bibtex' tabindex='0'>{escape(bibtex)}</pre>",
+        "METHODS": f"<p id='methods-text'>{escape(paragraph)}</p>"
+        f"<pre id='bibtex' tabindex='0'>{escape(bibtex)}</pre>",
         "FACTS": pages.pairs(facts(fit, saved)),
         "TIMING": pages.pairs(_timing(fit, saved)),
-        "FILES": "".join(f"<li><a href='{escape(to, quote=True)}'>{escape(name)}</a></li>" for name, to in links or []),
-    }  # fmt: skip
+        "FILES": pages.links(links or []),
+    }
     return pages.filled("report.html", content, fill)
 
 
@@ -162,7 +158,8 @@ def maps_of(fit: MapmriFit) -> tuple[dict[str, Map], dict[str, str]]:
 
 
 def _content(
-    fit: MapmriFit, grid: payload.Grid, maps: dict[str, Map], odd: NDArray[np.bool_], data: Any, convention: str
+    fit: MapmriFit, grid: payload.Grid, maps: dict[str, Map], odd: NDArray[np.bool_], data: Any,
+    convention: str,
 ) -> tuple[dict[str, Any], Array | None]:  # fmt: skip
     """What the script reads, and the residuals of each volume (2, n) where there is a series."""
     content: dict[str, Any] = {"convention": convention} | grid.entries()
@@ -186,7 +183,8 @@ def _content(
     }
     used = len(json.dumps(content))
     n = len(table)
-    curve, plane, ball = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1), 181
+    curve, plane = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1)
+    ball = 181
     each = (curve + plane + ball + 32 + (2 * n if data is not None else 0)) * 4 / 3
     rows = payload.choose(grid, fit, odd, int((payload.LIMIT - used) / each))
     samples, volumes = None, None
@@ -225,49 +223,43 @@ def _findings(
     heavy = float((mass > MASS).sum()) / V
     fitted = 1 - share(Status.NO_FIT)
     shells = fit.gtab.shells()
+    fitted_text, heavy_text = f"{fitted:.2%} of voxels", f"{heavy:.2%} of voxels"
     out = [
-        Finding(fitted >= FITTED, "Voxels with a fit", f"{fitted:.2%} of voxels", f"at least {FITTED:.0%}",
+        Finding(fitted >= FITTED, "Voxels with a fit", fitted_text, f"at least {FITTED:.0%}",
                 "see the statuses below; a mask that reaches outside the head is the usual cause"),
         Finding(len(shells) > 1, "Shells", f"{len(shells)} beside b0", "at least 2",
-                "one shell cannot tell the radial shape of the propagator: indices are extrapolated"),
-        flagged(Status.RTOP_NOT_POSITIVE, "RTOP not positive", FEW, "use positivity, or a lower radial order"),
-        Finding(heavy <= SHARE, f"Negative mass above {MASS:g}", f"{heavy:.2%} of voxels", f"at most {SHARE:.0%}",
-                "RTOP and NG of these voxels are doubtful: use positivity, or a larger Laplacian weight"),
-        flagged(Status.FLOOR, "Scale tensor raised to the floor", SHARE, "look at the mask and at the series at low b"),
+                "one shell cannot tell the radial shape of the propagator: indices extrapolate"),
+        flagged(Status.RTOP_NOT_POSITIVE, "RTOP not positive", FEW,
+                "use positivity, or a lower radial order"),
+        Finding(heavy <= SHARE, f"Negative mass above {MASS:g}", heavy_text, f"at most {SHARE:.0%}",
+                "their RTOP and NG are doubtful: use positivity, or a larger Laplacian weight"),
+        flagged(Status.FLOOR, "Scale tensor raised to the floor", SHARE,
+                "look at the mask and at the series at low b"),
         flagged(Status.DROPPED, "Voxels with missing samples", SHARE,
                 "they rest on fewer samples: look at the edge of the mask"),
     ]  # fmt: skip
-    if fit.options["laplacian"] not in (None, 0, 0.0) and not isinstance(
-        fit.options["laplacian"], int | float
-    ):
-        out.append(
-            flagged(
-                Status.WEIGHT_AT_BOUND,
-                "Weight at an end of its range",
-                SHARE,
-                "widen the range of weights",
-            )
-        )
+    weight = fit.options["laplacian"]
+    if not (weight is None or isinstance(weight, int | float)):
+        what, advice = "Weight at an end of its range", "widen the range of weights"
+        out.append(flagged(Status.WEIGHT_AT_BOUND, what, SHARE, advice))
     strange = float(odd.sum()) / V
     advice = "open them below: motion, vessels and the edge of the mask are the usual causes"
     what, measured = "Outlier voxels (RMSE, negative mass, RTOP)", f"{strange:.2%} of voxels"
     out.append(Finding(strange <= ODD, what, measured, f"at most {ODD:.0%}", advice))
     if shells and fit.sigma is None:  # a modelled floor may lie above the signal
         ratio = _signal_to_residual(fit, shells[-1][0])
-        advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
         what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
+        advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
         out.append(
             Finding(ratio >= FLOOR, what, f"{ratio:.2g} times", f"at least {FLOOR:g}", advice)
         )
     if volumes is not None:
         bad = np.flatnonzero(_outlier_volumes(fit, volumes))
-        named = (
-            "none"
-            if not len(bad)
-            else f"{len(bad)}: " + ", ".join(map(str, bad[:12])) + " ..." * (len(bad) > 12)
-        )
-        out.append(Finding(not len(bad), "Outlier volumes", named, f"z ≤ {VOLUME_Z:g} among volumes of like b",
-                           "look at these volumes of the series; leave them out by weight 0"))  # fmt: skip
+        named = f"{len(bad)}: " + ", ".join(map(str, bad[:12])) + " ..." * (len(bad) > 12)
+        limit = f"z ≤ {VOLUME_Z:g} among volumes of like b"
+        advice = "look at these volumes of the series; leave them out by weight 0"
+        named = named if len(bad) else "none"
+        out.append(Finding(not len(bad), "Outlier volumes", named, limit, advice))
     return out
 
 
@@ -309,7 +301,8 @@ def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
     rows = [
         (
             escape(f.what),
-            f"<span class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
+            "<span "
+            f"class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
             *map(escape, (f.measured, f.threshold, "" if f.fine else f.advice)),
         )
         for f in sorted(findings, key=lambda f: f.fine)
@@ -339,17 +332,20 @@ def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
     if volumes is None:
         return "<p>The series was not at hand: name it by <code>--dwi</code>.</p>"
     bad, n = _outlier_volumes(fit, volumes), len(fit.gtab)
-    top, width, height = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0, 150.0
+    top, width = float(np.nanmax(volumes, initial=1.0)) * 1.05, 1000.0
+    height = 150.0
     step, parts = width / n, []
     for k, pair in enumerate(volumes.T):
         mean, worst = np.nan_to_num(pair)
         text = f"volume {k}, b = {fit.gtab.bvals[k]:.0f}: {mean:.2f}, worst slice {worst:.2f}"
-        h, x, dot = height * mean / top, k * step, height - height * worst / top
+        h, x = height * mean / top, k * step
+        dot = height - height * worst / top
         shade = "bad" if bad[k] else "b0" if fit.gtab.b0s_mask[k] else "bar"
         bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
         dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
         parts.append(
-            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' d='{dash}'/></g>"
+            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' "
+            f"d='{dash}'/></g>"
         )
     line = f"<path class='base' d='M0 {height - height / top:.1f}h{width:g}'/>"
     label = f"Residual of each of {n} volumes; {int(bad.sum())} stand out"
@@ -390,32 +386,29 @@ def _status(fit: MapmriFit) -> str:
 
 def facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     """Model, data and software of a fit in words."""
-    options, gtab, entries = fit.options, fit.gtab, saved.entries
+    options, gtab = fit.options, fit.gtab
+    entries = saved.entries
     shells = gtab.shells()
-    many = (
-        f"{len(shells)} clusters of |q|, b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"
-        if shells
-        else "b0 only"
-    )
-    few = ", ".join(f"{n} at b = {b:.0f}" for b, n in shells) + " s/mm²"
+    weighted = ", ".join(f"{n} at b = {b:.0f}" for b, n in shells) + " s/mm²"
+    if len(shells) > 8:
+        ends = f"b = {shells[0][0]:.0f} to {shells[-1][0]:.0f} s/mm²"
+        weighted = f"{len(shells)} clusters of |q|, {ends}"
     times = {"Δ": gtab.big_delta, "δ": gtab.small_delta, "τ": gtab.taus}
     ranges = {k: (1e3 * np.min(v), 1e3 * np.max(v)) for k, v in times.items() if v is not None}
     timing = ", ".join(
         f"{k} = {a:.4g}" + (f" to {b:.4g}" if b > a else "") + " ms" for k, (a, b) in ranges.items()
     )
-    plain = {
-        k: v for k, v in options.items() if v is not None and k not in ("radial_order", "basis")
-    }
+    rest = {k: v for k, v in options.items() if k not in ("radial_order", "basis")}
     software, run = entries["Software"], entries.get("Run", {})
     versions = ", ".join(f"{name} {version}" for name, version in run.get("Versions", {}).items())
     rows = {
-        "Model": f"{references.mode(options)}, {options['basis']} basis, radial order {options['radial_order']}"
-        f" ({fit.coef.shape[1]} coefficients)",
-        "Options": ", ".join(f"{k} {v}" for k, v in plain.items()),
+        "Model": f"{references.mode(options)}, {options['basis']} basis, "
+        f"radial order {fit.order} ({fit.coef.shape[1]} coefficients)",
+        "Options": ", ".join(f"{k} {v}" for k, v in rest.items() if v is not None),
         "Data": ", ".join(entries.get("Sources", [])) or "not recorded",
         "Volume": f"{' x '.join(map(str, fit.mask.shape))}, {len(fit.coef)} voxels in the mask",
         "Measurements": f"{len(gtab)} volumes: {int(gtab.b0s_mask.sum())} b0, "
-        + (few if 0 < len(shells) < 9 else many),
+        + (weighted if shells else "b0 only"),
         "Pulse timing": timing,
         "Frame of b-vectors": gtab.frame,
         "Software": f"{software['Name']} {software['Version']} ({versions})",
@@ -425,9 +418,8 @@ def facts(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
 
 def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
     run: dict[str, Any] = saved.entries.get("Run", {})
-    rows = {
-        name: str(run[name]) for name in ("Date", "Engine", "Threads") if run.get(name) is not None
-    }
+    known = ("Date", "Engine", "Threads")
+    rows = {name: str(run[name]) for name in known if run.get(name) is not None}
     if seconds := run.get("Seconds", {}):
         rows["Seconds"] = ", ".join(f"{name.lower()} {seconds[name]:.3g}" for name in seconds)
         compiling = run.get("Compiling")
@@ -435,9 +427,8 @@ def _timing(fit: MapmriFit, saved: SavedFit) -> dict[str, str]:
             rows["Seconds"] += f"; compiling {compiling:.3g} of them"
         net = seconds.get("Fitting", 0.0) - (compiling or 0.0)
         how = "compilation included" if compiling is None else "without compilation"
-        rows["Fitting a voxel"] = (
-            f"{1e6 * net / max(len(fit.coef), 1):.0f} µs (all threads together, {how})"
-        )
+        each = 1e6 * net / max(len(fit.coef), 1)
+        rows["Fitting a voxel"] = f"{each:.0f} µs (all threads together, {how})"
     if run.get("Slabs", 0) > run.get("FittedNow", 0):
         rows["Resumed"] = f"{run['FittedNow']} of {run['Slabs']} slabs were fitted by the last run"
     return rows

@@ -18,32 +18,39 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, checks, scales
+from .. import __version__, checks, options, scales
 from ..fit import finished
 from ..indices import TABLE
-from ..model import MapmriModel
+from ..kernels.blocks import VOXELS
+from ..model import MapmriModel, progress_bar
 from . import folder, io, summary
 
 Array = NDArray[np.float64]
 Slabs = Iterator[
     tuple[int, dict[str, Any]]
 ]  # number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
-Tables = Generator[
-    tuple[int, Array, float], None, None
+Tables = Iterator[
+    tuple[int, Array, float]
 ]  # number of a slab, its values (columns, v), seconds that the fit took
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
-SLAB = 16384  # voxels: what an interruption costs, and most of the memory
-PACE = 3  # slabs, after the first, that an estimate of the time is made from
+# voxels: what an interruption costs; several are in memory. A power of two would put the samples of
+# a voxel on the same lines of the cache.
+SLAB = 4000
+PARTS = 16  # slabs at least, so that all threads have some, but of a block each
+SYNC = (
+    1.0  # s between two entries in the journal: a disk may take long to say that it has something
+)
+PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
 
@@ -106,18 +113,26 @@ def _write(file: int, content: memoryview | bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def _slab(count: int) -> int:
+    """Voxels of a slab of a job of `count`: whole blocks, but for tests."""
+    return min(SLAB, VOXELS * max(1, -(-count // (PARTS * VOXELS))))
+
+
 class Store:
     """
     A hidden folder with the finished slabs of a job.
 
     `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
-    its rows are on the disk. As a context it is removed when all went well, or when there is
-    nothing in it worth keeping.
+    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went
+    well, or when there is nothing in it worth keeping.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
-        self.folder, self.count, self._key = folder, count, key
+        self.folder, self.count = folder, count
+        self.slab, self._key = _slab(count), key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
+        self._waiting: dict[int, list[float]] = {}  # the same of those not in the journal yet
+        self._synced = time.perf_counter()
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = os.open(folder / "journal", os.O_RDWR | os.O_CREAT, 0o666)
@@ -148,24 +163,31 @@ class Store:
             raise ValueError(f"{text}; undo that, or start anew with force ({self.folder})")
         self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
 
-    def note(self, entry: Any) -> None:
-        """A line of the journal, on the disk when this returns."""
-        line = json.dumps(entry).encode() + b"\n"
-        _write(self._journal, line, self._end)
+    def note(self, *entries: Any) -> None:
+        """Lines of the journal, on the disk when this returns."""
+        lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+        _write(self._journal, lines, self._end)
         os.fsync(self._journal)
-        self._end += len(line)
+        self._end += len(lines)
 
     def put(self, slab: int, table: Array, reading: float, fitting: float) -> None:
         """Keep the values (columns, v) of a slab."""
         start = time.perf_counter()
         for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
-            _write(self._rows, run.data, 8 * (k * self.count + slab * SLAB))
-        os.fsync(self._rows)
-        seconds = [reading, fitting, time.perf_counter() - start]
-        if not self._end:
-            self.note(self._key)
-        self.note([slab, *(round(s, 4) for s in seconds)])
-        self.seconds[slab] = seconds
+            _write(self._rows, run.data, 8 * (k * self.count + slab * self.slab))
+        self._waiting[slab] = [reading, fitting, time.perf_counter() - start]
+        if time.perf_counter() - self._synced >= SYNC:
+            self.sync()
+
+    def sync(self) -> None:
+        """All that was put is on the disk, and in the journal, when this returns."""
+        if self._waiting:
+            os.fsync(self._rows)
+            done = [[slab, *np.round(s, 4).tolist()] for slab, s in self._waiting.items()]
+            self.note(*([] if self._end else [self._key]), *done)
+            self.seconds |= self._waiting
+            self._waiting = {}
+        self._synced = time.perf_counter()
 
     def column(self, k: int) -> Array:
         """Values (V,) of a column, in file order."""
@@ -175,12 +197,15 @@ class Store:
         return self
 
     def __exit__(self, kind: Any, *more: Any) -> None:
+        if kind:
+            with suppress(OSError):
+                self.sync()
         os.close(self._rows)
         if kind and self.seconds:
             log.warning(
                 "%d of %d slabs are kept in %s for resume",
                 len(self.seconds),
-                -(-self.count // SLAB),
+                -(-self.count // self.slab),
                 self.folder,
             )
         else:
@@ -210,13 +235,19 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
 
 
 def on_threads(threads: int | None) -> Engine:
-    """The engine of one machine: slab after slab, the voxels of each on `threads`."""
+    """The engine of one machine: each of `threads` fits a slab of its own."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be a positive integer or None, not {threads}")
 
     def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
-        for slab, samples in slabs:
+        count = options.thread_count(threads)
+
+        def fitted(slab: int, samples: dict[str, Any]) -> tuple[int, Array, float]:
             start = time.perf_counter()
-            table = values(model, names, samples, threads)
-            yield slab, table, time.perf_counter() - start
+            table = values(model, names, samples, threads=1)
+            return slab, table, (time.perf_counter() - start) / count
+
+        return folder.side_by_side(fitted, slabs, count)
 
     return engine
 
@@ -224,17 +255,18 @@ def on_threads(threads: int | None) -> Engine:
 def _read(
     inputs: dict[str, Any],
     where: NDArray[np.int64],
+    size: int,
     todo: list[int],
     reading: dict[int, float],
     odd: list[Any],
 ) -> Slabs:
     """
-    Samples of the slabs to do, from runs of each volume; `where` are positions in the file. `odd`
-    adds up what `checks.count_odd` finds.
+    Samples of the slabs to do, of `size` voxels each, from runs of each volume; `where` are
+    positions in the file. `odd` adds up what `checks.count_odd` finds.
     """
     for slab in todo:
         start = time.perf_counter()
-        at = where[slab * SLAB : (slab + 1) * SLAB]
+        at = where[slab * size : (slab + 1) * size]
         samples = {
             name: _rows(image, at) if len(image.shape) > 1 else image
             for name, image in inputs.items()
@@ -245,13 +277,14 @@ def _read(
 
 
 def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
-    n = data.shape[-1]
-    flat = data.reshape(-1, n, order="F")
+    """Samples (v, n) of voxels at some places of a file, in the order and type of the file."""
+    n, run = data.shape[-1], slice(at[0], at[-1] + 1)
+    flat, inside = data.reshape(-1, n, order="F"), at - at[0]
     samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
     for volume in range(n):
-        samples[volume] = flat[at[0] : at[-1] + 1, volume][at - at[0]]
+        samples[volume] = flat[run, volume][inside]
     io.release(data)
-    return np.ascontiguousarray(samples.T)
+    return samples.T
 
 
 @contextmanager
@@ -274,15 +307,6 @@ def _compiling(run: dict[str, Any]) -> Iterator[None]:
     run["Compiling"] = 0.0
     with event.install_listener("numba:compile", Timer()):
         yield
-
-
-def _ahead(slabs: Slabs) -> Generator[tuple[int, dict[str, Any]], None, None]:
-    """The slabs, each read in a thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, slabs, None)
-        while (slab := coming.result()) is not None:
-            coming = reader.submit(next, slabs, None)
-            yield slab
 
 
 def fit_series(
@@ -310,8 +334,6 @@ def fit_series(
     interrupted fit, that are there are a FileExistsError; input or options that changed since the
     interruption a ValueError.
     """
-    from tqdm import tqdm
-
     key, run = job.key(), dict(run)
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
@@ -341,31 +363,32 @@ def fit_series(
     columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
-        tqdm(total=len(where), unit="voxel", disable=not progress) as bar,
+        progress_bar(len(where), progress) as advance,
         _compiling(run),
     ):
-        bar.update(min(len(where), SLAB * len(store.seconds)))
-        rest = 8 * columns * (len(where) - SLAB * len(store.seconds))
+        advance(min(len(where), store.slab * len(store.seconds)))
+        rest = 8 * columns * (len(where) - store.slab * len(store.seconds))
         io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
-        todo = [slab for slab in range(-(-len(where) // SLAB)) if slab not in store.seconds]
+        count = -(-len(where) // store.slab)
+        todo = [slab for slab in range(count) if slab not in store.seconds]
         reading: dict[int, float] = {}
         odd: list[Any] = [0, 0, 0]
-        source = closing(_ahead(_read(inputs, where, todo, reading, odd)))
-        with ThreadPoolExecutor(1) as writer, source as slabs:
+        slabs = _read(inputs, where, store.slab, todo, reading, odd)
+        with ThreadPoolExecutor(1) as writer:
             kept: Future[None] | None = None
             begun = 0.0
-            with closing(engine(job.model, job.names, slabs)) as tables:
-                for k, (slab, table, seconds) in enumerate(tables):
-                    if k == PACE and len(todo) > 3 * PACE:
-                        left = (time.perf_counter() - begun) / PACE * (len(todo) - k)
-                        log.info("%d voxels: about %.0f s to go", len(where), left)
-                    begun = begun if k else time.perf_counter()  # the first one compiles
-                    if kept is not None:
-                        kept.result()
-                    kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
-                    bar.update(table.shape[1])
+            for k, (slab, table, seconds) in enumerate(engine(job.model, job.names, slabs)):
+                if k == PACE and len(todo) > 2 * PACE:
+                    left = (time.perf_counter() - begun) / PACE * (len(todo) - k)
+                    log.info("%d voxels: about %.0f s to go", len(where), left)
+                begun = begun if k else time.perf_counter()  # the first one compiles
+                if kept is not None:
+                    kept.result()
+                kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
+                advance(table.shape[1])
             if kept is not None:
                 kept.result()
+        store.sync()
         first = dict(zip(blank, np.cumsum([0, *sizes]).tolist(), strict=False))
         status = store.column(first["status"]).astype(np.int64)
         if todo:
@@ -391,25 +414,23 @@ def fit_series(
             spent["Writing"] += time.perf_counter() - start  # all but the JSON, which says so
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
-        def maps() -> Iterator[tuple[str, Array]]:
+        def maps() -> Iterator[tuple[str, Array]]:  # as rows
             k = sum(sizes)
             for name in job.names:
                 columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
                 k += len(columns)
-                found = np.stack(columns, -1)
-                found = finished(name, found, job.image.affine, job.model.gtab.frame)
-                volumes = io.volumes(found.T, where, job.mask.size, np.float64, np.nan)
-                shaped = [volume.reshape(job.mask.shape, order="F") for volume in volumes]
-                yield name, np.stack(shaped, -1) if len(shaped) > 1 else shaped[0]
+                found = np.stack(columns, -1) if len(columns) > 1 else columns[0]
+                yield name, finished(name, found, job.image.affine, job.model.gtab.frame)
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
             rows: summary.Rows = []
-            within = job.regions or {"mask": job.mask}
+            regions = job.regions or {"mask": job.mask}
+            within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
-            folder.stage_maps(
-                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model
-            )
+            how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
+            to, place = (stage, job.prefix), (where, job.mask.shape)
+            folder.stage_maps(*to, given, job.image.affine, place=place, **how)
             summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run

@@ -48,8 +48,9 @@ def table_of(
             entries = scanner if args.grad else entries
         elif not (told or frame) and np.linalg.det(affine[:3, :3]) > 0:
             log.info(
-                "b-vectors are read in FSL's convention (x negated, as the affine's determinant is positive); "
-                "--frame voxel reads them along the voxel axes (QSIPrep, DIPY, DSI Studio)"
+                "b-vectors are read in FSL's convention (x negated, as the affine's determinant is "
+                "positive); --frame voxel reads them along the voxel axes (QSIPrep, DIPY, DSI "
+                "Studio)"
             )
     bvals = entries["bvals"]
     if count not in (None, len(bvals)):
@@ -81,8 +82,8 @@ def _agreed(entries: Any, scanner: Any, affine: Any, path: Path, told: str | Non
         return told
     if not agree:
         raise ValueError(
-            f"b-vectors contradict {path.name}: {text}. Take it alone (--grad FILE --frame scanner) or "
-            "the b-vectors alone (--frame image: FSL; voxel: QSIPrep, DIPY)"
+            f"b-vectors contradict {path.name}: {text}. Take it alone (--grad FILE --frame "
+            "scanner) or the b-vectors alone (--frame image: FSL; voxel: QSIPrep, DIPY)"
         )
     log.info("b-vectors agree with %s read in the %s frame", path.name, " or ".join(agree))
     return agree[0]

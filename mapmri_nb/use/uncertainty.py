@@ -25,6 +25,7 @@ from ..kernels._jit import n_threads, one_thread, spread
 from ..kernels._memory import Memory, lay_out
 from ..kernels.lanes import GRAIN, WIDTH, empty
 from ..kernels.linalg import block_cholesky, block_invert, block_product, signed_sums
+from ..kernels.status import STRAINED
 from ..kernels.tensor import isotropic_scales
 from ..model import MapmriModel, sample_slabs
 from ..status import Status
@@ -94,8 +95,9 @@ class Voxel(NamedTuple):
 
 
 def bootstrap(
-    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, n: int = 500, seed: int = 0, hold: bool | None = None,
-    hc: int = 2, indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, n: int = 500, seed: int = 0,
+    hold: bool | None = None, hc: int = 2, indices: str | list[str] | None = None,
+    threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
     """
     Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1 [Whitcher
@@ -142,10 +144,8 @@ def bootstrap(
     def resampled(fit: MapmriFit, voxel: Voxel) -> Array:
         room = np.maximum(1.0 - voxel.leverage, 1e-6) ** LEVERAGE_POWER[hc]
         residual = np.where(voxel.w > 0, (voxel.y - voxel.fitted) / room, 0.0)
-        rng, size = (
-            np.random.default_rng([int(seed), voxel.row]),
-            (int(n), -(-len(residual) // 16) * 2),
-        )
+        rng = np.random.default_rng([int(seed), voxel.row])
+        size = (int(n), -(-len(residual) // 16) * 2)
         bits = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
         if linear:
             return _values(fit, voxel.row, _signed(voxel.A, voxel.fitted, residual, bits), names)
@@ -171,17 +171,17 @@ def bootstrap(
 
 
 def posterior(
-    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *, indices: str | list[str] | None = None,
-    threads: int | None = None, **fit_options: Any,
+    model: MapmriModel, data: Any, mask: ArrayLike | None = None, *,
+    indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
     """
     Gaussian posterior of the coefficients at held mu, R and weight, in closed form [Sjolund 2018].
 
     a ~ N(a_hat, s^2 (M'WM + weight L)^-1), s^2 = RSS / (n - tr S); an index f of the normalised
     coefficients has the variance f'(a) Cov f'(a)', by its exact gradient. Not for positivity: a
-    truncated Gaussian is no Gaussian. It contains the prior, the Laplacian: at a fixed weight it is 2.5
-    to 3 times wider than the estimator's own scatter. With noise="rician" s is the fit's sigma, and
-    each sample counts by its observed information on the signal.
+    truncated Gaussian is no Gaussian. It contains the prior, the Laplacian: at a fixed weight it is
+    2.5 to 3 times wider than the estimator's own scatter. With noise="rician" s is the fit's sigma,
+    and each sample counts by its observed information on the signal.
     """
     if model.positivity is not None:
         raise ValueError(f"posterior: not for positivity={model.positivity!r}; use the bootstrap")
@@ -236,10 +236,7 @@ def _voxelwise(
     model: MapmriModel, data: Any, mask: ArrayLike | None, names: list[str],
     tables_of: Callable[..., Any], threads: int | None, fit_options: dict[str, Any],
 ) -> Uncertainty:  # fmt: skip
-    """
-    Fit, then one (names, 2 + quantiles) table a voxel, on threads; samples are read again slab by
-    slab.
-    """
+    """Fit, then one (names, 2 + quantiles) table a voxel, on threads, slab by slab."""
     own: dict[str, Any] = {name: fit_options.get(name) for name in ("scale", "sigma")}
     companions = {name: value for name, value in fit_options.items() if name not in own}
     taken = checks.take(model.gtab, data, mask, **companions)
@@ -288,12 +285,10 @@ def _packing(order: int) -> tuple[NDArray[Any], ...]:
 
 
 def _equations(
-    model: MapmriModel, fit: MapmriFit, plan: Memory, work: Work, rows: NDArray[np.int64], y: Array, w: Array
+    model: MapmriModel, fit: MapmriFit, plan: Memory, work: Work, rows: NDArray[np.int64], y: Array,
+    w: Array,
 ) -> Equations:  # fmt: skip
-    """
-    The problems of some voxels, by the stages of a fit at given scales with the plan `_held`; the
-    Laplacian is added here.
-    """
+    """The problems of some voxels: stages of a fit by the plan `_held`, the Laplacian added."""
     w = np.where(np.isfinite(y) & ((y != 0) | (not model.zero_is_missing)), w, 0.0)
     y = np.where(w > 0, y, 0.0)
     V, field = len(rows), np.zeros((0, 3, 3))
@@ -305,7 +300,7 @@ def _equations(
     )
     t, block = plan.value.moments, work.block
     memory = plan, lay_out(data), lay_out(blocks.new_rows(1, model.n_coef))
-    job = work.take(model.engine, *memory, True).job
+    job = work.take(model.engine, *memory, STRAINED).job
     with np.errstate(all="ignore"):
         blocks.run_stages(job.stages.before, job.places, 0, V)
     n = len(t.index)
@@ -354,7 +349,8 @@ def _factors(model: MapmriModel, fit: MapmriFit, rows: Any) -> Array:
 
 def _voxels(model: MapmriModel, fit: MapmriFit, e: Equations) -> Iterator[Voxel]:
     """Each voxel's maps from its samples."""
-    gtab, rules, index = model.gtab, model.plan.rules, ordering.index_table(fit.order)
+    gtab, rules = model.gtab, model.plan.rules
+    index = ordering.index_table(fit.order)
     B, M = ordering.hermite_origin(fit.order), np.empty((len(gtab), len(index)))
     for k, v in enumerate(e.rows):
         frame = fit.R[v] if fit.field is None else fit.R[v] + fit.field[v].T @ fit.R[v]
@@ -386,7 +382,8 @@ def _signed(A: Array, fitted: Array, residual: Array, bits: NDArray[np.uint8]) -
 
 
 def _refitted(
-    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], given: bool, hold: bool
+    model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], given: bool,
+    hold: bool,
 ) -> Array:  # fmt: skip
     """
     Values (names, V) of replicates y (V, n) fitted by the model itself; mu and R held where
@@ -443,7 +440,8 @@ def _summary(values: Array, own: Array) -> Array:
 def _product(A: Array, X: Array) -> Array:
     """A @ X by the library's kernel: BLAS would start threads of its own in every one of ours."""
     n = -(-X.shape[1] // WIDTH) * WIDTH
-    P, block, out = empty(len(A) + -len(A) % 4, len(X)), empty(len(X), n), empty(len(A) + 3, n)
+    P, block = empty(len(A) + -len(A) % 4, len(X)), empty(len(X), n)
+    out = empty(len(A) + 3, n)
     P[: len(A)], block[:, : X.shape[1]] = A, X
     block_product(P, block, out)
     return out[: len(A), : X.shape[1]]

@@ -12,20 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..gradients import from_voxel
 from ..indices import TABLE, unit_factor
 
 Array = NDArray[np.float64]
 
-ALIASES = {
-    "norm_of_laplacian_signal": "lapnorm",
-    "ng_parallel": "ng_par",
-    "ng_perpendicular": "ng_perp",
-}  # DIPY's names
-OTHERS = {
-    "rmse": "units of the data",
-    "r2": "1",
-    "negative_mass": "1",
-}  # maps that are no index, and their units
+# DIPY's names
+ALIASES = {"norm_of_laplacian_signal": "lapnorm"}
+ALIASES |= {"ng_parallel": "ng_par", "ng_perpendicular": "ng_perp"}
+# maps that are no index, and their units
+OTHERS = {"rmse": "units of the data", "r2": "1", "negative_mass": "1"}
 LABELS = {  # as mathtext; other names in capitals
     "ng_par": r"NG$_\parallel$",
     "ng_perp": r"NG$_\perp$",
@@ -68,20 +64,15 @@ def html(label: str) -> str:
 
 
 def map_of(fit: Any, name: str, units: str = "mm") -> Map:
-    """
-    A map by its name (ours or DIPY's), "rmse", "r2", "negative_mass", or the root of one:
-    "rtop^(1/3)".
-    """
+    """A map by its name, or DIPY's, "rmse", "r2", "negative_mass", or a root: "rtop^(1/3)"."""
     root = re.fullmatch(r"(.*)\^\(1/([1-9])\)", name)
     base, n = (root[1], int(root[2])) if root else (name, 1)
     base = base if hasattr(fit, base) else ALIASES.get(base, base)
     index = TABLE.get(ALIASES.get(base, base))
     known = base in OTHERS if index is None else index.size == 1 and index.power % n == 0
     if not known:
-        names = (name for name, i in TABLE.items() if i.size == 1)
-        raise ValueError(
-            f"maps: {name!r} is none of {', '.join([*names, *ALIASES, *OTHERS])}, nor a whole root of one"
-        )
+        names = [*(name for name, i in TABLE.items() if i.size == 1), *ALIASES, *OTHERS]
+        raise ValueError(f"maps: {name!r} is none of {', '.join(names)}, nor a whole root of one")
     if base == "negative_mass":
         values = fit.negative()[1]
     else:
@@ -119,9 +110,7 @@ def limits(values: NDArray[Any]) -> tuple[float, float]:
 def three(volume: NDArray[Any]) -> NDArray[Any]:
     """A volume of up to three dimensions as one of three."""
     if not 1 <= volume.ndim <= 3:
-        raise ValueError(
-            f"a picture needs a volume of up to 3 dimensions, not of shape {volume.shape}"
-        )
+        raise ValueError(f"a picture needs a volume of 1 to 3 dimensions: {volume.shape}")
     return volume.reshape(volume.shape + (1,) * (3 - volume.ndim))
 
 
@@ -168,6 +157,12 @@ class Orientation(NamedTuple):
         out = np.empty_like(vectors)
         out[..., list(self.order)] = vectors * np.where(self.flip, -1.0, 1.0)
         return out
+
+    def in_frame(self, canonical: Array, frame: str) -> Array:
+        """Directions (n, 3) along canonical voxel axes in the frame of a gradient table."""
+        stored = self.stored(np.ascontiguousarray(canonical))
+        known = self.stored_affine is not None
+        return from_voxel(stored, self.stored_affine, frame) if known else stored
 
     @property
     def size(self) -> Array:
@@ -223,7 +218,7 @@ class View(NamedTuple):
 
     @property
     def screen(self) -> Array:
-        """Canonical voxel axes behind the screen's: right, up, toward the viewer; rows of a matrix."""
+        """Canonical voxel axes behind the screen's (right, up, toward the viewer) as rows."""
         side = -1.0 if self.mirrored else 1.0
         rows = np.eye(3)[[self.right, self.up, self.axis]]
         return rows * [[side], [1.0], [side * (-1.0 if self.axis == 1 else 1.0)]]
@@ -247,8 +242,8 @@ class View(NamedTuple):
 
 
 def view_of(
-    mask: NDArray[np.bool_], axis: int | str | None = None, index: int | None = None, affine: Any = None,
-    convention: str = "radiological",
+    mask: NDArray[np.bool_], axis: int | str | None = None, index: int | None = None,
+    affine: Any = None, convention: str = "radiological",
 ) -> View:  # fmt: skip
     """
     A slice in canonical axes; by default normal to an axis of length 1, or axial, where the mask is
