@@ -16,7 +16,7 @@ from . import lanes
 from ._jit import CONTRACT, stage
 from ._types import Array
 from .lanes import WIDTH, every, pick, rows
-from .status import NO_FIT, STRAINED
+from .status import CONTRADICTED, NO_FIT, STRAINED
 
 STEPS, STEP = 4, 0.1  # the basis' scale is 1, 0.9, .. 0.6 of the tensor's
 SOLVED = 1e-8  # of y'Wy: what the solvers' tolerance may leave is no contradiction
@@ -95,6 +95,16 @@ def limit(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> Non
         total = total * block.valid[0, l] / free if free >= 1.0 else math.inf
         block.scale.limit[0, l] = total + SOLVED * power
         block.scale.step[0, l], block.scale.least[0, l] = 0.0, math.inf
+
+
+@stage()
+def judge(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """Mark voxels whose positivity is not believed CONTRADICTED; none is fitted again here."""
+    for l in range(block.status.size):
+        contradicts = block.scale.square[0, l] > block.scale.limit[0, l]
+        if contradicts and block.status[l] & (NO_FIT | STRAINED) == 0:
+            block.status[l] |= CONTRADICTED
+    block.noise.moving[0] = 0
 
 
 @stage()
