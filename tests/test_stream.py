@@ -256,7 +256,7 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
         def no_space(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(folder, "write_nii", no_space)
+        patch.setattr(io, "write_nii", no_space)
         assert main(words(dwi, tmp_path / "out", "--resume")) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
     assert main(words(dwi, tmp_path / "out", "--resume")) == 0
@@ -274,7 +274,9 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
     assert "File too large" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(
-        io, "load_dwi", lambda path: io.Image(np.asarray(nib.load(path).dataobj), np.eye(4))
+        io,
+        "load_dwi",
+        lambda path, header=False: io.Image(np.asarray(nib.load(path).dataobj), np.eye(4)),
     )
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
     assert main(words(dwi, tmp_path / "a" / "b")) == 1

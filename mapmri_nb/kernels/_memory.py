@@ -36,7 +36,7 @@ class Memory(NamedTuple):
 
 def lay_out(value: Any, like: Memory | None = None) -> Memory:
     """
-    Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and kinds of
+    Words of a tuple of numbers, arrays and such tuples. `like`: one of the same type and kinds of
     arrays; to find the type again takes most of the time.
     """
     if numba.config.DISABLE_JIT:

@@ -349,8 +349,8 @@ def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
     """
-    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be used
-    before the next one comes.
+    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be
+    used before the next one comes.
     """
     volume = np.full(size, fill, dtype)
     for column in columns:

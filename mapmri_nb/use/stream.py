@@ -216,9 +216,9 @@ class Store:
         os.close(self._journal)  # and with it the lock
 
 
-def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
+def layout(model: MapmriModel, threads: int | None = None) -> dict[str, NDArray[Any]]:
     """Rows of a fit of no voxel: names, shapes and types."""
-    return model.fit(np.zeros((0, len(model.gtab)))).rows()
+    return model.fit(np.zeros((0, len(model.gtab))), threads=threads).rows()
 
 
 def values(model: MapmriModel, names: list[str], samples: Any, threads: int | None = None) -> Array:
@@ -426,10 +426,8 @@ def fit_series(
             regions = job.regions or {"mask": job.mask}
             within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
-            folder.stage_maps(
-                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model,
-                (where, job.mask.shape),
-            )  # fmt: skip
+            how = (job.image.affine, job.units, job.fill, model)
+            folder.stage_maps(stage, job.prefix, given, *how, place=(where, job.mask.shape))
             summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
