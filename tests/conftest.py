@@ -1,7 +1,4 @@
-"""
-Hypothesis profiles, and the leg without the compiler: NUMBA_DISABLE_JIT=1 runs the tests marked
-`nojit` alone.
-"""
+"""Hypothesis profiles, and the leg without the compiler: tests marked `nojit` alone."""
 
 import os
 import signal
@@ -56,10 +53,7 @@ def data(scheme):
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """
-    Ctrl-C as on a terminal: a run in the background ignores SIGINT, and a local cluster of an
-    earlier test may too.
-    """
+    """Ctrl-C as on a terminal: a run in the background ignores SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

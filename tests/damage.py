@@ -1,7 +1,4 @@
-"""
-Inputs as they should not be: damaged files, random samples; shared by the tests and by
-validation/fuzz.py.
-"""
+"""Damaged files and random samples, for the tests and for validation/fuzz.py."""
 
 import gzip
 import struct
@@ -13,6 +10,7 @@ import numpy as np
 import phantom
 from mapmri_nb.cli import main
 from mapmri_nb.io import map_name
+from phantom import INDEX_NAMES
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
@@ -31,10 +29,7 @@ WORDS = (b"nan", b"inf", b"-1e9", b"b=0", b"1e400", b"0x10")
 
 
 def cut(name, folder, dead=False):
-    """
-    A few voxels of a bundled sample with its sidecars; path of the series. `dead`: the first has no
-    signal.
-    """
+    """A cut of a sample with its sidecars; its path. `dead`: the first voxel has no signal."""
     folder.mkdir(parents=True, exist_ok=True)
     source = data.sample_dwi(name)
     for path in source.parent.glob("sub-*"):
@@ -49,7 +44,7 @@ def cut(name, folder, dead=False):
     return folder / source.name
 
 
-# ---------------------------------------------------------------- damaged files
+# ---- damaged files
 
 
 def patched(old, layout, offset, *values):
@@ -78,10 +73,14 @@ def rewritten(old, rng, stop, letters=bytes(range(256))):
 
 # kind -> (which files in turn, how often in the tests, their new content); no fit comes of them,
 # but by a b0's direction -1e9
+def flipped(old, k):
+    at = 50 + k % 400
+    return old[:at] + bytes([old[at] ^ 1 << k % 8]) + old[at + 1 :]
+
+
 DAMAGE = {
     "series cut short": ([DWI], 10, lambda old, rng, k: shortened(old, rng)),
-    "series with a flipped bit": (
-        [DWI], 8, lambda old, rng, k: old[: 50 + k % 400] + bytes([old[50 + k % 400] ^ 1 << k % 8]) + old[51 + k % 400 :]),
+    "series with a flipped bit": ([DWI], 8, lambda old, rng, k: flipped(old, k)),
     "random bytes": ([DWI], 4, lambda old, rng, k: rng.bytes(3000)),
     "random bytes after gzip's magic": ([DWI], 4, lambda old, rng, k: b"\x1f\x8b\x08\0" + rng.bytes(3000)),
     "random bytes, compressed": ([DWI], 4, lambda old, rng, k: gzip.compress(rng.bytes(3000))),
@@ -93,38 +92,26 @@ DAMAGE = {
 }  # fmt: skip
 ANY = {  # of these a fit may come, since a changed digit is a digit
     "header with other bytes": (
-        [DWI, MASK],
-        12,
-        lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352)),
-    ),
+        [DWI, MASK], 12, lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352))),
     "file with other bytes": ([DWI, MASK], 12, lambda old, rng, k: rewritten(old, rng, len(old))),
     "sidecar with other bytes": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old))),
     "sidecar with other digits": (
-        SIDECARS,
-        12,
-        lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n"),
-    ),
-}
+        SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n")),
+}  # fmt: skip
 
 
 def outcome(capture, out, *words):
     """
-    What a command that writes into the folder `out` did, in one word, and its lines if they are not
-    what they should be.
-
-    "refused": in one line, with nothing left; "done"; "traceback"; "other". `capture` gives what
-    was printed since.
+    What a command that writes into the folder `out` did, and its lines if they are not as they
+    should be: "refused" (in one line, with nothing left), "done", "traceback", "other".
     """
     try:
         code = main([*map(str, words), "--out", str(out), "--quiet"])
     except Exception as error:  # what would be a traceback on the terminal
         return "traceback", repr(error)
     lines = capture().strip().splitlines()
-    if (
-        code == 1
-        and len(lines) == 1
-        and lines[0].startswith("mapmri-nb: error: ")
-        and not out.exists()
+    if (code, len(lines), out.exists()) == (1, 1, False) and lines[0].startswith(
+        "mapmri-nb: error: "
     ):
         return "refused", ""
     return ("done", "") if code == 0 else ("other", f"{code} {lines}")
@@ -142,7 +129,7 @@ def unaccounted(out, prefix="sub-cord"):
     return int((unknown | (np.isnan(read("rtop")) != none)).sum())
 
 
-# ---------------------------------------------------------------- random samples
+# ---- random samples
 
 MODES = {
     f"{mode}, {basis}": options | {"basis": basis}
@@ -150,54 +137,27 @@ MODES = {
     for basis in phantom.BASES
 }
 ODD = (np.nan, np.inf, -np.inf, 5e-324, 1e-310, 1e308, -1e308, 0.0, -0.0)
-MAPS = [
-    "rtop",
-    "rtap",
-    "rtpp",
-    "msd",
-    "lapnorm",
-    "qiv",
-    "ng",
-    "ng_par",
-    "ng_perp",
-    "pa",
-    "pa_dti",
-    "rmse",
-    "r2",
-]
-RESIDUALS = (
-    "rmse",
-    "r2",
-)  # NaN or infinite also where the sum of squared samples leaves float64, though the fit does not
+MAPS = [*INDEX_NAMES, "pa", "pa_dti", "rmse", "r2"]
+RESIDUALS = ("rmse", "r2")  # not finite also where the sum of squares leaves float64
 
 
 def fuzzed(clean, rng, each=36):
-    """
-    Rows between the clean ones: bytes as float64, float32, float16, int16; clean voxels with odd
-    samples.
-    """
+    """Between the clean rows: random bytes of four types, and clean voxels with odd samples."""
     n, rows = clean.shape[1], []
-    for kind in range(5):
-        for k in range(each):
-            if kind < 4:
-                row = np.frombuffer(
-                    rng.bytes(8 * n), [np.float64, np.float32, np.float16, np.int16][kind]
-                )[:n]
-            else:
-                row = np.where(
-                    rng.random(n) < rng.random(), rng.choice(ODD, n), clean[k % len(clean)]
-                )
-            with np.errstate(invalid="ignore"):  # of the casts
-                rows.append(row.astype(np.float64))
+    for kind in (np.float64, np.float32, np.float16, np.int16):
+        rows += [np.frombuffer(rng.bytes(8 * n), kind)[:n] for _ in range(each)]
+    for k in range(each):
+        odd = rng.random(n) < rng.random()
+        rows.append(np.where(odd, rng.choice(ODD, n), clean[k % len(clean)]))
+    with np.errstate(invalid="ignore"):  # of the casts
+        rows = [row.astype(np.float64) for row in rows]
     where = np.linspace(0, len(rows), len(clean)).astype(int)
     good = where + np.arange(len(clean))
     return np.insert(np.array(rows), where, clean, axis=0), good
 
 
 def random_samples(mode, each=36, seed=0):
-    """
-    A fit of `fuzzed` voxels by a mode's name, their samples, the clean rows and their fit alone.
-    """
+    """A mode's fit of `fuzzed` voxels, their samples, the clean rows and their fit alone."""
     scheme = phantom.small_scheme()
     clean = phantom.signals(20, *scheme, seed=4)
     y, good = fuzzed(clean, np.random.default_rng(seed), each)
@@ -207,18 +167,14 @@ def random_samples(mode, each=36, seed=0):
 
 def wrong_voxels(fit, y, good, alone):
     """
-    Rows (V,) that are not as they must be, and those without a fit.
-
-    A known status; NaN in every map where it says that there is no fit and finite numbers where it
-    does not; clean voxels with a fit, bit for bit as without their neighbours.
+    Rows (V,) that are not as they must be, and those without a fit: a known status; NaN in every map
+    where it says so and finite numbers elsewhere; clean voxels bit for bit as without neighbours.
     """
     none = (fit.status & mapmri.Status.NO_FIT) != 0
-    wrong = (fit.status & ~KNOWN) != 0
+    wrong, rows = (fit.status & ~KNOWN) != 0, fit.rows()
     wrong[good] |= none[good]
-    for name, rows in alone.rows().items():
-        same = (fit.rows()[name][good] == rows) | (
-            np.isnan(rows) & np.isnan(fit.rows()[name][good])
-        )
+    for name, own in alone.rows().items():
+        same = (rows[name][good] == own) | (np.isnan(own) & np.isnan(rows[name][good]))
         wrong[good] |= ~same.reshape(len(good), -1).all(1)
     for name in ("coef", "mu", "R", "S0"):
         values = getattr(fit, name).reshape(len(none), -1)

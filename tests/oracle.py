@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from mapmri_nb.testing.truths import isotropic_scale
 
-# ---------------------------------------------------------------- orders, bases
+# ---- orders, bases
 
 
 def aniso_table(order):
@@ -41,9 +41,8 @@ def order_of(coef):
 
 def origin1d(n):
     """phi_n(0): sqrt(n!)/n!! for even n, else 0."""
-    return (
-        0.0 if n % 2 else sqrt(factorial(n)) / float(special.factorial2(n, exact=True) if n else 1)
-    )
+    double = special.factorial2(n, exact=True) if n else 1
+    return 0.0 if n % 2 else sqrt(factorial(n)) / float(double)
 
 
 def aniso_origin(order):
@@ -53,28 +52,20 @@ def aniso_origin(order):
 
 def iso_origin(order):
     """B_jlm."""
-    return np.array(
-        [
-            gamma(j + 0.5) / gamma(j) / gamma(1.5) if el == 0 else 0.0
-            for j, el, _ in iso_table(order)
-        ]
-    )
+    value = [gamma(j + 0.5) / gamma(j) / gamma(1.5) * (el == 0) for j, el, _ in iso_table(order)]
+    return np.array(value)
 
 
 def hermite1d(n, t):
     """H_n(t) exp(-t^2/2) / sqrt(2^n n!)."""
-    return (
-        special.eval_hermite(n, t)
-        * np.exp(-np.square(t) / 2)
-        / np.exp(0.5 * (n * np.log(2) + lgamma(n + 1)))
-    )
+    norm = np.exp(0.5 * (n * np.log(2) + lgamma(n + 1)))
+    return special.eval_hermite(n, t) * np.exp(-np.square(t) / 2) / norm
 
 
 def hermite3d(order, t):
     """Products of three hermite1d at t (k, 3): (k, n)."""
-    return np.array(
-        [np.prod([hermite1d(n[i], t[:, i]) for i in range(3)], 0) for n in aniso_table(order)]
-    ).T
+    columns = [[hermite1d(n[i], t[:, i]) for i in range(3)] for n in aniso_table(order)]
+    return np.prod(columns, axis=1).T
 
 
 def phi_matrix(order, mu, q):
@@ -92,11 +83,8 @@ def angles(v):
     """Norm, polar and azimuthal angle of v (k, 3); angles 0 at the origin."""
     v = np.atleast_2d(v)
     r = np.linalg.norm(v, axis=1)
-    return (
-        r,
-        np.arccos(np.clip(v[:, 2] / np.where(r > 0, r, 1), -1, 1)) * (r > 0),
-        np.arctan2(v[:, 1], v[:, 0]),
-    )
+    polar = np.arccos(np.clip(v[:, 2] / np.where(r > 0, r, 1), -1, 1))
+    return r, polar * (r > 0), np.arctan2(v[:, 1], v[:, 0])
 
 
 def real_sh(el, m, theta, phi):
@@ -108,22 +96,18 @@ def real_sh(el, m, theta, phi):
 
 def iso_shape(order, x, theta, phi):
     """x^(l/2) exp(-x) L_(j-1)^(l+1/2)(2x) Y_lm, (k, n)."""
-    laguerre = [
-        x ** (el / 2) * special.eval_genlaguerre(j - 1, el + 0.5, 2 * x)
-        for j, el, _ in iso_table(order)
-    ]
-    harmonics = [real_sh(el, m, theta, phi) for _, el, m in iso_table(order)]
-    return np.transpose(np.exp(-x) * np.array(laguerre) * np.array(harmonics))
+    out = []
+    for j, el, m in iso_table(order):
+        laguerre = special.eval_genlaguerre(j - 1, el + 0.5, 2 * x)
+        out.append(np.exp(-x) * x ** (el / 2) * laguerre * real_sh(el, m, theta, phi))
+    return np.transpose(out)
 
 
 def iso_phi_matrix(order, u, q):
     """Signal of the isotropic functions at q (k, 3): (k, n)."""
     norm, theta, phi = angles(q)
-    return (
-        sqrt(4 * pi)
-        * (-1.0) ** (iso_table(order)[:, 1] // 2)
-        * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
-    )
+    sign = (-1.0) ** (iso_table(order)[:, 1] // 2)
+    return sqrt(4 * pi) * sign * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
 
 
 def iso_psi_matrix(order, u, r):
@@ -135,41 +119,29 @@ def iso_psi_matrix(order, u, r):
 
 def iso_norms(order, u):
     """Integral of Phi_jlm^2, (n,)."""
-    return np.array(
-        [
-            gamma(j + el + 0.5) / (2 ** (el + 2) * pi**2 * u**3 * gamma(j))
-            for j, el, _ in iso_table(order)
-        ]
-    )
+    terms = [gamma(j + el + 0.5) / (2**el * gamma(j)) for j, el, _ in iso_table(order)]
+    return np.array(terms) / (4 * pi**2 * u**3)
 
 
 def iso_to_aniso(order):
     """T (n, n) with a_aniso = T a_iso at equal scale: overlaps at scale 1 by quadrature."""
     r, w = gauss_hermite(order + 1, np.ones(3))
-    return (
-        8
-        * pi**1.5
-        * psi_matrix(order, np.ones(3), r).T
-        @ (w[:, None] * iso_psi_matrix(order, 1.0, r))
-    )
+    overlap = psi_matrix(order, np.ones(3), r).T @ (w[:, None] * iso_psi_matrix(order, 1.0, r))
+    return 8 * pi**1.5 * overlap
 
 
-# ---------------------------------------------------------------- quadrature
+# ---- quadrature
 
 
 def gauss_hermite(n, scale):
-    """
-    Nodes (n^d, d) and weights, exact for a polynomial of degree 2n-1 per axis times exp(-sum
-    x_i^2/scale_i^2).
-    """
+    """Nodes (n^d, d), weights: exact for degree 2n-1 an axis times exp(-sum x^2 / scale^2)."""
     scale = np.atleast_1d(np.asarray(scale, float))
     t, w = special.roots_hermite(n)
-    w = w * np.exp(t**2)
-    nodes = np.stack(np.meshgrid(*[t * s for s in scale], indexing="ij"), -1).reshape(
-        -1, len(scale)
-    )
-    weights = np.prod(np.stack(np.meshgrid(*[w * s for s in scale], indexing="ij"), -1), -1)
-    return nodes, weights.ravel()
+
+    def product(x):
+        return np.stack(np.meshgrid(*[x * s for s in scale], indexing="ij"), -1)
+
+    return product(t).reshape(-1, len(scale)), np.prod(product(w * np.exp(t**2)), -1).ravel()
 
 
 def scales(mu, space, power=1):
@@ -179,10 +151,7 @@ def scales(mu, space, power=1):
 
 
 def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
-    """
-    Integral of f(points (k, 3)) over space, or over the plane or line through 0 that `axes` of the
-    frame span.
-    """
+    """Integral of f(points (k, 3)) over space, or over what `axes` of the frame span."""
     t, w = gauss_hermite(n, scales(mu, space, power)[list(axes)])
     return w @ f(t @ np.eye(3)[list(axes)])
 
@@ -190,12 +159,9 @@ def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
 def sphere_rule(n_z=30, n_phi=60):
     """Directions (k, 3) and weights (sum 4 pi): Gauss-Legendre times the trapezoidal rule."""
     z, w = special.roots_legendre(n_z)
-    phi = 2 * pi * np.arange(n_phi) / n_phi
-    s = np.sqrt(1 - z**2)[:, None]
-    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1).reshape(
-        -1, 3
-    )
-    return v, np.repeat(w * 2 * pi / n_phi, n_phi)
+    phi, s = 2 * pi * np.arange(n_phi) / n_phi, np.sqrt(1 - z**2)[:, None]
+    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1)
+    return v.reshape(-1, 3), np.repeat(w * 2 * pi / n_phi, n_phi)
 
 
 def circle_rule(axis, n=120):
@@ -205,7 +171,7 @@ def circle_rule(axis, n=120):
     return np.cos(phi)[:, None] * q[0] + np.sin(phi)[:, None] * q[1], np.full(n, 2 * pi / n)
 
 
-# ---------------------------------------------------------------- Laplacian matrices
+# ---- Laplacian matrices
 
 
 def laplacian_matrix(order, mu):
@@ -214,10 +180,8 @@ def laplacian_matrix(order, mu):
     k, gap = np.minimum(n[:, None], n[None]), np.abs(n[:, None] - n[None])  # (n, n, 3): per axis
     pair, far = np.sqrt((k + 1) * (k + 2)), np.sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
     x2 = np.select([gap == 0, gap == 2], [k + 0.5, pair / 2])
-    x4 = (
-        np.select([gap == 0, gap == 2, gap == 4], [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far])
-        / 4
-    )
+    values = [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far]
+    x4 = np.select([gap == 0, gap == 2, gap == 4], values) / 4
     total = 0.0
     for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         total = total + mu[a] ** 4 * x4[..., a] * (gap[..., b] == 0) * (gap[..., c] == 0)
@@ -226,109 +190,35 @@ def laplacian_matrix(order, mu):
 
 
 def iso_laplacian_matrix(order, u):
-    """Laplacian matrix of the isotropic basis, (n, n)."""
-
-    def entry(p, q):
-        if p[1:] != q[1:]:
-            return 0.0
-        j, el, step = min(p[0], q[0]), p[1], abs(p[0] - q[0])
-        if step == 0:
-            poly = 3 + 24 * j**2 + 4 * el * (el - 2) + 12 * j * (2 * el - 1)
-            return 2.0**-el * pi**2 * u * poly * gamma(j + el + 0.5) / gamma(j)
-        if step == 1:
-            return (
-                2.0 ** (2 - el)
-                * pi**2
-                * u
-                * (4 * (j + 1) + 2 * el - 3)
-                * gamma(j + el + 1.5)
-                / gamma(j)
-            )
-        return 2.0 ** (2 - el) * pi**2 * u * gamma(j + el + 2.5) / gamma(j) if step == 2 else 0.0
-
-    table = iso_table(order).tolist()
-    return np.array([[entry(p, q) for q in table] for p in table])
+    """Laplacian matrix of the isotropic basis by its integral 16 pi^4 int r^4 P P' dr, (n, n)."""
+    r, w = gauss_hermite(order + 4, np.full(3, u))
+    psi = iso_psi_matrix(order, u, r) * (r**2).sum(1)[:, None]
+    return 16 * pi**4 * (psi.T * w @ psi)
 
 
-# ---------------------------------------------------------------- indices
-
-
-def radial_sum(j, el, s):
-    """Sum over k < j in the isotropic ODF_s; s = -2 also gives RTPP."""
-    t, x, total = (el + s + 3) / 2, j + el - 0.5, 0.0
-    for k in range(j):
-        choose = gamma(x + 1) / (gamma(x - j + k + 2) * factorial(j - k - 1))
-        total += (-1) ** k * choose * gamma(t + k) * 2 ** (t + k) / factorial(k)
-    return total
-
-
-def pa_cos2(a, mu, k_max=5):
-    """
-    cos^2 theta of P and its projection on the radial functions at u0; 1-D overlaps by quadrature.
-    """
-    order, u0 = order_of(a), isotropic_scale(mu)
-    n, high = aniso_table(order), 2 * k_max
-    overlap = []
-    for m in mu:
-        x, w = gauss_hermite((order + high) // 2 + 2, sqrt(2 / (1 / m**2 + 1 / u0**2)))
-        f = np.array([hermite1d(k, x[:, 0] / m) for k in range(order + 1)]) / sqrt(m)
-        g = np.array([hermite1d(k, x[:, 0] / u0) for k in range(high + 1)]) / sqrt(u0)
-        overlap.append((f * w) @ g.T / sqrt(pi))
-    total = 0.0
-    for k in range(k_max + 1):
-        g_k = 0.0
-        for i1 in range(0, 2 * k + 1, 2):
-            for i2 in range(0, 2 * k + 1 - i1, 2):
-                i3 = 2 * k - i1 - i2
-                b = origin1d(i1) * origin1d(i2) * origin1d(i3)
-                g_k += b * np.sum(
-                    a * overlap[0][n[:, 0], i1] * overlap[1][n[:, 1], i2] * overlap[2][n[:, 2], i3]
-                )
-        total += g_k**2 / (gamma(k + 1.5) / (gamma(k + 1) * gamma(1.5)))
-    return total / np.sum(np.square(a))
+# ---- indices
 
 
 def odf_matrix(order, mu, v, s=2):
     """ODF_s of the anisotropic functions along unit vectors v (k, 3) in the frame: (k, n)."""
     t = np.atleast_2d(v) / np.asarray(mu, float)
     rho = 1 / np.linalg.norm(t, axis=1)
-    t = t * rho[:, None]
+    t = (t * rho[:, None]).T
     cols = []
     for n in aniso_table(order).tolist():
         h = [special.hermite(k).c[::-1] for k in n]  # ascending monomial coefficients of H_n
         total = 0.0
-        for a, b, c in np.ndindex(
-            n[0] + 1, n[1] + 1, n[2] + 1
-        ):  # the term of r^k in prod H_ni(t_i r)
+        for a, b, c in np.ndindex(*[k + 1 for k in n]):  # r^(a + b + c) of prod H_ni(t_i r)
             k = a + b + c
             if (k - sum(n)) % 2 == 0:
-                term = h[0][a] * h[1][b] * h[2][c] * t[:, 0] ** a * t[:, 1] ** b * t[:, 2] ** c
+                term = h[0][a] * h[1][b] * h[2][c] * t[0] ** a * t[1] ** b * t[2] ** c
                 total = total + term * 2 ** ((k + s + 1) / 2) * gamma((k + s + 3) / 2)
         norm = np.prod(mu) * sqrt(2.0 ** (sum(n) + 3) * pi**3 * np.prod([factorial(k) for k in n]))
         cols.append(rho ** (s + 3) * total / norm)
     return np.array(cols).T
 
 
-def iso_odf_factors(order, u, s=2):
-    """Factor of Y_lm(v) in ODF_s of each isotropic function, (n,)."""
-    table = iso_table(order).tolist()
-    return np.array(
-        [
-            u**s * (-1) ** (j - 1) * 2 ** (-(el + 3) / 2) / pi * radial_sum(j, el, s)
-            for j, el, _ in table
-        ]
-    )
-
-
-def iso_odf_matrix(order, u, v, s=2):
-    """ODF_s of the isotropic functions along unit vectors v (k, 3): (k, n)."""
-    _, theta, phi = angles(v)
-    return np.array(
-        [real_sh(el, m, theta, phi) for _, el, m in iso_table(order)]
-    ).T * iso_odf_factors(order, u, s)
-
-
-# ---------------------------------------------------------------- fits
+# ---- fits
 
 
 def qvectors(bvals, bvecs, tau):
@@ -336,23 +226,16 @@ def qvectors(bvals, bvecs, tau):
     return np.sqrt(np.asarray(bvals) / tau)[:, None] / (2 * pi) * np.asarray(bvecs)
 
 
-def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
-    """
-    Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), lambda1 >= lambda2 >=
-    lambda3.
-    """
-    use = (
-        np.isfinite(y) & (y > 0) & (bvals <= (np.inf if bval_threshold is None else bval_threshold))
-    )
+def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4, weights=None):
+    """Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), descending."""
+    use = np.isfinite(y) & (y > 0) & (bvals <= bval_threshold)
     b, g, log = bvals[use, None], bvecs[use], np.log(y[use])
+    root = np.ones(len(log)) if weights is None else np.sqrt(weights[use])
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    x = np.hstack(
-        [np.ones_like(b)] + [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs]
-    )
-    first = np.linalg.lstsq(x, log, rcond=None)[0]
-    w = np.exp(
-        x @ first
-    )  # weight = predicted signal squared, so rows are scaled by the predicted signal
+    columns = [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs]
+    x = np.hstack([np.ones_like(b), *columns])
+    first = np.linalg.lstsq(x * root[:, None], log * root, rcond=None)[0]
+    w = root * np.exp(x @ first)  # the predicted signal: its square counts
     _, xx, yy, zz, xy, xz, yz = np.linalg.lstsq(x * w[:, None], log * w, rcond=None)[0]
     values, vectors = np.linalg.eigh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     values = np.maximum(values[::-1], floor)
@@ -362,36 +245,22 @@ def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
 def scale_S0(y, bvals, bvecs, tensor, b0_threshold=50):
     """Mean over the b0 volumes of y exp(b u'Du)."""
     b0 = (bvals <= b0_threshold) & np.isfinite(y)
-    return np.mean(
-        y[b0] * np.exp(bvals[b0] * np.einsum("ki,ij,kj->k", bvecs[b0], tensor, bvecs[b0]))
-    )
+    decay = bvals[b0] * np.einsum("ki,ij,kj->k", bvecs[b0], tensor, bvecs[b0])
+    return np.mean(y[b0] * np.exp(decay))
 
 
-def fit(
-    y,
-    bvals,
-    bvecs,
-    tau,
-    order,
-    weight=0.0,
-    basis="anisotropic",
-    scale=None,
-    static=None,
-    **tensor_options,
-):
+def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None, static=None):
     """
-    Linear MAP(L) of one voxel, dense: fitted freely, then normalised. `weight` is a number or
-    'gcv'.
+    Linear MAP(L) of one voxel, dense: fitted freely, then normalised; of given scale (mu, R) or
+    static diffusivity.
 
-    Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, tensor,
-    weight, rmse, r2, and e0, the sum aB before it was divided out.
+    Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, rmse, r2.
     """
-    mu_t, rotation, values = (
-        fit_tensor(y, bvals, bvecs, tau, **tensor_options) if scale is None else (*scale, None)
-    )
-    values = np.square(mu_t) / (2 * tau) if values is None else values
-    tensor = rotation @ np.diag(values) @ rotation.T
-    S0 = scale_S0(y, bvals, bvecs, tensor)
+    if scale is None:
+        mu_t, rotation, values = fit_tensor(y, bvals, bvecs, tau)
+    else:
+        (mu_t, rotation), values = scale, np.square(scale[0]) / (2 * tau)
+    S0 = scale_S0(y, bvals, bvecs, rotation @ np.diag(values) @ rotation.T)
     q, ok = qvectors(bvals, bvecs, tau), np.isfinite(y)
     if basis == "anisotropic":
         mu, b = np.asarray(mu_t, float), aniso_origin(order)
@@ -400,37 +269,23 @@ def fit(
         u = isotropic_scale(mu_t) if static is None else sqrt(2 * static * tau)
         mu, b = np.full(3, u), iso_origin(order)
         m, lap = iso_phi_matrix(order, u, q), iso_laplacian_matrix(order, u)
-    if weight == "gcv":
-        weight = gcv_weight(m[ok], lap, y[ok] / S0, mu)
     a = penalised_lstsq(m[ok], lap, y[ok] / S0, weight)
-    e0 = a @ b
-    a, S0 = a / e0, S0 * e0
+    a, S0 = a / (a @ b), S0 * (a @ b)
     herm = a
     if basis != "anisotropic":  # the propagator in the tensor frame: fitted there, exactly
         r, _ = gauss_hermite(order + 3, np.sqrt(2) * mu)
-        herm = np.linalg.lstsq(
-            psi_matrix(order, mu, r), iso_psi_matrix(order, u, r @ rotation.T) @ a, rcond=None
-        )[0]
+        radial = iso_psi_matrix(order, u, r @ rotation.T) @ a
+        herm = np.linalg.lstsq(psi_matrix(order, mu, r), radial, rcond=None)[0]
     rest = y[ok] - S0 * m[ok] @ a
-    out = {
-        "coef": a,
-        "hermite": herm,
-        "mu": mu,
-        "mu_tensor": np.asarray(mu_t),
-        "R": rotation,
-        "S0": S0,
-        "e0": e0,
-    }
     r2 = 1 - np.sum(rest**2) / np.sum((y[ok] - y[ok].mean()) ** 2)
-    return out | {"tensor": tensor, "weight": weight, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
+    out = {"coef": a, "hermite": herm, "mu": mu, "mu_tensor": np.asarray(mu_t), "R": rotation}
+    return out | {"S0": S0, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
 
 
 def penalised_lstsq(m, lap, y, weight):
     """Argmin |y - m a|^2 + weight a'La by QR of the stacked system."""
-    root = sqrt(weight) * np.linalg.cholesky(lap).T
-    return np.linalg.lstsq(
-        np.vstack([m, root]), np.concatenate([y, np.zeros(len(lap))]), rcond=None
-    )[0]
+    stacked = np.vstack([m, sqrt(weight) * np.linalg.cholesky(lap).T])
+    return np.linalg.lstsq(stacked, np.r_[y, np.zeros(len(lap))], rcond=None)[0]
 
 
 def constrained_lstsq(m, y, b):
@@ -448,16 +303,17 @@ def gcv(m, lap, y, weight):
 
 
 def gcv_weight(m, lap, y, mu, grid=40):
-    """
-    Minimiser of V over 5e-8..5e-2 mm / (mean scale): grid on log weight, then every bracket of a
-    local minimum.
-    """
+    """Minimiser of V over 5e-8..5e-2 mm / (mean scale): a grid, then each bracket."""
     logs = np.linspace(np.log(5e-8), np.log(5e-2), grid) - np.log(np.prod(mu)) / 3
-    v = [gcv(m, lap, y, np.exp(t))[0] for t in logs]
+
+    def score(t):
+        return gcv(m, lap, y, np.exp(t))[0]
+
+    v = [score(t) for t in logs]
     found = [(v[i], logs[i]) for i in (0, grid - 1)]
     for i in range(1, grid - 1):
         if v[i] <= min(v[i - 1], v[i + 1]):
-            best = optimize.minimize_scalar(lambda t: gcv(m, lap, y, np.exp(t))[0], bounds=logs[[i - 1, i + 1]],
-                                            method="bounded", options={"xatol": 1e-9})  # fmt: skip
+            way = {"bounds": logs[[i - 1, i + 1]], "method": "bounded", "options": {"xatol": 1e-9}}
+            best = optimize.minimize_scalar(score, **way)
             found.append((best.fun, best.x))
     return float(np.exp(min(found)[1]))

@@ -1,7 +1,4 @@
-"""
-Simulated voxels and gradient tables for the tests of the fit. Plain NumPy on top of the oracle's
-schemes.
-"""
+"""Simulated voxels and gradient tables, modes, and what makes two fits the same."""
 
 import numpy as np
 import truth
@@ -39,10 +36,7 @@ def random_rotation(rng, count=None):
 
 
 def signals(count, bvals, bvecs, seed=0, noise=0.02):
-    """
-    Crossings of two bundles with some free water in random frames, S0 100 to 1000, noise in parts
-    of S0: (count, n).
-    """
+    """Noisy crossings of two bundles and some free water, S0 100 to 1000: (count, n)."""
     rng = np.random.default_rng(seed)
     out = np.empty((count, len(bvals)))
     for v in range(count):

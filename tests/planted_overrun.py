@@ -1,7 +1,4 @@
-"""
-Proof that the checked leg checks: a planted overrun must raise; exit code 1 where it goes
-unnoticed.
-"""
+"""Proof that the checked leg checks: exit code 1 where a planted overrun goes unnoticed."""
 
 import sys
 

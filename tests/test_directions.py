@@ -9,6 +9,7 @@ from phantom import unit
 
 from mapmri_nb import directions
 from mapmri_nb.kernels import ordering
+from mapmri_nb.testing import truths
 
 
 def field(coef, mu, R, s=2.0):
@@ -24,45 +25,25 @@ def draw(order, n, seed, ratio=2.4):
 
 
 def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
-    """
-    Two Gaussians (1.7, .3, .3) crossing at an angle, projected on the basis, in a random frame;
-    true directions.
-    """
-    half = math.radians(angle) / 2
-    D0 = np.diag([1.7e-3, 0.3e-3, 0.3e-3])
-    fibres = np.array([[math.cos(half), math.sin(half), 0], [math.cos(half), -math.sin(half), 0]])
-    mean, C = np.zeros((3, 3)), []
-    for f in fibres:
-        D = 0.3e-3 * np.eye(3) + 1.4e-3 * np.outer(f, f)
-        mean, C = mean + D / 2, [*C, 2 * tau * D]
-    assert np.trace(mean) == pytest.approx(np.trace(D0))
-    mu = np.sqrt(2 * tau * np.diag(mean))
+    """Two Gaussians (1.7, .3, .3) crossing, projected on the basis, in a random frame; fibres."""
+    _, tensors = truths.crossing(angle / 2)
+    fibres = np.array([truths.rotation(2, s * angle / 2)[:, 0] for s in (1, -1)])
+    mu = np.sqrt(2 * tau * np.diag(sum(tensors) / 2))
     mu = np.full(3, oracle.isotropic_scale(mu)) if isotropic else mu
-    x, w = np.polynomial.hermite_e.hermegauss(24)
-    u = np.stack(np.meshgrid(x, x, x, indexing="ij"), -1).reshape(-1, 3)
-    weight = np.prod(np.stack(np.meshgrid(w, w, w, indexing="ij"), -1).reshape(-1, 3), 1)
-    coef = np.zeros(ordering.n_coef(order))
-    for c in (
-        C
-    ):  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr: polynomials under the product of two Gaussians
-        inverse = np.diag(mu) @ np.linalg.inv(c) @ np.diag(mu)
-        S = np.linalg.inv(inverse + np.eye(3))
-        points = u @ np.linalg.cholesky(S).T
-        powers = np.prod(points[:, None] ** ordering.monomials(order)[None], axis=2)
-        norm = math.sqrt(np.linalg.det(S) * np.linalg.det(inverse)) / (2 * math.pi) ** 1.5
-        coef += (
-            4
-            * math.pi**1.5
-            / (2 * math.pi) ** 1.5
-            * norm
-            * (weight @ powers @ ordering.hermite_to_monomial(order))
-        )
+    coef = 0.0
+    for D in tensors:  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr, where both are wide
+        precision = np.linalg.inv(2 * tau * D)
+        root = np.linalg.inv(np.linalg.cholesky(precision + np.diag(mu**-2.0))).T * math.sqrt(2)
+        t, w = oracle.gauss_hermite(order // 2 + 2, np.ones(3))
+        r = t @ root.T
+        P = np.exp(-0.5 * np.einsum("ki,ij,kj->k", r, precision, r))
+        P *= math.sqrt(np.linalg.det(precision / (2 * math.pi))) * abs(np.linalg.det(root)) / 2
+        coef = coef + 8 * math.pi**1.5 * np.prod(mu) * oracle.psi_matrix(order, mu, r).T @ (w * P)
     R = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
     return coef[None], mu[None], R[None], fibres @ R.T
 
 
 # ---- sets
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -81,11 +62,6 @@ def test_sphere(n):
         vertices[0] = 0
 
 
-def test_sphere_of_unknown_size_names_the_sizes():
-    with pytest.raises(ValueError, match=r"100, 362, 724.*got 642"):
-        directions.sphere(642)
-
-
 def test_field_checks_and_normalises_directions():
     coef, mu, R = draw(4, 2, 0)
     odf = field(coef, mu, R)
@@ -101,18 +77,25 @@ def test_field_checks_and_normalises_directions():
 
 def test_wrong_values_are_named():
     coef, mu, R = draw(4, 2, 0)
-    odf = field(coef, mu, R)
+    odf, points = field(coef, mu, R), directions.sphere(100).vertices
     for bad in (-3.0, np.nan, np.inf, 101):
         with pytest.raises(ValueError, match=f"s must be a number above -3.*{bad}"):
             field(coef, mu, R, bad)
-    for options in ({"n_peaks": 0}, {"relative": 2}, {"relative": -1}, {"separation": 91}):
-        ((name, value),) = options.items()
+    for name, value in (("n_peaks", 0), ("relative", 2), ("relative", -1), ("separation", 91)):
         with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
-            directions.peaks(odf, **options)
-    with pytest.raises(ValueError, match=r"points must have shape \(K, 3\): got \(2, 2\)"):
-        directions.sh_matrix(np.eye(2), 4)
-    with pytest.raises(ValueError, match=r"at least 2 directions .* shape \(1,\)"):
-        directions.gfa([1.0])
+            directions.peaks(odf, **{name: value})
+    for call, words in (
+        (lambda: directions.sphere(642), r"100, 362, 724.*got 642"),
+        (lambda: directions.sh_matrix(np.eye(2), 4), r"points .* shape \(K, 3\): got \(2, 2\)"),
+        (lambda: directions.gfa([1.0]), r"at least 2 directions .* shape \(1,\)"),
+        (lambda: directions.sh_matrix(points, 3), "sh_order.*got 3"),
+        (lambda: directions.sh_matrix(points, -2), "sh_order.*got -2"),
+        (lambda: directions.sh_matrix(points, 34), "sh_order.*got 34"),
+        (lambda: directions.sh_matrix(points, 4, "mrtrix"), "sh_basis.*got 'mrtrix'"),
+        (lambda: directions.convert_sh(np.zeros(7), "tournier07", "descoteaux07"), "got 7"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_gfa():
@@ -129,7 +112,6 @@ def test_gfa():
 
 
 # ---- spherical harmonics
-# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.nojit
@@ -158,37 +140,20 @@ def test_harmonics_equal_those_of_dipy(basis):
 
 
 def test_conversions():
-    rng = np.random.default_rng(0)
-    coef = rng.normal(size=(3, 45))
-    points = directions.sphere(100).vertices
+    coef, points = np.random.default_rng(0).normal(size=(3, 45)), directions.sphere(100).vertices
     for source in directions.SH_BASES:
+        values = coef @ directions.sh_matrix(points, 8, source).T
         for target in directions.SH_BASES:
             other = directions.convert_sh(coef, source, target)
-            values = coef @ directions.sh_matrix(points, 8, source).T
-            assert other @ directions.sh_matrix(points, 8, target).T == pytest.approx(
-                values, abs=1e-12
-            )
+            again = other @ directions.sh_matrix(points, 8, target).T
+            assert again == pytest.approx(values, abs=1e-12)
     shm = pytest.importorskip("dipy.reconst.shm")
-    for basis in ("tournier07", "descoteaux07"):
-        want = shm.convert_sh_from_legacy(coef, basis)
-        assert directions.convert_sh(coef, f"{basis}_legacy", basis) == pytest.approx(
-            want, abs=1e-12
-        )
-    want = shm.convert_sh_descoteaux_tournier(coef)
-    assert directions.convert_sh(coef, "descoteaux07_legacy", "tournier07") == pytest.approx(
-        want, abs=1e-12
-    )
-
-
-def test_bad_orders_and_bases_are_named():
-    points = directions.sphere(100).vertices
-    for order in (3, -2, 34):
-        with pytest.raises(ValueError, match=rf"sh_order.*got {order}"):
-            directions.sh_matrix(points, order)
-    with pytest.raises(ValueError, match=r"sh_basis.*got 'mrtrix'"):
-        directions.sh_matrix(points, 4, "mrtrix")
-    with pytest.raises(ValueError, match="got 7"):
-        directions.convert_sh(np.zeros(7), "tournier07", "descoteaux07")
+    for source, target, want in (
+        ("tournier07_legacy", "tournier07", shm.convert_sh_from_legacy(coef, "tournier07")),
+        ("descoteaux07_legacy", "descoteaux07", shm.convert_sh_from_legacy(coef, "descoteaux07")),
+        ("descoteaux07_legacy", "tournier07", shm.convert_sh_descoteaux_tournier(coef)),
+    ):
+        assert directions.convert_sh(coef, source, target) == pytest.approx(want, abs=1e-12)
 
 
 @pytest.mark.parametrize("basis", directions.SH_BASES)
@@ -205,26 +170,6 @@ def test_rotation_of_coefficients(basis, determinant):
 
 
 # ---- ODF in spherical harmonics
-# -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("s", [0.0, 2.0])
-def test_isotropic_odf_sh_by_table_and_by_quadrature(s):
-    rng = np.random.default_rng(3)
-    iso, u0 = rng.normal(size=(4, 50)), 5e-3
-    exact = np.zeros((4, 28))  # diagonal in l and m [Fick 2016, Eq. C8]
-    for column, (_, l, m) in enumerate(oracle.iso_table(6)):
-        exact[:, l * (l + 1) // 2 + m] += iso[:, column] * oracle.iso_odf_factors(6, u0, s)[column]
-    aniso = iso @ ordering.iso_to_aniso(6).T
-    mu, R = np.full((4, 3), u0), np.stack([np.eye(3)] * 4)
-    for basis in directions.SH_BASES:
-        got = directions.odf_sh(field(aniso, mu, R, s), 6, basis)
-        want = directions.convert_sh(exact, "descoteaux07_legacy", basis)
-        assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
-    got = directions.odf_sh(field(aniso, mu, R, s), 10, "descoteaux07_legacy")
-    assert (
-        np.abs(got[:, 28:]).max() <= 1e-12 * np.abs(exact).max()
-    )  # nothing above the radial order
 
 
 @pytest.mark.parametrize("order", [6, 10])
@@ -248,7 +193,6 @@ def test_odf_sh_keeps_missing_voxels_missing():
 
 
 # ---- peaks
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,10 +206,7 @@ def test_odf_sh_keeps_missing_voxels_missing():
 )
 @pytest.mark.parametrize("isotropic", [False, True])
 def test_peaks_of_crossings(angle, order, tolerance, isotropic):
-    """
-    The symmetric crossing at 90 degrees is exact; below, lobes pull each other: a few degrees at
-    finite order.
-    """
+    """The symmetric crossing at 90 degrees is exact; below, lobes pull each other."""
     coef, mu, R, fibres = crossing(angle, order, isotropic)
     found, heights = directions.peaks(field(coef, mu, R))
     assert np.isfinite(heights[0]).sum() == 2
@@ -317,18 +258,30 @@ def test_thresholds_of_peaks():
     assert np.nanmax(cosines) <= math.cos(math.radians(25))
 
 
+@pytest.mark.parametrize("s", [0.0, 2.0])
+@pytest.mark.parametrize("basis", directions.SH_BASES)
+def test_isotropic_odf_sh_is_the_odf(s, basis):
+    """Of degree up to the radial order and no more [Fick 2016, Eq. C8]."""
+    rng, points = np.random.default_rng(3), directions.sphere(100).vertices
+    aniso = rng.normal(size=(4, 50)) @ ordering.iso_to_aniso(6).T
+    odf = field(aniso, np.full((4, 3), 5e-3), np.stack([np.eye(3)] * 4), s)
+    got, want = directions.odf_sh(odf, 6, basis), odf(points)
+    values = got @ directions.sh_matrix(points, 6, basis).T
+    assert np.abs(values - want).max() <= 1e-12 * np.abs(want).max()
+    more = directions.odf_sh(odf, 10, basis)
+    assert np.abs(more[:, :28] - got).max() <= 1e-12 * np.abs(got).max()
+    assert np.abs(more[:, 28:]).max() <= 1e-12 * np.abs(got).max()
+
+
 def test_peaks_turn_with_the_frame_and_do_not_depend_on_the_set():
     coef, mu, R = draw(6, 10, 11)
     Q = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
     found, heights = directions.peaks(field(coef, mu, R))
-    turned, turned_heights = directions.peaks(field(coef, mu, Q @ R))
-    coarse, coarse_heights = directions.peaks(field(coef, mu, R), n=362)
-    assert turned_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
-    assert coarse_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
-    assert np.abs(np.einsum("vj,vj->v", turned[:, 0], found[:, 0] @ Q.T)) == pytest.approx(
-        1, abs=1e-9
-    )
-    assert np.abs(np.einsum("vj,vj->v", coarse[:, 0], found[:, 0])) == pytest.approx(1, abs=1e-9)
+    turned = directions.peaks(field(coef, mu, Q @ R))
+    coarse = directions.peaks(field(coef, mu, R), n=362)
+    for (other, other_heights), want in ((turned, found[:, 0] @ Q.T), (coarse, found[:, 0])):
+        assert other_heights[:, 0] == pytest.approx(heights[:, 0], rel=1e-9)
+        assert np.abs((other[:, 0] * want).sum(1)) == pytest.approx(1, abs=1e-9)
 
 
 def test_no_peak_where_no_direction_is_preferred_or_nothing_was_fitted():

@@ -1,6 +1,4 @@
-"""
-Fits on a real cluster of two worker processes: the bits of one machine, and a worker that dies.
-"""
+"""Fits on a cluster of two worker processes: the bits of one machine; a worker that dies."""
 
 import multiprocessing
 import os
@@ -8,16 +6,19 @@ import signal
 
 import nibabel as nib
 import numpy as np
+import phantom
 import pytest
 from mapmri_nb.cli import main
+from numpy.testing import assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import data, stream
 
 pytest.importorskip("distributed")
+import dask
 import dask.array as da
 from distributed import Client, LocalCluster
-from test_stream import content, make_series, words
+from shell import content, make_series, words
 
 from mapmri_nb import distributed
 from mapmri_nb.status import Status
@@ -45,24 +46,19 @@ def sample():
 )
 def test_dask_arrays_give_the_bits_of_one_machine(cluster, sample, options):
     gtab, values, mask = sample
-    model = mapmri.MapmriModel(gtab, radial_order=4, **options)
-    names = ["rtop", "pa"]
+    model, names = mapmri.MapmriModel(gtab, radial_order=4, **options), ["rtop", "pa"]
     chunked = da.from_array(values, chunks=(3, 3, 1, 50))
     volumes = distributed.fit(model, chunked, da.from_array(mask, chunks=(5, 2, 1)), names)
     assert all(isinstance(volume, da.Array) for volume in volumes.values())
     assert volumes["R"].shape == (*mask.shape, 3, 3)
     expected = model.fit(values, mask)
-    expected_maps = {
-        name: expected.index(name) for name in names
-    }  # compiled before the workers need it
+    wanted = {name: expected.index(name) for name in names}  # compiled before the workers need it
     with Client(cluster):
         found = distributed.collect(model, volumes, mask)
         maps = {name: volumes[name].compute() for name in (*names, "status")}
-    assert found.rows().keys() == expected.rows().keys()
-    for name, rows in expected.rows().items():
-        assert np.array_equal(found.rows()[name], rows, equal_nan=rows.dtype.kind == "f"), name
+    assert phantom.same(found, expected)
     for name in names:
-        assert np.array_equal(maps[name], expected_maps[name], equal_nan=True)
+        assert np.array_equal(maps[name], wanted[name], equal_nan=True)
     assert (maps["status"][~mask] == Status.OUTSIDE).all()
 
 
@@ -71,8 +67,8 @@ def test_without_a_mask_and_without_a_cluster(sample):
     model = mapmri.MapmriModel(gtab, radial_order=2)
     volumes = distributed.fit(model, da.from_array(values[:3, :2], chunks=2))
     with_dask = distributed.collect(model, volumes)
-    np.testing.assert_array_equal(with_dask.coef, model.fit(values[:3, :2]).coef)
-    np.testing.assert_array_equal(volumes["msd"], model.fit(values[:3, :2]).msd())
+    assert_array_equal(with_dask.coef, model.fit(values[:3, :2]).coef)
+    assert_array_equal(volumes["msd"], model.fit(values[:3, :2]).msd())
 
 
 def test_wrong_shapes(sample):
@@ -85,10 +81,7 @@ def test_wrong_shapes(sample):
 
 
 def test_command_line_on_a_cluster_with_a_killed_worker(cluster, tmp_path, monkeypatch):
-    """
-    One of two workers dies while it has slabs to do; the results are those of threads, byte for
-    byte.
-    """
+    """One of two workers dies while it has slabs to do; the bytes are those of threads."""
     monkeypatch.setattr(stream, "SLAB", 4)
     dwi = make_series(tmp_path)
     assert main(words(dwi, tmp_path / "threads")) == 0
@@ -114,26 +107,17 @@ def test_command_line_on_a_cluster_with_a_killed_worker(cluster, tmp_path, monke
 
 def test_a_cluster_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "SLAB", 20)
-    dwi, before = (
-        make_series(tmp_path),
-        {process.pid for process in multiprocessing.active_children()},
-    )
+    dwi = make_series(tmp_path)
+    before = {process.pid for process in multiprocessing.active_children()}
     assert main(words(dwi, tmp_path / "threads")) == 0
     assert main(words(dwi, tmp_path / "dask", "--engine", "dask", "--threads", 2)) == 0
     assert content(tmp_path / "dask") == content(tmp_path / "threads")
     assert {process.pid for process in multiprocessing.active_children()} == before
 
 
-def test_no_scheduler_there(tmp_path, monkeypatch, capsys):
-    import dask
-
-    dwi = make_series(tmp_path)
+def test_no_scheduler_there(tmp_path, capsys):
+    dwi, address = make_series(tmp_path), "tcp://127.0.0.1:9"
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert (
-            main(
-                words(dwi, tmp_path / "out", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
-            )
-            == 1
-        )
-    assert "tcp://127.0.0.1:9" in capsys.readouterr().err
+        assert main(words(dwi, tmp_path / "out", "--engine", "dask", "--scheduler", address)) == 1
+    assert address in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from mapmri_nb.data import sample, sample_dwi
 from mapmri_nb.indices import TABLE
@@ -110,12 +111,12 @@ def test_pipelines_run(section, tmp_path, monkeypatch):
         assert {"rtop", "msd", "ng"} <= set(found["result"].outputs.maps)
         assert all(Path(path).is_file() for path in found["result"].outputs.maps.values())
     elif section == "nilearn":
-        np.testing.assert_allclose(found["values"].ravel(), load("*/*-rtop_dwimap.nii.gz")[mask])
+        assert_allclose(found["values"].ravel(), load("*/*-rtop_dwimap.nii.gz")[mask])
     elif section == "QSIRecon":
         ours = load("sub-01_qsirecon/*-rtop_dwimap.nii.gz")[mask]
         node = np.asanyarray(nib.load(found["result"].outputs.rtop).dataobj)[mask]
         step = np.ptp(node) / 65535  # the node saves with the series' header: scaled int16
-        np.testing.assert_allclose(ours, node, rtol=1e-6, atol=step)
+        assert_allclose(ours, node, rtol=1e-6, atol=step)
     elif section == "MRtrix":
         assert len(nib.streamlines.load("sub-01.tck").streamlines) == 50
         assert (Path("sub-01_fixels") / "directions.mif").stat().st_size > 1000

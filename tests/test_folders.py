@@ -1,7 +1,4 @@
-"""
-Folders that earlier versions saved still load and give the same numbers:
-tests/folders/<version>.zip, kept for good.
-"""
+"""Folders of earlier versions, tests/folders/<version>.zip, load and give the same numbers."""
 
 import zipfile
 from pathlib import Path
@@ -9,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import phantom
 import pytest
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 
@@ -25,11 +23,7 @@ def test_an_earlier_folder_loads(archive, name, tmp_path):
     assert fit.mask.sum() == 5
     assert np.isfinite(fit.rtop()).sum() == 4
     for index in INDICES:
-        np.testing.assert_allclose(
-            fit.index(index), expected[f"{name} {index}"], rtol=1e-12, atol=1e-12
-        )
-    np.testing.assert_allclose(fit.odf(np.eye(3)), expected[f"{name} odf"], rtol=1e-12, atol=1e-16)
+        assert_allclose(fit.index(index), expected[f"{name} {index}"], rtol=1e-12, atol=1e-12)
+    assert_allclose(fit.odf(np.eye(3)), expected[f"{name} odf"], rtol=1e-12, atol=1e-16)
     table = phantom.table(*phantom.small_scheme())
-    np.testing.assert_allclose(
-        fit.predict(table)[..., :9], expected[f"{name} predict"], rtol=1e-12, atol=1e-9
-    )
+    assert_allclose(fit.predict(table)[..., :9], expected[f"{name} predict"], rtol=1e-12, atol=1e-9)

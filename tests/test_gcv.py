@@ -1,12 +1,10 @@
-"""
-GCV: the minimiser and arrays of weights against dense algebra; golden vector (c), invariants 2, 4,
-9.
-"""
+"""GCV: the minimiser and arrays of weights against dense algebra."""
 
 import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import data, io
@@ -18,10 +16,7 @@ LOW, HIGH = np.log(5e-8), np.log(5e-2)
 
 
 def signals(order, mu, bvals, bvecs, tau, rng, noise=0.03):
-    """
-    Designs (n samples, n) in block order, Laplacians, and noisy two-compartment signals of the
-    scales mu (3, V).
-    """
+    """Designs (k, n) in block order, Laplacians, noisy signals of two compartments; mu (3, V)."""
     keep, q = class_permutation(order), oracle.qvectors(bvals, bvecs, tau)
     out = []
     for l in range(mu.shape[1]):
@@ -91,31 +86,8 @@ def brain():
 
 
 @pytest.mark.nojit
-def test_golden_vector_c():
-    b, g, y, tau, mu, expected = truth.golden_c()
-    keep = class_permutation(6)
-    m = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau))[:, keep]
-    lap = oracle.laplacian_matrix(6, mu)[np.ix_(keep, keep)]
-    block = pack([(m, lap, y)], mu[:, None])
-    work = gcv.workspace(50, lanes.GRAIN)
-    weight, bound = choose(6, block, work=work)
-    assert bound[0] == 0
-    truth.assert_digits(weight[0], expected["weight"])
-    value, trace = oracle.gcv(m, lap, y, weight[0])
-    truth.assert_digits(value, expected["V"])
-    truth.assert_digits(trace, expected["trace"])
-    exact = oracle.gcv_weight(
-        m, lap, y, mu
-    )  # good to about 1e-8: it minimises, the kernel finds a root
-    assert abs(weight[0] / exact - 1) < 1e-6
-
-
-@pytest.mark.nojit
 def test_the_better_of_two_minima():
-    """
-    Problems with two groups of singular values have two minima now and then, either of them the
-    lower.
-    """
+    """Two groups of singular values make two minima now and then, either of them the lower."""
     rng, order, n = np.random.default_rng(11), 2, 7
     mu, keep = np.full((3, 100), 5e-3), class_permutation(2)
     lap = oracle.laplacian_matrix(order, mu[:, 0])[np.ix_(keep, keep)]
@@ -169,7 +141,7 @@ def test_score_and_slope(brain):
             assert abs(len(y) - work.lane[2, l] - trace) < 1e-10
         h = 1e-4
         numeric = (np.log(take(w * np.exp(h))[0]) - np.log(take(w * np.exp(-h))[0])) / (2 * h)
-        np.testing.assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
+        assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
 
 
 def test_singular_normal_matrix(rng):
@@ -206,18 +178,16 @@ def test_bits_do_not_depend_on_the_block(brain):
     before = [x.copy() for x in block]
     weight, bound = choose(6, block)
     for x, y in zip(before, block, strict=True):  # the inputs are the caller's
-        np.testing.assert_array_equal(x, y)
+        assert_array_equal(x, y)
     for l in (0, 13, 47):
-        np.testing.assert_array_equal(choose(6, lanes_of(block, [l]))[0], weight[l])
+        assert_array_equal(choose(6, lanes_of(block, [l]))[0], weight[l])
     turned = np.roll(np.arange(48), 5)
     work = gcv.workspace(50, 48)
     for x in work:
         x[...] = np.nan  # scratch of earlier blocks must not matter
-    np.testing.assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
+    assert_array_equal(choose(6, lanes_of(block, turned), work=work)[0], weight[turned])
     weights = [0.3, 0.02, 0.05]
-    np.testing.assert_array_equal(
-        choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7]
-    )
+    assert_array_equal(choose(6, lanes_of(block, [7]), weights)[0], choose(6, block, weights)[0][7])
     assert bound.shape == (48,)
 
 
@@ -235,13 +205,13 @@ def test_bad_lanes_leave_the_others_alone(brain, weights):
     work = gcv.workspace(50, lanes.GRAIN)
     bad_weight, bad_bound = choose(6, (g, rhs, mu, yy, samples), weights, work)
     good = [0, 2, 4, 6, 8, 10]
-    np.testing.assert_array_equal(bad_weight[good], weight[good])
-    np.testing.assert_array_equal(bad_bound[good], bound[good])
+    assert_array_equal(bad_weight[good], weight[good])
+    assert_array_equal(bad_bound[good], bound[good])
     assert np.isnan(bad_weight[[1, 5, 7]]).all()
     assert (bad_bound[[1, 5, 7]] == 0).all()
     assert np.isfinite(bad_weight[9])
     again, _ = choose(6, block, weights, work)  # nor does their scratch poison the next block
-    np.testing.assert_array_equal(again, weight)
+    assert_array_equal(again, weight)
 
 
 def test_array_of_weights(brain):
@@ -257,7 +227,7 @@ def test_array_of_weights(brain):
     assert (rising[0] == 3.0).mean() > 0.9
     assert (falling[0] == 1e-4).mean() > 0.9
     assert rising[1].mean() > 0.9
-    np.testing.assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
+    assert_array_equal(choose(6, block, [0.1, 0.1])[0], 0.1)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6])
@@ -270,7 +240,7 @@ def test_bound_is_reported(order, rng):
     weight, bound = choose(order, pack(voxels, mu))
     top = bound == 1
     assert top.sum() >= 3
-    np.testing.assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)
+    assert_allclose(weight[top] * 6e-3, 5e-2, rtol=1e-9)
 
 
 @pytest.mark.nojit
@@ -288,9 +258,9 @@ def test_no_deviation_rougher_than_the_gaussian(brain):
         least[l] = 50 * square / (S0[0, l] ** 2 * lap[0, 0])
     raised, flags = weight[None].copy(), bound.copy()
     gcv.bound_below(block[3][None], block[4][None], S0, work, raised, flags)
-    np.testing.assert_allclose(raised[0], np.maximum(weight, least), rtol=1e-8)
+    assert_allclose(raised[0], np.maximum(weight, least), rtol=1e-8)
     assert 5 < np.sum(least > weight) < 43
-    np.testing.assert_array_equal(flags, bound | (least > weight))
+    assert_array_equal(flags, bound | (least > weight))
 
 
 def test_gcv_does_not_open_between_the_shells():

@@ -7,6 +7,7 @@ import numpy as np
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import checks, distributed, uncertainty
@@ -94,31 +95,28 @@ def test_anything_that_holds_real_numbers_is_the_same_series(model, data, tmp_pa
 def test_other_types_are_named(gtab, model, data, change, dtype):
     """In the library, the drop-in, on a cluster and for error bars."""
     bad = change(data)
-    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
-        model.fit(bad)
-    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
-        drop_in.MapmriModel(gtab, 4).fit(bad)
-    with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
-        uncertainty.posterior(model, bad)
+    calls = [
+        ("data", lambda: model.fit(bad)),
+        ("data", lambda: drop_in.MapmriModel(gtab, 4).fit(bad)),
+        ("data", lambda: uncertainty.posterior(model, bad)),
+    ]
     if isinstance(bad, np.ndarray):
         da = pytest.importorskip("dask.array")
-        with pytest.raises(TypeError, match=f"data must hold real numbers, not .*{dtype}"):
-            distributed.fit(model, da.from_array(bad, chunks=bad.shape))
+        chunked = da.from_array(bad, chunks=bad.shape)
+        calls += [("data", lambda: distributed.fit(model, chunked))]
         if bad.dtype.kind != "b":
-            for name in ("mask", "weights"):
-                with pytest.raises(
-                    TypeError, match=f"{name} must hold real numbers, not .*{dtype}"
-                ):
-                    model.fit(data, **{name: bad[..., 0] if name == "mask" else bad})
+            calls += [("mask", lambda: model.fit(data, mask=bad[..., 0]))]
+            calls += [("weights", lambda: model.fit(data, weights=bad))]
+    for name, call in calls:
+        with pytest.raises(TypeError, match=f"{name} must hold real numbers, not .*{dtype}"):
+            call()
 
 
 def test_masked_samples_are_missing(model, data):
     missing = np.random.default_rng(0).random(data.shape) < 0.1
-    want = model.fit(np.where(missing, np.nan, data))
-    assert phantom.same(model.fit(np.ma.masked_array(data, missing)), want)
-    whole = (100 * data).astype(np.int16)
-    want = model.fit(np.where(missing, np.nan, whole))
-    assert phantom.same(model.fit(np.ma.masked_array(whole, missing)), want)
+    for values in (data, (100 * data).astype(np.int16)):
+        want = model.fit(np.where(missing, np.nan, values))
+        assert phantom.same(model.fit(np.ma.masked_array(values, missing)), want)
     mask = np.ma.masked_array(np.ones(SHAPE), missing[..., 0])
     assert np.array_equal(model.fit(data, mask).mask, ~missing[..., 0])
 
@@ -130,10 +128,8 @@ def test_axes_of_length_1_are_left_out_and_it_is_said(model, data, caplog):
         assert model.fit(data[:, :, :, None, None]).mask.shape == SHAPE
     assert phantom.same(model.fit(data, np.ones((*SHAPE, 1))), model.fit(data))
     for shape in ((2, 3, 1), (1,), (2, 1)):  # slices and lists of voxels keep theirs
-        assert (
-            model.fit(data.reshape(-1, len(B))[: np.prod(shape)].reshape(*shape, -1)).mask.shape
-            == shape
-        )
+        some = data.reshape(-1, len(B))[: np.prod(shape)].reshape(*shape, -1)
+        assert model.fit(some).mask.shape == shape
     kept = model.fit(data[:, :, :, None], np.ones((*SHAPE, 1), bool))  # the mask asks for it
     assert kept.mask.shape == (*SHAPE, 1)
 
@@ -170,65 +166,49 @@ def test_masks_of_every_kind(model, data, caplog, tmp_path):
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL", "ASR"])
 def test_companions_stored_otherwise_are_turned(model, data, caplog, axes):
     """A flip or a permutation of the axes of the same space: the same voxels are meant."""
-    rng = np.random.default_rng(5)
-    half = np.zeros(SHAPE, np.uint8)
+    rng, series, half = np.random.default_rng(5), image(data), np.zeros(SHAPE, np.uint8)
     half[0], half[1, 0, 0] = 1, 1
     weights = rng.integers(0, 4, data.shape).astype(np.float32)
-    series = image(data)
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         fit = model.fit(series, reoriented(half, axes), weights=reoriented(weights, axes))
     assert phantom.same(fit, model.fit(series, half, weights=weights))
-    for name in ("mask", "weights"):
-        assert (
-            f"{name}: its axes are stored otherwise than the data's; turned to them" in caplog.text
-        )
+    said = "its axes are stored otherwise than the data's; turned to them"
+    assert f"mask: {said}" in caplog.text
+    assert f"weights: {said}" in caplog.text
     F = rng.normal(size=(*SHAPE, 9)) * 0.01
-    want = model.fit(series, grad_dev=image(F))
-    assert phantom.same(want, model.fit(data, grad_dev=F))
+    assert phantom.same(model.fit(series, grad_dev=image(F)), model.fit(data, grad_dev=F))
     with pytest.raises(ValueError, match="grad_dev: its axes are stored in another order"):
         model.fit(series, grad_dev=reoriented(F, axes))
-
-
-def moved(*shift):
-    affine = AFFINE.copy()
-    affine[:3, 3] += shift
-    return affine
-
-
-def tilted(degrees):
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    return turn @ AFFINE
+    sigma = np.arange(24.0).reshape(SHAPE) + 1  # by name, as the others
+    got = checks.companion("sigma", reoriented(sigma, axes), data.shape, AFFINE)
+    assert np.array_equal(np.asarray(got), sigma)
 
 
 @pytest.mark.parametrize("name", ["mask", "weights", "grad_dev"])
 def test_companions_of_another_space_are_refused(model, data, caplog, name):
     sizes = {"mask": (), "weights": (len(B),), "grad_dev": (9,)}
     values = np.full(SHAPE + sizes[name], 0.01 if name == "grad_dev" else 1.0)
-    for affine in (moved(3, 0, 0), tilted(10), AFFINE @ np.diag([1, 1, 1.2, 1]), np.eye(4)):
+    far, near, tilted = AFFINE.copy(), AFFINE.copy(), np.eye(4)
+    far[0, 3], near[0, 3] = far[0, 3] + 3, near[0, 3] + 0.3
+    tilted[:3, :3] = truth.rotation(2, 10)
+    affines = (far, tilted @ AFFINE, AFFINE @ np.diag([1, 1, 1.2, 1]), np.eye(4))
+    for other in (*(image(values, affine) for affine in affines), image(values[:, :2])):
         with pytest.raises(ValueError, match=f"{name}: it lies elsewhere than the data"):
-            model.fit(image(data), **{name: image(values, affine)})
-    with pytest.raises(ValueError, match=f"{name}: it lies elsewhere than the data"):
-        model.fit(image(data), **{name: image(values[:, :2])})
+            model.fit(image(data), **{name: other})
     assert "shifted" not in caplog.text
-    model.fit(image(data), **{name: image(values, moved(0.3, 0, 0))})
+    model.fit(image(data), **{name: image(values, near)})
     assert f"{name} is shifted against the data by up to 0.15 voxels" in caplog.text
 
 
 def test_a_field_needs_the_axes_of_its_components(data):
-    F = image(np.zeros((*SHAPE, 9)), np.diag([2.0, 2, 2, 1]))
-    series = image(data, np.diag([2.0, 2, 2, 1]))
-    for frame in ("voxel", "scanner"):
+    las, positive = np.diag([-2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1])
+    F = np.zeros((*SHAPE, 9))
+    for frame in ("voxel", "scanner"):  # the scanner's run along these voxel axes, FSL's x does not
         table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame=frame)
-        if frame == "scanner":  # along these very voxel axes, but x is that of FSL's negated
-            assert np.allclose(
-                mapmri.gradients.axes(np.diag([2.0, 2, 2, 1]), "voxel", frame), np.eye(3)
-            )
         with pytest.raises(ValueError, match=r"grad_dev: its components are along .* FSL's"):
-            mapmri.MapmriModel(table, 4).fit(series, grad_dev=F)
-    las = np.diag([-2.0, 2, 2, 1])  # where the determinant is negative, image and voxel are one
-    table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame="voxel")
-    mapmri.MapmriModel(table, 4).fit(image(data, las), grad_dev=image(np.zeros((*SHAPE, 9)), las))
+            mapmri.MapmriModel(table, 4).fit(image(data, positive), grad_dev=image(F, positive))
+    table = mapmri.GradientTable(B, G, 0.0431, 0.0106, frame="voxel")  # det < 0: image and voxel
+    mapmri.MapmriModel(table, 4).fit(image(data, las), grad_dev=image(F, las))
 
 
 # ---- zeros
@@ -236,25 +216,21 @@ def test_a_field_needs_the_axes_of_its_components(data):
 
 def test_zeros_outside_the_field_of_view_are_missing(gtab, model, data):
     """Three of the samples of every voxel: as missing ones 1 %, as measured ones far more."""
-    zeros = data.copy()
-    zeros[..., [14, 34, 54]] = 0
+    zeros, holes = data.copy(), data.copy()
+    zeros[..., [14, 34, 54]], holes[..., [14, 34, 54]] = 0, np.nan
     fit = model.fit(zeros)
-    assert phantom.same(fit, model.fit(np.where(zeros == 0, np.nan, zeros)))
+    assert phantom.same(fit, model.fit(holes))
     assert np.array_equal(fit.status, np.full(24, Status.DROPPED))
     taken = mapmri.MapmriModel(gtab, 4, zero_is_missing=False).fit(zeros)
     error = [np.abs(f.rtop() / model.fit(data).rtop() - 1).max() for f in (fit, taken)]
     assert error[0] < 0.02
     assert error[1] > 0.05
     negative = np.where(zeros == 0, -1e-9, zeros)  # measured: as good as 0 as data
-    np.testing.assert_allclose(model.fit(negative).rtop(), taken.rtop(), rtol=1e-6)
-    one, two = (
-        drop_in.MapmriModel(gtab, 4).fit(y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
-    )
-    assert np.array_equal(one.rtop(), two.rtop())
-    one, two = (
-        uncertainty.posterior(model, y) for y in (zeros, np.where(zeros == 0, np.nan, zeros))
-    )
-    assert np.array_equal(one.sd["rtop"], two.sd["rtop"])
+    assert_allclose(model.fit(negative).rtop(), taken.rtop(), rtol=1e-6)
+    one, two = (drop_in.MapmriModel(gtab, 4).fit(y).rtop() for y in (zeros, holes))
+    assert np.array_equal(one, two)
+    one, two = (uncertainty.posterior(model, y).sd["rtop"] for y in (zeros, holes))
+    assert np.array_equal(one, two)
     assert (model.fit(0 * data).status & Status.NO_SIGNAL).all()
 
 
@@ -315,9 +291,8 @@ def test_points_out_of_any_sense(model, data):
 
 def test_deltas_of_mixed_units():
     for small, reading in ((1.06e-5, "0.0106"), (2e-4, "0.2"), (9e-5, "0.09")):
-        with pytest.raises(
-            ValueError, match=f"small_delta = .* beside big_delta = 0.0431 s.*is {reading} s"
-        ):
+        words = f"small_delta = .* beside big_delta = 0.0431 s.*is {reading} s"
+        with pytest.raises(ValueError, match=words):
             mapmri.GradientTable(B, G, 0.0431, small)
     assert mapmri.GradientTable(B, G, 0.0431, 5e-4).tau > 0  # a short pulse of a strong gradient
 
@@ -393,40 +368,27 @@ OBLIQUE[:3, :3] = phantom.random_rotation(np.random.default_rng(8)) * [2, 2, 2.5
 )
 def test_one_acquisition_in_three_frames(flip):
     """Peaks, ODF, harmonics, propagator and prediction are those of one and the same fibre."""
-    affine = OBLIQUE @ flip
-    fits = {}
+    affine, fits, tables = OBLIQUE @ flip, {}, {}
     for frame in ("image", "voxel", "scanner"):
-        table, y = acquisition(affine, frame)
-        fits[frame] = mapmri.MapmriModel(table, 6, laplacian=0.05).fit(image(y, affine))
-    vectors = np.random.default_rng(1).normal(size=(20, 3))
-    vectors /= np.linalg.norm(vectors, axis=1)[:, None]
-    want = fits["scanner"]
-    peak = want.peaks()[0][0, 0, 0, 0]
+        tables[frame], y = acquisition(affine, frame)
+        fits[frame] = mapmri.MapmriModel(tables[frame], 6, laplacian=0.05).fit(image(y, affine))
+    vectors = phantom.unit(np.random.default_rng(1).normal(size=(20, 3)))
+    want, r = fits["scanner"], 0.01 * vectors
+    peak, sh = want.peaks()[0][0, 0, 0, 0], want.odf_sh()
     for frame, fit in fits.items():
         turned = mapmri.gradients.turned(vectors, affine, "scanner", frame)
         found = fit.peaks(frame="scanner")[0][0, 0, 0, 0]
         assert np.degrees(np.arccos(min(1, abs(found @ peak)))) < 0.1
-        np.testing.assert_allclose(fit.odf(vectors, frame="scanner"), want.odf(vectors), rtol=1e-9)
-        np.testing.assert_allclose(fit.odf(turned), want.odf(vectors), rtol=1e-9)
-        np.testing.assert_allclose(
-            fit.odf_sh(frame="scanner"), want.odf_sh(), atol=1e-9 * np.abs(want.odf_sh()).max()
-        )
-        r = 0.01 * vectors
-        np.testing.assert_allclose(
-            fit.pdf(r, frame="scanner"), want.pdf(r), atol=1e-9 * want.rtop().max()
-        )
-        for other in fits:  # one acquisition, told in another frame
-            table, _ = acquisition(affine, other)
-            np.testing.assert_allclose(fit.predict(table), want.predict(), rtol=1e-9)
+        assert_allclose(fit.odf(vectors, frame="scanner"), want.odf(vectors), rtol=1e-9)
+        assert_allclose(fit.odf(turned), want.odf(vectors), rtol=1e-9)
+        assert_allclose(fit.odf_sh(frame="scanner"), sh, atol=1e-9 * np.abs(sh).max())
+        assert_allclose(fit.pdf(r, frame="scanner"), want.pdf(r), atol=1e-9 * want.rtop().max())
+        for table in tables.values():  # one acquisition, told in another frame
+            assert_allclose(fit.predict(table), want.predict(), rtol=1e-9)
     fit = fits["image"]
     fit.affine = None
-    for call in (
-        lambda: fit.predict(acquisition(affine, "scanner")[0]),
-        lambda: fit.peaks(frame="voxel"),
-    ):
-        with pytest.raises(
-            ValueError, match=r"affine is missing: between the frames .* set fit\.affine"
-        ):
+    for call in (lambda: fit.predict(tables["scanner"]), lambda: fit.peaks(frame="voxel")):
+        with pytest.raises(ValueError, match=r"affine is missing: between .* set fit\.affine"):
             call()
 
 
@@ -441,13 +403,6 @@ def test_a_table_of_dipy_is_along_voxel_axes(data):
     one, two = (fit.peaks(frame="scanner")[0] for fit in fits)
     assert np.array_equal(one, two, equal_nan=True)
     assert drop_in.MapmriModel(theirs, 4)._core.gtab.frame == "voxel"
-
-
-def test_checks_of_sigma_can_use_the_same(model, data):
-    """A companion by name: compared and turned as the others are."""
-    sigma = np.arange(24.0).reshape(SHAPE) + 1
-    got = checks.companion("sigma", reoriented(sigma, "RAS"), data.shape, AFFINE)
-    assert np.array_equal(np.asarray(got), sigma)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+import phantom
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mapmri_nb.gradients import FRAMES, GradientTable, same_directions, to_scanner, turned
 from mapmri_nb.readers import undirected, volumes
@@ -39,8 +41,8 @@ def write_fsl(folder, stem="dwi", bvals=BVALS, bvecs=BVECS, columns=False):
 def test_q_follows_from_b_and_tau():
     gtab = table()
     assert gtab.tau == pytest.approx(0.0431 - 0.0106 / 3, rel=1e-15)
-    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.tau, BVALS, rtol=1e-14)
-    np.testing.assert_allclose(np.linalg.norm(gtab.qvecs, axis=1)[1:], gtab.qvals[1:], rtol=1e-14)
+    assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.tau, BVALS, rtol=1e-14)
+    assert_allclose(np.linalg.norm(gtab.qvecs, axis=1)[1:], gtab.qvals[1:], rtol=1e-14)
     assert gtab.b0s_mask.tolist() == [True, True, False, False, False, False, False]
     assert len(gtab) == 7
     assert gtab.frame == "image"
@@ -53,8 +55,8 @@ def test_q_follows_from_b_and_tau():
 def test_each_volume_has_its_own_tau():
     big = 0.0431 * (1 + 0.01 * np.linspace(-1, 1, 7))
     gtab = table(big_delta=big)
-    np.testing.assert_allclose(gtab.taus, big - 0.0106 / 3)
-    np.testing.assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
+    assert_allclose(gtab.taus, big - 0.0106 / 3)
+    assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
     assert gtab.tau == pytest.approx(gtab.taus.mean())
     assert same(gtab[2:5], table(bvals=BVALS[2:5], bvecs=BVECS[2:5], big_delta=big[2:5]))
 
@@ -71,11 +73,16 @@ def test_mixed_diffusion_times_are_taken_apart():
         _ = GradientTable([0, 0], np.zeros((2, 3)), tau=[0.1, 0.1053]).tau
 
 
+def again(gtab):
+    """The table by way of JSON."""
+    return GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict())))
+
+
 def test_tau_alone():
     gtab = table(big_delta=None, small_delta=None, tau=0.04)
     assert gtab.tau == 0.04
     assert gtab.big_delta is None
-    assert same(gtab, GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict()))))
+    assert same(gtab, again(gtab))
     with pytest.raises(ValueError, match=r"tau = 0\.04 came with"):
         table(tau=0.04)
 
@@ -101,16 +108,17 @@ def test_one_volume_and_iteration():
 
 def test_dictionary_is_bit_exact():
     bvecs = BVECS * (1 + 0.009 * RNG.uniform(-1, 1, size=(7, 1)))
-    for gtab in (
+    one, two = (
         table(bvecs=bvecs),
-        table(bvecs=bvecs, big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner"),
-    ):
-        assert same(gtab, GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict()))))
+        table(big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner"),
+    )
+    assert same(one, again(one))
+    assert same(two, again(two))
 
 
 def test_directions_are_normalised_in_either_layout():
     gtab = table(bvecs=(BVECS * 1.008).T)
-    np.testing.assert_allclose(gtab.bvecs, BVECS, atol=1e-15)
+    assert_allclose(gtab.bvecs, BVECS, atol=1e-15)
     assert gtab.bvecs.flags.c_contiguous
     vectors = np.eye(3)[[1, 2, 0]]  # three volumes: an array is taken as rows
     assert np.array_equal(GradientTable([1000] * 3, vectors, **TIMES).bvecs, vectors)
@@ -129,10 +137,8 @@ def test_a_volume_at_b0_needs_no_direction(junk):
 
 def text_of(folder, gtab, bvecs):
     """The three readers on one table."""
-    np.savetxt(folder / "dwi.bval", gtab.bvals[None])
-    np.savetxt(folder / "dwi.bvec", bvecs.T)
+    files = write_fsl(folder, bvals=gtab.bvals, bvecs=bvecs)
     np.savetxt(folder / "dwi.b", np.c_[bvecs, gtab.bvals])
-    files = folder / "dwi.bval", folder / "dwi.bvec"
     yield GradientTable.from_fsl(*files, **TIMES)
     yield GradientTable.from_bids(folder / "dwi.nii.gz", **TIMES)
     yield GradientTable.from_mrtrix(folder / "dwi.b", frame="image", **TIMES)
@@ -153,25 +159,24 @@ def test_lengths_that_mean_nothing_are_normalised_and_it_is_said(tmp_path, caplo
         tables = [table(bvecs=bvecs), *text_of(tmp_path, table(), bvecs)]
     assert caplog.text.count(words) == 4
     for gtab in tables:
-        np.testing.assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)
-        np.testing.assert_array_equal(gtab.bvals, BVALS)
+        assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)
+        assert_array_equal(gtab.bvals, BVALS)
 
 
 def test_lengths_with_two_readings():
     nominal, lengths = np.r_[0, 0, np.full(5, 3000.0)], np.r_[0, 0.1, 0.577, 0.5, 0.9, 1, 1]
     bvecs = BVECS * lengths[:, None]
-    with pytest.raises(
-        ValueError, match=r"bvecs\[2\] = .* b = 3000 .*'normalise'.* = 998\.8.*'amp"
-    ):
+    words = r"bvecs\[2\] = .* b = 3000 .*'normalise'.* = 998\.8.*'amp"
+    with pytest.raises(ValueError, match=words):
         table(bvals=nominal, bvecs=bvecs)
     one = table(bvals=nominal, bvecs=bvecs, bvec_scaling="normalise")
-    np.testing.assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
-    np.testing.assert_array_equal(one.bvals, nominal)
+    assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
+    assert_array_equal(one.bvals, nominal)
     two = table(bvals=np.full(7, 3000.0), bvecs=bvecs, bvec_scaling="amplitude")
-    np.testing.assert_allclose(two.bvals, 3000 * lengths**2)
+    assert_allclose(two.bvals, 3000 * lengths**2)
     assert two.b0s_mask.tolist() == [True, True] + [False] * 5
-    np.testing.assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
-    assert same(two, GradientTable.from_dict(json.loads(json.dumps(two.to_dict()))))
+    assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
+    assert same(two, again(two))
     with pytest.raises(ValueError, match=r"bvec_scaling must be one of .*, not 'guess'"):
         table(bvec_scaling="guess")
 
@@ -180,16 +185,15 @@ def test_lengths_with_two_readings():
 def test_times_with_gaps_at_b0_and_lists_of_one(tmp_path, gap):
     big, small = [gap, gap, *[0.0431] * 5], [gap, 0.0106, *[0.0106] * 5]
     gtab = table(big_delta=big, small_delta=small)
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert table(big_delta=[0.0431], small_delta=np.array([0.0106])) == table()
     with pytest.raises(ValueError, match=r"big_delta\[3\] = "):
         table(big_delta=changed(np.array(big, float), 3, np.nan if gap is None else gap))
     write_fsl(tmp_path)
-    (tmp_path / "dwi.json").write_text(
-        json.dumps({"LargeDelta": [1e3 * b if b else gap for b in big], "SmallDelta": [10.6]})
-    )
+    times = {"LargeDelta": [1e3 * b if b else gap for b in big], "SmallDelta": [10.6]}
+    (tmp_path / "dwi.json").write_text(json.dumps(times))
     gtab = GradientTable.from_bids(tmp_path / "dwi.nii")
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
 
 
 @pytest.mark.parametrize("given", ["big_delta", "small_delta"])
@@ -200,7 +204,7 @@ def test_one_delta_from_the_sidecar_one_from_the_caller(tmp_path, caplog, given,
     (tmp_path / "dwi.json").write_text(json.dumps({key: value * unit}))
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         gtab = GradientTable.from_bids(tmp_path / "dwi.nii", **{given: TIMES[given]})
-    np.testing.assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+    assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert f"read as {'s' if unit == 1 else 'ms'}" in caplog.text
     with pytest.raises(ValueError, match=rf"no pair .* without {given}"):
         GradientTable.from_bids(tmp_path / "dwi.nii")
@@ -281,10 +285,16 @@ def test_trace_volume(tmp_path):
         ("1:,b==2995", [5]),
         ([6, 0], [0, 6]),
         (BVALS > 50, [2, 3, 4, 5, 6]),
+        *((choice, None) for choice in ("all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x")),
     ],
 )
 def test_choice_of_volumes(choice, expected):
-    assert volumes(choice, BVALS).tolist() == expected
+    """Or an error where it names none."""
+    if expected is None:
+        with pytest.raises(ValueError, match="volumes: "):
+            volumes(choice, BVALS)
+    else:
+        assert volumes(choice, BVALS).tolist() == expected
 
 
 def test_choice_of_volumes_by_a_file(tmp_path):
@@ -298,25 +308,18 @@ def test_choice_of_volumes_by_a_file(tmp_path):
             volumes(path, BVALS)
 
 
-@pytest.mark.parametrize("choice", ["all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x"])
-def test_choices_that_name_no_volume(choice):
-    with pytest.raises(ValueError, match="volumes: "):
-        volumes(choice, BVALS)
-
-
 @pytest.mark.parametrize("content", [b"x" * 5000, b"1 2\n" + b"1 2 3\n" * 900, b"\x93" * 9000])
 def test_messages_stay_short_whatever_a_file_holds(tmp_path, content):
-    bval, bvec = write_fsl(tmp_path)
+    bval, bvec = write_fsl(tmp_path, "dwi")
+    good, side = write_fsl(tmp_path, "dwi2")[1], tmp_path / "other.json"
     bvec.write_bytes(content)
-    side = tmp_path / "other.json"
     side.write_bytes(b'{"BigDelta": ["' + b"x" * 5000 + b'"], "SmallDelta": 1}')
     for call in (
         lambda: GradientTable.from_fsl(bval, bvec, **TIMES),
         lambda: GradientTable.from_mrtrix(bvec, **TIMES),
         lambda: GradientTable.from_fsl(bval, bval, json=bvec),
-        lambda: GradientTable.from_fsl(bval, tmp_path / "dwi2.bvec", json=side),
+        lambda: GradientTable.from_fsl(bval, good, json=side),
     ):
-        write_fsl(tmp_path, "dwi2")
         with pytest.raises(ValueError, match=r"not|holds") as caught:
             call()
         assert len(str(caught.value)) < 300 + 3 * len(str(tmp_path))
@@ -357,13 +360,11 @@ def changed(array, where, value):
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
         (
             {"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)},
-            r"bvecs\[4\] = .* at b = 1010 has length 1\.02, not 1",
+            r"bvecs\[4\] .* 1010 has length 1\.02, not",
         ),
         ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
-        (
-            {"bvecs": changed(BVECS, 4, 4.6e189)},
-            r"bvecs\[4\] = .* length inf, not 1",
-        ),  # found by fuzz: NumPy warned as well
+        # found by fuzz: NumPy warned as well
+        ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),
         ({"big_delta": None}, "big_delta is missing"),
         ({"small_delta": None}, "small_delta is missing"),
         ({"big_delta": None, "small_delta": None}, "big_delta is missing.* or tau"),
@@ -374,10 +375,7 @@ def changed(array, where, value):
         ({"small_delta": 0.05}, r"small_delta = 0\.05 is longer than big_delta = 0\.0431"),
         ({"big_delta": np.inf}, "big_delta = inf is not finite"),
         ({"big_delta": [0.04, 0.05]}, r"big_delta of shape \(2,\) does not go with 7 bvals"),
-        (
-            {"big_delta": changed(np.full(7, 0.04), 5, 0.005)},
-            r"small_delta\[5\] = 0\.0106 is longer",
-        ),
+        ({"big_delta": changed(np.full(7, 0.04), 5, 0.005)}, r"small_delta\[5\] = .* is longer"),
         ({"big_delta": None, "small_delta": None, "tau": 40}, r"tau = 40 .*milliseconds\?"),
         ({"b0_threshold": -1}, "b0_threshold must be .* not -1"),
         ({"b0_threshold": "low"}, "b0_threshold must be numbers: .*'low'"),
@@ -404,37 +402,26 @@ def test_broken_files(tmp_path):
         GradientTable.from_fsl(bval, tmp_path / "none.bvec", **TIMES)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         GradientTable.from_fsl(bval, bvec, json=tmp_path / "none.json")
-    bval.write_text("0 5 1000")
-    with pytest.raises(ValueError, match=r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"):
-        GradientTable.from_fsl(bval, bvec, **TIMES)
-    bval.write_text("0 b 1000")
-    with pytest.raises(ValueError, match=r"dwi\.bval is not a table of numbers: .*'b'"):
-        GradientTable.from_fsl(bval, bvec, **TIMES)
-    bval.write_bytes(b"\x93NUMPY\xff\x00")
-    with pytest.raises(ValueError, match=r"dwi\.bval is not a table of numbers"):
-        GradientTable.from_fsl(bval, bvec, **TIMES)
-    bval.write_text("\n")
-    with pytest.raises(ValueError, match=r"dwi\.bval is not a table"):
-        GradientTable.from_fsl(bval, bvec, **TIMES)
-    bvec.write_text("1 0 0\n0 1\n0 0 1\n")
-    with pytest.raises(ValueError, match=r"lines hold \[3, 2, 3\] numbers"):
-        GradientTable.from_fsl(bvec, bvec, **TIMES)
+    for content, words in (
+        (b"0 5 1000", r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"),
+        (b"0 b 1000", r"dwi\.bval is not a table of numbers: .*'b'"),
+        (b"\x93NUMPY\xff\x00", r"dwi\.bval is not a table of numbers"),
+        (b"\n", r"dwi\.bval is not a table"),
+        (b"1 0 0\n0 1\n0 0 1\n", r"lines hold \[3, 2, 3\] numbers"),
+    ):
+        bval.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            GradientTable.from_fsl(bval, bvec, **TIMES)
 
 
 def test_mrtrix_table(tmp_path):
     path = tmp_path / "dwi.b"
-    path.write_text(
-        "# command_history: none\n" + "\n".join(f"{x!r},{y!r},{z!r},{b!r}" for (x, y, z), b in ROWS)
-    )
-    gtab = GradientTable.from_mrtrix(path, **TIMES)
-    assert same(gtab, table(frame="scanner"))
-    assert gtab.frame == "scanner"
+    rows = (",".join(map(repr, row)) for row in np.c_[BVECS, BVALS].tolist())
+    path.write_text("# command_history: none\n" + "\n".join(rows))
+    assert same(GradientTable.from_mrtrix(path, **TIMES), table(frame="scanner"))
     path.write_text("1 0 0\n0 1 0\n")
     with pytest.raises(ValueError, match=r"4 columns \(x y z b\), this one 3"):
         GradientTable.from_mrtrix(path, **TIMES)
-
-
-ROWS = [([float(v) for v in vec], float(b)) for vec, b in zip(BVECS, BVALS, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -444,6 +431,7 @@ ROWS = [([float(v) for v in vec], float(b)) for vec, b in zip(BVECS, BVALS, stri
         ({"LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
         ({"BigDelta": 43.1, "LargeDelta": 43.1, "SmallDelta": 10.6}, "ms"),
         ({"LargeDelta": [43.1] * 7, "SmallDelta": 10.6}, "ms"),
+        ({"BigDelta": 20, "SmallDelta": 0.9}, "ms"),  # short pulses are judged by the other
     ],
 )
 def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
@@ -452,14 +440,10 @@ def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
     with caplog.at_level(logging.INFO, "mapmri_nb"):
         gtab = GradientTable.from_bids(tmp_path / "sub-1_dwi.nii.gz")
     assert f"read as {unit}" in caplog.text
-    np.testing.assert_array_equal(gtab.qvecs, table().qvecs)
-
-
-def test_short_pulses_in_milliseconds_are_judged_by_big_delta(tmp_path):
-    bval, bvec = write_fsl(tmp_path)
-    (tmp_path / "dwi.json").write_text('{"BigDelta": 20, "SmallDelta": 0.9}')
-    gtab = GradientTable.from_fsl(bval, bvec, json=tmp_path / "dwi.json")
-    assert (gtab.big_delta, gtab.small_delta) == (0.02, 0.0009)
+    if sidecar["SmallDelta"] == 0.9:
+        assert (gtab.big_delta, gtab.small_delta) == (0.02, 0.0009)
+    else:
+        assert_array_equal(gtab.qvecs, table().qvecs)
 
 
 def test_deltas_are_never_guessed(tmp_path, caplog):
@@ -467,36 +451,31 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
     side = tmp_path / "dwi.json"
     with pytest.raises(ValueError, match="big_delta is missing"):
         GradientTable.from_bids(tmp_path / "dwi.nii.gz")
+    for content, words in (
+        ('{"SmallDelta": 0.01}', "no pair of BigDelta"),
+        (
+            '{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}',
+            "0.04 but LargeDelta = 0.05",
+        ),
+        ('{"BigDelta": "long", "SmallDelta": 0.01}', "BigDelta must be numbers"),
+        ('{"BigDelta": 0.04,', r"dwi\.json is not a JSON sidecar"),
+        ("[0.04, 0.01]", "holds a list, not names and values"),
+        # microseconds: neither of the two
+        ('{"BigDelta": 43100, "SmallDelta": 10600}', r"nor in ms. In us\? Then it is 0\.0431 s"),
+    ):
+        side.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            GradientTable.from_bids(side)
     side.write_text('{"SmallDelta": 0.01}')
-    with pytest.raises(ValueError, match="no pair of BigDelta"):
-        GradientTable.from_bids(side)
     assert not caplog.text  # the error says it all
     assert same(GradientTable.from_bids(side, **TIMES), table())
     assert GradientTable.from_bids(side, tau=0.03).tau == 0.03
-    side.write_text('{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}')
-    with pytest.raises(ValueError, match=r"BigDelta = 0\.04 but LargeDelta = 0\.05"):
-        GradientTable.from_bids(side)
-    side.write_text('{"BigDelta": "long", "SmallDelta": 0.01}')
-    with pytest.raises(ValueError, match="BigDelta must be numbers"):
-        GradientTable.from_bids(side)
-    side.write_text('{"BigDelta": 0.04,')
-    with pytest.raises(ValueError, match=r"dwi\.json is not a JSON sidecar"):
-        GradientTable.from_bids(side)
-    side.write_text("[0.04, 0.01]")
-    with pytest.raises(ValueError, match="holds a list, not names and values"):
-        GradientTable.from_bids(side)
-    side.write_text('{"BigDelta": 43100, "SmallDelta": 10600}')  # microseconds: neither of the two
-    with pytest.raises(
-        ValueError, match=r"43100 is neither in s nor in ms. In us\? Then it is 0\.0431 s"
-    ):
-        GradientTable.from_bids(side)
 
 
 def test_files_named_apart(tmp_path):
     bval, bvec = write_fsl(tmp_path, "other")
-    assert same(
-        GradientTable.from_bids(tmp_path / "dwi.nii", bval=bval, bvec=bvec, **TIMES), table()
-    )
+    named = {"bval": bval, "bvec": bvec}
+    assert same(GradientTable.from_bids(tmp_path / "dwi.nii", **named, **TIMES), table())
     with pytest.raises(FileNotFoundError, match=r"dwi\.bval"):
         GradientTable.from_bids(tmp_path / "dwi.nii", bvec=bvec, **TIMES)
 
@@ -506,13 +485,12 @@ def test_of_anything_like_a_table():
     assert GradientTable.of(gtab) is gtab
     like = SimpleNamespace(bvals=BVALS, bvecs=BVECS, **TIMES)
     assert same(GradientTable.of(like), table(frame="voxel"))  # the meaning of a DIPY table
-    bare = SimpleNamespace(
-        bvals=BVALS, bvecs=BVECS, big_delta=None, small_delta=None, b0_threshold=2
-    )
-    assert GradientTable.of(bare, tau=0.025).tau == 0.025
-    assert GradientTable.of(bare, tau=0.025).b0s_mask.sum() == 1
+    like.big_delta = like.small_delta = None
+    like.b0_threshold = 2
+    assert GradientTable.of(like, tau=0.025).tau == 0.025
+    assert GradientTable.of(like, tau=0.025).b0s_mask.sum() == 1
     with pytest.raises(ValueError, match="big_delta is missing"):
-        GradientTable.of(bare)
+        GradientTable.of(like)
     with pytest.raises(ValueError, match="not a list"):
         GradientTable.of([1, 2])
 
@@ -521,26 +499,19 @@ def test_of_a_dipy_table():
     gradients = pytest.importorskip("dipy.core.gradients")
     theirs = gradients.gradient_table(BVALS, bvecs=BVECS, b0_threshold=50, **TIMES)
     ours = GradientTable.of(theirs)
-    np.testing.assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
-    np.testing.assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
+    assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
+    assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
     assert np.array_equal(ours.b0s_mask, theirs.b0s_mask)
-
-
-def rotation(seed):
-    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return q * np.sign(np.linalg.det(q))
 
 
 @pytest.mark.nojit
 def test_scanner_axes_of_hand_made_images():
     """X of FSL's frame runs to the subject's left in an image stored either way round."""
-    radiological = np.diag([-2.0, 2.0, 3.0, 1.0])
-    neurological = np.diag([2.0, 2.0, 3.0, 1.0])
-    for affine in (radiological, neurological):
+    for x in (-2.0, 2.0):
+        affine = np.diag([x, 2.0, 3.0, 1.0])
         assert np.array_equal(to_scanner([[1, 0, 0], [0, 1, 0]], affine), [[-1, 0, 0], [0, 1, 0]])
-    axes = np.array(
-        [[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]]
-    )  # i is up, j right, k forward; det > 0
+    # i is up, j right, k forward; det > 0
+    axes = np.array([[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]])
     assert np.array_equal(to_scanner([1, 0, 0], axes), [0, 0, -1])
     assert np.array_equal(to_scanner([0, 1, 0], axes), [1, 0, 0])
     assert np.array_equal(to_scanner([1, 0, 0], axes, "scanner"), [1, 0, 0])
@@ -549,17 +520,14 @@ def test_scanner_axes_of_hand_made_images():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scanner_axes_of_oblique_images(sign):
-    turn = rotation(3)
-    affine = np.eye(4)
+    turn, affine = phantom.random_rotation(np.random.default_rng(3)), np.eye(4)
     affine[:3, :3] = turn @ np.diag([sign * 1.5, 2.0, 4.0])
     affine[:3, 3] = 30, -20, 10
     voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
-    expected = voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
-    np.testing.assert_allclose(to_scanner(BVECS, affine), expected, atol=1e-14)
-    np.testing.assert_allclose(
-        turned(to_scanner(BVECS, affine), affine, "scanner", "image"), BVECS, atol=1e-14
-    )
-    np.testing.assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
+    found, expected = to_scanner(BVECS, affine), voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
+    assert_allclose(found, expected, atol=1e-14)
+    assert_allclose(turned(found, affine, "scanner", "image"), BVECS, atol=1e-14)
+    assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
 
 
 def test_bad_affines_and_frames():

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from shell import load
 
 import mapmri_nb
 from mapmri_nb import io
@@ -46,22 +48,14 @@ def fit():
         "coef": RNG.normal(size=(v, 7)),
         "mu": RNG.random((v, 3)),
         "mu_tensor": RNG.random((v, 3)),
-        "R": RNG.normal(size=(v, 3, 3)),
-        "S0": RNG.random(v) * 1000,
-        "laplacian_weight": np.full(v, 0.2),
-        "rmse": RNG.random(v),
-        "r2": RNG.random(v),
-        "iterations": RNG.integers(0, 90, v),
-        "status": RNG.integers(0, 8, v),
     }
+    rows |= {"R": RNG.normal(size=(v, 3, 3)), "S0": RNG.random(v) * 1000}
+    rows |= {"laplacian_weight": np.full(v, 0.2), "rmse": RNG.random(v), "r2": RNG.random(v)}
+    rows |= {"iterations": RNG.integers(0, 90, v), "status": RNG.integers(0, 8, v)}
     rows["coef"][3] = np.nan
     gtab = GradientTable([0, 1000], [[0, 0, 0], [0.6, 0, 0.8]], 0.0431, 0.0106)
-    options = {
-        "radial_order": 2,
-        "basis": "anisotropic",
-        "laplacian": (0.1, np.float64(0.2)),
-        "positivity": None,
-    }
+    options = {"radial_order": 2, "basis": "anisotropic", "positivity": None}
+    options["laplacian"] = (0.1, np.float64(0.2))
     return MapmriFit(rows, mask, options, gtab, np.eye(4))
 
 
@@ -110,44 +104,34 @@ def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
 
 def damaged(tmp_path):
     """Broken images: name -> what the message must say."""
-    good = image(
-        tmp_path / "good.nii", RNG.integers(0, 9999, (*SHAPE, 2)).astype(np.int16)
-    ).read_bytes()
+    data, unread = np.ones((*SHAPE, 2), np.float32), "not a readable NIfTI"
+    good = image(tmp_path / "good.nii", RNG.integers(0, 9999, data.shape).astype(np.int16))
+    good = good.read_bytes()
     packed = gzip.compress(good, mtime=0)
+    flipped = packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:]
+    made = nib.Nifti1Image(data, AFFINE)
+    made.header.set_qform(None)
+    made.header["srow_x"][1], made.header["sform_code"] = np.nan, 1
+    nib.save(nib.MGHImage(data[..., 0], AFFINE), tmp_path / "other.mgz")
     files = {
-        "text.nii": (b"this is a letter, not an image\n" * 40, "not a readable NIfTI"),
-        "text.nii.gz": (b"this is a letter, not an image\n" * 40, "not a readable NIfTI"),
-        "empty.nii": (b"", "not a readable NIfTI"),
+        "text.nii": (b"this is a letter, not an image\n" * 40, unread),
+        "text.nii.gz": (b"this is a letter, not an image\n" * 40, unread),
+        "empty.nii": (b"", unread),
         "notes.txt": (b"hello", r"must be \.nii"),
         "short.nii": (good[:-30], "truncated, holds .* promises"),
-        "header.nii": (good[:200], "not a readable NIfTI"),
+        "header.nii": (good[:200], unread),
         "short.nii.gz": (packed[: len(packed) // 2], "damaged or truncated|not a readable"),
-        "flipped.nii.gz": (
-            packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:],
-            "damaged|readable",
-        ),
+        "flipped.nii.gz": (flipped, "damaged|readable"),
         "cut.nii.gz": (gzip.compress(good[:-30]), "truncated, holds"),
-        "type.nii": (good[:70] + b"\x77\x77" + good[72:], "not a readable NIfTI"),
+        "type.nii": (good[:70] + b"\x77\x77" + good[72:], unread),
+        "affine.nii": (made.header.binaryblock + bytes(4) + data.tobytes(), "affine is not finite"),
+        "other.nii.gz": ((tmp_path / "other.mgz").read_bytes(), f"{unread}|not a NIfTI"),
     }
     for name, (raw, _) in files.items():
         (tmp_path / name).write_bytes(raw)
-    nan = AFFINE.copy()
-    nan[0, 1] = np.nan
-    made = nib.Nifti1Image(np.ones((*SHAPE, 2), np.float32), AFFINE)
-    made.header.set_qform(None)
-    made.header["srow_x"] = nan[0]
-    made.header["sform_code"] = 1
-    (tmp_path / "affine.nii").write_bytes(
-        made.header.binaryblock + bytes(4) + np.ones((*SHAPE, 2), "f4").tobytes()
-    )
-    image(tmp_path / "complex.nii", np.ones((*SHAPE, 2), np.complex64))
-    nib.save(nib.MGHImage(np.ones(SHAPE, np.float32), AFFINE), tmp_path / "other.mgz")
-    (tmp_path / "other.nii.gz").write_bytes((tmp_path / "other.mgz").read_bytes())
-    return {name: message for name, (_, message) in files.items()} | {
-        "affine.nii": "affine is not finite",
-        "complex.nii": "complex64, not a NIfTI image of real",
-        "other.nii.gz": "not a readable NIfTI|not a NIfTI",
-    }
+    image(tmp_path / "complex.nii", data.astype(np.complex64))
+    files["complex.nii"] = b"", "complex64, not a NIfTI image of real"
+    return {name: message for name, (_, message) in files.items()}
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -165,28 +149,27 @@ def test_damaged_files_are_named(tmp_path):
 # Names
 
 
+PARAM = "_model-mapmri_param-ngpar_dwimap.nii.gz"
+
+
 @pytest.mark.nojit
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        (
-            "data/sub-01_ses-2_desc-x_dwi.nii.gz",
-            "sub-01_ses-2_model-mapmri_param-ngpar_dwimap.nii.gz",
-        ),
+        ("data/sub-01_ses-2_desc-x_dwi.nii.gz", "sub-01_ses-2" + PARAM),
         (
             "sub-01_desc-preproc_run-2_space-T1w_odd-1_acq-a_dwi.nii",
-            "sub-01_acq-a_run-2_odd-1_space-T1w_model-mapmri_param-ngpar_dwimap.nii.gz",
+            "sub-01_acq-a_run-2_odd-1_space-T1w" + PARAM,
         ),
-        ("dwi.nii", "model-mapmri_param-ngpar_dwimap.nii.gz"),
-        ("scan7.nii.gz", "scan7_model-mapmri_param-ngpar_dwimap.nii.gz"),
-        (None, "model-mapmri_param-ngpar_dwimap.nii.gz"),
+        ("dwi.nii", PARAM[1:]),
+        ("scan7.nii.gz", "scan7" + PARAM),
+        (None, PARAM[1:]),
     ],
 )
 def test_names(source, name):
-    assert io.map_name(io.prefix_of(source), "ngpar") == name
-    assert io.map_name(io.prefix_of(source), "", ".json") == name.replace(
-        "param-ngpar_", ""
-    ).replace("nii.gz", "json")
+    prefix, model = io.prefix_of(source), name.replace("param-ngpar_", "").replace("nii.gz", "json")
+    assert io.map_name(prefix, "ngpar") == name
+    assert io.map_name(prefix, "", ".json") == model
 
 
 # Writing
@@ -195,22 +178,17 @@ def test_names(source, name):
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("shape", [(4,), (4, 3), SHAPE, (*SHAPE, 2), (40000, 1, 1)])
 def test_written_images_are_what_nibabel_reads(tmp_path, ending, shape):
-    data = RNG.normal(size=shape)
-    for name in ("one", "two"):
-        io.write_nii(tmp_path / (name + ending), [data], shape, np.float64, AFFINE)
-    read = nib.load(tmp_path / f"one{ending}")
+    data, paths = RNG.normal(size=shape), [tmp_path / (name + ending) for name in ("one", "two")]
+    for path in paths:
+        io.write_nii(path, [data], shape, np.float64, AFFINE)
+    read = nib.load(paths[0])
     assert np.array_equal(read.get_fdata().reshape(shape), data)
     assert np.array_equal(read.affine, AFFINE)
-    np.testing.assert_allclose(read.header.get_qform(), AFFINE, atol=1e-5)
+    assert_allclose(read.header.get_qform(), AFFINE, atol=1e-5)
     assert read.header.get_xyzt_units()[0] == "mm"
-    assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes()
-
-
-def test_gzip_header_tells_neither_time_nor_name(tmp_path):
-    io.write_nii(tmp_path / "a.nii.gz", [np.zeros(8)], (2, 2, 2), np.float32, AFFINE)
-    head = (tmp_path / "a.nii.gz").read_bytes()[:10]
-    assert head[3] == 0  # no name
-    assert head[4:8] == bytes(4)  # no time
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    if ending == ".nii.gz":
+        assert paths[0].read_bytes()[3:8] == bytes(5)  # no name, no time
 
 
 def test_index_maps_and_their_units(tmp_path):
@@ -220,43 +198,35 @@ def test_index_maps_and_their_units(tmp_path):
     maps = {"rtop": values, "msd": values, "ng_par": values, "odf_sh": RNG.random((*SHAPE, 6))}
     sidecars = {"odf_sh": {"Description": "ODF", "OrientationEncoding": {"Type": "sh"}}}
     paths = io.write_maps(tmp_path / "a" / "b", "sub-1", maps, AFFINE, sidecars=sidecars)
-    assert [p.name for p in paths] == [
-        io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")
-    ]
-    rtop = nib.load(paths[0])
-    assert rtop.get_data_dtype() == np.float32
+    names = [io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")]
+    assert [p.name for p in paths] == names
+    assert nib.load(paths[0]).get_data_dtype() == np.float32
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(rtop.get_fdata(dtype=np.float32), values.astype(np.float32))
-    assert np.array_equal(
-        nib.load(paths[3]).get_fdata(dtype=np.float32), maps["odf_sh"].astype(np.float32)
-    )
+        assert_array_equal(load(paths[0]), values.astype(np.float32))
+    assert np.array_equal(load(paths[3]), maps["odf_sh"].astype(np.float32))
 
     def sidecar(path):
         return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
 
-    assert sidecar(paths[0]) == {
-        "Description": INDICES["rtop"].long_name,
-        "Units": "mm^-3",
-        "FillValue": "NaN",
-    }
+    described = {"Description": INDICES["rtop"].long_name, "Units": "mm^-3", "FillValue": "NaN"}
+    assert sidecar(paths[0]) == described
     assert sidecar(paths[2])["Units"] == "1"
     assert sidecar(paths[3])["OrientationEncoding"] == {"Type": "sh"}
     description = json.loads((tmp_path / "a/b/dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
 
-    paths = io.write_maps(
-        tmp_path / "um", "", {"rtop": values, "msd": values}, AFFINE, units="um", fill=0
-    )
-    read = [nib.load(p).get_fdata() for p in paths]
-    np.testing.assert_allclose(read[0][2:], values[2:] * 1e-9, rtol=1e-6)
-    np.testing.assert_allclose(read[1][2:], values[2:] * 1e6, rtol=1e-6)
-    assert read[0][0, 0, 0] == 0
+    two = {"rtop": values, "msd": values}
+    paths = io.write_maps(tmp_path / "um", "", two, AFFINE, units="um", fill=0)
+    rtop, msd = map(load, paths)
+    assert_allclose(rtop[2:], values[2:] * 1e-9, rtol=1e-6)
+    assert_allclose(msd[2:], values[2:] * 1e6, rtol=1e-6)
+    assert rtop[0, 0, 0] == 0
     assert sidecar(paths[1])["Units"] == "um^2"
     assert sidecar(paths[1])["FillValue"] == 0
     with pytest.raises(ValueError, match="units must be"):
-        io.write_maps(tmp_path / "bad", "", {"rtop": values}, AFFINE, units="nm")
+        io.write_maps(tmp_path / "bad", "", two, AFFINE, units="nm")
     with pytest.raises(ValueError, match=r"affine must have shape \(4, 4\), not \(3, 3\)"):
-        io.write_maps(tmp_path / "bad", "", {"rtop": values}, np.eye(3))
+        io.write_maps(tmp_path / "bad", "", two, np.eye(3))
     assert not (tmp_path / "bad").exists()
 
 
@@ -321,9 +291,8 @@ def test_a_full_disk_is_an_error_with_no_leftovers(tmp_path):
     """A file that may not grow stands for a disk that is full."""
     out = tmp_path / "out"
     out.mkdir()
-    run = subprocess.run(
-        [sys.executable, "-c", FULL, str(out)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", FULL, str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.stdout.startswith("refused: [Errno 27] cannot write results: File too large"), run
     assert list(out.iterdir()) == []
 
@@ -346,14 +315,8 @@ def same_rows(saved, rows, keep=slice(None)):
 
 
 def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
-    io.save_fit(
-        fit,
-        tmp_path,
-        affine=AFFINE,
-        prefix="sub-1",
-        sources=["sub-1_dwi.nii.gz"],
-        run={"Threads": 2},
-    )
+    more = {"affine": AFFINE, "sources": ["sub-1_dwi.nii.gz"], "run": {"Threads": 2}}
+    io.save_fit(fit, tmp_path, prefix="sub-1", **more)
     saved = io.read_fit(tmp_path)
     same_rows(saved.fit.rows(), fit.rows())
     assert np.array_equal(saved.fit.mask, fit.mask)
@@ -363,8 +326,7 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     assert np.array_equal(saved.affine, AFFINE)
     assert saved.entries["Run"]["Threads"] == 2
     assert saved.entries["Sources"] == ["sub-1_dwi.nii.gz"]
-    labels = ["mapcoeffs", "mu", "mutensor", "frame", "s0", "weight", "status", "rmse", "r2"]
-    for label in labels:
+    for label in ("mapcoeffs", "mu", "mutensor", "frame", "s0", "weight", "status", "rmse", "r2"):
         assert len(list(tmp_path.glob(f"sub-1_model-mapmri_param-{label}_dwimap.nii*"))) == 1
         assert (tmp_path / io.map_name("sub-1", label, ".json")).is_file()
     levels = json.loads((tmp_path / io.map_name("sub-1", "status", ".json")).read_text())["Levels"]
@@ -378,12 +340,8 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
 
 def test_load_fit_gives_a_fit(tmp_path, fit):
     rows = fit.rows()
-    v = len(rows["S0"])
-    rows |= {
-        name: np.full(v, np.nan)
-        for name in (*ATTRIBUTES, "rmse", "r2", "margin")
-        if name not in rows
-    }
+    nothing = np.full(len(rows["S0"]), np.nan)
+    rows = dict.fromkeys((*ATTRIBUTES, "rmse", "r2", "margin"), nothing) | rows
     made = MapmriFit(rows, fit.mask, fit.options, fit.gtab)
     made.save(tmp_path, affine=AFFINE)
     read = mapmri_nb.load_fit(tmp_path)
@@ -413,9 +371,8 @@ def test_part_of_a_fit(tmp_path, fit):
     same_rows(saved.fit.rows(), fit.rows(), slab[fit.mask])
     assert np.array_equal(saved.fit.mask, slab & fit.mask)
     assert len(io.load_fit(tmp_path, within=np.zeros(SHAPE, bool)).coef) == 0
-    with pytest.raises(
-        ValueError, match=r"within: its shape \(3, 5\) differs from the fit's \(4, 3, 5\)"
-    ):
+    words = r"within: its shape \(3, 5\) differs from the fit's \(4, 3, 5\)"
+    with pytest.raises(ValueError, match=words):
         io.load_fit(tmp_path, within=slab[0])
 
 
@@ -461,34 +418,29 @@ def test_the_model_file_comes_last(tmp_path, fit, monkeypatch):
     assert len(moved) == len(set(moved)) > 15
 
 
-def edited(folder, **changes):
-    path = folder / io.map_name("", "", ".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 def test_foreign_and_damaged_fits_are_refused(tmp_path, fit):
     io.save_fit(fit, tmp_path)
-    good = json.loads((tmp_path / io.map_name("", "", ".json")).read_text())
-    edited(tmp_path, FormatVersion=2)
-    with pytest.raises(ValueError, match=r"dwimap\.json: format version 2 is unknown"):
-        io.read_fit(tmp_path)
-    edited(tmp_path, FormatVersion=1, Shape=[4, 3, 6])
-    with pytest.raises(ValueError, match=r"has shape .* not \(4, 3, 6\)"):
-        io.read_fit(tmp_path)
+    path, mu = tmp_path / io.map_name("", "", ".json"), tmp_path / io.map_name("", "mu", ".nii")
+    good = json.loads(path.read_text())
     order = {"Indices": "n1 n2 n3", "Table": good["CoefficientOrder"]["Table"][::-1]}
-    edited(tmp_path, Shape=list(SHAPE), CoefficientOrder=order)
-    with pytest.raises(ValueError, match="coefficients are in an unknown order"):
-        io.read_fit(tmp_path)
-    edited(tmp_path, **good)
+    for changes, words in (
+        ({"FormatVersion": 2}, r"dwimap\.json: format version 2 is unknown"),
+        ({"Shape": [4, 3, 6]}, r"has shape .* not \(4, 3, 6\)"),
+        ({"CoefficientOrder": order}, "coefficients are in an unknown order"),
+    ):
+        path.write_text(json.dumps(good | changes))
+        with pytest.raises(ValueError, match=words):
+            io.read_fit(tmp_path)
+    path.write_text(json.dumps(good))
     io.read_fit(tmp_path)
-    (tmp_path / io.map_name("", "mu", ".nii")).write_bytes(b"half")
+    mu.write_bytes(b"half")
     with pytest.raises(ValueError, match=r"param-mu_dwimap\.nii: not a readable"):
         io.read_fit(tmp_path)
-    (tmp_path / io.map_name("", "mu", ".nii")).unlink()
+    mu.unlink()
     with pytest.raises(FileNotFoundError, match="param-mu"):
         io.read_fit(tmp_path)
     for raw in (b"{}", b"[1]", b"{", b'{"FormatVersion": 1}', b"\x1f\x8b" * 5000):
-        (tmp_path / io.map_name("", "", ".json")).write_bytes(raw)
+        path.write_bytes(raw)
         with pytest.raises(ValueError, match="not the JSON of a saved fit") as caught:
             io.read_fit(tmp_path)
         assert len(str(caught.value)) < 1000, "of bytes that are no text, not all"

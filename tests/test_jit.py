@@ -29,9 +29,7 @@ bvals = np.r_[0, np.full(30, 1000.0), np.full(30, 3000.0)]
 gtab = mapmri.GradientTable(bvals, directions, big_delta=0.0365, small_delta=0.0157)
 """
 
-FIT = (
-    TABLE
-    + """
+FIT = f"""{TABLE}
 D = np.array([1.7e-3, 3e-4, 3e-4])
 data = 100 * np.exp(-bvals * (directions**2 @ D)) * (1 + 0.01 * rng.normal(size=(200, 61)))
 model = mapmri.MapmriModel(gtab, radial_order=4, laplacian=0.2)
@@ -40,7 +38,6 @@ def maps(threads=None):
     fit = model.fit(data, threads=threads)
     return np.stack([fit.rtop(), fit.ng()])
 """
-)
 
 SAME = "assert np.isfinite(serial).all() and all(np.array_equal(serial, m) for m in got); print('done')"
 
@@ -57,10 +54,7 @@ def run(code, cwd, *options, **environment):
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """
-    A cache folder filled by one process: this leg's own where it has one, since compiling takes its
-    time.
-    """
+    """A cache folder filled by one process: this leg's own where it has one."""
     folder = os.environ.get("NUMBA_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
     run(FIT + "maps(1)", tmp_path_factory.mktemp("fill"), NUMBA_CACHE_DIR=folder)
     return folder
@@ -87,11 +81,8 @@ print(hits, misses)
 
 @pytest.mark.jit_only
 def test_nothing_is_left_to_compile_after_warmup(warm, tmp_path):
-    run(
-        "from mapmri_nb.cli import main; assert main(['warmup']) == 0",
-        tmp_path,
-        NUMBA_CACHE_DIR=warm,
-    )
+    code = "from mapmri_nb.cli import main; assert main(['warmup']) == 0"
+    run(code, tmp_path, NUMBA_CACHE_DIR=warm)
     code = """
 import sys
 from mapmri_nb.cli import main
@@ -106,82 +97,56 @@ for mode in ('none', 'grid'):
     assert "compiling" not in out
 
 
-@pytest.mark.jit_only
-@pytest.mark.parametrize("layer", ["workqueue", None])
-def test_two_threads_of_a_caller_finish(warm, tmp_path, layer):
-    """Numba's own workqueue layer aborts the process here; ours must not depend on the layer."""
-    code = (
-        FIT
-        + """
+PARALLEL = {
+    # Numba's own workqueue layer aborts the process here; ours must not depend on the layer
+    "threads": """
 from concurrent.futures import ThreadPoolExecutor
-serial = maps(1)
-got = [maps(2)]
 with ThreadPoolExecutor(2) as pool:
     jobs = [pool.submit(maps, n) for n in (2, None, 2, None)]
     got += [maps(2), *(j.result() for j in jobs)]
-"""
-    )
-    assert "done" in run(code + SAME, tmp_path, NUMBA_CACHE_DIR=warm, NUMBA_THREADING_LAYER=layer)
-
-
-@pytest.mark.jit_only
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-def test_fork_after_a_parallel_fit(warm, tmp_path):
-    code = (
-        FIT
-        + """
+""",
+    "fork": """
 import os, signal, time
-serial = maps(1)
-got = [maps(2)]
 child = os.fork()
 if child == 0:
     signal.alarm(100)  # a hang ends as a signal, which the parent sees
     os._exit(0 if np.array_equal(maps(2), serial) else 1)
 assert os.waitpid(child, 0)[1] == 0, 'the forked child hung, died, or differs'
-"""
-    )
-    assert "done" in run(
-        code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm
-    )
+""",
+    "processes": """
+import multiprocessing
+with multiprocessing.get_context('fork').Pool(2) as pool:
+    got += pool.map_async(maps, [None, 2]).get(100)
+""",
+}
 
 
 @pytest.mark.jit_only
-def test_process_pool_by_fork_after_a_parallel_fit(warm, tmp_path):
-    code = (
-        FIT
-        + """
-import multiprocessing
-serial = maps(1)
-got = [maps(2)]
-with multiprocessing.get_context('fork').Pool(2) as pool:
-    got += pool.map_async(maps, [None, 2]).get(100)
-"""
-    )
-    assert "done" in run(
-        code + SAME, tmp_path, "-W", "ignore::DeprecationWarning", NUMBA_CACHE_DIR=warm
-    )
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [("threads", "workqueue"), ("threads", None), ("fork", None), ("processes", None)],
+)
+def test_callers_run_in_parallel_after_a_parallel_fit(warm, tmp_path, kind, layer):
+    code = f"{FIT}\nserial = maps(1)\ngot = [maps(2)]\n{PARALLEL[kind]}\n{SAME}"
+    environment = {"NUMBA_CACHE_DIR": warm, "NUMBA_THREADING_LAYER": layer}
+    assert "done" in run(code, tmp_path, "-W", "ignore::DeprecationWarning", **environment)
 
 
 @pytest.mark.jit_only
 def test_read_only_install_without_home(tmp_path):
-    copy = tmp_path / "site" / "mapmri_nb"
+    copy, wall = tmp_path / "site" / "mapmri_nb", tmp_path / "file"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
     for folder in (copy, copy / "kernels"):
         (folder / "__pycache__").write_text("a file: not even root can make a folder here")
-    wall = tmp_path / "file"
     wall.write_text("")
     for path in [*copy.rglob("*"), copy]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    code = (
-        TABLE
-        + "assert _jit.CACHE_DIR is None; print(mapmri.__file__, mapmri.MapmriModel(gtab, 4, laplacian=0).n_coef)"
-    )
-    out = run(
-        code, tmp_path, PYTHONPATH=str(copy.parent), HOME=str(wall / "home"), XDG_CACHE_HOME=None
-    )
-    assert out.split() == [str(copy / "__init__.py"), "22"], (
-        "the model's own check has run compiled kernels"
-    )
+    code = "assert _jit.CACHE_DIR is None\nmodel = mapmri.MapmriModel(gtab, 4, laplacian=0)\n"
+    code = f"{TABLE}{code}print(mapmri.__file__, model.n_coef)"  # its own check runs kernels
+    home = {"HOME": str(wall / "home"), "XDG_CACHE_HOME": None}
+    out = run(code, tmp_path, PYTHONPATH=str(copy.parent), **home)
+    assert out.split() == [str(copy / "__init__.py"), "22"]
     copy.chmod(0o755)
     (copy / "kernels").chmod(0o755)
 
@@ -211,15 +176,17 @@ def test_digest_follows_every_kernel_source(tmp_path, monkeypatch):
 def test_stale_caches_go_and_young_ones_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("MAPMRI_NB_CACHE", raising=False)
-    month = time.time() - (_jit.STALE_AFTER_DAYS + 1) * 86400
-    for name, used in (("aaaaaaaaaaaa", month), ("bbbbbbbbbbbb", time.time() - 86400)):
-        (tmp_path / f"mapmri_nb-{name}").mkdir()
-        (tmp_path / f"mapmri_nb-{name}" / "used").touch()
-        os.utime(tmp_path / f"mapmri_nb-{name}" / "used", (used, used))
+    day, now = 86400, time.time()
+    month = now - (_jit.STALE_AFTER_DAYS + 1) * day
+    for name, used in (("aaaaaaaaaaaa", month), ("bbbbbbbbbbbb", now - day)):
+        folder = tmp_path / f"mapmri_nb-{name}"
+        folder.mkdir()
+        (folder / "used").touch()
+        os.utime(folder / "used", (used, used))
     (tmp_path / "someone_elses").mkdir()
     assert _jit._open_cache() is not None
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "mapmri_nb-bbbbbbbbbbbb", "someone_elses", f"mapmri_nb-{_jit._source_digest()}"}  # fmt: skip
+    kept = {"mapmri_nb-bbbbbbbbbbbb", "someone_elses", f"mapmri_nb-{_jit._source_digest()}"}
+    assert {p.name for p in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.nojit

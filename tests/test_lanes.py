@@ -1,7 +1,4 @@
-"""
-The vector type: NumPy's values compiled and not, every width, and an error where an array has too
-few lanes.
-"""
+"""The vector type: NumPy's values at every width; too few lanes are an error."""
 
 import os
 import subprocess
@@ -13,6 +10,7 @@ import numba
 import numpy as np
 import phantom
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb
 from mapmri_nb.kernels import lanes
@@ -78,7 +76,7 @@ def test_arithmetic(rng):
     e = np.floor(np.log2(y * y) + 0.5)  # y^2 in [sqrt(1/2), sqrt(2)) 2^e
     want = [x, -((x + 2) * y - y) / 3, np.where(x > 0, np.sqrt(np.abs(x)), y), np.copysign(2.5, x), np.exp(y),
             np.log(np.abs(y)), e, y * y / 2.0**e, np.full_like(y, 8.0)]  # fmt: skip
-    np.testing.assert_allclose(out, want, rtol=5e-16, atol=5e-16)
+    assert_allclose(out, want, rtol=5e-16, atol=5e-16)
 
 
 @pytest.mark.nojit
@@ -100,10 +98,7 @@ def test_too_few_lanes_are_an_error():
 
 @pytest.mark.jit_only
 def test_lanes_side_by_side_only():
-    """
-    An array whose lanes are not side by side in memory is refused: a vector would read its
-    neighbours.
-    """
+    """Lanes that are not side by side in memory: a vector would read its neighbours."""
     with pytest.raises(numba.TypingError, match="rows"):
         arithmetic(np.ones((WIDTH, 2)).T, np.zeros((9, WIDTH)))
 
@@ -124,23 +119,21 @@ def test_product_is_a_product(rng):
         A, X = rng.normal(size=(m, k)), rng.normal(size=(k, n))
         out = np.full((len(pad4(A)), n), np.nan)
         block_product(pad4(A), X, out)
-        np.testing.assert_allclose(out[:m], A @ X, atol=1e-13)
+        assert_allclose(out[:m], A @ X, atol=1e-13)
 
 
 @pytest.mark.jit_only
 def test_the_width_does_not_matter(tmp_path):
-    """
-    The same fits compiled for a processor of four lanes: other registers, the same numbers to rounding.
-    """
-    folders = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
+    """Compiled for a processor of four lanes: the same numbers to rounding."""
+    places = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}
+    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(places)}
     env |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-c", FIT, tmp_path / "fits.npy"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == 4
-    np.testing.assert_allclose(np.load(tmp_path / "fits.npy"), fitted(), rtol=1e-8, atol=1e-10)
+    assert_allclose(np.load(tmp_path / "fits.npy"), fitted(), rtol=1e-8, atol=1e-10)
 
 
 class Inner(NamedTuple):
@@ -180,17 +173,6 @@ def test_fields_of_a_tuple_in_memory(flag):
     got = Inner(np.zeros(11), 0)
     memories = [lay_out(t), lay_out(got)]
     told(addresses([reads], *(m.kind for m in memories)), places(memories))
-    want = [
-        0.5,
-        10 if flag else 20,
-        -3,
-        9,
-        a[1, 1, 3],
-        a[1, 0, 1],
-        18,
-        8,
-        last[2],
-        3,
-        a[:, :, 1:].sum(),
-    ]
-    np.testing.assert_array_equal(got.array, want)
+    want = [0.5, 10 if flag else 20, -3, 9, a[1, 1, 3], a[1, 0, 1], 18, 8, last[2], 3]
+    want.append(a[:, :, 1:].sum())
+    assert_array_equal(got.array, want)

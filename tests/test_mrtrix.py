@@ -1,7 +1,4 @@
-"""
-Files of `mapmri-nb odf` read by MRtrix itself, where it is installed: its values, its peaks, its
-own frame.
-"""
+"""Files of `mapmri-nb odf` read by MRtrix: its values, its peaks, its own frame."""
 
 import json
 import shutil
@@ -9,8 +6,10 @@ import subprocess
 
 import nibabel as nib
 import numpy as np
+import phantom
 import pytest
-from mapmri_nb.cli import main
+from numpy.testing import assert_allclose
+from shell import command, load, save
 
 import mapmri_nb as mapmri
 from mapmri_nb import gradients, io
@@ -24,36 +23,23 @@ def mrtrix(*words):
 
 @pytest.fixture(scope="module", params=[1, -1], ids=["det>0", "det<0"])
 def files(request, tmp_path_factory):
-    """
-    An oblique series of single fibres in random directions, its fit, its ODF files, for both signs
-    of the determinant.
-    """
+    """An oblique series of single fibres, its fit and ODF files, for both determinants."""
     folder, rng = tmp_path_factory.mktemp("mrtrix"), np.random.default_rng(4)
-    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     affine = np.eye(4)
-    affine[:3, :3] = turn * np.sign(np.linalg.det(turn)) * [request.param * 2.0, 2.0, 2.5]
+    affine[:3, :3] = phantom.random_rotation(rng) * [request.param * 2.0, 2.0, 2.5]
     g, fibres = rng.normal(size=(90, 3)), rng.normal(size=(3, 4, 2, 3))
     g, fibres = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (g, fibres))
     b = np.repeat([0.0, 1000.0, 2000.0], 30)
     series = 1000 * np.exp(-b * (0.3e-3 + 1.4e-3 * (fibres @ g.T) ** 2))
-    nib.save(nib.Nifti1Image(series.astype(np.float32), affine), folder / "a_dwi.nii.gz")
+    dwi = save(folder / "a_dwi.nii.gz", series.astype(np.float32), affine)
     np.savetxt(folder / "a_dwi.bval", b[None])
     np.savetxt(folder / "a_dwi.bvec", g.T)
-    words = [
-        "--radial-order",
-        "4",
-        "--laplacian",
-        "none",
-        "--big-delta",
-        "0.04",
-        "--small-delta",
-        "0.01",
-        "--quiet",
-    ]
-    assert main(["fit", str(folder / "a_dwi.nii.gz"), "--out", str(folder / "fit"), *words]) == 0
-    assert main(["odf", str(folder / "fit"), "--sh-order", "14", "--quiet"]) == 0
+    words = "--radial-order 4 --laplacian none --big-delta 0.04 --small-delta 0.01 --quiet"
+    assert command("fit", dwi, "--out", folder / "fit", words) == 0
+    assert command("odf", folder / "fit", "--sh-order 14 --quiet") == 0
     (odf,) = folder.glob("fit/*param-odf_dwimap.nii.gz")
     (peaks,) = folder.glob("fit/*param-peaks_dwimap.nii.gz")
+    save(folder / "unscaled.nii", io.load_map(odf).data, affine)
     return folder, affine, odf, peaks
 
 
@@ -64,54 +50,43 @@ def angles(a, b):
 
 
 def test_values_are_those_of_the_fit(files):
-    """
-    MRtrix's sum of its harmonics along scanner directions is the ODF along the same directions.
-    """
-    folder, affine, odf, _ = files
-    directions = np.random.default_rng(5).normal(size=(40, 3))
-    directions /= np.linalg.norm(directions, axis=1)[:, None]
+    """MRtrix's sum of its harmonics is the ODF along the same scanner directions."""
+    folder, affine, _, _ = files
+    directions = phantom.unit(np.random.default_rng(5).normal(size=(40, 3)))
     np.savetxt(folder / "directions.txt", directions)
-    nib.save(nib.Nifti1Image(io.load_map(odf).data, affine), folder / "unscaled.nii")
     mrtrix("sh2amp", folder / "unscaled.nii", folder / "directions.txt", folder / "amp.nii")
-    want = mapmri.load_fit(folder / "fit").odf(
-        gradients.turned(directions, affine, "scanner", "image")
-    )
-    got = np.asarray(nib.load(folder / "amp.nii").dataobj)
-    assert np.abs(got - want).max() < 0.02 * want.max(), "degree 14 against the exact ODF"
+    turned = gradients.turned(directions, affine, "scanner", "image")
+    want = mapmri.load_fit(folder / "fit").odf(turned)
+    off = np.abs(load(folder / "amp.nii") - want).max()
+    assert off < 0.02 * want.max(), "degree 14 against the exact ODF"
 
 
 def test_peaks_are_those_mrtrix_finds(files):
     folder, _, odf, peaks = files
     mrtrix("sh2peaks", odf, folder / "peaks.nii", "-num", 1)
-    ours, theirs = (np.asarray(nib.load(p).dataobj)[..., :3] for p in (peaks, folder / "peaks.nii"))
+    ours, theirs = (load(p)[..., :3] for p in (peaks, folder / "peaks.nii"))
     assert angles(ours, theirs).max() < 0.5
-    sizes = (np.linalg.norm(a, axis=-1) for a in (ours, theirs))
-    np.testing.assert_allclose(*sizes, rtol=1e-3)
+    assert_allclose(*(np.linalg.norm(a, axis=-1) for a in (ours, theirs)), rtol=1e-3)
 
 
 def test_defaults_of_trackers_find_streamlines(files):
     """Values are of the size that thresholds expect; without the factor nothing is found."""
     folder, affine, odf, _ = files
-    found = {}
-    nib.save(nib.Nifti1Image(io.load_map(odf).data, affine), folder / "unscaled.nii")
-    nib.save(nib.Nifti1Image(np.ones((3, 4, 2), np.float32), affine), folder / "seed.nii")
-    for name, image in (("scaled", odf), ("unscaled", folder / "unscaled.nii")):
-        words = ["-seed_image", folder / "seed.nii", "-select", 20, "-seeds", 2000, "-minlength", 1]
+    seed, found = save(folder / "seed.nii", np.ones((3, 4, 2), np.float32), affine), []
+    for image in (odf, folder / "unscaled.nii"):
+        words = ["-seed_image", seed, "-select", 20, "-seeds", 2000, "-minlength", 1]
         mrtrix("tckgen", image, folder / "t.tck", *words)
-        found[name] = len(nib.streamlines.load(folder / "t.tck").streamlines)
-    assert found == {"scaled": 20, "unscaled": 0}
+        found.append(len(nib.streamlines.load(folder / "t.tck").streamlines))
+    assert found == [20, 0]
 
 
 def test_frame_is_the_one_mrtrix_gives_its_own_tensor(files):
-    """
-    From the series by MRtrix alone: FSL's b-vectors, the affine, a tensor, its first eigenvector in
-    scanner axes.
-    """
+    """By MRtrix alone: FSL's b-vectors, a tensor, its first eigenvector in scanner axes."""
     folder, _, _, peaks = files
     series = [folder / f"a_dwi.{ending}" for ending in ("nii.gz", "bvec", "bval")]
     mrtrix("dwi2tensor", series[0], folder / "dt.nii", "-fslgrad", series[1], series[2])
     mrtrix("tensor2metric", folder / "dt.nii", "-vector", folder / "v1.nii")
-    ours, theirs = (np.asarray(nib.load(p).dataobj)[..., :3] for p in (peaks, folder / "v1.nii"))
+    ours, theirs = (load(p)[..., :3] for p in (peaks, folder / "v1.nii"))
     assert angles(ours, theirs).max() < 0.5
 
 

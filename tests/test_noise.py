@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import truth
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import checks, positivity, uncertainty
@@ -48,6 +49,19 @@ def test_gaussians_are_exact(table, mode, bound, laplacian, rule):
     assert abs(fit.S0[0] / 100.0 - 1) < bound
 
 
+@pytest.mark.parametrize(("mode", "bound"), MODES[1:])
+@pytest.mark.parametrize("name", ["(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0"])
+def test_gaussians_are_exact_without_a_weight(table, mode, bound, name):
+    """They lie on the edge of the cones, and no residual contradicts the tensor's scale."""
+    y = 100.0 * truth.mixture_signal(*truth.MIXTURES[name], table.bvals, table.bvecs)[None]
+    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=None).fit(y)
+    assert (
+        abs(fit.index_rows("rtop")[0] / truth.mixture_truth(*truth.MIXTURES[name], TAU)["rtop"] - 1)
+        < bound
+    )
+    np.testing.assert_array_equal(fit.mu, fit.mu_tensor)
+
+
 @pytest.mark.parametrize(("mode", "bound"), MODES)
 def test_isotropic_gaussian_is_exact_in_the_isotropic_basis(table, mode, bound):
     """The deviation is from the basis' own first function."""
@@ -72,8 +86,8 @@ def test_deviation_solves_its_normal_equations(table, crossing):
     c = np.linalg.solve(
         M.T @ M + 0.3 * L + k * np.outer(B, B), M.T @ y[0] + 0.3 * S0 * L[:, 0] + k * S0 * B
     )
-    np.testing.assert_allclose(fit.S0[0], B @ c, rtol=1e-9)
-    np.testing.assert_allclose(fit.coef[0], c / (B @ c), atol=1e-9)
+    assert_allclose(fit.S0[0], B @ c, rtol=1e-9)
+    assert_allclose(fit.coef[0], c / (B @ c), atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [None, "grid", "global"])
@@ -96,8 +110,8 @@ def test_free_cone_by_osqp_and_by_the_active_set(table, crossing):
     a = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02).fit(y)
     b = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02, solver="osqp").fit(y)
     assert (b.status & mapmri.Status.BY_OSQP != 0).all()
-    np.testing.assert_allclose(a.coef, b.coef, atol=2e-6)
-    np.testing.assert_allclose(a.S0, b.S0, rtol=1e-7)
+    assert_allclose(a.coef, b.coef, atol=2e-6)
+    assert_allclose(a.S0, b.S0, rtol=1e-7)
 
 
 def test_free_cone_is_optimal():
@@ -126,7 +140,7 @@ def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
         fit = model.fit(y, sigma=100.0 / snr if given else None)
         assert (fit.status & (mapmri.Status.NO_FIT | mapmri.Status.UNSETTLED) == 0).all()
         # what positivity cannot fit counts as noise
-        np.testing.assert_allclose(
+        assert_allclose(
             np.median(fit.sigma) * snr / 100.0, 1.0, atol=0.03 if mode is None else 0.05
         )
         medians.append(np.median(fit.index_rows("rtop")))
@@ -154,7 +168,7 @@ def test_noise_free_data_stay(table, crossing):
     """Without noise the correction changes nothing."""
     plain = mapmri.MapmriModel(table, laplacian=None).fit(crossing[None])
     fit = mapmri.MapmriModel(table, laplacian=None, noise="rician").fit(crossing[None], sigma=1e-6)
-    np.testing.assert_allclose(fit.coef, plain.coef, atol=1e-7)
+    assert_allclose(fit.coef, plain.coef, atol=1e-7)
     assert fit.status[0] == plain.status[0] == 0
 
 
@@ -169,7 +183,7 @@ def test_coils(table, crossing):
     assert abs(a / c - 1) < 0.06
     assert b / c - 1 > 0.15
     estimated = mapmri.MapmriModel(table, noise="rician", coils=4).fit(y)
-    np.testing.assert_allclose(np.median(estimated.sigma), 6.0, rtol=0.04)
+    assert_allclose(np.median(estimated.sigma), 6.0, rtol=0.04)
 
 
 def test_denoised(table, crossing):
@@ -178,8 +192,8 @@ def test_denoised(table, crossing):
     floor = np.array([mapmri.kernels.noise.expected_magnitude(s, sigma, 1) for s in crossing])
     clean = mapmri.MapmriModel(table).fit(crossing[None])
     fit = mapmri.MapmriModel(table, noise="denoised").fit(floor[None], sigma=sigma)
-    np.testing.assert_allclose(fit.coef, clean.coef, atol=1e-7)
-    np.testing.assert_allclose(fit.predict(noisy=True)[0], floor, rtol=0.05)
+    assert_allclose(fit.coef, clean.coef, atol=1e-7)
+    assert_allclose(fit.predict(noisy=True)[0], floor, rtol=0.05)
     assert fit.sigma[0] == sigma
 
 
@@ -193,7 +207,7 @@ def test_predict(table, crossing):
     measured = y[:, high].mean()
     assert abs(noisy[:, high].mean() - measured) < 0.25 * abs(clean[:, high].mean() - measured)
     residual = np.sqrt(np.mean((y - noisy) ** 2, 1))
-    np.testing.assert_allclose(fit.rmse(), residual, rtol=1e-4)
+    assert_allclose(fit.rmse(), residual, rtol=1e-4)
 
 
 def test_negative_samples_stay(table, crossing):
@@ -279,13 +293,14 @@ def test_fixed_tissue_warns_and_keeps_its_anisotropy(table, caplog):
         fit = mapmri.MapmriModel(table).fit(y)
     assert "fixed tissue" in caplog.text
     assert fit.status[0] == 0
-    np.testing.assert_allclose(
-        fit.mu_tensor[0] ** 2 / (2 * TAU), [0.25e-3, 0.05e-3, 0.05e-3], rtol=1e-6
-    )
+    assert_allclose(fit.mu_tensor[0] ** 2 / (2 * TAU), [0.25e-3, 0.05e-3, 0.05e-3], rtol=1e-6)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
-        floored = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4).fit(y)
+        limit = float(table.bvals[table.bvals < 2100].max())
+        model = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4, bval_threshold=limit)
+        floored = model.fit(y)
     assert "at the floor" in caplog.text
+    assert f"{(table.bvals > limit).sum()} volumes have more" in caplog.text
     assert floored.status[0] & mapmri.Status.FLOOR
 
 

@@ -5,6 +5,7 @@ import oracle
 import phantom
 import pytest
 import truth
+from numpy.testing import assert_allclose
 from scipy.special import gamma, hyp1f1, ive
 
 from mapmri_nb import MapmriModel
@@ -33,16 +34,16 @@ def test_bessel_ratio(coils):
         want = ive(coils, x) / ive(coils - 1, x)
     small = x < 1e-4  # SciPy underflows: the series' first two terms
     want[small] = (x / (2 * coils) * (1 - x**2 / (4 * coils * (coils + 1))))[small]
-    np.testing.assert_allclose(noise.bessel_ratio(x, coils), want, rtol=1e-12, atol=1e-300)
+    assert_allclose(noise.bessel_ratio(x, coils), want, rtol=1e-12, atol=1e-300)
     p, lanes = noise.curves(coils), np.tile(x[:, None], (1, WIDTH))
     out = np.empty((2 * len(x), WIDTH))
     in_lanes(p, lanes, coils, out)
     assert np.array_equal(out, np.tile(out[:, :1], (1, WIDTH)))
-    np.testing.assert_allclose(out[: len(x), 0], want, rtol=1e-6, atol=1e-300)
+    assert_allclose(out[: len(x), 0], want, rtol=1e-6, atol=1e-300)
     mean = [noise.expected_magnitude(v, 1.0, coils) for v in x]
-    np.testing.assert_allclose(out[len(x) :, 0], mean, rtol=3e-5)
+    assert_allclose(out[len(x) :, 0], mean, rtol=3e-5)
     floats = [noise.ratio(p, float(v), coils) for v in x[::10]]
-    np.testing.assert_allclose(floats, want[::10], rtol=1e-6, atol=1e-300)
+    assert_allclose(floats, want[::10], rtol=1e-6, atol=1e-300)
     assert noise.ratio(p, np.inf, coils) == pytest.approx(1.0, abs=1e-13)
 
 
@@ -53,11 +54,11 @@ def test_expected_magnitude(coils):
     beta = np.sqrt(np.pi / 2) * gamma(coils + 0.5) / gamma(coils) / gamma(0.5) * 2
     want = sigma * beta * hyp1f1(-0.5, coils, -(signal**2) / (2 * sigma**2))
     found = np.array([noise.expected_magnitude(a, sigma, coils) for a in signal])
-    np.testing.assert_allclose(found, want, rtol=1e-11)
+    assert_allclose(found, want, rtol=1e-11)
     back = np.array([noise.signal_of(m, sigma, coils) for m in found])
     kept = signal > 0.3  # below, the mean does not depend on the signal to working precision
-    np.testing.assert_allclose(back[kept], signal[kept], rtol=1e-8)
-    np.testing.assert_allclose(back[~kept], signal[~kept], atol=1e-2)
+    assert_allclose(back[kept], signal[kept], rtol=1e-8)
+    assert_allclose(back[~kept], signal[~kept], atol=1e-2)
 
 
 def test_limits():

@@ -6,6 +6,7 @@ from math import pi
 import numpy as np
 import oracle
 import pytest
+from numpy.testing import assert_allclose
 
 from mapmri_nb.kernels import ordering
 
@@ -15,83 +16,58 @@ ORDERS = range(0, ordering.MAX_ORDER + 1, 2)
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_tables(order):
-    assert np.array_equal(ordering.index_table(order), oracle.aniso_table(order))
+    table, where = oracle.aniso_table(order), ordering.positions(ordering.index_table(order))
+    assert np.array_equal(ordering.index_table(order), table)
     assert np.array_equal(ordering.iso_index_table(order), oracle.iso_table(order))
-    assert np.array_equal(ordering.monomials(order), oracle.aniso_table(order))
-    assert ordering.n_coef(order) == len(oracle.aniso_table(order))
-    where = ordering.positions(ordering.index_table(order))
-    assert [where[tuple(row)] for row in oracle.aniso_table(order).tolist()] == list(
-        range(len(where))
-    )
+    assert np.array_equal(ordering.monomials(order), table)
+    assert ordering.n_coef(order) == len(table)
+    assert [where[tuple(row)] for row in table.tolist()] == list(range(len(table)))
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_parity_classes(order):
     """The block order lists each class once, in DIPY's order inside it."""
     place, bounds = ordering.class_permutation(order), ordering.class_bounds(order)
+    table = oracle.aniso_table(order)[place]
     assert sorted(place) == list(range(ordering.n_coef(order)))
-    assert np.array_equal(ordering.block_index_table(order), oracle.aniso_table(order)[place])
-    assert len(bounds) == 5
-    assert bounds[0] == 0
-    assert bounds[-1] == len(place)
-    seen = set()
+    assert np.array_equal(ordering.block_index_table(order), table)
+    assert (len(bounds), bounds[0], bounds[-1]) == (5, 0, len(place))
+    seen = []
     for start, stop in pairwise(bounds):
-        classes = {
-            tuple(row) for row in (oracle.aniso_table(order)[place[start:stop]] % 2).tolist()
-        }
-        assert len(classes) == (1 if stop > start else 0)
-        assert not classes & seen
+        seen += {tuple(row) for row in (table[start:stop] % 2).tolist()}
         assert np.all(np.diff(place[start:stop]) > 0)
-        seen |= classes
-    assert len(seen) == (
-        1 if order == 0 else 4
-    )  # even total order: three odd indices are impossible
+    assert len(seen) == len(set(seen)) == (4 if order else 1)  # three odd indices are impossible
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_origin_values_and_norms(order):
-    np.testing.assert_allclose(
-        ordering.origin_values(ordering.index_table(order)), oracle.aniso_origin(order), rtol=1e-14
-    )
-    np.testing.assert_allclose(
-        ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14
-    )
-    u = 6e-3
-    np.testing.assert_allclose(
-        ordering.iso_norms(order), oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3, rtol=1e-13
-    )
+    values, u = ordering.origin_values(ordering.index_table(order)), 6e-3
+    assert_allclose(values, oracle.aniso_origin(order), rtol=1e-14)
+    assert_allclose(ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14)
+    norms = oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3
+    assert_allclose(ordering.iso_norms(order), norms, rtol=1e-13)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_map_between_the_bases(order):
     t, back = ordering.iso_to_aniso(order), ordering.aniso_to_iso(order)
-    np.testing.assert_allclose(
-        t, oracle.iso_to_aniso(order), atol=1e-11
-    )  # the quadrature's own error at order 10
-    np.testing.assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
-    np.testing.assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
-    n, jlm = oracle.aniso_table(order).sum(1), oracle.iso_table(order)
-    assert (
-        np.abs(t[n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2]).max(initial=0.0) < 1e-13
-    )  # degree by degree
-    np.testing.assert_allclose(
-        t.T @ t, np.diag(ordering.iso_norms(order)), atol=1e-12 * ordering.iso_norms(order).max()
-    )
-    np.testing.assert_allclose(
-        t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12
-    )
+    assert_allclose(t, oracle.iso_to_aniso(order), atol=1e-11)  # the quadrature's error at order 10
+    assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
+    assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
+    n, jlm, norms = oracle.aniso_table(order).sum(1), oracle.iso_table(order), ordering.iso_norms
+    other = n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2
+    assert np.abs(t[other]).max(initial=0.0) < 1e-13  # degree by degree
+    assert_allclose(t.T @ t, np.diag(norms(order)), atol=1e-12 * norms(order).max())
+    assert_allclose(t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12)
 
 
 def test_printed_block_of_the_map():
     """Reference section 4, N = 2: every printed digit."""
-    want = np.zeros((6, 6))
-    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = (
-        (0.684653, -0.395285, 0.707107),
-        (-0.684653, -0.395285, 0.707107),
-    )
+    want, row = np.zeros((6, 6)), (0.684653, -0.395285, 0.707107)
+    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = row, (-row[0], *row[1:])
     want[1, 4], want[3, 1], want[4, 3] = 0.968246, -0.968246, -0.968246
     want[5, [2, 5]] = 0.790569, 0.707107
-    np.testing.assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
+    assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
 
 
 @pytest.mark.parametrize("el", range(0, 11, 2))
@@ -99,12 +75,10 @@ def test_solid_harmonics(el, rng):
     x = rng.normal(size=(20, 3))
     r, theta, phi = oracle.angles(x)
     for m in range(-el, el + 1):
-        value = sum(
-            c * np.prod(x ** np.array(p), axis=1) for p, c in ordering.solid_harmonic(el, m).items()
-        )
-        np.testing.assert_allclose(
-            value, r**el * oracle.real_sh(el, m, theta, phi), atol=1e-12 * r.max() ** el
-        )
+        terms = ordering.solid_harmonic(el, m).items()
+        value = sum(c * np.prod(x ** np.array(p), axis=1) for p, c in terms)
+        want = r**el * oracle.real_sh(el, m, theta, phi)
+        assert_allclose(value, want, atol=1e-12 * r.max() ** el)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -112,9 +86,7 @@ def test_hermite_to_monomial(order, rng):
     x = rng.normal(size=(20, 3))
     powers = np.prod(x[:, None] ** ordering.monomials(order), axis=2)
     want = oracle.hermite3d(order, x) / np.exp(-(x**2).sum(1) / 2)[:, None]
-    np.testing.assert_allclose(
-        powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9
-    )
+    assert_allclose(powers @ ordering.hermite_to_monomial(order), want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-"""
-Grid positivity: the compiled active set and OSQP against Clarabel and the KKT conditions, and
-inputs meant to break them.
-"""
+"""Grid positivity: the active set and OSQP against the KKT conditions."""
 
 from math import sqrt
 
 import numpy as np
 import oracle
 import pytest
+from numpy.testing import assert_allclose
 from phantom import signals
 from truth import scheme as shells
 
@@ -37,8 +35,7 @@ def problem(y, b, g, order, weight, mu=None, isotropic=False):
 def compiled(H, g, B, grid, max_iter=5000):
     """Status, coefficients and info of the compiled solver."""
     n, m = grid.rows.values.shape
-    c, info = np.full(n, np.nan), np.zeros(3)
-    problem = qp.GridProblem(B, 1, grid.rows, max_iter)
+    c, info, problem = np.full(n, np.nan), np.zeros(3), qp.GridProblem(B, 1, grid.rows, max_iter)
     status = qp.solve(np.ascontiguousarray(H), g, problem, qp.workspace(n, m), c, info)
     return status, c, info
 
@@ -54,20 +51,16 @@ def violation(K, c):
     return max(0.0, -p.min() / p.max())
 
 
-# ---------------------------------------------------------------- the grid
+# ---- the grid
 
 
 @pytest.mark.nojit
 @pytest.mark.parametrize("order", [2, 4])
 def test_rows_are_the_propagator_without_its_gaussian(order):
-    grid = positivity.normalised_grid(order)
-    mu = np.array([8e-3, 5e-3, 4e-3])
-    rows = (
-        oracle.psi_matrix(order, mu, grid.points * mu)
-        * np.exp(np.sum(grid.points**2, 1) / 2)[:, None]
-    )
-    rows /= np.linalg.norm(rows, axis=1)[:, None]
-    np.testing.assert_allclose(grid.K, rows, atol=1e-13)
+    grid, mu = positivity.normalised_grid(order), np.array([8e-3, 5e-3, 4e-3])
+    gaussian = np.exp(-np.sum(grid.points**2, 1) / 2)[:, None]
+    rows = oracle.psi_matrix(order, mu, grid.points * mu) / gaussian
+    assert_allclose(grid.K, rows / np.linalg.norm(rows, axis=1)[:, None], atol=1e-13)
 
 
 @pytest.mark.nojit
@@ -94,13 +87,10 @@ def test_grid_is_a_half_space_that_follows_the_order():
     for order in (2, 6, 10):
         u = positivity.grid_points(order)
         assert np.linalg.norm(u, axis=1).max() <= sqrt(2 * order + 1) + 1.4
-        both = np.round(np.vstack([u, -u]), 9) + 0.0
-        assert (
-            len(np.unique(both, axis=0)) == 2 * len(u) - 1
-        )  # the origin alone is its own antipode
-    assert len(positivity.grid_points(6, radius=3.0, spacing=0.5)) < len(
-        positivity.grid_points(6, radius=4.0, spacing=0.5)
-    )
+        both = np.unique(np.round(np.vstack([u, -u]), 9) + 0.0, axis=0)
+        assert len(both) == 2 * len(u) - 1  # the origin alone is its own antipode
+    few, many = (positivity.grid_points(6, radius=r, spacing=0.5) for r in (3.0, 4.0))
+    assert len(few) < len(many)
 
 
 @pytest.mark.nojit
@@ -115,7 +105,7 @@ def test_ball_is_dipys():
         assert len(whole) == 2 * len(ours) - 1
 
 
-# ---------------------------------------------------------------- optimality
+# ---- optimality
 
 
 @pytest.mark.jit_only
@@ -143,48 +133,32 @@ def test_optimal_in_both_bases(order, weight):
 
 
 @pytest.mark.nojit
-def test_compiled_solver_without_the_compiler():
-    b, g = scheme(2)
-    grid = positivity.normalised_grid(2)
-    H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
-    status, c, info = compiled(H, rhs, B, grid)
-    assert status == qp.SOLVED
-    assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-10
-    assert info[0] < 1e-10
-
-
-@pytest.mark.nojit
 def test_kkt_residual_is_scale_free_and_sees_every_condition():
     b, g = scheme(2)
     grid = positivity.normalised_grid(2)
     H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.3)[0], b, g, 2, 0.0)
+
+    def residual(c, a=1.0, b=1.0):
+        return positivity.kkt_residual(a * H, b * rhs, B, grid.K, c)
+
+    status, compiled_c, info = compiled(H, rhs, B, grid)  # without the compiler too
+    assert status == qp.SOLVED
+    assert residual(compiled_c) < 1e-10
+    assert info[0] < 1e-10
     c, kkt, iterations, status = positivity.solve_osqp(H, rhs, B, grid.K)
     assert (status, kkt < 1e-8, iterations > 0) == (qp.SOLVED, True, True)
     wrong = c.copy()
     wrong[1] += 1e-3
-    residual = positivity.kkt_residual(H, rhs, B, grid.K, wrong)
-    assert residual > 1e-5
-    assert positivity.kkt_residual(1e6 * H, 1e6 * rhs, B, grid.K, wrong) == pytest.approx(
-        residual, rel=1e-6
-    )
-    assert positivity.kkt_residual(H, rhs, B, grid.K, 1.01 * c) > 1e-3  # E(0) = 1
-    centre = np.eye(len(c))[0] / B[0]
-    assert positivity.kkt_residual(H, rhs, B, grid.K, centre) > 1e-3  # feasible, not optimal
-    assert positivity.kkt_residual(H, rhs, B, grid.K, np.full(len(c), np.nan)) == np.inf
+    off = residual(wrong)
+    assert off > 1e-5
+    assert residual(1.01 * c) > 1e-3  # E(0) = 1
+    assert residual(np.eye(len(c))[0] / B[0]) > 1e-3  # feasible, not optimal
+    assert residual(np.full(len(c), np.nan)) == np.inf
     top = 1e308 / np.abs(H).max()
-    for scale in (
-        1e-300,
-        1e150,
-        top,
-    ):  # where squares leave float64, and at its end: no warning, which would be an error
-        assert positivity.kkt_residual(scale * H, scale * rhs, B, grid.K, wrong) == pytest.approx(
-            residual, rel=1e-6
-        )
-    apart = [
-        positivity.kkt_residual(a * H, b * rhs, B, grid.K, d * c)
-        for a, b, d in ((1, top, 1), (top, 1, 1), (1, 1, 1e307))
-    ]
-    assert min(apart) > 1e-3
+    # also where squares leave float64, and at its end: no warning, which would be an error
+    for scale in (1e6, 1e-300, 1e150, top):
+        assert residual(wrong, scale, scale) == pytest.approx(off, rel=1e-6)
+    assert min(residual(c, 1, top), residual(c, top, 1), residual(1e307 * c)) > 1e-3
 
 
 def test_pull_makes_any_point_feasible():
@@ -209,18 +183,16 @@ def test_osqp_form_is_the_problem():
     ridge, shift = positivity.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
     L = np.linalg.cholesky(H + shift * np.eye(n))
     scale = np.linalg.norm(np.linalg.solve(L, rhs))
-    z = L.T @ c / scale
-    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(
-        c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2, rel=1e-12
-    )
+    z, want = L.T @ c / scale, c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2
+    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(want, rel=1e-12)
     assert (A @ z)[0] == pytest.approx(low[0])
     assert low[0] == high[0]
     assert ((A @ z)[1:] >= low[1:] - 1e-12).all()
     assert np.isinf(high[1:]).all()
-    np.testing.assert_allclose(np.linalg.norm(A, axis=1), 1)
+    assert_allclose(np.linalg.norm(A, axis=1), 1)
 
 
-# ---------------------------------------------------------------- hard inputs
+# ---- hard inputs
 
 
 def test_cap_forces_a_status():
@@ -272,6 +244,6 @@ def test_the_solver_judges_itself_as_dense_algebra_does(rng):
     square = (w @ np.linalg.solve(ridged, w)) / (rhs @ np.linalg.solve(ridged, rhs))
     want = abs(B @ c - 1) - v[1:].min() / v[1:].max() + sqrt(square)
     assert qp._judge(H, rhs, held, ridge, q, work, c) == pytest.approx(want, rel=1e-9)
-    np.testing.assert_allclose(c, optimum, atol=1e-9)
+    assert_allclose(c, optimum, atol=1e-9)
     qp._judge(H, rhs, held, ridge, q, work, c)
-    np.testing.assert_allclose(work.u[:q], u[:q], atol=1e-9 * np.abs(u[:q]).max())
+    assert_allclose(work.u[:q], u[:q], atol=1e-9 * np.abs(u[:q]).max())

@@ -6,10 +6,11 @@ import numpy as np
 import oracle
 import phantom
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
-from mapmri_nb.kernels import rescale
+from mapmri_nb.kernels import records, rescale
 from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
@@ -53,7 +54,7 @@ def test_the_scale_is_reduced_until_positivity_is_believed(positivity):
         for scale in ("tensor", "data")
     )
     factor = fit.mu[:, 0] / fit.mu_tensor[:, 0]
-    np.testing.assert_allclose(fit.mu, factor[:, None] * fit.mu_tensor, rtol=1e-14)
+    assert_allclose(fit.mu, factor[:, None] * fit.mu_tensor, rtol=1e-14)
     assert np.array_equal(held.mu, held.mu_tensor)
     for v in range(len(y)):
         *_, bound = problem(gtab, y[v], held.mu[v], held.R[v], 1.0)
@@ -80,7 +81,7 @@ def test_where_positivity_is_believed_nothing_changes():
             mapmri.MapmriModel(gtab, 4, positivity=positivity, scale=scale).fit(y)
             for scale in ("tensor", "data")
         ]
-        np.testing.assert_allclose(fits[0].coef, fits[1].coef, rtol=0, atol=1e-9)
+        assert_allclose(fits[0].coef, fits[1].coef, rtol=0, atol=1e-9)
         assert np.array_equal(fits[0].mu, fits[1].mu)
 
 
@@ -95,12 +96,12 @@ def test_held_fits_reproduce_it():
     problems = uncertainty._equations(model, fit, plan, work, np.arange(len(y)), y, w)
     for v, voxel in enumerate(uncertainty._voxels(model, fit, problems)):
         again = uncertainty._refitted(model, fit, voxel, y[v][None], names, True, True)
-        np.testing.assert_allclose(again[:, 0], want[:, v], rtol=1e-6)
+        assert_allclose(again[:, 0], want[:, v], rtol=1e-6)
         g = voxel.right @ y[v] / (voxel.at_origin @ y[v])
         coef, failed = model.engine.solver.many(voxel.H, g[None])
         held = uncertainty._values(fit, np.array([v]), coef, names)
         assert not failed.any()
-        np.testing.assert_allclose(held[:, 0], want[:, v], rtol=1e-6)
+        assert_allclose(held[:, 0], want[:, v], rtol=1e-6)
 
 
 def test_ng_is_against_the_tensor():
@@ -150,5 +151,14 @@ def test_steps_of_the_choice():
         moving.append(int(noise.moving[0]))
     assert moving == [4, 4, 3, 3, 2, 0]
     assert not noise.settled.any()  # the next block begins anew
-    np.testing.assert_array_equal(noise.held, S0)
-    np.testing.assert_allclose(scale.factor[0], 1 - STEP * np.array([0, 2, 1, 0, STEPS, 0]))
+    assert_array_equal(noise.held, S0)
+    assert_allclose(scale.factor[0], 1 - STEP * np.array([0, 2, 1, 0, STEPS, 0]))
+
+
+@pytest.mark.nojit
+def test_a_given_factor_is_that_of_its_voxel():
+    gtab, y = slow_tail()
+    engine, factor = mapmri.MapmriModel(gtab, 2, positivity="grid").engine, np.array([1, 0.9, 0.8])
+    none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
+    out = engine.fit(records.Data(y, np.ones((1, len(gtab))), *none, factor=factor))
+    assert_allclose(out.mu, factor[:, None] * out.mu_tensor, rtol=1e-14)

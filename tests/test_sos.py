@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import truth
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import eigh
 
 from mapmri_nb import sos
@@ -15,12 +16,11 @@ from mapmri_nb.kernels.lanes import WIDTH
 from mapmri_nb.kernels.ordering import (
     class_permutation,
     hermite_to_monomial,
-    index_table,
     monomials,
     n_coef,
-    origin_values,
     positions,
-)  # fmt: skip
+)
+from mapmri_nb.testing.algebra import squares
 
 TAU = 0.0365 - 0.0157 / 3
 SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
@@ -29,29 +29,22 @@ SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
 def voxel(seed, snr=20.0):
     """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
     rng, (b, g) = np.random.default_rng(seed), truth.scheme([90] * 3, [1000, 2000, 3000], 18)
-    q = oracle.qvectors(b, g, TAU)
     count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
     tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
     for _ in range(count):
-        u = rng.normal(size=3)
-        radial = rng.uniform(0.1e-3, 0.5e-3)
-        tensors.append(
-            radial * np.eye(3) + (rng.uniform(1.3e-3, 2e-3) - radial) * np.outer(u, u) / (u @ u)
-        )
+        u, radial = rng.normal(size=3), rng.uniform(0.1e-3, 0.5e-3)
+        along = rng.uniform(1.3e-3, 2e-3) - radial
+        tensors.append(radial * np.eye(3) + along * np.outer(u, u) / (u @ u))
     weights = np.r_[f, (1 - f) * rng.dirichlet([2] * count)] if count else np.ones(1)
-    y = sum(
-        w * np.exp(-TAU * 4 * np.pi**2 * np.einsum("ki,ij,kj->k", q, D, q))
-        for w, D in zip(weights, tensors, strict=True)
-    )
-    if np.isfinite(snr):
-        y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
-    values, frame = np.linalg.eigh(sum(w * D for w, D in zip(weights, tensors, strict=True)))
-    return y, np.sqrt(2 * np.maximum(values, 1e-4) * TAU)[::-1], q @ frame[:, ::-1]
+    y = truth.mixture_signal(weights, tensors, b, g)
+    y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
+    mu, R = truth.mixture_frame(weights, tensors, TAU)
+    return y, np.maximum(mu, np.sqrt(2e-4 * TAU)), oracle.qvectors(b, g, TAU) @ R
 
 
-def problem(order, weight, seed, snr=20.0):
+def problem(order, weight, seed):
     """H, g of a voxel, and y'y."""
-    y, mu, q = voxel(seed, snr)
+    y, mu, q = voxel(seed)
     M = oracle.phi_matrix(order, mu, q)
     return M.T @ M + weight * oracle.laplacian_matrix(order, mu), M.T @ y, y @ y
 
@@ -110,28 +103,20 @@ def gram_polynomial(order, grams):
     return out
 
 
+def origin(order):
+    return oracle.aniso_origin(order)
+
+
 def random_squares(order, rng):
     """Hermite coefficients of a random sum of squares with E(0) = 1."""
-    factors = [rng.normal(size=(s, s)) for s in SIZES[order]]
-    c = np.linalg.solve(
-        hermite_to_monomial(order), gram_polynomial(order, [V @ V.T for V in factors])
-    )
-    return c / (c @ origin_values(index_table(order)))
+    return squares(order, rng)[0]
 
 
 def motzkin():
-    c, where = np.zeros(50), positions(index_table(6))
-    p = np.zeros(50)
-    for powers, value in {(4, 2, 0): 1, (2, 4, 0): 1, (2, 2, 0): -3, (0, 0, 0): 1}.items():
-        p[positions(monomials(6))[powers]] = value
-    c = np.linalg.solve(hermite_to_monomial(6), p)
-    c /= c @ origin_values(index_table(6))
-    assert c[where[2, 2, 0]] == pytest.approx(0.375)
-    assert c[where[4, 2, 0]] == pytest.approx(0.216506, abs=1e-6)
-    return c
+    return np.array([truth.MOTZKIN.get(tuple(n), 0.0) for n in oracle.aniso_table(6).tolist()])
 
 
-# ---- the cone ---------------------------------------------------------------------------------------------------------
+# ---- the cone
 
 
 @pytest.mark.nojit
@@ -139,31 +124,29 @@ def motzkin():
 def test_gram_sizes_and_tables(order):
     t, n, place = cones.tables(order), n_coef(order), class_permutation(order)
     assert tuple(t.sizes) == SIZES[order] == tuple(map(len, cones.gram_exponents(order)))
-    np.testing.assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
+    assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
     assert np.linalg.cond(t.K[:n]) < 60
     # the values of z'Qz at the points are those of its Hermite coefficients
     e = len(t.gram)
     reference = np.linalg.solve(t.monomial, gram_polynomial(order, cones.blocks(t, t.Q)))
-    np.testing.assert_allclose(t.hermite[:n] @ t.Q[:e], reference, atol=1e-12)
-    np.testing.assert_allclose(t.K[:n] @ reference, t.reference, rtol=1e-10)
-    np.testing.assert_allclose(t.values[:n] @ t.Q[:e], t.reference, rtol=1e-10)
+    assert_allclose(t.hermite[:n] @ t.Q[:e], reference, atol=1e-12)
+    assert_allclose(t.K[:n] @ reference, t.reference, rtol=1e-10)
+    assert_allclose(t.values[:n] @ t.Q[:e], t.reference, rtol=1e-10)
     assert reference @ t.B == pytest.approx(1)
     # the moment map: its adjoint, and Z diag(eta) Z'
     eta, Q = np.random.default_rng(order).normal(size=(2, max(n, e)))
-    assert Q[:e] * t.times @ t.moments[:e] @ eta[:n] == pytest.approx(
-        eta[:n] @ t.values[:n] @ Q[:e]
-    )
+    forward = eta[:n] @ t.values[:n] @ Q[:e]
+    assert Q[:e] * t.times @ t.moments[:e] @ eta[:n] == pytest.approx(forward)
     for k, M in enumerate(cones.blocks(t, t.moments @ eta[:n])):
-        np.testing.assert_allclose(
-            M, (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)], atol=1e-12
-        )
+        want = (t.Z[k, :n].T * eta[:n] @ t.Z[k, :n])[: len(M), : len(M)]
+        assert_allclose(M, want, atol=1e-12)
 
 
 @pytest.mark.jit_only
 @pytest.mark.parametrize("weight", [0.0, 0.2])
 @pytest.mark.parametrize(("order", "voxels"), [(4, 4), (6, 4), (8, 3), (10, 1)])
 def test_no_sum_of_squares_is_better(order, voxels, weight):
-    B = origin_values(index_table(order))
+    B = origin(order)
     for seed in range(voxels):
         H, g, yy = problem(order, weight, seed)
         status, c, info, _ = solve(order, H, g)
@@ -183,7 +166,7 @@ def test_certified_free_optimum_is_kept():
     H = np.diag(1.0 + np.arange(22.0))
     status, c, _, _ = solve(4, H, ridged(H) @ c0)
     assert status == sdp.CERTIFIED
-    np.testing.assert_allclose(c, c0, atol=1e-4)
+    assert_allclose(c, c0, atol=1e-4)
     assert 0.5 * (c - c0) @ H @ (c - c0) < 2e-9 * c0 @ H @ c0
 
 
@@ -194,14 +177,10 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
         H, g, _ = problem(order, 0.0, seed)
         _, c, _, work = solve(order, H, g)
         grams = cones.blocks(cones.tables(order), work.Q[:, 0])
-        np.testing.assert_allclose(
-            gram_polynomial(order, grams), hermite_to_monomial(order) @ c, atol=1e-14
-        )
+        want = hermite_to_monomial(order) @ c
+        assert_allclose(gram_polynomial(order, grams), want, atol=1e-14)
         for Q in grams:
-            A = [
-                [Fraction(float(0.5 * (Q[i, j] + Q[j, i]))) for j in range(len(Q))]
-                for i in range(len(Q))
-            ]
+            A = [[Fraction(float(x)) for x in row] for row in 0.5 * (Q + Q.T)]
             for k in range(len(A)):
                 assert A[k][k] > 0
                 for i in range(k + 1, len(A)):
@@ -213,10 +192,8 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
 @pytest.mark.parametrize("order", [2, 4, 6, 8])
 def test_bits_do_not_depend_on_the_neighbours(order):
     """Alone, in a full group, at another lane, beside easy and hard voxels and such as have no answer."""
-    good = [
-        problem(order, weight, seed)[:2]
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
-    ]
+    pairs = ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
+    good = [problem(order, weight, seed)[:2] for seed, weight in pairs]
     H, g = good[0]
     indefinite, flat = H - 2 * np.trace(H) * np.eye(len(H)) / len(H), np.zeros_like(H)
     spoiled = np.where(np.eye(len(H)) > 0, H, np.nan)
@@ -229,14 +206,14 @@ def test_bits_do_not_depend_on_the_neighbours(order):
             for which, expected in zip(good, alone, strict=True):
                 if one is which:
                     assert status[l] == expected[0] == sdp.CERTIFIED
-                    np.testing.assert_array_equal(c[l], expected[1])
-                    np.testing.assert_array_equal(info[l], expected[2])
+                    assert_array_equal(c[l], expected[1])
+                    assert_array_equal(info[l], expected[2])
     status, c, _, _ = solve_lanes(order, good + bad)
     none = status == sdp.UNANSWERED
     assert none[4:12].all()
-    np.testing.assert_array_equal(np.isnan(c).all(1), none)
+    assert_array_equal(np.isnan(c).all(1), none)
     for l in (1, WIDTH - 1):
-        np.testing.assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
+        assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
 
 
 @pytest.mark.nojit
@@ -246,11 +223,11 @@ def test_a_lane_without_answer_leaves_its_neighbour_alone():
     g = H @ random_squares(2, np.random.default_rng(3))
     alone, both = solve(2, H, g), solve_lanes(2, [(H, g), (-H, g)])
     assert list(both[0]) == [sdp.CERTIFIED, sdp.UNANSWERED]
-    np.testing.assert_array_equal(both[1][0], alone[1])
-    np.testing.assert_array_equal(both[2][0], alone[2])
+    assert_array_equal(both[1][0], alone[1])
+    assert_array_equal(both[2][0], alone[2])
 
 
-# ---- certificates -----------------------------------------------------------------------------------------------------
+# ---- certificates
 
 
 @pytest.mark.jit_only
@@ -277,7 +254,7 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
     p = (oracle.hermite3d(order, x) @ c.T) * np.exp(0.5 * np.sum(x * x, 1))[:, None]
     less = c.copy()
     less[:, 0] -= p.min(0) + 1e-3
-    B = origin_values(index_table(order))
+    B = origin(order)
     answer = sos.certify(less[less @ B > 0], order)
     assert not answer.certified.any()
     assert (answer.margin < 0).all()
@@ -288,28 +265,25 @@ def test_squares_are_certified_and_less_than_nothing_is_not(order):
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
 def test_boundary_points(order):
     """MAP+ results and the Gaussian lie on the boundary: proved by their fit, or within what rounding leaves of it."""
-    gaussian = np.eye(n_coef(order))[0]
-    fits = [
-        solve(order, *problem(order, weight, seed)[:2])[1:3]
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0))
-    ]
-    coef = np.array([gaussian, *(c for c, _ in fits)])
+    pairs = ((0, 0.0), (1, 0.2), (2, 0.0))
+    fits = [solve(order, *problem(order, weight, seed)[:2])[1:3] for seed, weight in pairs]
+    coef = np.array([np.eye(n_coef(order))[0], *(c for c, _ in fits)])
+    margins = np.array([info[2] for _, info in fits])
     blind = sos.certify(coef, order)
     assert (blind.distance <= sos.NEAR).all()
     assert ((blind.distance == 0) == blind.certified).all()
-    np.testing.assert_allclose(blind.margin[0], 0, atol=1e-5)
-    told = sos.certify(coef, order, np.array([np.nan, *(info[2] for _, info in fits)]))
+    assert_allclose(blind.margin[0], 0, atol=1e-5)
+    told = sos.certify(coef, order, np.r_[np.nan, margins])
     assert told.certified[1:].all()
     assert (told.distance[1:] == 0).all()
-    assert (told.margin[1:] == [info[2] for _, info in fits]).all()
+    assert (told.margin[1:] == margins).all()
     # beyond the boundary by more than the tolerance
     t = cones.tables(order)
-    reference = np.linalg.solve(
-        hermite_to_monomial(order), gram_polynomial(order, cones.blocks(t, t.Q))
-    )
+    polynomial = gram_polynomial(order, cones.blocks(t, t.Q))
+    reference = np.linalg.solve(hermite_to_monomial(order), polynomial)
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
-    np.testing.assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
+    assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
 
 
 @pytest.mark.jit_only
@@ -323,18 +297,18 @@ def test_certificates_of_many_rows(order):
     many = sos.certify(c, order)
     with one_thread():
         for a, b in zip(many, sos.certify(c, order), strict=True):
-            np.testing.assert_array_equal(a, b)
+            assert_array_equal(a, b)
     assert many.certified.any()
     assert (many.distance > sos.NEAR).any()
     for v in (0, 1, 5, 6, 8, 9, 100):
         for a, b in zip(many, sos.certify(c[v], order), strict=True):
-            np.testing.assert_array_equal(a[v], b[0])
+            assert_array_equal(a[v], b[0])
 
 
 @pytest.mark.nojit
 def test_proof_ends_at_zero():
     """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
-    B, where = origin_values(index_table(2)), positions(monomials(2))
+    B, where = origin(2), positions(monomials(2))
     for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
         p = np.zeros(7)
         p[[where[2, 0, 0], where[0, 2, 0], where[0, 0, 2]]] = 1.0
@@ -354,32 +328,33 @@ def test_certify_refuses_and_skips():
     rows = np.zeros((4, 7))
     rows[0], rows[1, 0], rows[2, 0], rows[3, 0] = np.nan, -1.0, 1.0, 5.0
     answer = sos.certify(rows, 2)
-    np.testing.assert_array_equal(answer.certified, [False, False, False, False])
+    assert_array_equal(answer.certified, [False, False, False, False])
     assert (answer.distance[2:] < sos.NEAR).all()  # the Gaussian: on the boundary
-    np.testing.assert_array_equal(np.isnan(answer.margin), [True, True, False, False])
-    np.testing.assert_array_equal(np.isnan(answer.distance), [True, True, False, False])
+    assert_array_equal(np.isnan(answer.margin), [True, True, False, False])
+    assert_array_equal(np.isnan(answer.distance), [True, True, False, False])
 
 
 @pytest.mark.nojit
 def test_order_zero():
     status, c, _, _ = solve(0, np.array([[4.0]]), np.array([1.5]))
     assert status == sdp.CERTIFIED
-    np.testing.assert_allclose(c, [1.0])
+    assert_allclose(c, [1.0])
     assert sos.certify([[0.5]], 0).certified[0]
     assert sos.certify([[0.5]], 0).margin[0] == pytest.approx(1, abs=2e-5)
 
 
-# ---- the reference route ----------------------------------------------------------------------------------------------
+# ---- the reference route
 
 
 @pytest.mark.jit_only
 def test_osqp_route_reaches_the_optimum():
     excess = []
     for order in (2, 4, 6):
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0)):
+        for seed, weight, size in ((0, 0.0, 1.0), (1, 0.2, 1.2), (2, 0.0, 1.0)):
             H, g, yy = problem(order, weight, seed)
+            g, yy = size * g, size**2 * yy  # 1.2: E(0) = 1 binds from above
             _, best, _, _ = solve(order, H, g)
-            status, c, info = sos.solve_osqp(H, g, origin_values(index_table(order)), order)
+            status, c, info = sos.solve_osqp(H, g, origin(order), order)
             assert status in (sdp.CERTIFIED, sdp.BLENDED)
             assert info[2] > 0
             values = [0.5 * x @ ridged(H) @ x - g @ x + 0.5 * yy for x in (best, c)]
@@ -387,19 +362,20 @@ def test_osqp_route_reaches_the_optimum():
     assert min(excess) > -1e-6
     assert np.median(excess) < 1e-3
     assert max(excess) < 5e-3
-    again = sos.solve_osqp(H, g, origin_values(index_table(6)), 6)[1]
-    np.testing.assert_array_equal(again, c)
+    again = sos.solve_osqp(H, g, origin(6), 6)[1]
+    assert_array_equal(again, c)
 
 
 @pytest.mark.jit_only
 def test_osqp_route_refuses():
     H, g, _ = problem(4, 0.2, 0)
+    assert sos.GlobalSolver(2, "osqp").kernel is None
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
-        sos.solve_osqp(np.eye(95), np.ones(95), origin_values(index_table(8)), 8)
-    status, c, _ = sos.solve_osqp(-H, g, origin_values(index_table(4)), 4)
+        sos.solve_osqp(np.eye(95), np.ones(95), origin(8), 8)
+    status, c, _ = sos.solve_osqp(-H, g, origin(4), 4)
     assert status == sdp.UNANSWERED
     assert np.isnan(c).all()
-    status, c, info = sos.solve_osqp(H, g, origin_values(index_table(4)), 4, rounds=1, tol=1e-12)
+    status, c, info = sos.solve_osqp(H, g, origin(4), 4, rounds=1, tol=1e-12)
     assert status == sdp.INEXACT
     assert info[2] > 0
 
@@ -416,18 +392,22 @@ def test_elimination_of_the_origin(fixed, rng):
     cones.eliminate_origin(P, n, fixed, c0, scale)
     left = np.eye(7) - fixed * np.outer(B, B) / (B @ B)
     want = (K @ left @ K.T)[np.tril_indices(n)]
-    np.testing.assert_allclose(P[: len(want)].T, np.tile(want, (WIDTH, 1)), atol=1e-12)
+    assert_allclose(P[: len(want)].T, np.tile(want, (WIDTH, 1)), atol=1e-12)
     best = g + fixed * (1 - B @ g) / (B @ B) * B
-    np.testing.assert_allclose(c0.T, np.tile(K @ best, (WIDTH, 1)), atol=1e-12)
-    np.testing.assert_allclose(scale, g @ g / 2, rtol=1e-12)
+    assert_allclose(c0.T, np.tile(K @ best, (WIDTH, 1)), atol=1e-12)
+    assert_allclose(scale, g @ g / 2, rtol=1e-12)
     Q, keep, amount, reference = (
         rng.normal(size=size) for size in ((n, WIDTH), (1, WIDTH), (1, WIDTH), n)
     )
     want = keep * Q + amount * reference[:, None]
     cones.blend(reference, keep, amount, Q)
-    np.testing.assert_allclose(Q, want, atol=1e-14)
+    assert_allclose(Q, want, atol=1e-14)
     work, t, c = sdp.workspace(cones.tables(2)), cones.tables(2), rng.normal(size=(7, WIDTH))
     sdp._margin_problem(c, 0, t, work)
-    np.testing.assert_allclose(
+    assert_allclose(
         work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
     )  # p - m reference from m = 1
+    G, c = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], 3, 1), rng.normal(size=(n + 2, 3))
+    assert sdp._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
+        X[:, 1] @ c[:, 1] / np.sum((X.T @ c[:, 1]) ** 2), rel=1e-12
+    )

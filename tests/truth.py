@@ -1,9 +1,4 @@
-"""
-Known answers beside those of `mapmri_nb.testing.truths`, which are imported here: gradient schemes,
-tables of printed values.
-
-Units: mm, s, 1/mm. Index names are those of the oracle.
-"""
+"""Gradient schemes and tables of printed values, beside `mapmri_nb.testing.truths`; mm, s, 1/mm."""
 
 from decimal import Decimal
 from math import pi, sqrt
@@ -26,14 +21,11 @@ def assert_digits(value, printed):
     assert abs(value - float(printed)) <= 1.001 * half, f"{value!r} is not {printed}"
 
 
-# ---------------------------------------------------------------- gradient schemes
+# ---- gradient schemes
 
 
 def scheme(counts, bvals, n_b0=6):
-    """
-    Shells with counts[s] directions at bvals[s] behind n_b0 volumes at b = 0: b (n,), unit vectors
-    (n, 3).
-    """
+    """Shells of counts[s] directions at bvals[s] behind n_b0 at b = 0: b, directions."""
     b = np.r_[np.zeros(n_b0), np.repeat(np.asarray(bvals, float), counts)]
     g = [even_directions(count, s) for s, count in enumerate(counts)]
     return b, np.concatenate([np.zeros((n_b0, 3)), *g])
@@ -55,9 +47,7 @@ def scheme_mgh():
 
 
 def scheme_hcp(seed=0):
-    """
-    HCP-like: 18 b0 at b = 5 among 3 x 90 directions, b jittered by up to 20, shells interleaved.
-    """
+    """HCP-like: 18 b0 at b = 5 among 3 x 90 directions, jittered and interleaved."""
     rng = np.random.default_rng(seed)
     b, g = scheme([90] * 3, [1000, 2000, 3000], 0)
     mixed = rng.permutation(len(b))
@@ -67,31 +57,25 @@ def scheme_hcp(seed=0):
     return np.insert(b, where, 5.0), np.insert(g, where, u, axis=0)
 
 
-# ---------------------------------------------------------------- golden vectors, reference 9.2
+# ---- golden vectors, reference 9.2
 
 
 def golden_a():
-    """
-    Anisotropic N = 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values.
-    """
+    """Order 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values."""
     mu, a = truths.golden_a()
     total = a @ oracle.aniso_origin(6)
     return mu, a / total, total, GOLDEN_A
 
 
 def golden_b():
-    """
-    Isotropic N = 6: scale u, coefficients (50,), sum aB before normalisation, expected values.
-    """
+    """Order 6: scale u, coefficients (50,), sum aB before normalisation, expected values."""
     mu, a = truths.golden_b()
     total = a @ oracle.iso_origin(6)
     return mu[0], a / total, total, GOLDEN_B
 
 
 def golden_c():
-    """
-    GCV case: b (186,), directions, y, tau, mu of the mean tensor; R = I, N = 6; expected values.
-    """
+    """GCV: b (186,), directions, y, tau, mu of the mean tensor, R = I, order 6; expected values."""
     b, g = scheme_3x60()
     k = np.arange(len(b))
     y = mixture_signal(*crossing(0.5 * 180 / pi), b, g) + 0.03 * np.cos(7 * k + 0.3 * k**2)
@@ -111,8 +95,7 @@ MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(
     (0, 4, 0): 3 / 8 / sqrt(6), (2, 2, 0): 0.375, (4, 2, 0): 0.75 / sqrt(12), (2, 4, 0): 0.75 / sqrt(12),
 }  # fmt: skip
 
-# ---------------------------------------------------------------- mixtures of Gaussians, reference
-# 9.1
+# ---- mixtures of Gaussians, reference 9.1
 
 
 MIXTURES = {
@@ -123,25 +106,10 @@ MIXTURES = {
     "X60": crossing(30.0),
     "X90": ([0.6, 0.4], [axis_tensor((1.7, 0.3, 0.3)), axis_tensor((0.3, 1.7, 0.3))]),
     "BiIso": ([0.7, 0.3], [axis_tensor(0.6), axis_tensor(3.0)]),
-    "WM3": (
-        [0.55, 0.35, 0.1],
-        [axis_tensor((2.2, 0.1, 0.1)), axis_tensor((1.5, 0.6, 0.6)), axis_tensor(3.0)],
-    ),
+    "WM3": ([0.55, 0.35, 0.1], [axis_tensor(d) for d in ((2.2, 0.1, 0.1), (1.5, 0.6, 0.6), 3.0)]),
 }
-MIXTURE_COLUMNS = [
-    "rtop",
-    "rtap",
-    "rtpp",
-    "msd",
-    "qiv",
-    "lapnorm",
-    "ng",
-    "ng_par",
-    "ng_perp",
-    "sin",
-    "pa",
-    "pa_dti",
-]
+MIXTURE_COLUMNS = ("rtop", "rtap", "rtpp", "msd", "qiv", "lapnorm", "ng", "ng_par", "ng_perp", "sin",
+                   "pa", "pa_dti")  # fmt: skip
 MIXTURE_TABLE = {
     "(1.7,.3,.3)": "349267.04 8841.9413 39.501172 1.38e-4 9.3480673e-10 1.9797977 0 0 0 .45709553 .95263283 .95496928",
     "(1.7,.5,.2)": "331343.81 8388.2020 39.501172 1.44e-4 9.4208771e-10 1.9915833 0 0 0 .48441142 .96334892 .96543884",
@@ -155,14 +123,3 @@ MIXTURE_TABLE = {
     "WM3": "574285.97 16224.962 36.789721 1.899e-4 2.2293847e-10 3.0225208 "
     ".55795024 .01435743 .54700233 .60815075 .98944993 .87972165",
 }
-
-
-# least squares with E(0) = 1 at the true scales, index / true, of rtop rtap rtpp msd qiv
-LS_RATIOS = [
-    ("3x90", 6, "X60", ".94724 .97392 .99890 .99129 1.21091"),
-    ("3x90", 6, "X90", ".92018 .92163 .94891 .98479 1.34903"),
-    ("3x90", 6, "BiIso", ".93805 .98063 1.00486 .82935 1.23351"),
-    ("3x90", 6, "WM3", ".61557 .61253 .99649 .94962 3.93512"),
-    ("MGH", 8, "X60", ".98433 .98619 .99738 1.03047 1.09627"),
-    ("MGH", 8, "WM3", ".81443 .81317 1.02797 .87820 2.03733"),
-]

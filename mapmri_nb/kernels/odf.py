@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from . import frames, moments
 from ._jit import CONTRACT, kernel, n_threads, spread
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, rows, sqrt
 from .linalg import block_gather, block_product, exp, log, pad4
 from .ordering import frozen, hermite_to_monomial, monomials, positions
 from .rotation import Pairs, shear_pairs
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 GROUP = 48  # voxels handled together
 TILE = 64  # directions handled together: their values stay in the first-level cache

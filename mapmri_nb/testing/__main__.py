@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in names:
             found = search(one, name, examples=given.examples, seed=given.seed, seconds=given.seconds,
-                           of=given.program)  # fmt: skip
+                           of=given.program, **one.cases)  # fmt: skip
             results.append(found)
             if not given.json:
                 label = f"{PROPERTIES[name].number:>2} {name:28} {found.word}"

@@ -6,6 +6,7 @@ Laplacian matrix, error bars. As in `invariants`.
 from __future__ import annotations
 
 from math import pi
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from .properties import (
     sizes,
     within,
 )  # fmt: skip
-from .strategies import EPS, TAU, Case, origin, random_rotation, unit
+from .strategies import EPS, TAU, Case, design, origin, random_rotation, unit
 
 ANY_ORDER = st.sampled_from([2, 4, 6, 8, 10, 0])
 
@@ -93,29 +94,27 @@ def ball_is_isotropic(program: Program, case: Case) -> None:
         within(name, index(program, fit, name), 1e-6)
 
 
-def golden(program: Program, basis: str) -> None:
-    """Indices, E and P of a printed vector."""
-    mu, a = truths.golden_a() if basis == "anisotropic" else truths.golden_b()
-    want = truths.GOLDEN_A if basis == "anisotropic" else truths.GOLDEN_B
-    fit = program.made(basis, (a / (a @ origin(6, basis)))[None], mu, np.eye(3))
-    got = {**program.indices(fit), "E": program.predict(fit, truths.GOLDEN_Q)[:, 0]}
-    got["P"] = program.pdf(fit, truths.GOLDEN_R)[:, 0]
-    for s in (0, 2):
-        got[f"odf{s}"] = program.odf(fit, truths.GOLDEN_V, s)[:, 0]
-    off = {name: abs(got[name][0] / want[name] - 1) for name in got if name in want}
-    within(", ".join(n for n in off if not off[n] <= 1e-10), np.array(list(off.values())), 1e-10)
+def golden(basis: str, vector: Any, want: dict[str, Any]) -> None:
+    """A property of a printed vector: indices, E, P and ODFs."""
+
+    def check(program: Program, case: Case) -> None:
+        mu, a = vector
+        fit = program.made(basis, (a / (a @ origin(6, basis)))[None], mu, np.eye(3))
+        got = {**program.indices(fit), "E": program.predict(fit, truths.GOLDEN_Q)[:, 0]}
+        got["P"] = program.pdf(fit, truths.GOLDEN_R)[:, 0]
+        for s in (0, 2):
+            got[f"odf{s}"] = program.odf(fit, truths.GOLDEN_V, s)[:, 0]
+        off = {name: abs(got[name][0] / want[name] - 1) for name in got if name in want}
+        values = np.array(list(off.values()))
+        within(", ".join(n for n in off if not off[n] <= 1e-10), values, 1e-10)
+
+    check.__name__ = f"golden_{basis}"
+    check.__doc__ = "A printed vector of order 6, twelve digits. Tolerance: 1e-10."
+    prop("8", seed=0, order=6, basis=basis)(check)
 
 
-@prop("8", seed=0, order=6, basis="anisotropic")
-def golden_anisotropic(program: Program, case: Case) -> None:
-    """A printed vector of order 6, twelve digits. Tolerance: 1e-10."""
-    golden(program, "anisotropic")
-
-
-@prop("8", seed=0, order=6, basis="isotropic")
-def golden_isotropic(program: Program, case: Case) -> None:
-    """The same of the isotropic basis. Tolerance: 1e-10."""
-    golden(program, "isotropic")
+golden("anisotropic", truths.golden_a(), truths.GOLDEN_A)
+golden("isotropic", truths.golden_b(), truths.GOLDEN_B)
 
 
 @prop("9", laplacian=0.05, order=st.sampled_from([2, 4, 6]))
@@ -142,17 +141,10 @@ def gcv_is_lowest(program: Program, case: Case) -> None:
     The chosen weight's score n |y - S y|^2 / (n - tr S)^2 [Fick 2016, Eq. 15] is none higher than
     that of 200 weights from 2e-5 to 5 / mm. Tolerance: 1e-6.
     """
-    from ..kernels import hermite, laplacian
-
     fit = fitted(program, case, **PAPER)
-    table = ordering.index_table(case.fitted_order)
     weights, (mu, R) = program.weight(fit), program.scales(fit)
-    M, L = np.empty((len(case.table.b), len(table))), np.empty((len(table),) * 2)
     for v, y in enumerate(case.signals):
-        hermite.signal_rows(
-            np.ascontiguousarray(case.table.q @ R[v]), np.ascontiguousarray(mu[v]), table, M
-        )
-        laplacian.matrix(np.ascontiguousarray(mu[v]), table, L)
+        M, L = design(case.table.q, case.fitted_order, mu[v], R[v])
         whitened = np.linalg.solve(np.linalg.cholesky(L), M.T)
         d, vectors = np.linalg.eigh(whitened @ whitened.T)
         d, z2 = np.maximum(d, 0), (vectors.T @ whitened @ y) ** 2
@@ -189,23 +181,15 @@ def positive_everywhere(program: Program, case: Case) -> None:
 
 def squares(order: int, rng: np.random.Generator) -> Array:
     """Anisotropic coefficients (1, n) of a random sum of squares times a Gaussian, E(0) = 1."""
-    t, w = np.polynomial.hermite.hermgauss(order + 2)
-    x = np.stack(np.meshgrid(t, t, t, indexing="ij"), -1).reshape(-1, 3)
-    weights = np.einsum("i,j,k->ijk", w, w, w).ravel()
-    half = order // 2
+    where, half = ordering.positions(ordering.monomials(order)), order // 2
     powers = np.array([p for p in np.ndindex(*[half + 1] * 3) if sum(p) <= half])
-    monomials = np.prod(x[:, None] ** powers, axis=2)
-    # even and odd factors apart, so that p is even
-    odd = powers.sum(1) % 2
-    p = np.zeros(len(x))
-    for k in range(min(half, 1) + 1):
-        factors = monomials[:, odd == k]
-        p += ((factors @ rng.normal(size=(factors.shape[1],) * 2)) ** 2).sum(1)
-    H = np.polynomial.hermite.hermvander(x, order)  # (k, 3, order + 1)
-    table, root = ordering.index_table(order), ordering.factorial_roots(order)
-    functions = np.prod([H[:, i, table[:, i]] for i in range(3)], axis=0)
-    functions = functions / (np.sqrt(2.0 ** table.sum(1)) * root)
-    c = functions.T @ (weights * p) / pi**1.5
+    polynomial = np.zeros(len(where))
+    for odd in (0, 1):  # apart, so that the sum is even
+        block = powers[powers.sum(1) % 2 == odd]
+        factors = rng.normal(size=(len(block),) * 2)
+        for (i, j), q in np.ndenumerate(factors @ factors.T):
+            polynomial[where[tuple((block[i] + block[j]).tolist())]] += q
+    c = np.linalg.solve(ordering.hermite_to_monomial(order), polynomial)
     return (c / (c @ origin(order, "anisotropic")))[None]
 
 

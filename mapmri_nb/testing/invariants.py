@@ -27,7 +27,6 @@ from .properties import (
     index,
     prop,
     same_indices,
-    same_values,
     sizes,
     within,
 )
@@ -106,7 +105,7 @@ def voxel_alone(program: Program, case: Case) -> None:
     """A voxel's indices do not depend on its neighbours. Tolerance: the case's."""
     whole = program.indices(fitted(program, case))
     alone = program.indices(fitted(program, case, signals=case.signals[:1]))
-    same_values(case, alone, {name: rows[:1] for name, rows in whole.items()})
+    same_indices(program, case, alone, {name: rows[:1] for name, rows in whole.items()})
 
 
 @prop("4")

@@ -1,4 +1,4 @@
-"""What a program is asked for, and adapters: mapmri_nb, its drop-in for DIPY, DIPY itself."""
+"""What a program is asked for, and adapters: mapmri_nb, its drop-in for DIPY, DIPY, cs_dmri."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import warnings
 from math import pi
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,80 +23,59 @@ class Lacks(Exception):
     """The program has no such thing."""
 
 
-class Program(Protocol):
+ASKED = ("fit", "indices", "predict", "pdf", "odf", "scales", "coefficients", "weight", "S0", "made", "laplacian",
+         "certified", "spread")  # fmt: skip
+
+
+class Program:
     """
     What the invariants ask. Inherit and write what the program has; the rest raises `Lacks` and is
     reported so.
 
     Lengths are in mm, rows are voxels, directions are in the frame of the b-vectors, coefficients in
     DIPY's order. A `fit` is whatever the program likes.
+
+    Methods
+    -------
+    fit(table, signals, *, order, basis, laplacian, positivity, **options)
+        Fit signals (V, n). basis "anisotropic" or "isotropic"; laplacian None, a weight in 1/mm, a
+        tuple of them to choose from, or "gcv"; positivity None, "grid" or "global". Some invariants
+        also give bval_threshold (s/mm2 or None), eigenvalue_threshold, static_diffusivity (mm2/s)
+        and laplacian_of="signal", S0="free", scale="tensor" (the published penalty, E(0) fitted, the
+        basis' scale that of the tensor). Other options: Lacks.
+    indices(fit)
+        Maps (V,) by the names rtop rtap rtpp msd qiv lapnorm ng ng_par ng_perp pa pa_dti.
+    predict(fit, q)
+        E (V, k) at q-vectors (k, 3) in 1/mm, E(0) = 1.
+    pdf(fit, r)
+        P (V, k) in 1/mm3 at displacements (k, 3).
+    odf(fit, v, s)
+        The integral over r of P(r v) r^(2 + s) (V, k) along unit vectors (k, 3).
+    scales(fit)
+        Mu (V, 3) of the basis and frames R (V, 3, 3), columns e1 e2 e3.
+    coefficients(fit), weight(fit), S0(fit)
+        Coefficients (V, n); Laplacian weights (V,) that the fit used; S0 (V,), of the signal S0 E.
+    made(basis, coef, mu, R)
+        A fit with coefficients (V, n) at one mu (3,) and R (3, 3), as if it had been fitted.
+    laplacian(basis, order, mu)
+        Laplacian matrix (n, n) in mm.
+    certified(coef, order)
+        Whether sums of squares prove P >= 0, of anisotropic coefficients (V, n): (V,) bool.
+    spread(table, signals, seed, **options)
+        Standard deviations (V,) of the indices by a bootstrap.
     """
 
     name: str
+    cases: dict[str, Any] = {}  # noqa: RUF012 - fields of the cases that it can have
 
-    def __hash__(self) -> int:  # fits and integrals are kept by program and case
-        return id(self)
+    def __getattr__(self, name: str) -> Any:
+        if name not in ASKED:
+            raise AttributeError(name)
 
-    def fit(
-        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
-        laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
-        """
-        Fit signals (V, n). Options: order, basis ("anisotropic" or "isotropic"), laplacian (None, a
-        weight in 1/mm, a tuple of them to choose from, or "gcv"), positivity (None, "grid" or
-        "global"); some invariants also give bval_threshold (s/mm2 or None), eigenvalue_threshold,
-        static_diffusivity (mm2/s) and laplacian_of="signal", S0="free", scale="tensor" (the
-        published penalty, E(0) fitted, the basis' scale that of the tensor). Other options: Lacks.
-        """
-        raise Lacks("fit")
+        def lacks(*_: Any, **__: Any) -> None:
+            raise Lacks(name)
 
-    def indices(self, fit: Any) -> dict[str, Array]:
-        """Maps (V,) by the names rtop rtap rtpp msd qiv lapnorm ng ng_par ng_perp pa pa_dti."""
-        raise Lacks("indices")
-
-    def predict(self, fit: Any, q: Array) -> Array:
-        """E (V, k) at q-vectors (k, 3) in 1/mm, E(0) = 1."""
-        raise Lacks("predict")
-
-    def pdf(self, fit: Any, r: Array) -> Array:
-        """P (V, k) in 1/mm3 at displacements (k, 3)."""
-        raise Lacks("pdf")
-
-    def odf(self, fit: Any, v: Array, s: float) -> Array:
-        """The integral over r of P(r v) r^(2 + s) (V, k) along unit vectors (k, 3)."""
-        raise Lacks("odf")
-
-    def scales(self, fit: Any) -> tuple[Array, Array]:
-        """Mu (V, 3) of the basis and frames R (V, 3, 3), columns e1 e2 e3."""
-        raise Lacks("scales")
-
-    def coefficients(self, fit: Any) -> Array:
-        """Coefficients (V, n)."""
-        raise Lacks("coefficients")
-
-    def weight(self, fit: Any) -> Array:
-        """Laplacian weights (V,) that the fit used."""
-        raise Lacks("weight")
-
-    def S0(self, fit: Any) -> Array:
-        """S0 (V,): the fitted signal is S0 E."""
-        raise Lacks("S0")
-
-    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
-        """A fit with coefficients (V, n) at one mu (3,) and R (3, 3), as if it had been fitted."""
-        raise Lacks("made")
-
-    def laplacian(self, basis: str, order: int, mu: Array) -> Array:
-        """Laplacian matrix (n, n) in mm."""
-        raise Lacks("laplacian")
-
-    def certified(self, coef: Array, order: int) -> NDArray[np.bool_]:
-        """Whether sums of squares prove P >= 0, of anisotropic coefficients (V, n)."""
-        raise Lacks("certified")
-
-    def spread(self, table: Table, signals: Array, seed: int, **options: Any) -> dict[str, Array]:
-        """Standard deviations (V,) of the indices by a bootstrap."""
-        raise Lacks("spread")
+        return lacks
 
 
 def gradient_table(table: Table) -> mapmri_nb.GradientTable:
@@ -290,12 +269,69 @@ class DropIn(Dipy):
         return [self.rooms.MapmriFit(model, one) for one in fits]
 
 
+class CsDmri(Program):
+    """
+    cs_dmri's 3D-SHORE with its L2 penalty: an isotropic basis of one scale and its own order, in
+    single precision. No Laplacian, so of `laplacian` None alone; RTAP and RTPP are along its tensor.
+    """
+
+    name = "cs_dmri"
+    cases = {"basis": "isotropic", "laplacian": None}  # noqa: RUF012 - read only
+
+    def __init__(self) -> None:
+        self.rooms = importlib.import_module("cs_dmri")
+
+    def gradients(self, table: Table) -> Any:
+        times = {"big_delta": table.tau, "small_delta": 0.0}
+        return self.rooms.GradientTable(table.b, table.g, b0_threshold=table.b0_threshold, **times)
+
+    def fit(
+        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
+        laplacian: Any = None, positivity: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        given = {"basis": basis, "laplacian": laplacian, "positivity": positivity} | options
+        lacking = {k: v for k, v in given.items() if self.cases.get(k) != v}
+        lacking |= {} if order else {"order": order}
+        if lacking:
+            raise Lacks("fit with " + ", ".join(f"{k}={v!r}" for k, v in lacking.items()))
+        way = {"regularization": "l2", "bvec_frame": "image", "allow_single_shell": True}
+        y, gtab = signals[:, None, None], self.gradients(table)
+        mask = np.ones(y.shape[:3], bool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = self.rooms.ShoreModel(gtab, radial_order=order, **way).fit(y, mask, n_threads=1)
+        if fit.single_shell:
+            raise Lacks("fit of a single shell")
+        return fit, self.rooms.RestoreModel(gtab).fit(y, mask).principal_dir
+
+    def indices(self, fit: Any) -> dict[str, Array]:
+        maps = fit[0].microstructure(fit[1], units="mm", outlier_factor=None, n_threads=1)
+        return {name: values.ravel().astype(float) for name, values in maps.items()}
+
+    def predict(self, fit: Any, q: Array) -> Array:
+        length = np.r_[0, np.linalg.norm(q, axis=1)]
+        g = np.vstack([np.zeros(3), q]) / np.where(length > 0, length, 1.0)[:, None]
+        table = Table((2 * pi * length) ** 2 * Case().table.tau, g, 0.0)
+        E = fit[0].predict(self.gradients(table), clip=False, n_threads=1)[:, 0, 0].astype(float)
+        return E[:, 1:] / E[:, :1]
+
+    def scales(self, fit: Any) -> tuple[Array, Array]:
+        count = len(fit[0].coefficients)
+        u0 = 1 / (2 * pi * np.sqrt(fit[0].zeta))  # E ~ exp(-q^2 / (2 zeta))
+        return np.full((count, 3), u0), np.tile(np.eye(3), (count, 1, 1))
+
+
 def order_of(coef: Array) -> int:
     """Radial order of coefficients (V, n)."""
     return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[1])
 
 
-PROGRAMS: dict[str, type[Program]] = {"mapmri_nb": Ours, "dropin": DropIn, "dipy": Dipy}
+PROGRAMS: dict[str, type[Program]] = {
+    "mapmri_nb": Ours,
+    "dropin": DropIn,
+    "dipy": Dipy,
+    "cs_dmri": CsDmri,
+}
 
 
 def program(name: str) -> Program:

@@ -98,19 +98,14 @@ def sizes(mu: Array) -> dict[str, Array]:
 
 
 def same_indices(
-    program: Program, case: Case, one: Any, two: Any, alpha: float = 1.0,
-    names: tuple[str, ...] | None = None,
-) -> None:  # fmt: skip
-    """Indices of two fits agree, lengths of the second multiplied by alpha."""
-    same_values(case, program.indices(one), program.indices(two), alpha, names)
-
-
-def same_values(
-    case: Case, first: dict[str, Array], second: dict[str, Array], alpha: float = 1.0,
-    names: tuple[str, ...] | None = None,
-) -> None:  # fmt: skip
-    """Two sets of indices agree, of all voxels or of the first ones."""
+    program: Program, case: Case, one: Any, two: Any, alpha: float = 1.0, names: Any = None
+) -> None:
+    """
+    Indices of two fits (or two sets of them, of all voxels or of the first ones) agree, lengths of the
+    second multiplied by alpha.
+    """
     reference = sizes(case.mu)
+    first, second = (x if isinstance(x, dict) else program.indices(x) for x in (one, two))
     for name in [n for n in first if names is None or n in names]:
         a, b = first[name], second[name] * alpha ** LENGTH.get(name, 0)
         a, b = (1 / a, 1 / b) if name == "qiv" else (a, b)

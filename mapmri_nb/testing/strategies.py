@@ -204,17 +204,13 @@ class Case:
         Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors, or at
         TYPICAL along x.
         """
-        index = ordering.index_table(order)
         weight = self.laplacian if isinstance(self.laplacian, float) else 0.0
-        if len(self.table.b) < len(index):
+        if len(self.table.b) < ordering.n_coef(order):
             return np.inf
         tensors = [([1.0], [truths.axis_tensor(TYPICAL)])] if typical else self.mixtures
         worst = 0.0
         for f, d, *_ in tensors:
-            mu, R = map(np.ascontiguousarray, truths.mixture_frame(f, d, TAU))
-            M, L = np.empty((len(self.table.b), len(index))), np.empty((len(index),) * 2)
-            hermite.signal_rows(np.ascontiguousarray(self.table.q @ R), mu, index, M)
-            laplacian.matrix(mu, index, L)
+            M, L = design(self.table.q, order, *truths.mixture_frame(f, d, TAU))
             worst = max(worst, float(np.linalg.cond(M.T @ M + weight * L)) ** 0.5)
         return worst
 
@@ -260,6 +256,15 @@ class Case:
 
 
 GRID_POINTS = {5: 515, 4: 257, 3: 123, 2: 33}
+
+
+def design(q: Array, order: int, mu: Array, R: Array) -> tuple[Array, Array]:
+    """Functions M (k, n) at q (k, 3), and the Laplacian matrix L (n, n), by mapmri_nb's kernels."""
+    index, mu = ordering.index_table(order), np.ascontiguousarray(mu)
+    M, L = np.empty((len(q), len(index))), np.empty((len(index),) * 2)
+    hermite.signal_rows(np.ascontiguousarray(q @ R), mu, index, M)
+    laplacian.matrix(mu, index, L)
+    return M, L
 
 
 def origin(order: int, basis: str) -> Array:

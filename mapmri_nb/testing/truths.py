@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -196,25 +196,17 @@ def restricted_signal(geometry: str, x: Any) -> Array:
     x = np.where(np.abs(x) < 1e-4, 1e-4, x)
     if geometry == "planes":
         return 2 * (1 - np.cos(x)) / x**2
-    return (
-        (2 * special.j1(x) / x) ** 2
-        if geometry == "cylinder"
-        else (3 * special.spherical_jn(1, x) / x) ** 2
-    )
+    wave = 2 * special.j1(x) if geometry == "cylinder" else 3 * special.spherical_jn(1, x)
+    return (wave / x) ** 2
 
 
 def restricted_truth(geometry: str, size: float) -> tuple[float, float]:
-    """
-    MSD (of the restricted axes) and zero-displacement index at long time; size is R, of the planes
-    L.
-    """
-    if geometry == "planes":
-        return size**2 / 6, 1 / size
-    return (
-        (size**2, 1 / (pi * size**2))
-        if geometry == "cylinder"
-        else (1.2 * size**2, 3 / (4 * pi * size**3))
-    )
+    """MSD (of the restricted axes), zero-displacement index at long time; size R, of planes L."""
+    return {
+        "planes": (size**2 / 6, 1 / size),
+        "cylinder": (size**2, 1 / (pi * size**2)),
+        "sphere": (1.2 * size**2, 3 / (4 * pi * size**3)),
+    }[geometry]
 
 
 def restricted_propagator(geometry: str, size: float, r: Any) -> Array:
@@ -224,43 +216,5 @@ def restricted_propagator(geometry: str, size: float, r: Any) -> Array:
         return np.maximum(size - np.abs(r), 0) / size**2
     t = np.minimum(r / (2 * size), 1.0)
     if geometry == "cylinder":
-        return 2 * size**2 * (np.arccos(t) - t * np.sqrt(1 - t**2)) / (pi * size**2) ** 2
+        return 2 * (np.arccos(t) - t * np.sqrt(1 - t**2)) / (pi * size) ** 2
     return 3 / (4 * pi * size**3) * (1 - 1.5 * t + 0.5 * t**3)
-
-
-def restricted_sum(geometry: str, x: Any, dt: float, n_max: int = 40, k_max: int = 40) -> Array:
-    """Finite-time narrow-pulse signal; dt = D t / R^2 (planes: D t / L^2)."""
-    x = np.asarray(x, float)
-    out = restricted_signal(geometry, x)
-    if geometry == "planes":
-        for k in range(1, k_max + 1):
-            rate = (k * pi) ** 2
-            out = (
-                out
-                + 4 * x**2 * np.exp(-rate * dt) * (1 - (-1) ** k * np.cos(x)) / (x**2 - rate) ** 2
-            )
-        return out
-    for n in range(n_max + 1):
-        if geometry == "cylinder":
-            zeros = special.jnp_zeros(n, k_max)
-            factor = 4.0 if n == 0 else 8 * zeros**2 / (zeros**2 - n**2)
-            slope = special.jvp(n, x)
-        else:
-            zeros = spherical_zeros(n, k_max)
-            factor = 6 * (2 * n + 1) * zeros**2 / (zeros**2 - n * (n + 1))
-            slope = special.spherical_jn(n, x, derivative=True)
-        for beta, c in np.broadcast(zeros, factor):
-            out = out + c * np.exp(-(beta**2) * dt) * (x * slope / (x**2 - beta**2)) ** 2
-    return out
-
-
-def spherical_zeros(n: int, count: int) -> Array:
-    """First positive zeros of the derivative of the spherical Bessel function j_n."""
-
-    def slope(t: Any) -> Any:
-        return special.spherical_jn(n, t, derivative=True)
-
-    grid = np.arange(max(0.5, 0.9 * n), (count + n + 2) * pi, 0.1)
-    value = slope(grid)
-    turn = np.flatnonzero(value[:-1] * value[1:] < 0)[:count]
-    return np.array([optimize.brentq(slope, grid[i], grid[i + 1], xtol=1e-14) for i in turn])

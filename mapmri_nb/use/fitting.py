@@ -86,7 +86,7 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
             checks.field_frame(gtab.frame, image.affine)
         names = select(args.indices, args.basis)
         model = MapmriModel(gtab, **arguments(args, MapmriModel))
-        stream.layout(model, args.threads)  # loads or compiles the kernels
+        stream.layout(model)  # loads or compiles the kernels
         image = coming.result()
     opening = time.perf_counter() - start
     if chosen := len(keep) < count:
