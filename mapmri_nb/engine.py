@@ -13,10 +13,11 @@ from .kernels._jit import n_threads, plain, spread
 from .kernels._memory import Memory, lay_out, places
 from .kernels.lanes import empty, padded
 from .kernels.linalg import block_backsolve, block_cholesky, pad4
-from .kernels.status import NOT_CONVERGED, STRAINED
+from .kernels.status import CONTRADICTED, NOT_CONVERGED, STRAINED
 
 Array = NDArray[np.float64]
 LEAST_PIVOT = 1e-10  # of G, for a linear map; below it voxels are fitted and judged one by one
+RARE = STRAINED | CONTRADICTED  # stages that few voxels need
 Span = Callable[["Work", int, int], None]
 
 
@@ -75,15 +76,13 @@ class Work:
         self.block = blocks.new_block(engine.plan, padded(voxels))
         self._scratch = lay_out(engine.solver.problem()), lay_out(self.block)
 
-    def take(
-        self, engine: Engine, plan: Memory, data: Memory, out: Memory, own_frame: bool
-    ) -> Work:
-        """Make the job that fits `data` into `out`."""
+    def take(self, engine: Engine, plan: Memory, data: Memory, out: Memory, rare: int) -> Work:
+        """Make the job that fits `data` into `out`; `rare` as of `blocks.stages_of`."""
         problem, block = self._scratch
         self._memory = problem, plan, data, block, out
         state = self.block.noise
         self.job = blocks.Job(
-            engine.stages(self._memory, own_frame),
+            engine.stages(self._memory, rare),
             places(self._memory),
             state.step,
             state.moving,
@@ -135,7 +134,7 @@ class Engine:
 
     def __init__(self, plan: blocks.Plan, solver: Solver) -> None:
         self.plan, self.solver = plan, solver
-        self._own_frame = solver.kernel is None  # nobody fits strained voxels of those again
+        self._rare = 0  # stages that a voxel before needed
         self._stages: dict[Any, blocks.Stages] = {}
         self._spare: dict[int, list[Work]] = {}
         self._laid: Memory | None = None
@@ -169,24 +168,24 @@ class Engine:
         that OSQP would answer are left with the status NOT_CONVERGED.
         """
         return Work(self, voxels).take(
-            self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), True
+            self, self._plan_in_memory(self.plan), lay_out(data), lay_out(out), RARE
         )
 
-    def stages(self, memory: tuple[Memory, ...], own_frame: bool) -> blocks.Stages:
+    def stages(self, memory: tuple[Memory, ...], rare: int) -> blocks.Stages:
         """The compiled stages for a problem, a plan, data, a block and output in memory."""
         _, plan, data, _, _ = memory
         chosen = plan.value.laplacian_weights.size != 1
         given, field = len(data.value.mu) > 0, len(data.value.field) > 0
         linear = plan.value.linear.basis.size > 0
         key = (
-            given, field, own_frame, chosen, linear, plan.value.rules.noise,
+            given, field, rare, chosen, linear, plan.value.rules.noise,
             *(m.kind for m in memory),
         )  # fmt: skip
         if key not in self._stages:
             solvers = [] if self.solver.kernel is None else [self.solver.kernel]
             if plan.value.rules.noise == noise.RICIAN and self.solver.again is not None:
                 solvers.append(self.solver.again)
-            self._stages[key] = blocks.compiled(solvers, own_frame, memory)
+            self._stages[key] = blocks.compiled(solvers, rare, memory)
         return self._stages[key]
 
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
@@ -214,19 +213,18 @@ class Engine:
         if out is None:
             out = blocks.new_rows(len(data.y), plan.moments.origin.size)
         if self.solver.kernel is None:
-            self._pass(self._in_python, plan, data, out, count)
+            self._pass(self._in_python, plan, data, out, count, RARE)
             return out
         first = self._mapped(plan, data) if shared and len(data.y) else plan
-        self._pass(self._compiled, first, data, out, count)
-        strained = out.status & STRAINED != 0
-        if first is not plan and strained.any():  # samples are missing
-            self._again(self._compiled, strained, plan, data, out, count)
-            strained = out.status & STRAINED != 0
-        if strained.any():  # most data need no `own_frame`: it is compiled for the first that do
-            self._own_frame = True
-            self._again(self._compiled, strained, plan, data, out, count)
-        if self.solver.finishes and (left := out.status & NOT_CONVERGED != 0).any():
-            self._again(self._in_python, left, plan, data, out, count)
+        self._pass(self._compiled, first, data, out, count, self._rare)
+        if first is not plan:  # samples are missing
+            self._again(STRAINED, plan, data, out, count, self._rare)
+        # most data need no `own_frame`: it is compiled for the first that do
+        if self._again(STRAINED, plan, data, out, count, self._rare | STRAINED):
+            self._rare |= STRAINED
+        self._again(CONTRADICTED, plan, data, out, count, self._rare | CONTRADICTED)
+        if self.solver.finishes:
+            self._again(NOT_CONVERGED, plan, data, out, count, RARE)
         return out
 
     def _mapped(self, plan: blocks.Plan, data: blocks.Data) -> blocks.Plan:
@@ -250,8 +248,9 @@ class Engine:
         return self._map[1] if self._map[1].linear.basis.size else plan
 
     def _pass(
-        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int
-    ) -> None:
+        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
+        rare: int,
+    ) -> None:  # fmt: skip
         """Fit spans of rows in threads, each with work that no other thread has."""
         V = min(blocks.VOXELS, padded(len(data.y)))
         spare = self._spare.setdefault(V, [])
@@ -262,7 +261,7 @@ class Engine:
                 mine = spare.pop()
             except IndexError:
                 mine = Work(self, V)
-            span(mine.take(self, *memory, self._own_frame), start, stop)
+            span(mine.take(self, *memory, rare), start, stop)
             spare.append(mine)
 
         spread(call, len(data.y), V, threads)
@@ -295,13 +294,16 @@ class Engine:
             blocks.run_stages(stages.after, job.places, i0, stop)
 
     def _again(
-        self, span: Span, some: NDArray[np.bool_], plan: blocks.Plan, data: blocks.Data,
-        out: blocks.Out, threads: int,
-    ) -> None:  # fmt: skip
-        """Fit some of the rows anew."""
-        rows = np.flatnonzero(some)
-        part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
-        again = blocks.new_rows(len(rows), out.coef.shape[1])
-        self._pass(span, plan, part, again, threads)
-        for whole, piece in zip(out, again, strict=True):
-            whole[rows] = piece
+        self, bit: int, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
+        rare: int,
+    ) -> bool:  # fmt: skip
+        """Fit the rows whose status has a bit anew, in Python where it is NOT_CONVERGED; if any."""
+        rows = np.flatnonzero(out.status & bit)
+        if len(rows):
+            part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
+            again = blocks.new_rows(len(rows), out.coef.shape[1])
+            span = self._in_python if bit == NOT_CONVERGED else self._compiled
+            self._pass(span, plan, part, again, threads, rare)
+            for whole, piece in zip(out, again, strict=True):
+                whole[rows] = piece
+        return len(rows) > 0

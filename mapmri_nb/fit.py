@@ -228,30 +228,16 @@ class MapmriFit:
     rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
     gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
     v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
-    color_fa = _accessor(
-        "color_fa",
-        "FA times the absolute value of v1, (..., 3), red, green and blue for x, y and z.",
-    )
+    color_fa = _accessor("color_fa", "FA times |v1|, (..., 3): red, green, blue for x, y, z.")
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
-    rtap = _accessor(
-        "rtap", "Return-to-axis probability along e1 of the tensor, 1/mm^2 [Ozarslan 2013, Eq. 40]."
-    )
-    rtpp = _accessor(
-        "rtpp", "Return-to-plane probability normal to e1, 1/mm [Ozarslan 2013, Eq. 42]."
-    )
+    rtap = _accessor("rtap", "Return-to-axis probability along e1, 1/mm^2 [Ozarslan 2013, Eq. 40].")
+    rtpp = _accessor("rtpp", "Return-to-plane probability across e1, 1/mm [Ozarslan 2013, Eq. 42].")
     msd = _accessor("msd", "Mean squared displacement, mm^2 [Fick 2016, Eq. D1].")
-    qiv = _accessor(
-        "qiv",
-        "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22]: the reciprocal of the sum.",
-    )
+    qiv = _accessor("qiv", "Q-space inverse variance, mm^5 [Hosseinbor 2013, Eq. 22].")
     lapnorm = _accessor("lapnorm", "Norm of the Laplacian of the signal, mm [Fick 2016, Eq. 10].")
-    ng_par = _accessor(
-        "ng_par", "Non-Gaussianity of the section along e1, 0 to 1; anisotropic basis only."
-    )
-    ng_perp = _accessor(
-        "ng_perp", "Non-Gaussianity of the section normal to e1, 0 to 1; anisotropic basis only."
-    )
+    ng_par = _accessor("ng_par", "Non-Gaussianity along e1, 0 to 1; anisotropic basis only.")
+    ng_perp = _accessor("ng_perp", "Non-Gaussianity normal to e1, 0 to 1; anisotropic basis only.")
     pa_dti = _accessor("pa_dti", "Propagator anisotropy of the scale tensor alone, 0 to 1.")
 
     def rmse(self) -> Array:

@@ -17,6 +17,7 @@ from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
+from .kernels._jit import spread
 from .kernels.linalg import SparseMap, sparse_map
 from .kernels.noise import DENOISED, RICIAN, curves
 from .kernels.origin import Rules
@@ -301,8 +302,7 @@ class MapmriModel:
         TypeError where numbers are complex, text or objects, ValueError for wrong shapes and
         values; both name the argument. The affine of an image stays with the fit, as `affine`.
         """
-        if threads is not None and not (options.is_whole(threads) and threads >= 1):
-            raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+        count = options.thread_count(threads)
         taken = data
         if not isinstance(data, checks.Taken):
             taken = checks.take(self.gtab, data, mask, weights, grad_dev)
@@ -320,16 +320,14 @@ class MapmriModel:
             if np.all(np.diff(where) == 1):  # written in place
                 first, stop = where[0], where[-1] + 1
                 part = blocks.cut(rows, first, stop)
-                self.engine.fit(samples, threads, out=part, shared=shared)
+                self.engine.fit(samples, count, out=part, shared=shared)
             else:
-                part = self.engine.fit(samples, threads, shared=shared)
+                part = self.engine.fit(samples, count, shared=shared)
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
-                some = rows.status[where] & DROPPED != 0  # no other voxel has an odd sample
-                zeros, negative, voxels = checks.count_odd(y[some])
-                found = zeros, negative, voxels + int((~some).sum())
-                odd = [a + b for a, b in zip(odd, found, strict=True)]
+                for found in _odd_samples(y, rows.status[where], count):
+                    odd = [a + b for a, b in zip(odd, found, strict=True)]
         if not quiet:
             self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
@@ -364,6 +362,19 @@ def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array
     for rows, pieces in _slabs(arrays, taken.inside):
         w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
         yield rows, pieces[0], w
+
+
+def _odd_samples(y: Array, status: NDArray[np.int64], threads: int) -> list[Any]:
+    """`checks.count_odd` of pieces of a fit's samples; only voxels marked DROPPED have odd ones."""
+    found: list[Any] = []
+
+    def count(start: int, stop: int) -> None:
+        some = status[start:stop] & DROPPED != 0
+        zeros, negative, voxels = checks.count_odd(y[start:stop][some])
+        found.append((zeros, negative, voxels + int((~some).sum())))
+
+    spread(count, len(y), blocks.VOXELS, threads)
+    return found
 
 
 def _slabs(

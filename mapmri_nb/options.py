@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import checks, scales
 from .gradients import GradientTable
+from .kernels._jit import n_threads
 from .kernels.noise import MOST_COILS
 from .kernels.ordering import MAX_ORDER
 
@@ -110,6 +111,13 @@ def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, of any type but bool."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and float(value).is_integer()
+
+
+def thread_count(threads: Any) -> int:
+    """Threads to use where a caller asks for a number, or None."""
+    if threads is not None and not (is_whole(threads) and threads >= 1):
+        raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+    return n_threads(threads)
 
 
 def _positive(name: str, value: Any, unit: str) -> None:

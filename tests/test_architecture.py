@@ -47,13 +47,12 @@ ONLY_IN = {
     "hypothesis": HYPOTHESIS,
 }
 # The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16300, 1700  # docstrings count
+MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16700, 1700  # docstrings count
 MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
 # Rooms whose lines are still wider, or set more names.
 LATER = {
     "engine.py", "kernels/blocks.py", "kernels/gcv.py", "kernels/lanes.py", "kernels/linalg.py",
-    "kernels/moments.py", "kernels/noise.py", "kernels/origin.py", "kernels/rescale.py",
-    "kernels/stages.py", "use/stream.py",
+    "kernels/moments.py", "kernels/rescale.py", "kernels/stages.py",
 }  # fmt: skip
 # DIPY's constructor, and what `gcv` hands to its kernels
 LONG_CALLS = {"__init__", "choose"}
@@ -158,7 +157,11 @@ def test_who_compiles_and_who_starts_threads():
     assert {room(n) for n, tree in TREES.items() if kernel_calls(tree)} == {"kernels"}
     assert users("prange") == set()
     assert users("set_num_threads") <= one
-    assert users("ThreadPoolExecutor") == one | {"use/folder.py", "use/stream.py"}  # disks
+    assert users("ThreadPoolExecutor") == one | {
+        "use/fitting.py",
+        "use/folder.py",
+        "use/stream.py",
+    }  # disks
     for name, tree in TREES.items():
         assert "parallel" not in {k.arg for k in nodes(tree, ast.keyword)}, name
 

@@ -121,7 +121,7 @@ def rising(y, b):
 
 WARNINGS = [
     (None, "--bval-threshold 1300", "thin, its elements scatter by"),
-    (None, "--eigenvalue-threshold 2e-3", "% of the voxels have an eigenvalue at the floor"),
+    (None, "--eigenvalue-threshold 7e-4", "% of the voxels have an eigenvalue at the floor"),
     (slow, "--bval-threshold 2100", "as in fixed tissue"),
     (ringing, "", "2 % of the samples are negative"),
     (rising, "", "12 voxels have an index outside its range"),

@@ -49,6 +49,19 @@ def test_gaussians_are_exact(table, mode, bound, laplacian, rule):
     assert abs(fit.S0[0] / 100.0 - 1) < bound
 
 
+@pytest.mark.parametrize(("mode", "bound"), MODES[1:])
+@pytest.mark.parametrize("name", ["(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0"])
+def test_gaussians_are_exact_without_a_weight(table, mode, bound, name):
+    """They lie on the edge of the cones, and no residual contradicts the tensor's scale."""
+    y = 100.0 * truth.mixture_signal(*truth.MIXTURES[name], table.bvals, table.bvecs)[None]
+    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=None).fit(y)
+    assert (
+        abs(fit.index_rows("rtop")[0] / truth.mixture_truth(*truth.MIXTURES[name], TAU)["rtop"] - 1)
+        < bound
+    )
+    np.testing.assert_array_equal(fit.mu, fit.mu_tensor)
+
+
 @pytest.mark.parametrize(("mode", "bound"), MODES)
 def test_isotropic_gaussian_is_exact_in_the_isotropic_basis(table, mode, bound):
     """The deviation is from the basis' own first function."""
@@ -283,8 +296,11 @@ def test_fixed_tissue_warns_and_keeps_its_anisotropy(table, caplog):
     assert_allclose(fit.mu_tensor[0] ** 2 / (2 * TAU), [0.25e-3, 0.05e-3, 0.05e-3], rtol=1e-6)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
-        floored = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4).fit(y)
+        limit = float(table.bvals[table.bvals < 2100].max())
+        model = mapmri.MapmriModel(table, eigenvalue_threshold=1e-4, bval_threshold=limit)
+        floored = model.fit(y)
     assert "at the floor" in caplog.text
+    assert f"{(table.bvals > limit).sum()} volumes have more" in caplog.text
     assert floored.status[0] & mapmri.Status.FLOOR
 
 

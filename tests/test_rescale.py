@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
-from mapmri_nb.kernels import rescale
+from mapmri_nb.kernels import records, rescale
 from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
@@ -153,3 +153,12 @@ def test_steps_of_the_choice():
     assert not noise.settled.any()  # the next block begins anew
     assert_array_equal(noise.held, S0)
     assert_allclose(scale.factor[0], 1 - STEP * np.array([0, 2, 1, 0, STEPS, 0]))
+
+
+@pytest.mark.nojit
+def test_a_given_factor_is_that_of_its_voxel():
+    gtab, y = slow_tail()
+    engine, factor = mapmri.MapmriModel(gtab, 2, positivity="grid").engine, np.array([1, 0.9, 0.8])
+    none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
+    out = engine.fit(records.Data(y, np.ones((1, len(gtab))), *none, factor=factor))
+    assert_allclose(out.mu, factor[:, None] * out.mu_tensor, rtol=1e-14)

@@ -350,8 +350,9 @@ def test_order_zero():
 def test_osqp_route_reaches_the_optimum():
     excess = []
     for order in (2, 4, 6):
-        for seed, weight in ((0, 0.0), (1, 0.2), (2, 0.0)):
+        for seed, weight, size in ((0, 0.0, 1.0), (1, 0.2, 1.2), (2, 0.0, 1.0)):
             H, g, yy = problem(order, weight, seed)
+            g, yy = size * g, size**2 * yy  # 1.2: E(0) = 1 binds from above
             _, best, _, _ = solve(order, H, g)
             status, c, info = sos.solve_osqp(H, g, origin(order), order)
             assert status in (sdp.CERTIFIED, sdp.BLENDED)
@@ -368,6 +369,7 @@ def test_osqp_route_reaches_the_optimum():
 @pytest.mark.jit_only
 def test_osqp_route_refuses():
     H, g, _ = problem(4, 0.2, 0)
+    assert sos.GlobalSolver(2, "osqp").kernel is None
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
         sos.solve_osqp(np.eye(95), np.ones(95), origin(8), 8)
     status, c, _ = sos.solve_osqp(-H, g, origin(4), 4)
@@ -405,3 +407,7 @@ def test_elimination_of_the_origin(fixed, rng):
     assert_allclose(
         work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
     )  # p - m reference from m = 1
+    G, c = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], 3, 1), rng.normal(size=(n + 2, 3))
+    assert sdp._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
+        X[:, 1] @ c[:, 1] / np.sum((X.T @ c[:, 1]) ** 2), rel=1e-12
+    )

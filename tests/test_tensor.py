@@ -96,6 +96,7 @@ def damage(y, rng):
     return y
 
 
+@pytest.mark.nojit
 @pytest.mark.parametrize("threshold", [2100, 1100, 1e9])
 @pytest.mark.parametrize("whole", [True, False])
 def test_fit_against_the_oracle(threshold, whole, rng):

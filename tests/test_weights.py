@@ -219,3 +219,30 @@ def test_a_saved_fit_keeps_its_field(rng, tmp_path):
     assert list(tmp_path.glob("*param-graddev*")), "its own part"
     assert_array_equal(again.field, F[mask])
     assert_array_equal(again.predict(), fit.predict())
+
+
+def test_fields_that_cannot_be(rng):
+    gtab = table()
+    model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
+    for field, words in (
+        (np.zeros((3, 8)), r"grad_dev must have shape \(3, 9\) or \(3, 3, 3\), not \(3, 8\)"),
+        (
+            np.full((3, 9), 0.7),
+            "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is 0.7",
+        ),
+        (np.full((3, 9), np.nan), "grad_dev: entries must be finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.fit(y, grad_dev=field)
+
+
+@pytest.mark.nojit
+def test_moments_of_one_voxel_in_its_own_frame(rng):
+    """Moments from q in the voxel's frame, with its field, make the fit of those that are turned."""
+    model, F = mapmri.MapmriModel(table(), 2), fields(rng, 1)
+    y = noisy(table(), rng, 1)
+    turned_fit, plan = model.fit(y, grad_dev=F), model.engine.plan
+    model.engine.plan = plan._replace(scheme=plan.scheme._replace(rounding=-1.0))
+    own = model.fit(y, grad_dev=F)
+    assert model.engine._rare
+    assert_allclose(own.coef, turned_fit.coef, atol=1e-9 * np.abs(own.coef).max())

@@ -36,7 +36,8 @@ import readme  # noqa: E402
 import truth  # noqa: E402
 from common import MODES, RESULTS, ROOT, mapmri  # noqa: E402
 
-from mapmri_nb import io  # noqa: E402
+from mapmri_nb import io, positivity  # noqa: E402
+from mapmri_nb.indices import INDICES  # noqa: E402
 
 ORDERS = (4, 6, 8)
 OSQP = {  # the routes by OSQP, order 6, few voxels
@@ -149,15 +150,16 @@ def measure(mode, order, gtab, y, rounds, threads, with_dipy):
     slower = dipy_fit(mode, order, gtab, default_solver=True) if with_dipy else None
     if slower:
         row["dipy_default_ms"] = 1e3 * min(slower(y) for _ in range(2))
-    if model.positivity is None:
-        row["mflop"] = flops(model) / 1e6
+    if model.solver == "auto":
+        steps = model.fit(y, threads=threads).rows()["iterations"].mean()
+        row["mflop"] = (flops(model) + solver_flops(model, float(steps))) / 1e6
     return row
 
 
 def flops(model):
     """
-    Floating-point operations of a voxel of an unconstrained mode; neither exp nor log, nor the
-    choice among weights.
+    Floating-point operations of a voxel up to the solver of a constrained mode; neither exp nor log,
+    nor the choice among weights or of the scale.
 
     Moments, their rotation and maps, the fitted signal, tensor sums, Cholesky; GCV: whitening and
     tridiagonalisation.
@@ -178,6 +180,44 @@ def flops(model):
             + 4 * n_coef**3 / 3
         )
     return float(total)
+
+
+def solver_flops(model, steps):
+    """
+    The same of the solver, for the mean number of its steps. Grid: the triangular inverse, and a step
+    scans all points and takes four products of a triangle and a vector. Global: a step forms the
+    Schur complement from the moment matrices, factors it, and factors and inverts these.
+    """
+    n, half = model.n_coef, model.order // 2
+    if model.positivity == "grid":
+        points = len(positivity.normalised_grid(model.order).K)
+        return n**3 / 3 + (steps + 1) * (2 * points * n + 4 * n**2)
+    if model.positivity == "global":
+        sizes = [sum((d + 1) * (d + 2) // 2 for d in range(p, half + 1, 2)) for p in (0, 1)]
+        return steps * (n**3 / 3 + sum(m**4 + m**3 for m in sizes))
+    return 0.0
+
+
+def shore(gtab, y):
+    """
+    Microseconds a voxel of cs_dmri's 3D-SHORE fit of order 6, on one thread: by least squares, and
+    with a nonnegative ODF; empty where it is not installed.
+    """
+    try:
+        import cs_dmri
+    except ImportError:
+        return {}
+    table = cs_dmri.GradientTable(gtab.bvals, gtab.bvecs, b0_threshold=50, **DELTAS)
+    title, found = f"cs_dmri {cs_dmri.__version__}, 3D-SHORE, order 6, {{}}: us a voxel", {}
+    for kind, count in (("l2", 4800), ("nonneg", 480)):
+        model = cs_dmri.ShoreModel(table, radial_order=6, regularization=kind, bvec_frame="image")
+        some, best = y[:count, None, None], np.inf
+        for _ in range(4):
+            before = time.process_time()
+            model.fit(some, np.ones(some.shape[:3], bool), diagnostics=False, n_threads=1)
+            best = min(best, time.process_time() - before)
+        found[title.format(kind)] = round(1e6 * best / count, 1)
+    return found
 
 
 def matrix_rate():
@@ -215,17 +255,9 @@ def bare_gain(threads):
 
 
 def child(code, **env):
-    """
-    CPU seconds of a fresh interpreter that runs `code` in this checkout, its modules' bytecode
-    cached as in an install.
-    """
-    env = (
-        {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        | {"PYTHONPYCACHEPREFIX": BYTECODE.name}
-        | env
-    )
+    """CPU seconds of a fresh interpreter that runs `code` in this checkout."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -284,10 +316,17 @@ START = "import mapmri_nb, nibabel"  # what a whole command begins with
 
 
 def seconds(call):
-    """Wall seconds of a call."""
-    start = time.perf_counter()
+    """CPU and wall seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def in_memory(model, y, threads):
+    """A fit with all the indices that the command writes."""
+    fit = model.fit(y, threads=threads, quiet=True)
+    for name in INDICES:
+        fit.index_rows(name)
 
 
 def inflate(path):
@@ -305,7 +344,8 @@ def commands(modes, threads, rounds):
     """
     The whole command, warm, with all indices, on a twentieth of the slices of a series of HCP's
     shape: over the larger of two bare figures of the same run, inflating (or reading) the file and
-    the fit with its indices in memory; its start is taken off.
+    the fit with the same indices in memory; its start is taken off. Of CPU seconds, over both: the
+    samples of a voxel lie all over the file, so no fit begins before the last volume is inflated.
     """
     rows = []
     with tempfile.TemporaryDirectory() as place:
@@ -322,18 +362,23 @@ def commands(modes, threads, rounds):
         y = np.asarray(io.load_dwi(series).data)[mask].astype(float)
         for mode in modes:
             model = mapmri.MapmriModel(gtab, 6, **MODES[f"{mode} 0.2"])
+            words = [*large_data.MODES[mode], "--threads", str(threads)]
             for file, bare in ((series, series.read_bytes), (packed, lambda: inflate(packed))):
-                name = file.name
-                large_data.run(folder, large_data.MODES[mode], name)
+                large_data.run(folder, words, file.name)
+                in_memory(model, y, threads)
                 found = []
                 for _ in range(rounds):
-                    begin = seconds(lambda: child(START))
-                    unpack, (cpu, fit) = seconds(bare), whole(model, y, threads)
-                    _, spent, _, _, used = large_data.run(folder, large_data.MODES[mode], name)
-                    found.append((spent - begin, unpack, fit, (spent - begin) / max(unpack, fit),
-                                  used - child(START), cpu))  # fmt: skip
+                    start = []
+                    _, begin = seconds(lambda start=start: start.append(child(START)))
+                    (unpack_cpu, unpack), (cpu, fit) = (
+                        seconds(bare), seconds(lambda model=model: in_memory(model, y, threads)),
+                    )  # fmt: skip
+                    _, spent, peak, _, used = large_data.run(folder, words, file.name)
+                    spent, used = spent - begin, used - start[0]
+                    found.append((spent, unpack, fit, spent / max(unpack, fit), used, cpu,
+                                  used / (cpu + unpack_cpu), 1024 * peak))  # fmt: skip
                 keys = ("command_s", "bare_file_s", "in_memory_s", "ratio", "cpu_s",
-                        "in_memory_cpu_s")  # fmt: skip
+                        "in_memory_cpu_s", "cpu_ratio", "peak_mb")  # fmt: skip
                 row = dict(zip(keys, np.median(found, axis=0).tolist(), strict=True))
                 rows.append({"mode": mode, "file": file.suffix, "voxels": count} | row)
                 print(rows[-1], flush=True)
@@ -342,25 +387,32 @@ def commands(modes, threads, rounds):
 
 def brain(rows, whole_rows, start):
     """
-    CPU seconds, on one thread, that a brain of 250,000 voxels takes, warm, from the compressed file:
-    the start, and for each voxel its fit and what the command adds to it.
+    Seconds that a brain of 250,000 voxels takes, warm, from the compressed file, on one thread and on
+    those of this run: the start, and for each voxel its fit and what the command adds to it.
     """
     mapl = next(r for r in whole_rows if (r["mode"], r["file"]) == ("MAPL", ".gz"))
     added = 1e6 * (mapl["cpu_s"] - mapl["in_memory_cpu_s"]) / mapl["voxels"]
-    title = "a brain of 250,000 voxels, 288 volumes, order 6, {}: CPU s"
-    return {
-        title.format(r["mode"]): round(start["import mapmri_nb, CPU s"] + 0.25 * (r["us"] + added))
-        for r in rows
-        if r["order"] == 6 and r["mode"] in MODES
-    }
+    title, found = (
+        "a brain of 250,000 voxels, 288 volumes, order 6, {}: s, one thread / threads",
+        {},
+    )
+    for r in rows:
+        if r["order"] == 6 and r["mode"] in MODES:
+            fixed = start["import mapmri_nb, CPU s"] + 0.25 * added
+            both = (fixed + 0.25 * r["us"] / gain for gain in (1.0, r["gain"]))
+            found[title.format(r["mode"])] = " / ".join(f"{x:.0f}" for x in both)
+    return found
 
 
 def in_words(whole_rows):
     """Ratios of `commands` for the table of starts."""
-    title = (
-        "whole command, {mode}, {file}, {voxels} voxels: CPU time over that of the fit in memory"
-    )
-    return {title.format(**r): round(r["cpu_s"] / r["in_memory_cpu_s"], 2) for r in whole_rows}
+    title, found = "whole command, {mode}, {file}, {voxels} voxels: {}", {}
+    for r in whole_rows:
+        over = "the larger of the bare file and the fit in memory, wall"
+        found[title.format(over, **r)] = round(r["ratio"], 2)
+        found[title.format("their sum, CPU", **r)] = round(r["cpu_ratio"], 2)
+        found[title.format("peak memory, MB", **r)] = round(r["peak_mb"])
+    return found
 
 
 def main(argv=None):
@@ -371,6 +423,8 @@ def main(argv=None):
     parser.add_argument("--orders", type=int, nargs="+", default=ORDERS)
     parser.add_argument("--no-dipy", action="store_true")
     args = parser.parse_args(argv)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children find it cached, as in an install
+    os.environ["PYTHONPYCACHEPREFIX"] = BYTECODE.name
     threads, rate = min(2, os.cpu_count() or 1), matrix_rate()
     gtab, y = voxels(4800)
     rows = []
@@ -394,7 +448,7 @@ def main(argv=None):
         imports() | first_fits(),
         commands(large_data.MODES, threads, min(args.rounds, 3)),
     )
-    start |= in_words(whole_rows) | brain(rows, whole_rows, start)
+    start |= in_words(whole_rows) | brain(rows, whole_rows, start) | shore(gtab, y)
     start |= {"matrix products, one core, GF/s": round(rate / 1e9, 1)}
     start[f"gain of a bare loop from {threads} threads"] = round(gain, 2)
     out = {

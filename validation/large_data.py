@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,11 @@ BYTES = 8 * 90 + 8 * 84 + 4 * 11 + 2 * 288  # a voxel: slabs, results, maps, ser
 
 # A process inherits the peak of the one that starts it: a small one starts the fit
 CHILD = """
-import json, resource, subprocess, sys
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
 status = subprocess.call(sys.argv[1:])
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([status, used.ru_maxrss, used.ru_utime + used.ru_stime]))
+used, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+print(json.dumps([status, used.ru_maxrss, used.ru_utime + used.ru_stime, wall]))
 """
 
 
@@ -114,12 +114,10 @@ def run(folder, words, name="brain_dwi.nii"):
         *words,
     ]
     command = [sys.executable, "-m", "mapmri_nb", "fit", *arguments, "--quiet"]
-    start = time.perf_counter()
     told = subprocess.run(
         [sys.executable, "-c", CHILD, *command], cwd=ROOT, check=True, capture_output=True
     )
-    seconds = time.perf_counter() - start
-    status, peak, cpu = json.loads(told.stdout.splitlines()[-1])
+    status, peak, cpu, seconds = json.loads(told.stdout.splitlines()[-1])
     if status:
         raise SystemExit(f"fit {words} ended with {status}")
     entries = json.loads((out / io.map_name("brain", "", ".json")).read_text())

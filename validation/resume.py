@@ -29,10 +29,10 @@ DONE = "all results: it was done"
 SLAB = 200  # voxels; the library's own would make one slab of this brain
 SHAPE = (24, 24, 24)
 MODEL, HIDDEN = io.map_name("brain", "", ".json"), "." + io.map_name("brain", "", ".partial")
-CODE = (
-    f"import sys; from mapmri_nb import cli, stream; stream.SLAB, stream.SYNC = {SLAB}, 0.0; "
-    "sys.exit(cli.main(sys.argv[1:]))"
-)
+CODE = f"""import sys
+from mapmri_nb import cli, stream
+stream.SLAB, stream.SYNC = {SLAB}, 0.0
+sys.exit(cli.main(sys.argv[1:]))"""
 
 
 def start(folder, out, *more):

@@ -32,6 +32,7 @@ APART = (
     "resume",
     "dipy_test_suite",
     "large_data",
+    "tutorial_time",
 )  # scripts that write results of the same form
 
 

@@ -99,8 +99,8 @@ class _Cache:
 
     def load_overload(self, kinds: Any, context: Any) -> Any:
         """
-        A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's linear algebra
-        included, which takes half a second and which compiled code does not need.
+        A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's linear
+        algebra included, which takes half a second and which compiled code does not need.
         """
         rtsys.initialize(context)  # the references that compiled code counts
         opened = self._opened

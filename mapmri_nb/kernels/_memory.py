@@ -36,8 +36,8 @@ class Memory(NamedTuple):
 
 def lay_out(value: Any, like: Memory | None = None) -> Memory:
     """
-    Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and kinds of
-    arrays; to find the type again takes most of the time.
+    Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and kinds
+    of arrays; to find the type again takes most of the time.
     """
     if numba.config.DISABLE_JIT:
         return Memory(value, None, np.zeros(0, np.uint64), value)

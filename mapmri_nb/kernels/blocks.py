@@ -32,6 +32,7 @@ from ._jit import addresses, call, kernel
 from ._memory import INTEGER, Memory
 from ._types import IntArray, Unsigned
 from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
+from .status import CONTRADICTED, STRAINED
 
 __all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
 VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
@@ -101,11 +102,12 @@ def run(job: Job, start: int, stop: int) -> None:
         run_stages(todo.after, places, i0, stop)
 
 
-def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple[list[Any], ...]:
+def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:
     """
     The stages before, again, later, of the scale, of the correction, and after the solver: scales
-    given or from the tensor, gradients non-linear or linear, moments in the own frame of voxels that need it or
-    left marked STRAINED.
+    given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With STRAINED,
+    voxels that need it get moments in their own frame; with CONTRADICTED, a narrower basis. Without,
+    they are left marked for a second pass.
     """
 
     def where(used: bool, *some: Any) -> list[Any]:
@@ -120,7 +122,7 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
         stages.fixed_moments,
         *where(field, stages.skew),
         stages.hermite_moments,
-        *where(in_own_frame, stages.own_frame),
+        *where(rare & STRAINED != 0, stages.own_frame),
     ]
     later += [stages.equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
     later += where(rules.rescale, rescale.gaussian)
@@ -137,21 +139,21 @@ def stages_of(plan: Plan, given: bool, field: bool, in_own_frame: bool) -> tuple
     choice = rules.rescale and not given
     before = [*first, *scales, *later, *where(rician or choice, noise.count_parameters)]
     before += where(choice, rescale.unconstrained, *fitted, rescale.limit)
-    shrink = where(choice, *fitted, rescale.squares, rescale.shrink)
+    step = rescale.shrink if rare & CONTRADICTED else rescale.judge
+    shrink = where(choice, *fitted, rescale.squares, step)
     after = [*fitted, *where(rician, noise.expected_signals), stages.residuals, stages.write]
     correct = where(rician, *fitted, noise.correct)
     return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
 
 
-def compiled(
-    solvers: list[Callable[..., None]], in_own_frame: bool, memory: tuple[Memory, ...]
-) -> Stages:
+def compiled(solvers: list[Callable[..., None]], rare: int, memory: tuple[Memory, ...]) -> Stages:
     """
     The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
-    kernels that take (problem, plan, block, count), of which the last solves after `later`.
+    kernels that take (problem, plan, block, count), of which the last solves after `later`. `rare`: as
+    of `stages_of`.
     """
     problem, plan, data, block, out = memory
-    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, in_own_frame)
+    lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, rare)
     rest = (plan.kind, data.kind, block.kind, out.kind, INTEGER, INTEGER)
     *first, after = (addresses(one, *rest) for one in lists)
     if plan.value.linear.basis.size > 0:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from . import ordering
 from ._jit import CONTRACT, kernel
+from ._types import Array, IntArray
 from .lanes import every, pick, rows
 from .linalg import pad4
 
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 # of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
 RIDGE = 1e-8
 EPS = 2.220446049250313e-16

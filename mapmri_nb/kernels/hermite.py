@@ -11,12 +11,9 @@ With N = n1 + n2 + n3, q in 1/mm, r and mu in mm [Ozarslan 2013, Eq. 22, 23]:
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import kernel
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from ._types import Array, IntArray
 
 
 @kernel()

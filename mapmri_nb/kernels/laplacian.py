@@ -12,15 +12,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import CONTRACT, kernel, plain
+from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-Unsigned = NDArray[np.uint64]
 
 
 class LaplacianTables(NamedTuple):

@@ -1,6 +1,6 @@
 """
-The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of squares
-over several.
+The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of
+squares over several.
 
 A magnitude m of the signal A has the density m^L A^(1-L) / sigma^2 exp(-(m^2 + A^2) / 2 sigma^2)
 I_(L-1)(m A / sigma^2), L coils, the root of A^2 + 2 L sigma^2 as its root mean square.
@@ -106,7 +106,8 @@ def _relative_mean(x: float, coils: int) -> tuple[float, float]:
     zero = math.sqrt(0.5 * math.pi)
     for k in range(1, coils):
         zero *= (2.0 * k + 1.0) / (2.0 * k)
-    total = value = slope = change = 1.0  # Kummer: exp(-x) 1F1(L + 1/2; L; x), all terms positive
+    total = value = 1.0  # Kummer: exp(-x) 1F1(L + 1/2; L; x), all terms positive
+    slope = change = 1.0
     k = 0.0
     while value > 1e-17 * total or k < x:
         value *= (coils + 0.5 + k) / (coils + k) * x / (k + 1.0)
@@ -167,7 +168,8 @@ def curves(coils: int) -> Array:
     Coefficients p (2, DEGREE + 1) of `ratio` and `mean`: Chebyshev interpolation of what they
     multiply by powers of 1 - u^2 and 1 - u, u = (x - C) / (x + C), C from `_middle`.
     """
-    C, amos, mean = plain(_middle)(coils), plain(_amos), plain(_relative_mean)
+    C, amos = plain(_middle)(coils), plain(_amos)
+    mean = plain(_relative_mean)
 
     def of_ratio(u: Array) -> Array:
         x = C * (1.0 + u) / (1.0 - u)
@@ -270,11 +272,8 @@ def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
     block_cholesky(block.noise.factor, n, block.pivot)
     block_invert(block.noise.factor, n)
     for l in range(0, block.status.size, WIDTH):
-        a, f, weight = (
-            rows(block.noise.factor, l),
-            rows(block.factors, l),
-            rows(block.laplacian_weight, l)[0],
-        )
+        a, f = rows(block.noise.factor, l), rows(block.factors, l)
+        weight = rows(block.laplacian_weight, l)[0]
         spent = every(0.0)
         for i in range(n):
             along = every(0.0)
@@ -305,16 +304,18 @@ def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 @kernel(fastmath=CONTRACT, inline=True)
 def _new_square(p: Array, block: Any, coils: int) -> None:
     """
-    sigma^2 of the fitted signal: at first from the residual, then one Newton step of its likelihood,
-    sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.
+    sigma^2 of the fitted signal: at first from the residual, then one Newton step of its
+    likelihood, sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.
 
     Along the signal n - tr S squares are left, across it (2 L - 1) n: at high signal this is the
     residual over n - tr S.
     """
     for l in range(0, block.status.size, WIDTH):
-        raw, e, w = rows(block.noise.raw, l), rows(block.moments.gy, l), rows(block.w, l)
+        raw, e = rows(block.noise.raw, l), rows(block.moments.gy, l)
+        w = rows(block.w, l)
         before = rows(block.noise.square, l)[0]
-        S0, count, total, slope = rows(block.S0, l)[0], every(0.0), every(0.0), every(0.0)
+        S0, count = rows(block.S0, l)[0], every(0.0)
+        total, slope = every(0.0), every(0.0)
         residual = every(0.0)
         for k in range(block.noise.raw.shape[0]):
             y, used = raw[k], pick(raw[k], 0.0, w[k], 0.0)
@@ -343,15 +344,18 @@ def _new_square(p: Array, block: Any, coils: int) -> None:
 def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """
     One step of the expectation: y <- y I_L(x) / I_(L-1)(x), x = y A / sigma^2, A the fitted signal
-    (0 where it is negative), where the voxel is not settled; sigma from the fit where none is given.
+    (0 where it is negative), where the voxel is not settled; sigma from the fit where none is
+    given.
 
     block.noise.moving[0] counts the voxels that need another fit.
     """
-    p, coils, V, work = plan.rules.curves, plan.rules.coils, block.status.size, block.noise
+    p, coils = plan.rules.curves, plan.rules.coils
+    V, work = block.status.size, block.noise
     if data.sigma.size == 0:
         _new_square(p, block, coils)
     for l in range(0, V, WIDTH):
-        w, e, last = rows(block.w, l), rows(block.moments.gy, l), rows(work.last, l)
+        w, e = rows(block.w, l), rows(block.moments.gy, l)
+        last = rows(work.last, l)
         S0, squares = rows(block.S0, l)[0], every(0.0)
         for k in range(work.raw.shape[0]):
             A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)
@@ -393,8 +397,10 @@ def _expectation(p: Array, block: Any, coils: int) -> None:
     """The corrected samples of the voxels that are not settled."""
     work = block.noise
     for l in range(0, block.status.size, WIDTH):
-        y, raw, A, w = rows(block.y, l), rows(work.raw, l), rows(work.last, l), rows(block.w, l)
-        square, settled, lowest = rows(work.square, l)[0], rows(work.frozen, l), every(math.inf)
+        y, raw = rows(block.y, l), rows(work.raw, l)
+        A, w = rows(work.last, l), rows(block.w, l)
+        square, settled = rows(work.square, l)[0], rows(work.frozen, l)
+        lowest = every(math.inf)
         for v in range(l, l + WIDTH):
             work.frozen[0, v] = float(work.settled[v])
         for k in range(work.raw.shape[0]):
@@ -432,11 +438,13 @@ def right_side(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -
 
 @stage(CONTRACT)
 def expected_signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """For the residuals: the samples as measured, and the expected magnitudes over S0 in moments.gy."""
+    """For residuals: samples as measured, and expected magnitudes over S0 in moments.gy."""
     p, coils = plan.rules.curves, plan.rules.coils
     for l in range(0, block.status.size, WIDTH):
-        y, raw, w = rows(block.y, l), rows(block.noise.raw, l), rows(block.w, l)
-        S0, e, sigma = rows(block.S0, l)[0], rows(block.moments.gy, l), rows(block.sigma, l)
+        y, raw = rows(block.y, l), rows(block.noise.raw, l)
+        w = rows(block.w, l)
+        S0, e = rows(block.S0, l)[0], rows(block.moments.gy, l)
+        sigma = rows(block.sigma, l)
         sigma[0] = sqrt(rows(block.noise.square, l)[0])
         for k in range(block.noise.raw.shape[0]):
             A = pick(S0 * e[k], 0.0, S0 * e[k], 0.0)

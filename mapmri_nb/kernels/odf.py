@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from . import frames, moments
 from ._jit import CONTRACT, kernel, n_threads, spread
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, rows, sqrt
 from .linalg import block_gather, block_product, exp, log, pad4
 from .ordering import frozen, hermite_to_monomial, monomials, positions
 from .rotation import Pairs, shear_pairs
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 GROUP = 48  # voxels handled together
 TILE = 64  # directions handled together: their values stay in the first-level cache
@@ -244,35 +242,23 @@ def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
 
 
 @kernel()
-def maxima_rows(
-    f: Array, neighbours: IntArray, relative: float, floor: Array, found: NDArray[np.bool_],
-    start: int, stop: int,
-) -> None:  # fmt: skip
+def local_maxima(
+    f: Array, neighbours: IntArray, rows: IntArray, columns: IntArray, found: NDArray[np.bool_]
+) -> None:
     """
-    Mark the local maxima of rows f (V, K) that are `relative` as high as the highest, over `floor`.
+    Which (M,) of some places of f (V, K), given by row and column, are local maxima of their row.
 
     Parameters
     ----------
-    neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first
-        counts.
-    floor : (V,) the smallest value, or 0 where that is negative; written. found : (V, K), written.
-        No maximum where f is the same everywhere or NaN.
+    neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first counts.
+    found : (M,), written.
     """
-    for v in range(start, stop):
-        row = f[v]
-        low, high = row[0], row[0]
-        for k in range(row.size):
-            low, high = min(low, row[k]), max(high, row[k])
-        floor[v] = max(low, 0.0)
-        least = floor[v] + relative * (high - floor[v])
-        flat = not high - floor[v] > 1e-9 * high
-        for k in range(row.size):
-            peak = not flat and row[k] >= least
-            if peak:
-                for other in neighbours[k]:
-                    if row[other] > row[k] or (row[other] == row[k] and other < k):
-                        peak = False
-            found[v, k] = peak
+    for i in range(rows.size):
+        row, k = f[rows[i]], columns[i]
+        found[i] = True
+        for other in neighbours[k]:
+            if row[other] > row[k] or (row[other] == row[k] and other < k):
+                found[i] = False
 
 
 @kernel()

@@ -2,8 +2,8 @@
 What a fit knows of S0 = E(0) before it starts: the mean of the b0 volumes, S0_b.
 
 Three rules: it is one more sample, at exactly q = 0 and with the weight of all b0 volumes together;
-it is ignored; or E(0) equals it. It is also the scale of the Gaussian S0_b e_0 that the Laplacian of
-the deviation leaves alone.
+it is ignored; or E(0) equals it. It is also the scale of the Gaussian S0_b e_0 that the Laplacian
+of the deviation leaves alone.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
     """One more sample, S0_b at q = 0: G += k B B', rhs += k S0_b B, k its weight (block.row)."""
     origin, b0 = plan.moments.origin, plan.tensor.b0
     for l in range(0, block.w.shape[1], WIDTH):
-        w, G, rhs, weight = rows(block.w, l), rows(block.G, l), rows(block.rhs, l), every(0.0)
+        w, G = rows(block.w, l), rows(block.G, l)
+        rhs, weight = rows(block.rhs, l), every(0.0)
         for k in range(b0.size):
             weight += w[b0[k]]
         weight *= plan.rules.row
@@ -54,12 +55,8 @@ def deviation(block: Any, rescale: bool, sign: float) -> None:
     n = block.rhs.shape[0]
     if rescale:
         for l in range(0, block.w.shape[1], WIDTH):
-            G, rhs, S0, yy = (
-                rows(block.G, l),
-                rows(block.rhs, l),
-                rows(block.S0, l)[0],
-                rows(block.yy, l),
-            )
+            G, rhs = rows(block.G, l), rows(block.rhs, l)
+            S0, yy = rows(block.S0, l)[0], rows(block.yy, l)
             e = rows(block.scale.gaussian, l)
             for i in range(n):
                 total = every(0.0)
@@ -69,12 +66,8 @@ def deviation(block: Any, rescale: bool, sign: float) -> None:
                 rhs[i] -= sign * S0 * total
         return
     for l in range(0, block.w.shape[1], WIDTH):
-        G, rhs, S0, yy = (
-            rows(block.G, l),
-            rows(block.rhs, l),
-            rows(block.S0, l)[0],
-            rows(block.yy, l),
-        )
+        G, rhs = rows(block.G, l), rows(block.rhs, l)
+        S0, yy = rows(block.S0, l)[0], rows(block.yy, l)
         yy[0] += S0 * (S0 * G[0] - 2.0 * rhs[0])
         for i in range(n):
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]
@@ -98,7 +91,8 @@ def fix(origin: Array, L: Array, S0: Array, z: Array) -> None:
     """
     n = origin.size
     for l in range(0, L.shape[1], WIDTH):
-        a, v, dot, square = rows(L, l), rows(z, l), every(0.0), every(0.0)
+        a, v = rows(L, l), rows(z, l)
+        dot, square = every(0.0), every(0.0)
         for i in range(n):
             r, s = i * (i + 1) // 2, every(origin[i])
             for j in range(i):

@@ -16,15 +16,12 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import ordering
 from ._jit import CONTRACT, kernel, n_threads, spread
+from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
 GROUP, TILE = 48, 16  # voxels and points of `negative_rows` handled together

@@ -16,9 +16,10 @@ from . import lanes
 from ._jit import CONTRACT, stage
 from ._types import Array
 from .lanes import WIDTH, every, pick, rows
-from .status import NO_FIT, STRAINED
+from .status import CONTRADICTED, NO_FIT, STRAINED
 
 STEPS, STEP = 4, 0.1  # the basis' scale is 1, 0.9, .. 0.6 of the tensor's
+SOLVED = 1e-8  # of y'Wy: what the solvers' tolerance may leave is no contradiction
 
 
 class Work(NamedTuple):
@@ -85,13 +86,25 @@ def squares(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 def limit(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The residual up to which positivity is believed: n RSS / (n - tr S) without constraints."""
     for l in range(block.status.size):
-        y, w, e, total = block.y, block.w, block.moments.gy, 0.0
+        y, w, e, total, power = block.y, block.w, block.moments.gy, 0.0, 0.0
         for k in range(y.shape[0]):
             if w[k, l] > 0.0:
                 total += w[k, l] * (y[k, l] - e[k, l]) ** 2
+                power += w[k, l] * y[k, l] ** 2
         free = block.valid[0, l] - block.noise.trace[0, l]
-        block.scale.limit[0, l] = total * block.valid[0, l] / free if free >= 1.0 else math.inf
+        total = total * block.valid[0, l] / free if free >= 1.0 else math.inf
+        block.scale.limit[0, l] = total + SOLVED * power
         block.scale.step[0, l], block.scale.least[0, l] = 0.0, math.inf
+
+
+@stage()
+def judge(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """Mark voxels whose positivity is not believed CONTRADICTED; none is fitted again here."""
+    for l in range(block.status.size):
+        contradicts = block.scale.square[0, l] > block.scale.limit[0, l]
+        if contradicts and block.status[l] & (NO_FIT | STRAINED) == 0:
+            block.status[l] |= CONTRADICTED
+    block.noise.moving[0] = 0
 
 
 @stage()

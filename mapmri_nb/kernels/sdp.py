@@ -53,6 +53,7 @@ from .linalg import block_cholesky, block_copy, block_product, block_set
 # coefficients are NaN
 CERTIFIED, BLENDED, INEXACT, UNANSWERED = range(4)
 INSIDE = 0.98  # of the way to the boundary of the cones
+FINER = 1e-3  # of what the cones cost the objective, or of the tolerance: see `_judge`
 # rows of Work.lane; ACTIVE is 1 while a lane is worked on
 ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
 
@@ -160,18 +161,26 @@ def _residuals(t: Tables, w: Work) -> None:
 
 @kernel(inline=True)
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
-    """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding)."""
+    """
+    End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding).
+
+    1/2 eta'P eta is what the cones cost the objective: next to nothing where c0 itself is the
+    answer, which a gap of tol scale does not show. So the gap must also fall to FINER times this
+    cost, or FINER tol scale. A lane that stops on the way there has converged all the same.
+    """
     active, lane = 0, w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
-            largest = residual = 0.0
+            largest = residual = cost = 0.0
             for i in range(n):
                 largest = max(largest, abs(w.gradient[i, l]))
                 residual = max(residual, abs(w.gradient[i, l] - w.point[i, l]))
+                cost += 0.5 * w.eta[i, l] * (w.gradient[i, l] - w.c0[i, l])
             lane[GAP, l], lane[ITERATIONS, l] = w.total[0, l], iteration
+            tight = lane[GAP, l] <= FINER * max(tol * lane[SCALE, l], cost)
             if lane[GAP, l] <= tol * lane[SCALE, l] and residual <= 1e-6 * largest:
-                lane[CONVERGED, l], lane[ACTIVE, l] = 1.0, 0.0
-            elif last:
+                lane[CONVERGED, l] = 1.0
+            if (lane[CONVERGED, l] > 0.0 and tight) or last:
                 lane[ACTIVE, l] = 0.0
             else:
                 active += 1

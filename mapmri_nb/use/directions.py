@@ -13,7 +13,7 @@ from ..kernels._jit import n_threads, spread
 from ..kernels.odf import (
     Forms,
     forms,
-    maxima_rows,
+    local_maxima,
     odf_at,
     powers_at,
     powers_of_degree,
@@ -271,7 +271,7 @@ def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Ar
     """
     with np.errstate(invalid="ignore"):
         k = np.maximum(odf.mu.max(1) / odf.mu.min(1), 1.05)
-    sizes = np.array([24, 32, 48, 64, 96, 128])
+    sizes = np.array([24, 28, 32, 40, 48, 64, 96, 128])
     need = 4 + sh_order / 2 + 26 / np.log((k + 1) / (k - 1))
     nodes = sizes[np.minimum(np.searchsorted(sizes, np.nan_to_num(need)), len(sizes) - 1)]
     out = np.full((len(k), len(_columns(sh_order, sh_basis)[0])), np.nan)
@@ -375,10 +375,13 @@ def sh_peaks(
     chunk = max(1, CHUNK * 28 // coef.shape[1])
     for first in range(0, V, chunk):
         f = coef[first : first + chunk] @ grid
-        floor, found = np.empty(len(f)), np.empty(f.shape, bool)
-        # slack: heights grow in the refinement
-        maxima_rows(f, neighbours, 0.8 * relative, floor, found, 0, len(f))
-        rows, columns = np.nonzero(found)
+        high, floor = f.max(1), np.maximum(f.min(1), 0.0)
+        least = floor + 0.8 * relative * (high - floor)  # slack: heights grow in the refinement
+        least[~(high - floor > 1e-9 * high)] = np.inf  # flat, or NaN
+        rows, columns = np.nonzero(f >= least[:, None])
+        found = np.empty(len(rows), bool)
+        local_maxima(f, neighbours, rows, columns, found)
+        rows, columns = rows[found], columns[found]
         if rows.size == 0:
             continue
         d, height = _refine(coef[first + rows], sh_order, vertices[columns])

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,19 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
     from . import io, stream, summary
 
     start = time.perf_counter()
-    image = io.load_dwi(args.dwi)
-    opening, count = time.perf_counter() - start, image.data.shape[-1]
-    more = _companions(args, image)
-    idle = _idle(more["weights"][1]) if "weights" in more else False
-    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
-    if "grad_dev" in more:
-        checks.field_frame(gtab.frame, image.affine)
-    names = select(args.indices, args.basis)
-    model = MapmriModel(gtab, **arguments(args, MapmriModel))
+    image = io.load_dwi(args.dwi, header=True)
+    with ThreadPoolExecutor(1) as reader:  # unpacks the series
+        coming = reader.submit(io.load_dwi, args.dwi)
+        count, more = image.data.shape[-1], _companions(args, image)
+        idle = _idle(more["weights"][1]) if "weights" in more else False
+        gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
+        if "grad_dev" in more:
+            checks.field_frame(gtab.frame, image.affine)
+        names = select(args.indices, args.basis)
+        model = MapmriModel(gtab, **arguments(args, MapmriModel))
+        stream.layout(model)  # loads or compiles the kernels
+        image = coming.result()
+    opening = time.perf_counter() - start
     if chosen := len(keep) < count:
         image = image._replace(data=io.Chosen(image.data, keep))
         if "weights" in more:

@@ -92,8 +92,9 @@ def write_maps(
     Those of `TABLE` come in mm and are written in `units`, others as they are; `fill` replaces
     NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
     """
+    how: dict[str, Any] = {"units": units, "fill": fill, "sidecars": sidecars, "model": model}
     with staged(folder, force) as stage:
-        names = stage_maps(stage, prefix, maps.items(), affine, units, fill, sidecars or {}, model)
+        names = stage_maps(stage, prefix, maps.items(), affine, **how)
     return [Path(folder) / name for name in names]
 
 
@@ -118,8 +119,8 @@ def side_by_side(
 
 
 def stage_maps(
-    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike,
-    units: str, fill: float, sidecars: dict[str, dict[str, Any]],
+    stage: Path, prefix: str, maps: Iterable[tuple[str, NDArray[Any]]], affine: ArrayLike, *,
+    units: str, fill: float, sidecars: dict[str, dict[str, Any]] | None = None,
     model: dict[str, Any] | None = None,
     place: tuple[NDArray[np.int64], tuple[int, ...]] | None = None,
 ) -> list[str]:  # fmt: skip
@@ -149,7 +150,8 @@ def stage_maps(
             axes = {"EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
             kind = "dec" if name == "color_fa" else "3vector"
             entries["OrientationEncoding"] = axes | {"Type": kind}
-        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill, **sidecars.get(name, {})}
+        entries |= {"FillValue": "NaN" if np.isnan(fill) else fill}
+        entries |= (sidecars or {}).get(name, {})
         entries |= {"Model": model} if model else {}
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)

@@ -126,9 +126,10 @@ def _packer() -> Any:
     return igzip
 
 
-def read_nii(path: File) -> Image:
+def read_nii(path: File, header: bool = False) -> Image:
     """
-    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there.
+    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there. With
+    `header` zeros of its shape and type, which take no memory.
 
     Raises
     ------
@@ -164,6 +165,8 @@ def read_nii(path: File) -> Image:
         raise ValueError(f"{path}: a {kind}, not a NIfTI image of real numbers")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: the affine is not finite or is singular: {affine.tolist()}")
+    if header:
+        return Image(np.broadcast_to(np.zeros((), dtype), shape), affine)
     size = offset + math.prod(shape) * dtype.itemsize
     with contextlib.ExitStack() as stack:
         source: Any = path
@@ -195,9 +198,9 @@ def affine_of(path: File) -> NDArray[np.float64]:
     return np.asarray(image.affine, np.float64)
 
 
-def load_dwi(path: File) -> Image:
+def load_dwi(path: File, header: bool = False) -> Image:
     """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
-    image = read_nii(path)
+    image = read_nii(path, header)
     image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(
@@ -346,8 +349,8 @@ def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
     """
-    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be used
-    before the next one comes.
+    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be
+    used before the next one comes.
     """
     volume = np.full(size, fill, dtype)
     for column in columns:

@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, checks, scales
+from .. import __version__, checks, options, scales
 from ..fit import finished
 from ..indices import TABLE
-from ..kernels._jit import n_threads
 from ..kernels.blocks import VOXELS
 from ..model import MapmriModel, progress_bar
 from . import folder, io, summary
@@ -124,12 +123,13 @@ class Store:
     A hidden folder with the finished slabs of a job.
 
     `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
-    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went well, or when there is
-    nothing in it worth keeping.
+    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went
+    well, or when there is nothing in it worth keeping.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
-        self.folder, self.count, self.slab, self._key = folder, count, _slab(count), key
+        self.folder, self.count = folder, count
+        self.slab, self._key = _slab(count), key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
         self._waiting: dict[int, list[float]] = {}  # the same of those not in the journal yet
         self._synced = time.perf_counter()
@@ -240,7 +240,7 @@ def on_threads(threads: int | None) -> Engine:
         raise ValueError(f"threads must be a positive integer or None, not {threads}")
 
     def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
-        count = n_threads(threads)
+        count = options.thread_count(threads)
 
         def fitted(slab: int, samples: dict[str, Any]) -> tuple[int, Array, float]:
             start = time.perf_counter()
@@ -261,8 +261,8 @@ def _read(
     odd: list[Any],
 ) -> Slabs:
     """
-    Samples of the slabs to do, of `size` voxels each, from runs of each volume; `where` are positions
-    in the file. `odd` adds up what `checks.count_odd` finds.
+    Samples of the slabs to do, of `size` voxels each, from runs of each volume; `where` are
+    positions in the file. `odd` adds up what `checks.count_odd` finds.
     """
     for slab in todo:
         start = time.perf_counter()
@@ -278,8 +278,8 @@ def _read(
 
 def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     """Samples (v, n) of voxels at some places of a file, in the order and type of the file."""
-    n = data.shape[-1]
-    flat, run, inside = data.reshape(-1, n, order="F"), slice(at[0], at[-1] + 1), at - at[0]
+    n, run = data.shape[-1], slice(at[0], at[-1] + 1)
+    flat, inside = data.reshape(-1, n, order="F"), at - at[0]
     samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
     for volume in range(n):
         samples[volume] = flat[run, volume][inside]
@@ -428,10 +428,9 @@ def fit_series(
             regions = job.regions or {"mask": job.mask}
             within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
-            folder.stage_maps(
-                stage, job.prefix, given, job.image.affine, job.units, job.fill, {}, model,
-                (where, job.mask.shape),
-            )  # fmt: skip
+            how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
+            to, place = (stage, job.prefix), (where, job.mask.shape)
+            folder.stage_maps(*to, given, job.image.affine, place=place, **how)
             summary.write(stage / summary.name_of(job.prefix), rows)
             section = folder.run_section(
                 Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run

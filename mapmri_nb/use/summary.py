@@ -44,8 +44,8 @@ def regions(mask: Mask, labels: File | None, affine: NDArray[np.float64]) -> dic
 
 def gathered(maps: Maps, within: dict[str, Mask], units: str, rows: Rows) -> Iterator[Any]:
     """
-    The maps as they come, volumes or rows as the regions are; lines of those with one number a voxel,
-    without NaN, into `rows`.
+    The maps as they come, volumes or rows as the regions are; lines of those with one number a
+    voxel, without NaN, into `rows`.
     """
     for name, values in maps:
         if values.ndim == len(within["mask"].shape):

@@ -25,6 +25,7 @@ from ..kernels._jit import n_threads, one_thread, spread
 from ..kernels._memory import Memory, lay_out
 from ..kernels.lanes import GRAIN, WIDTH, empty
 from ..kernels.linalg import block_cholesky, block_invert, block_product, signed_sums
+from ..kernels.status import STRAINED
 from ..kernels.tensor import isotropic_scales
 from ..model import MapmriModel, sample_slabs
 from ..status import Status
@@ -299,7 +300,7 @@ def _equations(
     )
     t, block = plan.value.moments, work.block
     memory = plan, lay_out(data), lay_out(blocks.new_rows(1, model.n_coef))
-    job = work.take(model.engine, *memory, True).job
+    job = work.take(model.engine, *memory, STRAINED).job
     with np.errstate(all="ignore"):
         blocks.run_stages(job.stages.before, job.places, 0, V)
     n = len(t.index)
