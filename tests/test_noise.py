@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import truth
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb import checks, positivity, uncertainty
@@ -59,7 +59,7 @@ def test_gaussians_are_exact_without_a_weight(table, mode, bound, name):
         abs(fit.index_rows("rtop")[0] / truth.mixture_truth(*truth.MIXTURES[name], TAU)["rtop"] - 1)
         < bound
     )
-    np.testing.assert_array_equal(fit.mu, fit.mu_tensor)
+    assert_array_equal(fit.mu, fit.mu_tensor)
 
 
 @pytest.mark.parametrize(("mode", "bound"), MODES)

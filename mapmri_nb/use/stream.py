@@ -236,8 +236,6 @@ def values(model: MapmriModel, names: list[str], samples: Any, threads: int | No
 
 def on_threads(threads: int | None) -> Engine:
     """The engine of one machine: each of `threads` fits a slab of its own."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be a positive integer or None, not {threads}")
 
     def engine(model: MapmriModel, names: list[str], slabs: Slabs) -> Tables:
         count = options.thread_count(threads)
