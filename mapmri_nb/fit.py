@@ -147,13 +147,20 @@ class MapmriFit:
         if self._hermite is None:  # costs a rotation a voxel
             matrix, index = ordering.iso_to_aniso(self.order), ordering.index_table(self.order)
             i, j = np.nonzero(matrix)
-            coef = columns(self.coef)
-            out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
-            block_map(sparse_map(i, j, matrix[i, j], len(matrix)), coef, out)
-            self._hermite = np.array(out[:, : len(self.coef)].T, order="C")
+            convert = sparse_map(i, j, matrix[i, j], len(matrix))
             tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
             back = np.ascontiguousarray(np.swapaxes(self.R, 1, 2))
-            frames.turn(self._hermite, back, tables, index, root)
+            hermite = np.empty(self.coef.shape)
+
+            def piece(start: int, stop: int) -> None:
+                coef = columns(self.coef[start:stop])
+                out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
+                block_map(convert, coef, out)
+                hermite[start:stop] = out[:, : stop - start].T
+                frames.turn(hermite[start:stop], back[start:stop], tables, index, root)
+
+            spread(piece, len(hermite), blocks.VOXELS, n_threads(None))
+            self._hermite = hermite
         return self._hermite
 
     def index_rows(self, name: str) -> Array:
@@ -184,7 +191,8 @@ class MapmriFit:
             if not self.isotropic and (factor != 1.0).any():
                 index = ordering.index_table(self.order)
                 tables = scalars.tables(self.order)
-                scalars.beside(coef, factor, tables, index, self._nine, 0, len(coef))
+                call = partial(scalars.beside, coef, factor, tables, index, self._nine)
+                spread(call, len(coef), blocks.VOXELS, n_threads(None))
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
