@@ -115,7 +115,7 @@ def dipy_fit(mode, order, gtab, default_solver=False):
 def measure(mode, order, gtab, y, rounds, threads, with_dipy):
     """One row: the mode's times at one order."""
     options = (MODES | OSQP)[mode]
-    y = y[: 8 if mode in OSQP else 480 if "positivity" in options else len(y)]
+    y = y[: 8 if mode in OSQP else 1440 if "positivity" in options else len(y)]
     try:
         model = mapmri.MapmriModel(gtab, order, **options)
     except ValueError:  # not identifiable without regularisation
