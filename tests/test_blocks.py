@@ -207,6 +207,7 @@ def test_the_unit_of_the_signal_does_not_matter(scheme, data, options):
         assert np.array_equal(fit.status, want.status)
         assert_allclose(fit.coef, want.coef, atol=1e-9 * np.abs(want.coef).max())
         assert_allclose(fit.S0, factor * want.S0, rtol=1e-9)
+        assert_allclose(fit.rmse(), factor * want.rmse(), rtol=1e-9)
         if "noise" in options:
             assert_allclose(fit.sigma, factor * want.sigma, rtol=1e-9)
 
