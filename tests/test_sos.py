@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import eigh
 
 from mapmri_nb import sos
-from mapmri_nb.kernels import cones, lanes, sdp
+from mapmri_nb.kernels import cones, constrained, lanes, sdp
 from mapmri_nb.kernels._jit import one_thread
 from mapmri_nb.kernels.lanes import WIDTH
 from mapmri_nb.kernels.ordering import (
@@ -408,6 +408,6 @@ def test_elimination_of_the_origin(fixed, rng):
         work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
     )  # p - m reference from m = 1
     G, c = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], 3, 1), rng.normal(size=(n + 2, 3))
-    assert sdp._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
+    assert constrained._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
         X[:, 1] @ c[:, 1] / np.sum((X.T @ c[:, 1]) ** 2), rel=1e-12
     )

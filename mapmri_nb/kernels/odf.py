@@ -250,7 +250,8 @@ def local_maxima(
 
     Parameters
     ----------
-    neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first counts.
+    neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first
+        counts.
     found : (M,), written.
     """
     for i in range(rows.size):

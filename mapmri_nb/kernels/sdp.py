@@ -171,7 +171,8 @@ def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
     active, lane = 0, w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
-            largest = residual = cost = 0.0
+            largest = residual = 0.0
+            cost = 0.0
             for i in range(n):
                 largest = max(largest, abs(w.gradient[i, l]))
                 residual = max(residual, abs(w.gradient[i, l] - w.point[i, l]))

@@ -14,7 +14,7 @@ NO_ORIGIN = 2048
 NOT_CONVERGED = 4096
 UNSETTLED = 8192
 NO_FIT = NO_SIGNAL | TOO_FEW | NOT_DEFINITE | NO_ORIGIN | NOT_CONVERGED
-# Internal, never in a fit: a second pass must fit this voxel, with moments in its own frame (or with
-# samples missing, where the others share a linear map), or with a narrower basis.
+# Internal, never in a fit: a second pass must fit this voxel, with moments in its own frame (or
+# with samples missing, where the others share a linear map), or with a narrower basis.
 STRAINED = 1 << 20
 CONTRADICTED = 1 << 21
