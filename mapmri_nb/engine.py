@@ -1,4 +1,4 @@
-"""The compiled pass over rows of voxels: its solver, its scratch, its threads, and what it leaves."""
+"""The compiled pass over rows of voxels: its solver, scratch, threads, and second passes."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Solver:
         self.kernel, self.again = stages.solve_linear, stages.solve_again
 
     def problem(self) -> Any:
-        """What `kernel` needs besides the block: a tuple of constants and of scratch for one thread."""
+        """What `kernel` needs besides the block: constants and scratch for one thread."""
         return ()
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         """
-        Solve the first `count` voxels of a block in Python: for solvers that have no kernel, or whose
-        `finishes` is True. Others are never asked.
+        Solve the first `count` voxels of a block in Python: for solvers that have no kernel, or
+        whose `finishes` is True. Others are never asked.
         """
         raise NotImplementedError(f"{type(self).__name__} has no answer in Python")
 
@@ -66,7 +66,8 @@ class Work:
 
     Attributes
     ----------
-    job : what `blocks.run` takes. Keep this object as long as the job is used: a job holds addresses.
+    job : what `blocks.run` takes. Keep this object as long as the job is used: a job holds
+    addresses.
     block : scratch of the voxels of a block.
     """
 
@@ -95,16 +96,18 @@ def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
     """
     The map for scales mu (3,) mm and a frame R (3, 3), of size 0 where G is singular.
 
-    A = G^-1 M' and a = G^-1 (k B + weight L e_0), with the letters of `blocks`. Where E(0) = S0_b is
-    demanded, z (S0_b - B'c) is added to c, z = G^-1 B / B'G^-1 B.
+    A = G^-1 M' and a = G^-1 (k B + weight L e_0), with the letters of `blocks`. Where E(0) = S0_b
+    is demanded, z (S0_b - B'c) is added to c, z = G^-1 B / B'G^-1 B.
     """
-    B, index, rules = plan.moments.origin, ordering.block_index_table(plan.order), plan.rules
+    B, index = plan.moments.origin, ordering.block_index_table(plan.order)
+    rules = plan.rules
     q = plan.scheme.points * (plan.scheme.wave / (2.0 * np.pi))
     M, L = np.empty((len(q), B.size)), np.empty((B.size, B.size))
     hermite.signal_rows(np.einsum("ki,ij->kj", q, R), mu, index, M)
     laplacian.matrix(mu, index, L)
     L *= plan.laplacian_weights[0]
-    k, n, samples = rules.row * plan.tensor.b0.size, B.size, len(M)
+    k, n = rules.row * plan.tensor.b0.size, B.size
+    samples = len(M)
     # lane l has the right-hand side of sample l alone; BLAS could differ from process to process
     lanes, first = padded(samples + 2), n * (n + 1) // 2
     G, x, pivot = (empty(rows, lanes) for rows in (first + n + 1, n, 1))
@@ -117,7 +120,8 @@ def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
     block_backsolve(G, n, x)
     if not pivot.min() > LEAST_PIVOT:
         return blocks.LinearMap()
-    A, a, z = x[:, :samples], x[:, samples], x[:, samples + 1]
+    A, a = x[:, :samples], x[:, samples]
+    z = x[:, samples + 1]
     if rules.fixed:
         z = z / (B * z).sum()
         A, a = A - np.outer(z, np.einsum("i,il", B, A)), a + z * (1.0 - (B * a).sum())
@@ -145,12 +149,12 @@ class Engine:
 
     def work(self, data: blocks.Data, out: blocks.Out, voxels: int = blocks.VOXELS) -> Work:
         """
-        The job of fitting `data` into `out`, for one thread, in blocks of `voxels` (see `lanes.padded`).
+        The job of fitting `data` into `out`, for one thread, in blocks of `lanes.padded` voxels.
 
         Examples
         --------
-        Another package's compiled code fits rows start to stop of y (V, n), from any thread that has
-        work of its own::
+        Another package's compiled code fits rows start to stop of y (V, n), from any thread that
+        has work of its own::
 
             none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
             data = blocks.Data(y, np.ones((1, n)), *none)
@@ -229,8 +233,9 @@ class Engine:
 
     def _mapped(self, plan: blocks.Plan, data: blocks.Data) -> blocks.Plan:
         """
-        The plan with coefficients as a constant map of the samples, for linear modes of fixed weight
-        without sample weights and field; the plan as it is for others, and where G is singular.
+        The plan with coefficients as a constant map of the samples, for linear modes of fixed
+        weight without sample weights and field; the plan as it is for others, and where G is
+        singular.
         """
         if type(self.solver) is not Solver or plan.laplacian_weights.size != 1 or len(data.field):
             return plan

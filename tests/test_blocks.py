@@ -26,11 +26,6 @@ MODES = {
 
 
 @pytest.fixture(scope="module")
-def scheme():
-    return phantom.small_scheme()
-
-
-@pytest.fixture(scope="module")
 def data(scheme):
     """101 voxels: two whole blocks and one short one."""
     return phantom.signals(101, *scheme, seed=11)

@@ -134,8 +134,8 @@ def test_warnings(brain, tmp_path, capsys, change, flags, words):
     image, b = nib.load(brain), mapmri.GradientTable.from_bids(brain).bvals
     if change:
         values = change(np.asarray(image.dataobj, np.float32), b).astype(np.float32)
-        nib.save(nib.Nifti1Image(values, image.affine), brain)
-    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order", 2, *flags.split()) == 0
+        save(brain, values, image.affine)
+    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order 2", flags) == 0
     err = capsys.readouterr().err
     for _, _, other in WARNINGS:
         assert err.count(other) == (other == words), err
@@ -143,15 +143,14 @@ def test_warnings(brain, tmp_path, capsys, change, flags, words):
 
 def test_predict_the_expected_magnitude(brain, fitted, tmp_path, capsys):
     """Above the clean signal; a fit without a model of the noise has none."""
-    words = ["--radial-order 2 --noise rician --sigma 60 --quiet"]
-    assert command("fit", brain, "--out", tmp_path / "o", *words) == 0
-    for name, flags in (("clean.nii", ""), ("noisy.nii", "--noisy")):
-        out = tmp_path / name
-        assert command("predict", tmp_path / "o", "--out", out, "--quiet", flags) == 0
-    clean, noisy = (np.asarray(nib.load(tmp_path / n).dataobj) for n in ("clean.nii", "noisy.nii"))
-    assert (noisy > clean).all()
-    fit = mapmri.load_fit(tmp_path / "o")
-    assert_allclose(noisy, fit.predict(noisy=True), rtol=1e-5)
+    folder, found = tmp_path / "o", []
+    assert fit(brain, folder, "--noise rician --sigma 60") == 0
+    for flags in ("", "--noisy"):
+        out = tmp_path / f"p{flags}.nii"
+        assert command("predict", folder, "--out", out, "--quiet", flags) == 0
+        found.append(load(out))
+    assert (found[1] > found[0]).all()
+    assert_allclose(found[1], mapmri.load_fit(folder).predict(noisy=True), rtol=1e-5)
     fails(capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", "--noisy"], "noisy", "noise")
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import oracle
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import eval_hermite, factorial
 
-from mapmri_nb.kernels import ordering
+from mapmri_nb.kernels import hermite, ordering
 
 pytestmark = pytest.mark.nojit  # nothing here is compiled
 ORDERS = range(0, ordering.MAX_ORDER + 1, 2)
@@ -96,3 +97,11 @@ def test_hermite_to_monomial(order, rng):
 def test_shared_tables_cannot_be_changed(function):
     with pytest.raises(ValueError, match="read-only"):
         getattr(ordering, function)(4)[0] = 0
+
+
+def test_hermite_functions():
+    """(2^n n! sqrt(pi))^(-1/2) H_n(t) exp(-t^2 / 2)."""
+    out, n = np.empty(9), np.arange(9)
+    hermite.hermite_functions(0.7, out)
+    norm = np.sqrt(2.0**n * factorial(n) * np.sqrt(np.pi))
+    assert_allclose(out, eval_hermite(n, 0.7) * np.exp(-0.245) / norm, rtol=1e-13)

@@ -227,6 +227,7 @@ def test_the_solver_judges_itself_as_dense_algebra_does(rng):
     b, g = scheme(2)
     grid = positivity.normalised_grid(2)
     H, rhs, B, _, _ = problem(signals(1, b, g, noise=0.2)[0], b, g, 2, 0.0)
+    H, rhs = 1e-3 * H, 1e-3 * rhs
     n, m = grid.rows.values.shape
     held, work = qp.GridProblem(B, 1, grid.rows, 5000), qp.workspace(n, m)
     c, info, ridge = np.empty(n), np.zeros(3), qp._ridge(H)
@@ -247,3 +248,25 @@ def test_the_solver_judges_itself_as_dense_algebra_does(rng):
     assert_allclose(c, optimum, atol=1e-9)
     qp._judge(H, rhs, held, ridge, q, work, c)
     assert_allclose(work.u[:q], u[:q], atol=1e-9 * np.abs(u[:q]).max())
+
+
+@pytest.mark.nojit
+def test_the_worst_row_is_that_of_the_dense_grid(rng):
+    """
+    Its number, its value and the peak of half of the rows; -1 where it is held already. Row 0 is
+    one of them.
+    """
+    rows = positivity.normalised_grid(4).rows
+    n, m = rows.values.shape
+    K, work = np.empty((4 * m, n)), qp.workspace(n, m)
+    for p in range(4 * m):
+        qp._row(rows, p, K[p])
+    for c in rng.normal(size=(20, n)):
+        p, worst, peak = qp._worst(rows, c, work, 0)
+        want = [(K @ c).min(), (K @ c).min(), (K @ c)[: 2 * m].max()]
+        assert_allclose([K[p] @ c, worst, peak], want, rtol=1e-12)
+        work.active[0] = p
+        assert qp._worst(rows, c, work, 1)[0] == -1
+    c, free = np.empty(n), qp.GridProblem(K[0], 0, rows, 100)
+    assert qp.solve(np.eye(n), np.eye(n)[0] - 2 * K[0], free, work, c, np.empty(3)) == qp.SOLVED
+    assert (K @ c).min() > -1e-12

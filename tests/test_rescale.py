@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
-from mapmri_nb.kernels import records, rescale
+from mapmri_nb.kernels import origin, records, rescale
 from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
@@ -162,3 +162,21 @@ def test_a_given_factor_is_that_of_its_voxel():
     none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
     out = engine.fit(records.Data(y, np.ones((1, len(gtab))), *none, factor=factor))
     assert_allclose(out.mu, factor[:, None] * out.mu_tensor, rtol=1e-14)
+
+
+@pytest.mark.nojit
+@pytest.mark.parametrize("narrow", [True, False])
+def test_the_deviation_from_a_gaussian(narrow, rng):
+    """M'(y - S0 M e) and its sum of squares for any e, or e_0; the way back restores M'y."""
+    n, V, X = 4, GRAIN, rng.normal(size=(9, 4))
+    G, e = X.T @ X, rng.normal(size=(n, V)) if narrow else np.tile(np.eye(n)[:, :1], (1, V))
+    S0, rhs, yy = (rng.uniform(1, 2, (rows, V)) for rows in (1, n, 1))
+    packed = np.repeat(G[np.tril_indices(n)][:, None], V, 1)
+    block = SimpleNamespace(rhs=rhs.copy(), w=S0, G=packed, S0=S0, yy=yy.copy())
+    block.scale = SimpleNamespace(gaussian=e)
+    plain(origin.deviation)(block, narrow, 1.0)
+    assert_allclose(block.rhs, rhs - S0 * (G @ e), atol=1e-12)
+    square = yy + S0**2 * np.sum(e * (G @ e), 0) - 2 * S0 * np.sum(e * rhs, 0)
+    assert_allclose(block.yy, square, atol=1e-11)
+    plain(origin.deviation)(block, narrow, -1.0)
+    assert_allclose(block.rhs, rhs, atol=1e-12)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from phantom import BASES, INDEX_NAMES
 
+from mapmri_nb.kernels import ordering, scalars
 from mapmri_nb.testing import PROPERTIES, Case, check
 from mapmri_nb.testing.programs import Ours
 
@@ -42,3 +43,8 @@ def test_gaussian_has_no_non_gaussianity():
     for name in INDEX_NAMES:
         assert np.isnan(fit.index(name)[1])
     assert fit.ng()[2] == pytest.approx(1e-12, rel=1e-12)
+
+
+def test_values_of_an_axis():
+    want = [ordering.origin_values(np.array([[n, 0, 0]]))[0] for n in range(9)]
+    np.testing.assert_allclose([scalars._axis_value(n) for n in range(9)], want, rtol=1e-14)

@@ -217,7 +217,7 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(io, "load_dwi", lambda path: io.Image(load(path), np.eye(4)))
+    monkeypatch.setattr(io, "load_dwi", lambda path, header=False: io.Image(load(path), np.eye(4)))
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
     assert main(words(dwi, tmp_path / "a" / "b")) == 1
     assert "MB needed to fit" in capsys.readouterr().err

@@ -10,14 +10,15 @@ A fit minimises
 
 with the basis M at the samples, the sample weights w, the sample of S0_b at q = 0 (k is
 `block.row`; S0="fit" alone) and the Laplacian L of the deviation from the Gaussian S0_b e_0 (of the
-signal: c'Lc). So G = M'WM + k BB' + weight L and rhs = M'Wy + k S0_b B + weight S0_b L e_0; comments
-write M'M and M'y for M'WM and M'Wy.
+signal: c'Lc). So G = M'WM + k BB' + weight L and rhs = M'Wy + k S0_b B + weight S0_b L e_0;
+comments write M'M and M'y for M'WM and M'Wy.
 
-The stages are compiled functions (`stages`) of the named tuples in `records`. `run` calls them through
-their addresses, without the GIL and without Python between them. A mode is a list of stages
+The stages are compiled functions (`stages`) of the named tuples in `records`. `run` calls them
+through their addresses, without the GIL and without Python between them. A mode is a list of stages
 (`stages_of`) and compiles only these: given scales, gradient non-linearity, moments in the voxel's
-own frame and GCV are stages of their own. Where all voxels share scale and frame, c = G^-1 rhs is one
-constant matrix times the samples and S0_b (`solve_by_map`). No result depends on V, `start` or `stop`.
+own frame and GCV are stages of their own. Where all voxels share scale and frame, c = G^-1 rhs is
+one constant matrix times the samples and S0_b (`solve_by_map`). No result depends on V, `start` or
+`stop`.
 
 The nominal table is the gradient table as given. Where gradients are not linear, a voxel's field F
 makes them (I + F) times it (`grad_dev`).
@@ -52,8 +53,8 @@ class Stages(NamedTuple):
 
 class Job(NamedTuple):
     """
-    What `run` needs, for one thread. The stages and places are addresses: the arrays live as long as
-    the `engine.Work` that made it.
+    What `run` needs, for one thread. The stages and places are addresses: the arrays live as long
+    as the `engine.Work` that made it.
     """
 
     stages: Stages
@@ -75,10 +76,10 @@ def run(job: Job, start: int, stop: int) -> None:
     """
     Fit rows start to stop of the data into the output.
 
-    Other compiled code may call it, from threads of its own or in a `prange`, each with a job of its
-    own (`Engine.work`). It gives the bits of `MapmriModel.fit`, called by the same version on the
-    same kind of processor: a compiler that makes it part of other code changes nothing, since the
-    stages are called by address. Elsewhere results agree to 1e-12.
+    Other compiled code may call it, from threads of its own or in a `prange`, each with a job of
+    its own (`Engine.work`). It gives the bits of `MapmriModel.fit`, called by the same version on
+    the same kind of processor: a compiler that makes it part of other code changes nothing, since
+    the stages are called by address. Elsewhere results agree to 1e-12.
     """
     places, todo = job.places, job.stages
     for i0 in range(start, stop, job.voxels):
@@ -105,9 +106,9 @@ def run(job: Job, start: int, stop: int) -> None:
 def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:
     """
     The stages before, again, later, of the scale, of the correction, and after the solver: scales
-    given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With STRAINED,
-    voxels that need it get moments in their own frame; with CONTRADICTED, a narrower basis. Without,
-    they are left marked for a second pass.
+    given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With
+    STRAINED, voxels that need it get moments in their own frame; with CONTRADICTED, a narrower
+    basis. Without, they are left marked for a second pass.
     """
 
     def where(used: bool, *some: Any) -> list[Any]:
@@ -149,8 +150,8 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
 def compiled(solvers: list[Callable[..., None]], rare: int, memory: tuple[Memory, ...]) -> Stages:
     """
     The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
-    kernels that take (problem, plan, block, count), of which the last solves after `later`. `rare`: as
-    of `stages_of`.
+    kernels that take (problem, plan, block, count), of which the last solves after `later`. `rare`:
+    as of `stages_of`.
     """
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, rare)

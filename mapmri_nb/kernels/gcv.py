@@ -35,6 +35,16 @@ STOP = 1e-8  # in log weight; the step that passes it leaves about its square
 NOISE_FLOOR = 1e-15  # of RSS / y'y: below, rounding decides
 
 
+class Problem(NamedTuple):
+    """Normal equations of V voxels without a Laplacian, functions grouped by parity class."""
+
+    G: Array  # (.., V) M'M, packed in the first n(n+1)/2 rows
+    rhs: Array  # (n, V) M'y
+    mu: Array  # (3, V) mm
+    yy: Array  # (1, V) y'y
+    samples: Array  # (1, V) how many are valid
+
+
 class GcvTables(NamedTuple):
     """Bounds of the parity classes, and the map from factors to L."""
 
@@ -76,7 +86,8 @@ def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
     C^-1 z.
     """
     for l in range(0, C.shape[1], WIDTH):
-        c, a, x = rows(C, l), rows(f, l), rows(z, l)
+        c, a = rows(C, l), rows(f, l)
+        x = rows(z, l)
         for k in range(t.bounds.size - 1):
             for i in range(t.bounds[k], t.bounds[k + 1]):
                 for j in range(t.bounds[k], i + 1):
@@ -151,21 +162,17 @@ def tridiagonalise(W: Array, T: Array) -> None:
     """
     n = T.shape[1] - 2
     for l in range(0, W.shape[1], WIDTH):
-        d, e, z, v, w, p = (
-            rows(T[0], l),
-            rows(T[1], l),
-            rows(T[2], l),
-            rows(T[3], l),
-            rows(T[4], l),
-            rows(T[5], l),
-        )
+        d, e = rows(T[0], l), rows(T[1], l)
+        z, v = rows(T[2], l), rows(T[3], l)
+        w, p = rows(T[4], l), rows(T[5], l)
         a, zero = rows(W, l), every(0.0)
         e[n] = e[n + 1] = zero
         for i in range(n):
             v[i] = w[i] = zero
         for k in range(n - 1, -1, -1):
             u = k * (k + 1) // 2  # row k, soon the vector of its reflection
-            vk, wk, square = v[k], w[k], zero
+            vk, wk = v[k], w[k]
+            square = zero
             d[k] = a[u + k] - 2.0 * vk * wk
             if k == 0:
                 e[0] = zero
@@ -182,7 +189,8 @@ def tridiagonalise(W: Array, T: Array) -> None:
             )  # nothing left to reflect, and its square must be finite
             a[u + k - 1] = last - e[k]
             for i in range(k):
-                r, vi, wi, ui = i * (i + 1) // 2, v[i], w[i], a[u + i]
+                r, vi = i * (i + 1) // 2, v[i]
+                wi, ui = w[i], a[u + i]
                 x = a[r + i] - 2.0 * vi * wi
                 a[r + i] = x
                 total = x * ui
@@ -219,9 +227,15 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
     """
     n = T.shape[1] - 2
     for l in range(0, w.shape[1], WIDTH):
-        d, e, z, v, x = rows(T[0], l), rows(T[1], l), rows(T[2], l), rows(T[3], l), rows(T[4], l)
-        weight, yy_l, state = rows(w, l)[0], rows(yy, l)[0], rows(lane, l)
-        inverse = y = c = trace = zx = xx = every(0.0)  # c: derivative of the pivot by w
+        d, e = rows(T[0], l), rows(T[1], l)
+        z, v = rows(T[2], l), rows(T[3], l)
+        x = rows(T[4], l)
+        weight, yy_l = rows(w, l)[0], rows(yy, l)[0]
+        state = rows(lane, l)
+        # c: derivative of the pivot by w
+        inverse = y = every(0.0)
+        c = trace = every(0.0)
+        zx = xx = every(0.0)
         x[n + 1] = inverse
         for i in range(n):
             g = e[i] * inverse
@@ -238,7 +252,8 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
         rss, least = yy_l - zx - weight * xx, NOISE_FLOOR * yy_l
         rss = pick(least, rss, least, rss)
         free = rows(samples, l)[0] - n + weight * trace
-        state[0], state[1], state[2] = trace, rss, free
+        state[0], state[1] = trace, rss
+        state[2] = free
         rows(out, l)[0] = rss / (free * free)
 
 
@@ -249,14 +264,13 @@ def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
     I)^-1 x.
     """
     for l in range(0, w.shape[1], WIDTH):
-        e, v, x, weight, state = (
-            rows(T[1], l),
-            rows(T[3], l),
-            rows(T[4], l),
-            rows(w, l)[0],
-            rows(lane, l),
-        )
-        y = inverse = c = c1 = change = square = every(0.0)  # c, c1: derivatives of the pivot by w
+        e, v = rows(T[1], l), rows(T[3], l)
+        x, weight = rows(T[4], l), rows(w, l)[0]
+        state = rows(lane, l)
+        # c, c1: derivatives of the pivot by w
+        y = inverse = every(0.0)
+        c = c1 = every(0.0)
+        change = square = every(0.0)
         for i in range(T.shape[1] - 2):
             g = e[i] * inverse
             y = x[i + 1] - g * y
@@ -292,27 +306,20 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
     Leaves log weight and score in lane[5] and lane[6] (inf where a lane has fewer minima); returns
     how many have one.
     """
-    grid, lane, V = work.grid, work.lane, range(yy.shape[1])
-    w, latest, first = lane[3:4], lane[4:5], lane[14:15]
-    x, value, low, high, step, before, curve = (
-        lane[5],
-        lane[6],
-        lane[7],
-        lane[8],
-        lane[9],
-        lane[10],
-        lane[11],
-    )
+    grid, lane = work.grid, work.lane
+    V = range(yy.shape[1])
+    w, latest = lane[3:4], lane[4:5]
+    first = lane[14:15]
+    x, value = lane[5], lane[6]
+    low, high = lane[7], lane[8]
+    step, before = lane[9], lane[10]
+    curve = lane[11]
     found = 0
     for l in V:
         i = _local_minimum(grid, l, rank)
         found += i >= 0
-        step[l], value[l], curve[l], x[l] = (
-            (1.0 if i >= 0 else 0.0),
-            math.inf,
-            0.0,
-            LOWEST + i * STEP,
-        )
+        step[l], value[l] = 1.0 if i >= 0 else 0.0, math.inf
+        curve[l], x[l] = 0.0, LOWEST + i * STEP
         low[l], high[l] = LOWEST + max(i - 1, 0) * STEP, LOWEST + min(i + 1, GRID - 1) * STEP
         if (
             0 < i < GRID - 1 and grid[i - 1, l] + grid[i + 1, l] < math.inf
@@ -344,42 +351,45 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
             target = x[l] - first[0, l] / curve[l] if curve[l] > 0.0 else math.inf
             if not low[l] <= target <= high[l]:
                 target = 0.5 * (low[l] + high[l])
-            step[l], before[l], x[l] = target - x[l], first[0, l], target
+            step[l], before[l] = target - x[l], first[0, l]
+            x[l] = target
             running += abs(step[l]) > STOP
     return found
 
 
 @kernel(inline=True)
 def choose(
-    G: Array, rhs: Array, mu: Array, yy: Array, samples: Array, t: GcvTables, weights: Array,
-    work: Work, weight: Array, bound: IntArray,
-) -> None:  # fmt: skip
+    problem: Problem, t: GcvTables, weights: Array, work: Work, weight: Array, bound: IntArray
+) -> None:
     """
     Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given
     array of them.
 
     Parameters
     ----------
-    G : M'M packed, first n(n+1)/2 rows of (.., V). rhs : M'y, (n, V). mu : (3, V) mm. yy : y'y, (1,
-        V).
-        samples : number of valid samples, (1, V). Functions grouped by parity class; none of these
-            is changed.
-    t : `tables` of the order. weights : candidates in 1/mm, any order, the first wins a tie; empty:
+    problem : is not changed. t : `tables` of the order.
+    weights : candidates in 1/mm, any order, the first wins a tie; empty:
         the minimiser with weight * (mu1 mu2 mu3)^(1/3) in [5e-8, 5e-2]. work : `workspace(n, V)`.
     weight : (1, V), written, 1/mm; NaN where no weight has a finite score.
     bound : (V,), written: 1 where the weight is the smallest or largest of its range or of several
         candidates, else 0.
     """
-    V, lane, grid, f = range(yy.shape[1]), work.lane, work.grid, work.f
-    w, latest, x, value, best, length = lane[3:4], lane[4:5], lane[5], lane[6], lane[12], lane[13]
-    block_copy(G, work.W, work.W.shape[0])
-    block_copy(rhs, work.T[2], rhs.shape[0])
+    mu, yy = problem.mu, problem.yy
+    samples, V = problem.samples, range(yy.shape[1])
+    grid, f = work.grid, work.f
+    lane = work.lane
+    w, latest = lane[3:4], lane[4:5]
+    x, value = lane[5], lane[6]
+    best, length = lane[12], lane[13]
+    block_copy(problem.G, work.W, work.W.shape[0])
+    block_copy(problem.rhs, work.T[2], problem.rhs.shape[0])
     laplacian.factors(mu, f)
     for l in V:  # L in units of the mean scale: weights are then dimensionless
         length[l] = exp(log(mu[0, l] * mu[1, l] * mu[2, l]) / 3.0)
         for k in range(6):
             f[k, l] /= length[l]
-        best[l], weight[0, l], bound[l] = math.inf, math.nan, 0
+        best[l], weight[0, l] = math.inf, math.nan
+        bound[l] = 0
     factor_laplacian(f, t, work.C, work.T[2])
     whiten(work.C, t, work.W)
     tridiagonalise(work.W, work.T)
@@ -414,13 +424,14 @@ def bound_below(
     yy: Array, samples: Array, S0: Array, work: Work, weight: Array, bound: IntArray
 ) -> None:
     """
-    Raise weights that `choose` has just found to n sigma^2 / (S0^2 L_00), sigma^2 = RSS / (samples -
-    tr S), S0 (1, V) of the Gaussian S0 e_0, and set `bound` there.
+    Raise weights that `choose` has just found to n sigma^2 / (S0^2 L_00), sigma^2 = RSS / (samples
+    - tr S), S0 (1, V) of the Gaussian S0 e_0, and set `bound` there.
 
-    A weight says that the deviation's roughness c'Lc, n coefficients of variance sigma^2 / weight in
-    the basis of L, is n sigma^2 / weight. Roughness is 16 pi^4 times the integral of r^4 P^2 [Fick
-    2016, Eq. 10]: more than the Gaussian's own, S0^2 L_00, puts P where nothing diffuses to. Samples
-    cannot deny it beyond the largest q and between the shells. Without noise the bound is 0.
+    A weight says that the deviation's roughness c'Lc, n coefficients of variance sigma^2 / weight
+    in the basis of L, is n sigma^2 / weight. Roughness is 16 pi^4 times the integral of r^4 P^2
+    [Fick 2016, Eq. 10]: more than the Gaussian's own, S0^2 L_00, puts P where nothing diffuses to.
+    Samples cannot deny it beyond the largest q and between the shells. Without noise the bound is
+    0.
     """
     lane, n = work.lane, work.T.shape[1] - 2
     for l in range(weight.size):

@@ -163,7 +163,7 @@ _LANES = _LanesType()
 
 
 class _RowsType(types.Array):
-    """One-dimensional array of vectors, aligned as doubles are; indices count from 0 up (see `_row_pointer`)."""
+    """Vectors in a row, aligned as doubles are; indices count from 0 up (see `_row_pointer`)."""
 
     def __init__(self) -> None:
         super().__init__(_LANES, 1, "A", aligned=False)
@@ -315,7 +315,8 @@ class _Total(AbstractTemplate):
 
 @lower_builtin(total, _LANES)
 def _lower_total(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    x, half, place = args[0], WIDTH // 2, ir.IntType(32)
+    x, half = args[0], WIDTH // 2
+    place = ir.IntType(32)
     while half:
         lower, upper = (
             ir.Constant(ir.VectorType(place, half), [*range(k, k + half)]) for k in (0, half)
@@ -369,7 +370,7 @@ def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _row_pointer(context: Any, builder: Any, rows: Any, index: Any) -> Any:
-    """Where a row starts. Numba would ask of each index whether it counts from the end: half the speed of small loops."""
+    """Where a row starts. Numba would ask whether an index is negative: half the speed."""
     array = context.make_array(_ROWS)(context, builder, rows)
     (count,), (stride,) = (
         cgutils.unpack_tuple(builder, x, 1) for x in (array.shape, array.strides)

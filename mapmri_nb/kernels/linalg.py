@@ -65,14 +65,16 @@ def block_product(P: Array, X: Array, out: Array) -> None:
     for r in range(0, P.shape[0], 4):
         for l in range(0, X.shape[1], WIDTH):
             x, y = rows(X, l), rows(out, l)
-            a = b = c = d = every(0.0)
+            a = b = every(0.0)
+            c = d = every(0.0)
             for k in range(P.shape[1]):
                 u = x[k]
                 a += P[r, k] * u
                 b += P[r + 1, k] * u
                 c += P[r + 2, k] * u
                 d += P[r + 3, k] * u
-            y[r], y[r + 1], y[r + 2], y[r + 3] = a, b, c, d
+            y[r], y[r + 1] = a, b
+            y[r + 2], y[r + 3] = c, d
 
 
 def pad4(a: Array) -> Array:
@@ -97,7 +99,8 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
                 q = p
             for j in range(0, i, 2):
                 r, s = j * (j + 1) // 2, (j + 1) * (j + 2) // 2
-                w, x, y, z = a[p + j], a[p + j + 1], a[q + j], a[q + j + 1]
+                w, x = a[p + j], a[p + j + 1]
+                y, z = a[q + j], a[q + j + 1]
                 for k in range(j):
                     w -= a[p + k] * a[r + k]
                     x -= a[p + k] * a[s + k]
@@ -108,7 +111,8 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
                 a[p + j], a[p + j + 1] = w, (x - w * a[s + j]) * a[s + j + 1]
                 a[q + j], a[q + j + 1] = y, (z - y * a[s + j]) * a[s + j + 1]
             if i < n:
-                x, y, z = a[p + i], a[q + i], a[q + i + 1]
+                x, y = a[p + i], a[q + i]
+                z = a[q + i + 1]
                 first, second = x, z
                 for k in range(i):
                     x -= a[p + k] * a[p + k]
@@ -129,7 +133,8 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
 def block_forward(A: Array, n: int, b: Array) -> None:
     """Solve L x = b (n, V) into row n of a `block_cholesky` factor."""
     for l in range(0, A.shape[1], WIDTH):
-        a, right, first = rows(A, l), rows(b, l), n * (n + 1) // 2
+        a, right = rows(A, l), rows(b, l)
+        first = n * (n + 1) // 2
         for i in range(n):
             r, total = i * (i + 1) // 2, right[i]
             for j in range(i):
@@ -177,7 +182,8 @@ def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> 
     Russians]: a quarter of the operations of a product with a matrix of signs.
     """
     for l in range(0, A.shape[1], WIDTH):
-        a, t, sums = rows(A, l), rows(table, l), rows(out, l)
+        a, t = rows(A, l), rows(table, l)
+        sums = rows(out, l)
         for r in range(bits.shape[0]):
             sums[r] = every(0.0)
         for g in range(0, bits.shape[1], 2):
@@ -247,7 +253,8 @@ def sparse_map(
 
     Tables are uint64: signed indices would cost a wrap-around test at every access.
     """
-    dst, src, coef = dst[coef != 0.0], src[coef != 0.0], coef[coef != 0.0]
+    dst, src = dst[coef != 0.0], src[coef != 0.0]
+    coef = coef[coef != 0.0]
     order = np.argsort(dst, kind="stable")
     ptr = np.append(0, np.cumsum(np.bincount(dst, minlength=n_rows)))
     return SparseMap(

@@ -84,7 +84,8 @@ def _hermite_map(exponents: IntArray, sign: Array) -> SparseMap:
     """
     one = [ordering.hermite_coefficients(k) for k in range(int(exponents.max()) + 1)]
     where = ordering.positions(ordering.monomials(int(exponents.sum(1).max())))
-    dst, src, coef = [], [], []
+    dst, src = [], []
+    coef = []
     for r, (n1, n2, n3) in enumerate(exponents):
         for a in range(n1 % 2, n1 + 1, 2):
             for b in range(n2 % 2, n2 + 1, 2):
@@ -107,7 +108,8 @@ def _gram_map(index: IntArray, order: int) -> SparseMap:
     sign = (-1.0) ** ((n.sum(1) + m.sum(1)) // 2)
     most = np.minimum(n, m)
     table = _linearisation(order)
-    dst, src, coef = [], [], []
+    dst, src = [], []
+    coef = []
     for t in np.ndindex((order + 1,) * 3):
         on = np.flatnonzero((most >= t).all(1))
         if len(on) == 0:
@@ -210,8 +212,10 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
     for l in range(0, D.shape[1], WIDTH):
         d, out = rows(D, l), rows(g, l)
-        d0, d1, d2 = d[0] / UNIT, d[1] / UNIT, d[2] / UNIT
-        d3, d4, d5 = d[3] / UNIT, d[4] / UNIT, d[5] / UNIT
+        d0, d1 = d[0] / UNIT, d[1] / UNIT
+        d2 = d[2] / UNIT
+        d3, d4 = d[3] / UNIT, d[4] / UNIT
+        d5 = d[5] / UNIT
         for k in range(design.shape[0]):
             x = design[k]
             out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
@@ -221,7 +225,9 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
 def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
     for l in range(0, g.shape[1], WIDTH):
-        a, b, weight, c, d = rows(g, l), rows(y, l), rows(w, l), rows(gg, l), rows(gy, l)
+        a, b = rows(g, l), rows(y, l)
+        weight, c = rows(w, l), rows(gg, l)
+        d = rows(gy, l)
         for k in range(g.shape[0]):
             x = a[k] if plain else a[k] * weight[k]
             c[k] = x * a[k]
@@ -234,7 +240,8 @@ def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
     for l in range(0, mu.shape[1], WIDTH):
         m, out = rows(mu, l), rows(power, l)
         for axis in range(3):
-            r, x, total = axis * (degree + 1), wave * m[axis], every(1.0)
+            r, x = axis * (degree + 1), wave * m[axis]
+            total = every(1.0)
             for k in range(degree + 1):
                 out[r + k] = total
                 total *= x
@@ -247,7 +254,8 @@ def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
     for l in range(0, M.shape[1], WIDTH):
         p, m = rows(power, l), rows(M, l)
         for r in range(exponents.shape[0]):
-            a, b, c = exponents[r, 0], stride + exponents[r, 1], stride + stride + exponents[r, 2]
+            a, b = exponents[r, 0], stride + exponents[r, 1]
+            c = stride + stride + exponents[r, 2]
             m[r] *= p[a] * p[b] * p[c]
 
 
@@ -264,7 +272,8 @@ def expected_rounding(
     with measured errors within ten times.
     """
     for l in range(0, mu.shape[1], WIDTH):
-        weight, m, total = rows(gg, l), rows(mu, l), every(0.0)
+        weight, m = rows(gg, l), rows(mu, l)
+        total = every(0.0)
         for k in range(s.reach.size):
             total += s.reach[k] * weight[k]
         largest = pick(m[0], m[1], m[0], m[1])
@@ -282,12 +291,15 @@ def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: Mo
     """
     degree = work.power.shape[0] // 3 - 1
     stride = np.uint64(degree + 1)
-    own, power, weight = rows(work.own, l), rows(work.power, l), rows(work.gg, l)
-    angles, scale, shears = rows(work.angles, l), rows(mu, l), rows(work.skew, l)
+    own, power = rows(work.own, l), rows(work.power, l)
+    weight = rows(work.gg, l)
+    angles, scale = rows(work.angles, l), rows(mu, l)
+    shears = rows(work.skew, l)
     for r in range(t.exponents.shape[0]):
         own[r] = every(0.0)
     for k in range(s.points.shape[0]):
-        x, y, z = every(s.points[k, 0]), every(s.points[k, 1]), every(s.points[k, 2])
+        x, y = every(s.points[k, 0]), every(s.points[k, 1])
+        z = every(s.points[k, 2])
         for i in range(3):  # the shears of `rotate` and `skew_moments`
             tan, sin = angles[2 * i], angles[2 * i + 1]
             a, b = (y, z) if i == 1 else (x, y)
@@ -301,11 +313,15 @@ def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: Mo
         if bent:
             z += shears[0] * y + shears[1] * x
             y += shears[2] * x
-        x, y, z = s.wave * scale[0] * x, s.wave * scale[1] * y, s.wave * scale[2] * z
-        a, b, c = weight[k], every(1.0), every(1.0)
-        a0, b0, c0 = every(0.0), every(0.0), every(0.0)
+        x, y = s.wave * scale[0] * x, s.wave * scale[1] * y
+        z = s.wave * scale[2] * z
+        a, b = weight[k], every(1.0)
+        c = every(1.0)
+        a0, b0 = every(0.0), every(0.0)
+        c0 = every(0.0)
         for e in range(degree + 1):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
-            power[e], power[degree + 1 + e], power[2 * degree + 2 + e] = a, b, c
+            power[e], power[degree + 1 + e] = a, b
+            power[2 * degree + 2 + e] = c
             up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
             a, a0 = up * x * a - down * a0, a
             b, b0 = up * y * b - down * b0, b
@@ -325,8 +341,8 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
 
     Parameters
     ----------
-    y, w : (n, V) samples and weights. plain : all weights are 1 and all samples positive. D : (6, V) the tensor of the
-        basis' Gaussian.
+    y, w : (n, V) samples and weights. plain : all weights are 1 and all samples positive.
+    D : (6, V) the tensor of the basis' Gaussian.
     """
     gaussian(s.design, D, work.g)
     _weigh(work.g, y, w, plain, work.gg, work.gy)
@@ -338,7 +354,8 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
 def low_moments(s: Scheme, y: Array, w: Array, work: MomentWork) -> None:
     """Of `fixed_moments`, those of g y alone (work.low), with the g that it left."""
     for l in range(0, y.shape[1], WIDTH):
-        a, b, weight, c = rows(work.g, l), rows(y, l), rows(w, l), rows(work.gy, l)
+        a, b = rows(work.g, l), rows(y, l)
+        weight, c = rows(w, l), rows(work.gy, l)
         for k in range(y.shape[0]):
             c[k] = a[k] * weight[k] * b[k]
     block_product(s.low, work.gy, work.low)

@@ -27,7 +27,7 @@ SETTLED = 0.01  # root mean square change of the signal in a step, in sigma
 
 MOST_COILS = 32  # `bessel_ratio` keeps its accuracy and its range up to here
 TERMS = 26  # of the asymptotic series of a Bessel function
-DEGREE = 14  # of the polynomials of `curves`
+DEGREE, MIDDLE = 14, 1.5  # of the polynomials of `curves`
 NEWTON = 60  # steps at most; 3 to 6 are usual
 
 
@@ -35,8 +35,8 @@ class Work(NamedTuple):
     """State and scratch of the correction for one block."""
 
     settled: IntArray  # (V,) 1: the correction has ended
-    flags: IntArray  # (V,) the status of such a voxel, and
-    held: Array  # (1, V) S0 of the last fit: others' steps change neither
+    flags: IntArray  # (V,) the status of such a voxel, which others' steps do not change,
+    held: Array  # (1, V) and its S0
     step: IntArray  # (1,)
     moving: IntArray  # (1,) voxels that are not settled
     square: Array  # (1, V) sigma^2
@@ -166,9 +166,9 @@ def expected_rows(
 def curves(coils: int) -> Array:
     """
     Coefficients p (2, DEGREE + 1) of `ratio` and `mean`: Chebyshev interpolation of what they
-    multiply by powers of 1 - u^2 and 1 - u, u = (x - C) / (x + C), C from `_middle`.
+    multiply by powers of 1 - u^2 and 1 - u, u = (x - C) / (x + C), C = MIDDLE (L + 1).
     """
-    C, amos = plain(_middle)(coils), plain(_amos)
+    C, amos = MIDDLE * (coils + 1.0), plain(_amos)
     mean = plain(_relative_mean)
 
     def of_ratio(u: Array) -> Array:
@@ -182,12 +182,6 @@ def curves(coils: int) -> Array:
 
     fits = (chebyshev.chebinterpolate(f, DEGREE) for f in (of_ratio, of_mean))
     return np.stack([chebyshev.cheb2poly(fit) for fit in fits])
-
-
-@kernel(inline=True)
-def _middle(coils: int) -> float:
-    """The x that `curves` put at u = 0."""
-    return 1.5 * (coils + 1.0)
 
 
 @kernel(fastmath=CONTRACT)
@@ -208,7 +202,7 @@ def _polynomial(p: Array, row: int, u: Any) -> Any:
 @kernel(fastmath=CONTRACT)
 def ratio(p: Array, x: Any, coils: int) -> Any:
     """`bessel_ratio` to 1e-6 of lanes or a float, p from `curves`."""
-    C, x = _middle(coils), pick(x, 1e15, 1e15, x)
+    C, x = MIDDLE * (coils + 1.0), pick(x, 1e15, 1e15, x)
     u = (x - C) / (x + C)
     w = 1.0 - u * u
     return _amos(x, coils) * (1.0 + w * w * _polynomial(p, 0, u))
@@ -217,7 +211,7 @@ def ratio(p: Array, x: Any, coils: int) -> Any:
 @kernel(fastmath=CONTRACT)
 def mean(p: Array, x: Any, coils: int) -> Any:
     """Expected magnitude over sigma at x = A / sigma, to 3e-5, of lanes or a float."""
-    C = _middle(coils)
+    C = MIDDLE * (coils + 1.0)
     u = (x - C) / (x + C)
     w = 1.0 - u
     return sqrt(x * x + (2.0 * coils - 1.0)) * (1.0 + w * w * _polynomial(p, 1, u))

@@ -250,8 +250,7 @@ def local_maxima(
 
     Parameters
     ----------
-    neighbours : (K, n), a direction itself where it has fewer. Of equal neighbours the first
-        counts.
+    neighbours : (K, n), a direction itself where it has fewer. Of equal ones the first counts.
     found : (M,), written.
     """
     for i in range(rows.size):

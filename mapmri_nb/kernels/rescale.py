@@ -2,11 +2,11 @@
 A narrower basis where the tensor's scale and positivity together contradict the data.
 
 A nonnegative propagator of finite order in a basis that is too wide cannot follow a signal with a
-slow tail, and predicts left-out samples worse than a free one. The constrained fit is kept where its
-mean squared residual is not above the variance that the unconstrained fit of the same voxel finds,
-RSS / (n - tr S); elsewhere the scale is reduced step by step until it is, and where it never is the
-scale of the smallest residual is taken. Noise alone hardly ever reaches that bound, so that the
-scale does not depend on it.
+slow tail, and predicts left-out samples worse than a free one. The constrained fit is kept where
+its mean squared residual is not above the variance that the unconstrained fit of the same voxel
+finds, RSS / (n - tr S); elsewhere the scale is reduced step by step until it is, and where it never
+is the scale of the smallest residual is taken. Noise alone hardly ever reaches that bound, so that
+the scale does not depend on it.
 """
 
 import math
@@ -56,10 +56,11 @@ def gaussian(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> 
 
 @stage(CONTRACT)
 def unconstrained(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """Coefficients without constraints into block.x, by the inverse factor of `count_parameters`."""
+    """c without constraints into block.x, by the inverse factor of `count_parameters`."""
     n = plan.moments.origin.size
     for l in range(0, block.status.size, WIDTH):
-        a, b, c = rows(block.noise.factor, l), rows(block.rhs, l), rows(block.x, l)
+        a, b = rows(block.noise.factor, l), rows(block.rhs, l)
+        c = rows(block.x, l)
         for i in range(n):
             c[i] = every(0.0)
         for i in range(n):
@@ -74,7 +75,8 @@ def unconstrained(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int
 def squares(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """Residual sums of squares of the fitted signal, S0 times moments.gy."""
     for l in range(0, block.status.size, WIDTH):
-        y, w, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
+        y, w = rows(block.y, l), rows(block.w, l)
+        e = rows(block.moments.gy, l)
         S0, total = rows(block.S0, l)[0], every(0.0)
         for k in range(block.y.shape[0]):
             miss = y[k] - S0 * e[k]
@@ -86,7 +88,9 @@ def squares(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 def limit(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The residual up to which positivity is believed: n RSS / (n - tr S) without constraints."""
     for l in range(block.status.size):
-        y, w, e, total, power = block.y, block.w, block.moments.gy, 0.0, 0.0
+        y, w = block.y, block.w
+        e, total = block.moments.gy, 0.0
+        power = 0.0
         for k in range(y.shape[0]):
             if w[k, l] > 0.0:
                 total += w[k, l] * (y[k, l] - e[k, l]) ** 2

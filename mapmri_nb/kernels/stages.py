@@ -1,9 +1,9 @@
 """
 The stages of a fit: compiled functions that take a block of voxels from samples to results.
 
-Each but the solver's has the arguments `(plan, data, block, out, i0, stop)`: it reads and writes the
-arrays of `block`, (rows, V). Lane l of these is voxel i0 + l of `data`; a loop in steps of WIDTH
-treats lanes l to l + WIDTH - 1 at once. `blocks` has the problem they solve and their order.
+Each but the solver's has the arguments `(plan, data, block, out, i0, stop)`: it reads and writes
+the arrays of `block`, (rows, V). Lane l of these is voxel i0 + l of `data`; a loop in steps of
+WIDTH treats lanes l to l + WIDTH - 1 at once. `blocks` has the problem they solve and their order.
 """
 
 import math
@@ -55,7 +55,7 @@ def _lowest(y: Array, out: Array) -> None:
 
 @kernel()
 def _transpose(values: Array, i0: int, y: Array) -> None:
-    """Rows i0 to i0 + V - 1 of values, or the last one, into y (n, V): whole cache lines at a time."""
+    """Rows i0 on of values, or the last one, into y (n, V), whole cache lines at a time."""
     last = values.shape[0] - 1
     for l in range(0, y.shape[1], 8):
         v = min(i0 + l, last)
@@ -76,7 +76,8 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 
     Lanes past the end of the data repeat its last row. Begins the status.
     """
-    y, w, samples = block.y, block.w, plan.tensor.samples
+    y, w = block.y, block.w
+    samples = plan.tensor.samples
     n = data.y.shape[1]
     _transpose(data.y, i0, y)
     _lowest(y, block.pivot)
@@ -89,7 +90,8 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
     for l in range(block.status.size):
         v = min(i0 + l, data.y.shape[0] - 1)
         values, weight = data.y[v], data.weight[min(v, data.weight.shape[0] - 1)]
-        block.valid[0, l], block.status[l], block.noise.settled[l] = n, 0, 0
+        block.valid[0, l], block.status[l] = n, 0
+        block.noise.settled[l] = 0
         block.sigma[0, l] = math.nan
         block.scale.factor[0, l] = 1.0
         if data.factor.size > 0:
@@ -99,7 +101,8 @@ def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
         if n >= plan.needed and ones and block.pivot[0, l] > 0.0:  # most voxels
             continue
         block.ordinary[0] = 0
-        valid, logs, size, flags = 0, 0, 0.0, 0
+        valid, logs = 0, 0
+        size, flags = 0.0, 0
         for k in range(n):
             value, factor = values[k], weight[k]
             zero = plan.zero_is_missing and value == 0.0
@@ -176,8 +179,8 @@ def mean_at_origin(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop
 @stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """
-    The moments in the frame of the b-vectors, and their rotation to the voxel's frame. The isotropic
-    basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
+    The moments in the frame of the b-vectors, and their rotation to the voxel's frame. The
+    isotropic basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
     """
     work, t = block.moments, plan.moments
     moments.fixed_moments(plan.scheme, block.y, block.w, block.ordinary[0] == 1, block.D, work)
@@ -197,7 +200,8 @@ def skew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> 
 @stage(CONTRACT)
 def hermite_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Hermite moments; voxels whose rotated moments have lost too much are marked STRAINED."""
-    work, s, degree = block.moments, plan.scheme, 2 * plan.order
+    work, s = block.moments, plan.scheme
+    degree = 2 * plan.order
     if not plan.isotropic or data.field.shape[0] > 0:
         moments.expected_rounding(s, work.gg, block.stretched, degree, work.high, work.strain)
         for l in range(block.status.size):
@@ -233,7 +237,8 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
-        a, b, total = rows(y, l), rows(w, l), every(0.0)
+        a, b = rows(y, l), rows(w, l)
+        total = every(0.0)
         for k in range(y.shape[0]):
             total += b[k] * a[k] * a[k]
         rows(out, l)[0] = total
@@ -250,14 +255,11 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
             block.pivot[0, l] += 1.0
     if plan.rules.deviation:
         origin_rule.deviation(block, plan.rules.rescale, 1.0)
-    gcv.choose(
-        block.G, block.rhs, block.mu, block.yy, block.pivot, plan.gcv, plan.laplacian_weights,
-        block.gcv, block.laplacian_weight, block.bound,
-    )  # fmt: skip
+    problem = gcv.Problem(block.G, block.rhs, block.mu, block.yy, block.pivot)
+    weights, weight = plan.laplacian_weights, block.laplacian_weight
+    gcv.choose(problem, plan.gcv, weights, block.gcv, weight, block.bound)
     if plan.rules.deviation and plan.laplacian_weights.size == 0:
-        gcv.bound_below(
-            block.yy, block.pivot, block.S0, block.gcv, block.laplacian_weight, block.bound
-        )
+        gcv.bound_below(block.yy, block.pivot, block.S0, block.gcv, weight, block.bound)
     if plan.rules.deviation:
         origin_rule.deviation(block, plan.rules.rescale, -1.0)
     for l in range(block.status.size):
@@ -268,14 +270,15 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
 
 @stage()
 def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """G = M'M + weight L; rhs = M'y + weight S0 L e_0 where the Laplacian is that of the deviation."""
+    """G = M'M + weight L; rhs += weight S0 L e_0 for the Laplacian of the deviation."""
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
     if plan.rules.deviation:
         origin_rule.attract(plan, block)
     for l in range(block.status.size):
         if block.noise.settled[l] == 0:
-            block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
+            block.kkt[0, l], block.iterations[0, l] = 0.0, 0.0
+            block.margin[0, l] = math.nan
 
 
 # ---- from the normal equations to results
@@ -286,8 +289,9 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     """
     Coefficients of MAP and MAPL, without constraints, by Cholesky.
 
-    The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and c is
-    divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0) they find.
+    The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and
+    c is divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0)
+    they find.
     """
     n = plan.moments.origin.size
     for l in range(0, block.G.shape[1], WIDTH):
@@ -303,7 +307,7 @@ def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
 
 @stage()
 def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
-    """`solve_linear` for another rhs, by the factor it left in G; settled voxels keep what they have."""
+    """`solve_linear` for another rhs, by the factor it left in G, of voxels not settled."""
     n = plan.moments.origin.size
     block_forward(block.G, n, block.rhs)
     _backward(plan, block)
@@ -311,14 +315,15 @@ def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> Non
 
 @kernel()
 def _backward(plan: Plan, block: Block) -> None:
-    """From the forward solution in row n of G to coefficients, of voxels that are not settled, and S0."""
+    """From the forward solution in row n of G to c and S0, of voxels that are not settled."""
     origin = plan.moments.origin
     n = origin.size
     if plan.rules.fixed:
         origin_rule.fix(origin, block.G, block.S0, block.public)
     block_backsolve(block.G, n, block.public)
     for l in range(0, block.G.shape[1], WIDTH):
-        c, x, total = rows(block.public, l), rows(block.x, l), every(0.0)
+        c, x = rows(block.public, l), rows(block.x, l)
+        total = every(0.0)
         settled = rows(block.noise.frozen, l)[0]
         for i in range(n):
             total += origin[i] * c[i]
@@ -339,7 +344,8 @@ def solve_by_map(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
     origin, out = plan.moments.origin, block.moments.low
     block_product(plan.linear.A, block.y, out)
     for l in range(0, block.y.shape[1], WIDTH):
-        found, c, S0, total = rows(out, l), rows(block.x, l), rows(block.S0, l), every(0.0)
+        found, c = rows(out, l), rows(block.x, l)
+        S0, total = rows(block.S0, l), every(0.0)
         for i in range(origin.size):
             c[i] = found[i] + plan.linear.a[i] * S0[0]
             total += origin[i] * c[i]
@@ -348,7 +354,8 @@ def solve_by_map(problem: tuple[()], plan: Plan, block: Block, count: int) -> No
         for i in range(origin.size):
             c[i] /= total
     for l in range(block.status.size):
-        block.kkt[0, l], block.iterations[0, l], block.margin[0, l] = 0.0, 0.0, math.nan
+        block.kkt[0, l], block.iterations[0, l] = 0.0, 0.0
+        block.margin[0, l] = math.nan
         block.laplacian_weight[0, l] = plan.laplacian_weights[0]
         if not block.S0[0, l] > 0.0:
             block.status[l] |= NO_ORIGIN
@@ -383,9 +390,11 @@ def _residuals(block: Block) -> None:
     block.pivot takes its largest size.
     """
     for l in range(0, block.y.shape[1], WIDTH):
-        a, weight, e = rows(block.y, l), rows(block.w, l), rows(block.moments.gy, l)
+        a, weight = rows(block.y, l), rows(block.w, l)
+        e = rows(block.moments.gy, l)
         S0, count = rows(block.S0, l)[0], rows(block.valid, l)[0]
-        mean = square = variance = top = every(0.0)
+        mean = square = every(0.0)
+        variance = top = every(0.0)
         for k in range(block.y.shape[0]):
             mean += a[k]  # missing samples are 0
         count = pick(count, 1.0, count, 1.0)
