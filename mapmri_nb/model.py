@@ -284,7 +284,7 @@ class MapmriModel:
             more than two values, above 0.5; NaN is outside.
         scale : (mu, R) to use instead of the tensor's: mu (3,) or (V, 3) in mm; R (3, 3) or (V, 3,
             3), columns e1 e2 e3, orthonormal, determinant +1 or -1. Rows are those of the mask, or
-            volumes of its shape.
+            volumes of its shape. One pair for all is fastest: a constant matrix times the samples.
         weights : (n,) per volume or (..., n) per sample, >= 0; 0 is a missing sample. They enter
             tensor, S0, fit and GCV as they are, so that doubling all of them halves the Laplacian
             weight's effect.

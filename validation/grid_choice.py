@@ -142,7 +142,12 @@ def main():
         hermite.propagator_rows(
             u, np.ones(3), ordering.index_table(order), K
         )  # with the Gaussian factor
-        grids = {"DIPY's ball": lambda mu, order=order: positivity.ball_grid(order, mu)}
+        ball = sqrt(5) * positivity.half_ball(1.0, 1 / 7, False)  # in units of the largest scale
+        grids = {
+            "DIPY's ball": lambda mu, order=order, ball=ball: positivity.make_grid(
+                order, ball * mu.max() / mu
+            )
+        }
         for name, (r, side) in CANDIDATES.items():
             fixed = positivity.make_grid(
                 order, positivity.grid_points(order, reach + r, side / reach)
