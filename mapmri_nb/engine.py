@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .kernels import blocks, hermite, laplacian, noise, ordering, rotation, stages, tensor
 from .kernels._jit import n_threads, plain, spread
 from .kernels._memory import Memory, lay_out, places
-from .kernels.lanes import empty, padded
+from .kernels.lanes import GRAIN, empty, padded
 from .kernels.linalg import block_backsolve, block_cholesky, pad4
 from .kernels.status import CONTRADICTED, NOT_CONVERGED, STRAINED
 
@@ -258,6 +258,8 @@ class Engine:
     ) -> None:  # fmt: skip
         """Fit spans of rows in threads, each with work that no other thread has."""
         V = min(blocks.VOXELS, padded(len(data.y)))
+        while threads > 1 and V > GRAIN and len(data.y) < 4 * threads * V:
+            V -= 2 * GRAIN  # smaller blocks, so that all threads have some; see `padded`
         spare = self._spare.setdefault(V, [])
         memory = self._plan_in_memory(plan), lay_out(data), lay_out(out)
 

@@ -235,13 +235,21 @@ def spread(call: Callable[[int, int], object], count: int, grain: int, threads: 
     (OpenMP kills it).
     """
     blocks = -(-count // grain)
-    pieces = min(blocks, 4 * threads)
+    pieces = min(blocks, 16 * threads)  # few blocks each: none of the threads waits long at the end
     if threads <= 1 or pieces <= 1:
         call(0, count)
         return
     cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(call, a, b) for a, b in itertools.pairwise(cuts)]:
-            done.result()
+    pieces_left = iter(list(itertools.pairwise(cuts)))
+
+    def work() -> None:
+        for piece in pieces_left:  # whoever is free takes the next one
+            call(*piece)
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
