@@ -126,7 +126,7 @@ class GradientTable:
         return f"GradientTable({volumes}; tau {self.taus.mean():.5g} s)"
 
     def shells(self) -> list[tuple[float, int]]:
-        """Clusters of |q| above the b0 threshold, ascending: (mean b in s/mm2, volumes)."""
+        """q-vectors by length above the b0 threshold, ascending: (mean b in s/mm2, volumes)."""
         order = np.argsort(self.qvals, kind="stable")
         order = order[~self.b0s_mask[order]]
         q = self.qvals[order]
