@@ -236,7 +236,7 @@ class MapmriFit:
     rd = _accessor("rd", "Mean of the other two eigenvalues of the scale tensor, mm^2/s.")
     gfa = _accessor("gfa", "Generalised fractional anisotropy of the ODF, s = 2.")
     v1 = _accessor("v1", "First axis of the scale tensor (..., 3); axes as of `index`.")
-    color_fa = _accessor("color_fa", "FA times absolute v1, (..., 3): red, green, blue for x, y, z.")
+    color_fa = _accessor("color_fa", "FA times abs(v1), (..., 3): red, green, blue for x, y, z.")
 
     rtop = _accessor("rtop", "Return-to-origin probability, 1/mm^3 [Ozarslan 2013, Eq. 36].")
     rtap = _accessor("rtap", "Return-to-axis probability along e1, 1/mm^2 [Ozarslan 2013, Eq. 40].")
