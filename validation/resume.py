@@ -83,6 +83,8 @@ def killed(folder, out, count, after):
     process.wait()
     if (out / MODEL).exists():
         return DONE
+    if not out.exists():
+        return "nothing: it had not begun"
     moved = len([path for path in out.iterdir() if not path.name.startswith(".")])
     stages = " and half-written images" if list((out / HIDDEN).glob(".mapmri-*")) else ""
     return f"{moved} results without their JSON" if moved else f"{kept(out)} slabs{stages}"
