@@ -193,9 +193,10 @@ class Engine:
         return self._stages[key]
 
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
-        if self._laid is None or self._laid.value is not plan:
-            self._laid = lay_out(plan, self._laid)
-        return self._laid
+        laid = self._laid  # other threads may fit with this engine
+        if laid is None or laid.value is not plan:
+            laid = self._laid = lay_out(plan, laid)
+        return laid
 
     def fit(
         self,
@@ -248,9 +249,10 @@ class Engine:
             mu, R = data.mu[0].copy(), data.R[0] * [1.0, 1.0, np.sign(np.linalg.det(data.R[0]))]
             rotation.frame_angles(R, np.empty((6, 1)), 0)  # flips axes, as for voxels
         key = plan.laplacian_weights.tobytes() + mu.tobytes() + R.tobytes()
-        if self._map is None or self._map[0] != key:
-            self._map = key, plan._replace(linear=linear_map(plan, mu, R))
-        return self._map[1] if self._map[1].linear.basis.size else plan
+        last = self._map
+        if last is None or last[0] != key:
+            last = self._map = key, plan._replace(linear=linear_map(plan, mu, R))
+        return last[1] if last[1].linear.basis.size else plan
 
     def _pass(
         self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
