@@ -125,8 +125,8 @@ def test_kernels_know_numpy_numba_and_each_other(name):
 
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_who_knows_which_package(package):
-    knows = lambda n: any(m.split(".")[0] == package for m, _ in IMPORTS[n])  # noqa: E731
-    assert set(filter(knows, TREES)) == ONLY_IN[package]
+    who = {n for n in TREES if any(m.split(".")[0] == package for m, _ in IMPORTS[n])}
+    assert who == ONLY_IN[package]
 
 
 def named(tree, *names):

@@ -1,5 +1,7 @@
 """What a fit can tell: volumes, prediction, both bases at equal scales, maps on request."""
 
+from functools import partial
+
 import numpy as np
 import oracle
 import phantom
@@ -52,7 +54,7 @@ def test_bases_agree_at_equal_scales(gtab, data, laplacian, rng):
 
 def test_sections_of_the_isotropic_basis_raise(fits):
     for name in ("ng_par", "ng_perp"):
-        for call in (getattr(fits["isotropic"], name), lambda: fits["isotropic"].index(name)):  # noqa: B023
+        for call in (getattr(fits["isotropic"], name), partial(fits["isotropic"].index, name)):
             with pytest.raises(ValueError, match=f"{name}.*isotropic"):
                 call()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_bootstrap_meets_the_closed_form(basis, hc, rng):
 def test_seeded_and_the_same_on_any_threads(options, rng, monkeypatch):
     gtab = table()
     model, y = mapmri.MapmriModel(gtab, 4, **options), noisy(gtab, rng, 7)
-    call = lambda **more: uncertainty.bootstrap(model, y, n=30, seed=5, **more)  # noqa: E731
+    call = partial(uncertainty.bootstrap, model, y, n=30, seed=5)
     one, three = call(threads=1), call(threads=3)
     monkeypatch.setattr(model_module, "CHUNK", 2)  # slabs of two voxels
     cut = call(threads=2)
