@@ -34,8 +34,8 @@ class Given(NamedTuple):
 
 
 def given(name: str, value: Any) -> Given:
-    """
-    Real numbers from an array, an image or proxy of nibabel, a table of pandas, or a file's path.
+    """Real numbers from an array, an image or proxy of nibabel, a table of pandas, or a file's
+    path.
 
     Masked samples of a NumPy array become NaN. A TypeError names argument and type of anything that
     does not hold real numbers.
@@ -72,9 +72,8 @@ def given(name: str, value: Any) -> Given:
 
 
 def squeezed(series: Any, shape: tuple[int, ...] | None, image: bool) -> Any:
-    """
-    A series less its axes of length 1 before the last, as (x, y, z, 1, n), which is said; `shape`
-    is that of the mask, if there is one, and may ask for them.
+    """A series less its axes of length 1 before the last, as (x, y, z, 1, n), which is said;
+    `shape` is that of the mask, if there is one, and may ask for them.
     """
     found = tuple(series.shape)
     cut = found
@@ -89,9 +88,8 @@ def squeezed(series: Any, shape: tuple[int, ...] | None, image: bool) -> Any:
 
 
 def inside_of(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """
-    Voxels (bool, of `shape`) inside a mask of any type: not 0 where it has one value beside 0, else
-    above 0.5; NaN is outside. A ValueError for another shape, or where no voxel is inside.
+    """Voxels (bool, of `shape`) inside a mask of any type: not 0 where it has one value beside 0,
+    else above 0.5; NaN is outside. A ValueError for another shape, or where no voxel is inside.
     """
     values = np.asarray(values)
     found = values.shape
@@ -116,9 +114,8 @@ def inside_of(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArra
 def aligned(
     name: str, image: Given, shape: tuple[int, ...], affine: Array | None, turn: bool = True
 ) -> Any:
-    """
-    The data of a companion image (x, y, z, ...) along the axes of a series of `shape` (x, y, z) and
-    `affine`.
+    """The data of a companion image (x, y, z, ...) along the axes of a series of `shape` (x, y, z)
+    and `affine`.
 
     Axes stored flipped or permuted are turned, and that is said, or a ValueError unless `turn`.
     Another place in space is a ValueError; a shift of a part of a voxel is warned of. Without an
@@ -178,9 +175,8 @@ def negative(count: int, voxels: int, gtab: GradientTable) -> None:
 
 
 def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None:
-    """
-    Warn where samples that are exactly 0, counted by volume (n,) over `voxels` with signal, pile up
-    in the top shell: then they are weak signals that were clipped, not missing ones.
+    """Warn where samples that are exactly 0, counted by volume (n,) over `voxels` with signal, pile
+    up in the top shell: then they are weak signals that were clipped, not missing ones.
     """
     weighted = ~gtab.b0s_mask
     if not voxels or not weighted.any():

@@ -1,5 +1,4 @@
-"""
-Drop-in for DIPY's MAP-MRI: ``from mapmri_nb.dipy import MapmriModel`` in place of ``from
+"""Drop-in for DIPY's MAP-MRI: ``from mapmri_nb.dipy import MapmriModel`` in place of ``from
 dipy.reconst.mapmri``.
 
 Arguments, defaults, attributes, units and return values are those of DIPY 1.12, on its gradient
@@ -40,8 +39,7 @@ SLACK = 0.1  # 1/mm^3: DIPY asks for P >= -0.1 at the points of its ball
 
 
 class MapmriModel:
-    """
-    MAP-MRI with the interface of ``dipy.reconst.mapmri.MapmriModel``.
+    """MAP-MRI with the interface of ``dipy.reconst.mapmri.MapmriModel``.
 
     Parameters
     ----------
@@ -126,8 +124,7 @@ class MapmriModel:
         return laplacian_part(name, order)
 
     def fit(self, data: Any, mask: ArrayLike | None = None, **kwargs: Any) -> MapmriFit:
-        """
-        Fit every voxel of data (..., n), of a mask (...) if given.
+        """Fit every voxel of data (..., n), of a mask (...) if given.
 
         ``verbose`` shows a bar and ``n_jobs`` sets the threads; DIPY's other options of parallel
         fits change nothing.
@@ -158,9 +155,8 @@ def _index(name: str, doc: str) -> Callable[[Any], Any]:
 
 
 class MapmriFit:
-    """
-    A fit with the interface of DIPY's MapmriFit (one voxel, shape ()) and MultiVoxelFit (volumes of
-    its `shape`).
+    """A fit with the interface of DIPY's MapmriFit (one voxel, shape ()) and MultiVoxelFit (volumes
+    of its `shape`).
 
     Outside the mask maps are 0. ``fit[index]`` is the fit of a part; of one voxel outside the mask
     it is None. A voxel that could not be fitted is NaN, with an `errorcode` of 1, or 2 where the
@@ -292,8 +288,7 @@ class MapmriFit:
         return self.predict(self.model.gtab if gtab is None else gtab, S0=1.0)
 
     def predict(self, qvals_or_gtab: Any, S0: ArrayLike | None = None) -> Any:
-        """
-        Signal S0 E (..., K).
+        """Signal S0 E (..., K).
 
         Parameters
         ----------
@@ -340,9 +335,8 @@ class _Core(core_model.MapmriModel):
 
 
 class _Ball(GridSolver):
-    """
-    The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0. The ball is
-    one in mm, so that K is made anew for every voxel.
+    """The grid QP on DIPY's ball, P >= -SLACK: with B'c = 1 that is (K + SLACK B) c >= 0. The ball
+    is one in mm, so that K is made anew for every voxel.
     """
 
     MAX_ITER = 1000

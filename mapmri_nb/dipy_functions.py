@@ -1,6 +1,5 @@
-"""
-The module-level functions of DIPY's MAP-MRI under their names, thin over the kernels; import them
-from `mapmri_nb.dipy`.
+"""The module-level functions of DIPY's MAP-MRI under their names, thin over the kernels; import
+them from `mapmri_nb.dipy`.
 
 Scales mu are in mm, q in 1/mm, r in mm; a table of functions has one row a function, a matrix one
 row a point. The equations are those of the kernels called.

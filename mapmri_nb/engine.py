@@ -22,9 +22,8 @@ Span = Callable[["Work", int, int], None]
 
 
 class Solver:
-    """
-    What turns the normal equations of a block into coefficients: the interface, and the solver of
-    MAP and MAPL.
+    """What turns the normal equations of a block into coefficients: the interface, and the solver
+    of MAP and MAPL.
 
     Attributes
     ----------
@@ -46,23 +45,20 @@ class Solver:
         return ()
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
-        """
-        Solve the first `count` voxels of a block in Python: for solvers that have no kernel, or
+        """Solve the first `count` voxels of a block in Python: for solvers that have no kernel, or
         whose `finishes` is True. Others are never asked.
         """
         raise NotImplementedError(f"{type(self).__name__} has no answer in Python")
 
     def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """
-        Answers (V, n) for rows of g (V, n) that share one H (n, n), DIPY's order, and failed (V,),
-        True where a row has no answer; here every row.
+        """Answers (V, n) for rows of g (V, n) that share one H (n, n), DIPY's order, and failed
+        (V,), True where a row has no answer; here every row.
         """
         return np.zeros_like(g), np.ones(len(g), bool)
 
 
 class Work:
-    """
-    Scratch of one thread, and the job that fits rows with it.
+    """Scratch of one thread, and the job that fits rows with it.
 
     Attributes
     ----------
@@ -93,8 +89,7 @@ class Work:
 
 
 def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
-    """
-    The map for scales mu (3,) mm and a frame R (3, 3), of size 0 where G is singular.
+    """The map for scales mu (3,) mm and a frame R (3, 3), of size 0 where G is singular.
 
     A = G^-1 M' and a = G^-1 (k B + weight L e_0), with the letters of `blocks`. Where E(0) = S0_b
     is demanded, z (S0_b - B'c) is added to c, z = G^-1 B / B'G^-1 B.
@@ -129,8 +124,7 @@ def linear_map(plan: blocks.Plan, mu: Array, R: Array) -> blocks.LinearMap:
 
 
 class Engine:
-    """
-    Fits rows of voxels by `blocks.run`.
+    """Fits rows of voxels by `blocks.run`.
 
     Scratch and compiled stages are kept from one call to the next; copies of an engine (pickled,
     in another process) make their own.
@@ -148,8 +142,7 @@ class Engine:
         return Engine, (self.plan, self.solver)
 
     def work(self, data: blocks.Data, out: blocks.Out, voxels: int = blocks.VOXELS) -> Work:
-        """
-        The job of fitting `data` into `out`, for one thread, in blocks of `lanes.padded` voxels.
+        """The job of fitting `data` into `out`, for one thread, in blocks of `lanes.padded` voxels.
 
         Examples
         --------
@@ -206,8 +199,7 @@ class Engine:
         out: blocks.Out | None = None,
         shared: bool = False,
     ) -> blocks.Out:
-        """
-        Results of all rows of `data`, in `out` if given.
+        """Results of all rows of `data`, in `out` if given.
 
         laplacian_weight : (1,), this weight for all voxels although the model would choose one.
         shared : all voxels of the series share the basis' scale and frame, those of the first row.
@@ -233,8 +225,7 @@ class Engine:
         return out
 
     def _mapped(self, plan: blocks.Plan, data: blocks.Data) -> blocks.Plan:
-        """
-        The plan with coefficients as a constant map of the samples, for linear modes of fixed
+        """The plan with coefficients as a constant map of the samples, for linear modes of fixed
         weight without sample weights and field; the plan as it is for others, and where G is
         singular.
         """

@@ -66,8 +66,7 @@ def _sine(cosine_squared: Array) -> Array:
 
 
 class MapmriFit:
-    """
-    A fit of V voxels: plain rows over the mask, in C order of the mask.
+    """A fit of V voxels: plain rows over the mask, in C order of the mask.
 
     Attributes
     ----------
@@ -164,9 +163,8 @@ class MapmriFit:
         return self._hermite
 
     def index_rows(self, name: str) -> Array:
-        """
-        An index by its name in `TABLE` as rows (V,) or (V, 3), axes of the b-vectors; KeyError for
-        another name, ValueError where it has no meaning.
+        """An index by its name in `TABLE` as rows (V,) or (V, 3), axes of the b-vectors; KeyError
+        for another name, ValueError where it has no meaning.
         """
         if name not in TABLE:
             raise KeyError(f"name: {name!r} is none of {', '.join(TABLE)}")
@@ -221,8 +219,7 @@ class MapmriFit:
         return np.asarray(self.R[:, :, 0] * length[:, None])
 
     def index(self, name: str) -> Array:
-        """
-        The map of an index by its name in `TABLE`; errors as of `index_rows`.
+        """The map of an index by its name in `TABLE`; errors as of `index_rows`.
 
         Axes are those of the scanner where the fit has an affine, else the b-vectors'.
         """
@@ -257,8 +254,7 @@ class MapmriFit:
         return self.volume(self._rows["r2"])
 
     def ng(self) -> Array:
-        """
-        Non-Gaussianity, 0 to 1: the sine of the L2 angle between P and the tensor's Gaussian
+        """Non-Gaussianity, 0 to 1: the sine of the L2 angle between P and the tensor's Gaussian
         [Ozarslan 2013, Eq. 58].
 
         Meaningful only where the scale tensor was fitted on b <~ 2000 s/mm^2. For the isotropic
@@ -313,8 +309,7 @@ class MapmriFit:
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 
     def certificate(self) -> sos.Certificate:
-        """
-        Proofs that propagators are nonnegative everywhere, as rows over the mask; see
+        """Proofs that propagators are nonnegative everywhere, as rows over the mask; see
         `sos.certify`.
 
         A fit with positivity="global" carries its own; any other is projected on the cone of sums
@@ -331,8 +326,7 @@ class MapmriFit:
         return directions.OdfField(self.hermite_coef(), self.mu, self.R, self.order, s)
 
     def odf(self, vectors: ArrayLike, s: float = 2, frame: str | None = None) -> Array:
-        """
-        Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq.
+        """Orientation distribution function int_0^inf P(rv) r^(2+s) dr, mm^s [Ozarslan 2013, Eq.
         32-35].
 
         Parameters
@@ -364,8 +358,7 @@ class MapmriFit:
         return self.volume(rows)
 
     def peaks(self, s: float = 2, frame: str | None = None, **kwargs: Any) -> tuple[Array, Array]:
-        """
-        Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of
+        """Peaks of the ODF cut at degree 6: directions ``(*mask.shape, n, 3)``, in a frame as of
         `odf`, and values; see `directions.peaks`.
         """
         from .use import directions
@@ -387,8 +380,7 @@ class MapmriFit:
         return self.volume(propagator.values_at(self.hermite_coef(), self.mu, self.R, r, tables))
 
     def predict(self, gtab: Any = None, S0: ArrayLike | None = None, noisy: bool = False) -> Array:
-        """
-        Signals S0 E at a gradient table, ``(*mask.shape, n)``.
+        """Signals S0 E at a gradient table, ``(*mask.shape, n)``.
 
         Parameters
         ----------
@@ -424,9 +416,8 @@ class MapmriFit:
         return self.volume(out)
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:
-        """
-        Write the fit as a folder that `load_fit` reads; `affine=` (4, 4) is required where the data
-        came without. See `use.folder.save_fit`.
+        """Write the fit as a folder that `load_fit` reads; `affine=` (4, 4) is required where the
+        data came without. See `use.folder.save_fit`.
         """
         from .use.folder import save_fit
 

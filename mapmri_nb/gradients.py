@@ -23,8 +23,7 @@ FRAMES = ("image", "voxel", "scanner")
 
 
 class GradientTable:
-    """
-    The acquisition of one diffusion series.
+    """The acquisition of one diffusion series.
 
     Parameters
     ----------
@@ -137,8 +136,7 @@ class GradientTable:
     def from_fsl(
         cls, bval: File, bvec: File, *, json: Sidecars = None, volumes: Any = None, **more: Any
     ) -> GradientTable:
-        """
-        Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
+        """Table from FSL's text (bvec in rows or columns) and sidecars; `more` arguments of the
         constructor go before what they say. `volumes` (see `readers.volumes`) chooses some.
         """
         return cls._read(readers.fsl(bval, bvec), json, volumes, more)
@@ -155,8 +153,7 @@ class GradientTable:
         cls, path: File, *, bval: File | None = None, bvec: File | None = None,
         json: File | None = None, volumes: Any = None, **more: Any,
     ) -> GradientTable:  # fmt: skip
-        """
-        Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
+        """Table from the files of a DWI (or of any of its sidecars), unless named: those beside it,
         inherited ones, or `bvals` and `bvecs`; see `readers.beside`.
 
         Unless `frame`, `bval` or `bvec` is given, an MRtrix .b beside it goes before them; without
@@ -182,8 +179,7 @@ class GradientTable:
 
     @classmethod
     def of(cls, table: Any, tau: ArrayLike | None = None) -> GradientTable:
-        """
-        `table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta. A
+        """`table` itself, or one made from anything with bvals, bvecs, big_delta and small_delta. A
         DIPY table's b-vectors run along the voxel axes; so are those without a `frame` read.
         """
         if isinstance(table, GradientTable):
@@ -210,8 +206,7 @@ class GradientTable:
 
 
 def axes(affine: ArrayLike | None, source: str, target: str) -> Array:
-    """
-    Matrix (3, 3) whose columns are the axes of the frame `source` in the frame `target`.
+    """Matrix (3, 3) whose columns are the axes of the frame `source` in the frame `target`.
 
     `affine` (4, 4) maps voxels to scanner space; for a sheared one the axes are those of the
     nearest rotation. A ValueError where the frames differ and it is None or singular.
@@ -252,9 +247,8 @@ def from_voxel(vectors: ArrayLike, affine: ArrayLike | None, frame: str = "image
 def same_directions(
     table: dict[str, Any], scanner: dict[str, Any], affine: ArrayLike
 ) -> dict[str, float]:
-    """
-    Largest angle, in degrees, between bvals and bvecs as they are in a file and those of the same
-    series along scanner axes, by the frame in which the first are read.
+    """Largest angle, in degrees, between bvals and bvecs as they are in a file and those of the
+    same series along scanner axes, by the frame in which the first are read.
 
     inf where another number of volumes or other b-values show that the series is not the same.
     """

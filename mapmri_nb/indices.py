@@ -63,9 +63,8 @@ def unit_factor(power: int, units: str) -> float:
 
 
 def select(names: str | list[str] | None, basis: str, table: dict[str, Index] = TABLE) -> list[str]:
-    """
-    Names of the indices to compute, each once: None or "all" for those of `INDICES` that the basis
-    has, else a list or "a,b,c" out of `table`.
+    """Names of the indices to compute, each once: None or "all" for those of `INDICES` that the
+    basis has, else a list or "a,b,c" out of `table`.
     """
     available = [n for n in table if basis == "anisotropic" or n not in ANISOTROPIC_ONLY]
     if names is None or names == "all":

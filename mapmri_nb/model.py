@@ -35,8 +35,7 @@ CHUNK = 16384  # voxels between two progress updates; bounds the float64 copy of
 
 
 class MapmriModel:
-    """
-    MAP-MRI of a gradient table [Ozarslan 2013; Fick 2016; Dela Haije 2020].
+    """MAP-MRI of a gradient table [Ozarslan 2013; Fick 2016; Dela Haije 2020].
 
     Parameters
     ----------
@@ -273,8 +272,7 @@ class MapmriModel:
         progress: bool = False,
         quiet: bool = False,
     ) -> MapmriFit:
-        """
-        Fit every voxel of a mask.
+        """Fit every voxel of a mask.
 
         Parameters
         ----------
@@ -380,8 +378,7 @@ def _odd_samples(y: Array, status: NDArray[np.int64], threads: int) -> list[Any]
 def _slabs(
     arrays: list[Any], inside: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.int64], list[Array]]]:
-    """
-    Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous of each
+    """Rows of a mask, piece by piece: (row numbers, samples (V, n) float64 C-contiguous of each
     array).
 
     Files are read along their slowest spatial axis, so that every piece is one run of each volume.

@@ -1,6 +1,5 @@
-"""
-Positivity on a grid: the QP of CMAP and CMAPL in OSQP's form, its solution by OSQP, and residuals
-of our own.
+"""Positivity on a grid: the QP of CMAP and CMAPL in OSQP's form, its solution by OSQP, and
+residuals of our own.
 
 With u_i = x_i / mu_i the propagator is exp(-|u|^2/2) (K(u) c) / (mu1 mu2 mu3) up to a constant, so
 that positivity at fixed points u is K c >= 0 with one matrix K for all voxels. Negative mass left,
@@ -55,8 +54,7 @@ class Grid(NamedTuple):
 
 
 def grid_points(order: int, radius: float | None = None, spacing: float | None = None) -> Array:
-    """
-    Normalised half-space grid u = x / mu, (m, 3): a body-centred cubic lattice inside a ball.
+    """Normalised half-space grid u = x / mu, (m, 3): a body-centred cubic lattice inside a ball.
 
     Radius and side follow the order: the functions oscillate up to sqrt(2N+1) with wavelength 2 pi
     / sqrt(2N+1).
@@ -77,8 +75,7 @@ def half_ball(radius: float, side: float, centred: bool) -> Array:
 
 
 def constraint_rows(order: int, points: Array) -> Array:
-    """
-    Rows K (m, n) at normalised points (m, 3), in DIPY's order, scaled to norm 1.
+    """Rows K (m, n) at normalised points (m, 3), in DIPY's order, scaled to norm 1.
 
     K_j(u) ~ prod H_ni(u_i) / sqrt(2^N n1! n2! n3!): without the Gaussian factor, which spans e^-16
     over the grid.
@@ -118,8 +115,7 @@ def _whitening(H: Array) -> Array:
 
 
 def osqp_problem(H: Array, g: Array, B: Array, K: Array, fixed: bool = True) -> Problem:
-    """
-    The QP min c'Hc/2 - g'c, K c >= 0, and B'c = 1 if `fixed` (else B'c >= 0) in OSQP's form: min
+    """The QP min c'Hc/2 - g'c, K c >= 0, and B'c = 1 if `fixed` (else B'c >= 0) in OSQP's form: min
     z'Pz/2 + q'z subject to l <= A z <= u.
 
     Written in whitened variables z = L'c / |L^-1 g| with LL' = H + SHIFT tr(H)/n, rows of A scaled
@@ -165,8 +161,7 @@ def _osqp(
 def solve_osqp(
     H: Array, g: Array, B: Array, K: Array, fixed: bool = True
 ) -> tuple[Array, float, int, int]:
-    """
-    Solve the grid QP of one voxel by OSQP: the definition of CMAP and CMAPL.
+    """Solve the grid QP of one voxel by OSQP: the definition of CMAP and CMAPL.
 
     The whole grid first. Where its polish fails (neighbouring rows are nearly parallel), the rows
     close to active are solved alone and the worst violations of the whole grid join them until none
@@ -221,9 +216,8 @@ def pull(B: Array, K: Array, c: Array) -> Array:
 
 
 def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool = True) -> float:
-    """
-    Relative KKT residual of any c: 0 at the optimum of the grid QP, the same for s H and s g at any
-    scale s.
+    """Relative KKT residual of any c: 0 at the optimum of the grid QP, the same for s H and s g at
+    any scale s.
 
     The sum of stationarity in the norm of H^-1 over that of g, with the best nonnegative
     multipliers on the rows below ACTIVE of the peak; their complementarity; the violation over the
@@ -266,8 +260,7 @@ def kkt_residual(H: Array, g: Array, B: Array, K: Array, c: Array, fixed: bool =
 
 
 class GridSolver(Solver):
-    """
-    The grid QP by the active set; what fails its KKT check is answered by OSQP.
+    """The grid QP by the active set; what fails its KKT check is answered by OSQP.
 
     Parameters
     ----------

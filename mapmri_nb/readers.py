@@ -1,6 +1,5 @@
-"""
-Gradient tables and pulse timing from the text files of FSL, MRtrix and BIDS, and what the lengths
-of directions and the gaps in times mean.
+"""Gradient tables and pulse timing from the text files of FSL, MRtrix and BIDS, and what the
+lengths of directions and the gaps in times mean.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ def mrtrix(path: File) -> dict[str, Any]:
 
 
 def beside(path: File) -> dict[str, Any]:
-    """
-    The bval and bvec file and the JSON sidecars (far to near) of a DWI, or of any of its sidecars.
+    """The bval and bvec file and the JSON sidecars (far to near) of a DWI, or of any of its
+    sidecars.
 
     Each is the file beside it under its own name; or what BIDS lets it inherit, from this folder up
     to the data set's; or `bvals` and `bvecs` beside it. A file that is nowhere has its own name.
@@ -92,9 +91,8 @@ def _stem(path: File) -> str:
 
 
 def along_voxels(path: File) -> bool:
-    """
-    Whether the nearest data set's description above a DWI names a program whose b-vectors run along
-    the voxel axes, which is said.
+    """Whether the nearest data set's description above a DWI names a program whose b-vectors run
+    along the voxel axes, which is said.
     """
     for level in Path(path).absolute().parents:
         if not (file := level / "dataset_description.json").is_file():
@@ -167,8 +165,7 @@ def _rows(path: File) -> list[list[float]]:
 
 
 def volumes(choice: Any, bvals: Array) -> NDArray[np.int64]:
-    """
-    Numbers (k,), ascending, of the volumes that a choice names.
+    """Numbers (k,), ascending, of the volumes that a choice names.
 
     Parameters
     ----------
@@ -228,8 +225,7 @@ def undirected(bvals: Array, bvecs: ArrayLike, b0_threshold: float = 50) -> Bool
 def directions(
     bvals: Array, bvecs: ArrayLike, b0_threshold: float, scaling: str = "refuse"
 ) -> tuple[Array, Array]:
-    """
-    b-values (n,) and unit directions (n, 3) from vectors whose lengths may mean something.
+    """b-values (n,) and unit directions (n, 3) from vectors whose lengths may mean something.
 
     Lengths that all are 1, or equal, or go with sqrt(b), mean nothing. Others have two readings:
     none either (scaling="normalise"), or an amplitude, the true b being b |v|^2 ("amplitude");
@@ -300,9 +296,8 @@ def _lengths(rows: Array) -> Array:
 
 
 def times(name: str, value: Any, b0s_mask: Bools) -> Array:
-    """
-    A time of each volume (n,), or of all (): an array of one number is a number, and a gap (null,
-    NaN or 0) at b0, where timing means nothing, gets the mean of the other volumes.
+    """A time of each volume (n,), or of all (): an array of one number is a number, and a gap
+    (null, NaN or 0) at b0, where timing means nothing, gets the mean of the other volumes.
     """
     try:
         array = np.array(value, np.float64)
@@ -320,8 +315,7 @@ def times(name: str, value: Any, b0s_mask: Bools) -> Array:
 
 
 def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    `given` arguments of a table, completed by sidecars' BigDelta or LargeDelta and SmallDelta (a
+    """`given` arguments of a table, completed by sidecars' BigDelta or LargeDelta and SmallDelta (a
     later sidecar goes before an earlier one).
     """
     given = {name: value for name, value in given.items() if value is not None}

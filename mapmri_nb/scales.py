@@ -23,10 +23,9 @@ LITTLE_DECAY = 0.5  # b D below which a tensor is hardly determined
 
 
 def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
-    """
-    Largest standard error of a combination of the scale tensor's elements over its diffusivity, for
-    noise of S0: by the volumes up to a threshold, for an isotropic tensor that leaves exp(-1.5) of
-    the signal there (at 2100 s/mm^2: 0.7e-3 mm^2/s). inf where they do not determine a tensor.
+    """Largest standard error of a combination of the scale tensor's elements over its diffusivity,
+    for noise of S0: by the volumes up to a threshold, for an isotropic tensor that leaves exp(-1.5)
+    of the signal there (at 2100 s/mm^2: 0.7e-3 mm^2/s). inf where they do not determine a tensor.
     """
     b = gtab.bvals
     use = np.ones(len(b), bool) if threshold is None else b <= threshold
@@ -41,9 +40,9 @@ def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
 
 
 def scale_threshold(gtab: GradientTable) -> float:
-    """
-    The b-value up to which volumes make the scale tensor: 2100 s/mm^2, or the first shell beyond at
-    which `tensor_spread` is small (or the last, if it nowhere is). A function of the table alone.
+    """The b-value up to which volumes make the scale tensor: 2100 s/mm^2, or the first shell beyond
+    at which `tensor_spread` is small (or the last, if it nowhere is). A function of the table
+    alone.
     """
     shells = sorted(b for b, _ in gtab.shells() if b > LOW_B)
     for threshold in [LOW_B, *(1.05 * b for b in shells)]:

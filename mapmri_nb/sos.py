@@ -1,6 +1,5 @@
-"""
-Sums of squares in Python: certificates of positivity for any coefficients, and the reference solver
-built on OSQP.
+"""Sums of squares in Python: certificates of positivity for any coefficients, and the reference
+solver built on OSQP.
 
 The everyday solver of MAP+ and MAPL+ is the compiled interior point, `kernels.sdp`.
 """
@@ -26,8 +25,7 @@ NEAR = 3e-6
 
 
 class Certificate(NamedTuple):
-    """
-    Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all
+    """Answer of `certify`, one entry a row. No certificate is no proof of a negative value: not all
     positive p are squares.
 
     Attributes
@@ -49,8 +47,7 @@ class Certificate(NamedTuple):
 
 
 def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certificate:
-    """
-    Look for proofs that propagators are nonnegative everywhere.
+    """Look for proofs that propagators are nonnegative everywhere.
 
     Parameters
     ----------
@@ -135,8 +132,7 @@ def solve_osqp(
     H: Array, g: Array, B: Array, order: int, rounds: int = 40, tol: float = 2e-5,
     fixed: bool = True,
 ) -> tuple[int, Array, Array]:  # fmt: skip
-    """
-    The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
+    """The problem of `kernels.sdp.solve` as a sequence of QPs solved by OSQP: the reference route,
     orders 2 to 6.
 
     Parameters

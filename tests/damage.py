@@ -101,8 +101,7 @@ ANY = {  # of these a fit may come, since a changed digit is a digit
 
 
 def outcome(capture, out, *words):
-    """
-    What a command that writes into the folder `out` did, and its lines if they are not as they
+    """What a command that writes into the folder `out` did, and its lines if they are not as they
     should be: "refused" (in one line, with nothing left), "done", "traceback", "other".
     """
     try:
@@ -166,9 +165,9 @@ def random_samples(mode, each=36, seed=0):
 
 
 def wrong_voxels(fit, y, good, alone):
-    """
-    Rows (V,) that are not as they must be, and those without a fit: a known status; NaN in every map
-    where it says so and finite numbers elsewhere; clean voxels bit for bit as without neighbours.
+    """Rows (V,) that are not as they must be, and those without a fit: a known status; NaN in every
+    map where it says so and finite numbers elsewhere; clean voxels bit for bit as without
+    neighbours.
     """
     none = (fit.status & mapmri.Status.NO_FIT) != 0
     wrong, rows = (fit.status & ~KNOWN) != 0, fit.rows()

@@ -1,5 +1,4 @@
-"""
-Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
+"""Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
 
 Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
 frame R (columns); functions that take no R work in that frame. Every formula is checked by
@@ -250,8 +249,7 @@ def scale_S0(y, bvals, bvecs, tensor, b0_threshold=50):
 
 
 def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None, static=None):
-    """
-    Linear MAP(L) of one voxel, dense: fitted freely, then normalised; of given scale (mu, R) or
+    """Linear MAP(L) of one voxel, dense: fitted freely, then normalised; of given scale (mu, R) or
     static diffusivity.
 
     Returns a dict: coef (n,), hermite (n,) in the tensor frame, mu, mu_tensor (3,), R, S0, rmse, r2.

@@ -47,7 +47,7 @@ ONLY_IN = {
     "hypothesis": HYPOTHESIS,
 }
 # The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16700, 1700  # docstrings count
+MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16400, 1660  # docstrings count
 MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
 # DIPY's constructor
 LONG_CALLS = {"__init__"}

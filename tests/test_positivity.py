@@ -220,8 +220,7 @@ def test_not_a_problem_is_a_status():
 
 @pytest.mark.nojit
 def test_the_solver_judges_itself_as_dense_algebra_does(rng):
-    """
-    Off the optimum the residual is that of the KKT conditions; a first step leads back to the
+    """Off the optimum the residual is that of the KKT conditions; a first step leads back to the
     optimum, a second one to its multipliers.
     """
     b, g = scheme(2)
@@ -252,8 +251,7 @@ def test_the_solver_judges_itself_as_dense_algebra_does(rng):
 
 @pytest.mark.nojit
 def test_the_worst_row_is_that_of_the_dense_grid(rng):
-    """
-    Its number, its value and the peak of half of the rows; -1 where it is held already. Row 0 is
+    """Its number, its value and the peak of half of the rows; -1 where it is held already. Row 0 is
     one of them.
     """
     rows = positivity.normalised_grid(4).rows

@@ -131,9 +131,8 @@ def test_one_kind_of_b0_makes_the_sample_at_the_origin():
 
 @pytest.mark.nojit
 def test_steps_of_the_choice():
-    """
-    Believed at once, at the third factor, nowhere with the second, first or last as the best, and
-    no fit.
+    """Believed at once, at the third factor, nowhere with the second, first or last as the best,
+    and no fit.
     """
     square, V = np.full((6, STEPS + 1), 3.0), 6
     square[0, 0] = square[1, 2] = 1.0

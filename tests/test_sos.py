@@ -78,8 +78,7 @@ def ridged(H):
 
 
 def gap_bound(order, gradient, B, c):
-    """
-    How far above the minimum a convex objective with this gradient can be at c, by duality.
+    """How far above the minimum a convex objective with this gradient can be at c, by duality.
 
     For any sum of squares c' with B'c' = 1 it is at least f'c' above its value at c, f the gradient
     less (gradient'c) B; and f + eps B is nonnegative on squares where its moment matrices are.

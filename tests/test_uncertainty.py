@@ -94,8 +94,7 @@ def test_posterior_meets_the_gradients(basis, rng):
 
 
 def closed_form(fit, y, w, hc=2, v=0):
-    """
-    Mean and sd of the linear indices over the replicates of row v.
+    """Mean and sd of the linear indices over the replicates of row v.
 
     Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M', about A M a.
     """

@@ -1,6 +1,5 @@
-"""
-DIPY, number by number: coefficients and indices where it is right, a table with the integral where
-it is not.
+"""DIPY, number by number: coefficients and indices where it is right, a table with the integral
+where it is not.
 """
 
 import warnings
@@ -59,9 +58,7 @@ def theirs(fit, name):
 
 
 def pairs(sample, order, weight, basis, count):
-    """
-    Both programs' fits of `count` voxels spread over a sample, scales and frames forced to ours.
-    """
+    """Both programs' fits of `count` voxels spread over a sample, scales and frames forced to ours."""
     good = np.flatnonzero((sample.y > 0).all(1))
     y = np.ascontiguousarray(sample.y[good[:: max(1, len(good) // count)][:count]])
     ours = mapmri.MapmriModel(
@@ -76,9 +73,8 @@ def pairs(sample, order, weight, basis, count):
 
 
 def parity(name, basis):
-    """
-    Largest coefficient difference over the largest coefficient, and the same for every index DIPY
-    has right.
+    """Largest coefficient difference over the largest coefficient, and the same for every index
+    DIPY has right.
     """
 
     def run(quick):
@@ -155,9 +151,8 @@ def crossing_fit(name):
 
 
 def differ(quick):
-    """
-    Indices that DIPY computes otherwise: ours, DIPY's, and the integral of the same coefficients'
-    propagator.
+    """Indices that DIPY computes otherwise: ours, DIPY's, and the integral of the same
+    coefficients' propagator.
     """
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
@@ -207,9 +202,8 @@ def differ(quick):
 
 
 def turned(quick):
-    """
-    ng_perp of one propagator at equal transverse scales, described in frames turned about e1: our
-    spread.
+    """ng_perp of one propagator at equal transverse scales, described in frames turned about e1:
+    our spread.
     """
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
@@ -281,9 +275,7 @@ def weights(quick):
 
 
 def gcv_scaling(quick):
-    """
-    GCV weight of the same voxels in other units of intensity: largest relative change of ours.
-    """
+    """GCV weight of the same voxels in other units of intensity: largest relative change of ours."""
     sample = load_sample("small101d")
     y = np.ascontiguousarray(sample.y[(sample.y > 0).all(1)][:: 200 if quick else 30])
     model = mapmri.MapmriModel(sample.gtab, 6, laplacian="gcv", preset="paper")

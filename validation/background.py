@@ -1,5 +1,5 @@
-"""
-A study: immobile water as a constant column >= 0 beside the basis of CMAPL, solved densely by Clarabel.
+"""A study: immobile water as a constant column >= 0 beside the basis of CMAPL, solved densely by
+Clarabel.
 
     python validation/background.py [folder ...]
 

@@ -1,6 +1,5 @@
-"""
-Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the first
-fit, the import.
+"""Measure the speed: microseconds a voxel in every mode, DIPY's `fit` beside it, the floor, the
+first fit, the import.
 
     python validation/bench.py [--only MODE] [--orders N ..] [--rounds K] [--no-dipy]
 
@@ -88,8 +87,7 @@ def whole(model, y, threads):
 
 
 def dipy_fit(mode, order, gtab, default_solver=False):
-    """
-    A function that fits some voxels with DIPY and returns CPU seconds a voxel, or None where it
+    """A function that fits some voxels with DIPY and returns CPU seconds a voxel, or None where it
     would take too long.
     """
     constrained = mode in DIPY and "cvxpy_solver" in DIPY[mode][1]
@@ -157,9 +155,8 @@ def measure(mode, order, gtab, y, rounds, threads, with_dipy):
 
 
 def flops(model):
-    """
-    Floating-point operations of a voxel up to the solver of a constrained mode; neither exp nor log,
-    nor the choice among weights or of the scale.
+    """Floating-point operations of a voxel up to the solver of a constrained mode; neither exp nor
+    log, nor the choice among weights or of the scale.
 
     Moments, their rotation and maps, the fitted signal, tensor sums, Cholesky; GCV: whitening and
     tridiagonalisation.
@@ -183,10 +180,9 @@ def flops(model):
 
 
 def solver_flops(model, steps):
-    """
-    The same of the solver, for the mean number of its steps. Grid: the triangular inverse, and a step
-    scans all points and takes four products of a triangle and a vector. Global: a step forms the
-    Schur complement from the moment matrices, factors it, and factors and inverts these.
+    """The same of the solver, for the mean number of its steps. Grid: the triangular inverse, and a
+    step scans all points and takes four products of a triangle and a vector. Global: a step forms
+    the Schur complement from the moment matrices, factors it, and factors and inverts these.
     """
     n, half = model.n_coef, model.order // 2
     if model.positivity == "grid":
@@ -199,9 +195,8 @@ def solver_flops(model, steps):
 
 
 def shore(gtab, y):
-    """
-    Microseconds a voxel of cs_dmri's 3D-SHORE fit of order 6, on one thread: by least squares, and
-    with a nonnegative ODF; empty where it is not installed.
+    """Microseconds a voxel of cs_dmri's 3D-SHORE fit of order 6, on one thread: by least squares,
+    and with a nonnegative ODF; empty where it is not installed.
     """
     try:
         import cs_dmri
@@ -221,10 +216,9 @@ def shore(gtab, y):
 
 
 def shared_scale(gtab, y):
-    """
-    Microseconds a voxel of the isotropic basis with one scale for all, order 6, weight 0.2, and RTOP,
-    MSD, QIV and the Laplacian's norm: the static scale, whose tensor is fitted besides, the same
-    scale given once, and given for each voxel, which is not the constant map.
+    """Microseconds a voxel of the isotropic basis with one scale for all, order 6, weight 0.2, and
+    RTOP, MSD, QIV and the Laplacian's norm: the static scale, whose tensor is fitted besides, the
+    same scale given once, and given for each voxel, which is not the constant map.
     """
     spec, found = {"basis": "isotropic", "laplacian": 0.2}, {}
     mu, R = np.full(3, np.sqrt(2 * 0.7e-3 * gtab.tau)), np.eye(3)
@@ -246,9 +240,8 @@ def shared_scale(gtab, y):
 
 
 def matrix_rate():
-    """
-    The core's double-precision matrix-product rate, flop/s: CPU seconds, the best of some products
-    of 600 x 600.
+    """The core's double-precision matrix-product rate, flop/s: CPU seconds, the best of some
+    products of 600 x 600.
     """
     a = np.random.default_rng(0).standard_normal((600, 600))
     best = np.inf
@@ -301,9 +294,8 @@ fit.rtop()
 
 
 def first_fits():
-    """
-    CPU seconds of a first fit in a fresh interpreter, from an empty and from a warm cache, and the
-    cache's size.
+    """CPU seconds of a first fit in a fresh interpreter, from an empty and from a warm cache, and
+    the cache's size.
     """
     out = {}
     wanted = {"MAPL": "MAPL 0.2", "GCV": "MAPL GCV", "grid": "CMAPL 0.2", "global": "MAPL+ 0.2"}
@@ -323,8 +315,7 @@ def first_fits():
 
 
 def imports(rounds=7):
-    """
-    `import mapmri_nb` against `import numba`: smallest CPU seconds of alternating fresh
+    """`import mapmri_nb` against `import numba`: smallest CPU seconds of alternating fresh
     interpreters.
     """
     child("import mapmri_nb, numba")  # bytecode
@@ -366,8 +357,7 @@ def inflate(path):
 
 
 def commands(modes, threads, rounds):
-    """
-    The whole command, warm, with all indices, on a twentieth of the slices of a series of HCP's
+    """The whole command, warm, with all indices, on a twentieth of the slices of a series of HCP's
     shape: over the larger of two bare figures of the same run, inflating (or reading) the file and
     the fit with the same indices in memory; its start is taken off. Of CPU seconds, over both: the
     samples of a voxel lie all over the file, so no fit begins before the last volume is inflated.
@@ -411,9 +401,8 @@ def commands(modes, threads, rounds):
 
 
 def brain(rows, whole_rows, start):
-    """
-    Seconds that a brain of 250,000 voxels takes, warm, from the compressed file, on one thread and on
-    those of this run: the start, and for each voxel its fit and what the command adds to it.
+    """Seconds that a brain of 250,000 voxels takes, warm, from the compressed file, on one thread
+    and on those of this run: the start, and for each voxel its fit and what the command adds to it.
     """
     mapl = next(r for r in whole_rows if (r["mode"], r["file"]) == ("MAPL", ".gz"))
     added = 1e6 * (mapl["cpu_s"] - mapl["in_memory_cpu_s"]) / mapl["voxels"]

@@ -1,5 +1,5 @@
-"""
-What every case needs: the contract of a case, where things are, made-up fits, the bundled samples.
+"""What every case needs: the contract of a case, where things are, made-up fits, the bundled
+samples.
 """
 
 import ast
@@ -41,8 +41,7 @@ class Table(NamedTuple):
 
 
 class Case(NamedTuple):
-    """
-    One claim: `run(quick)` measures a number, or (number, tables), that must not exceed the
+    """One claim: `run(quick)` measures a number, or (number, tables), that must not exceed the
     tolerance.
 
     `truth` says where the truth comes from. A tolerance of None means that the number is reported,
@@ -86,9 +85,8 @@ def parsed(path):
 
 
 def sources(group):
-    """
-    Files that a result rests on: its script and the scripts that this imports, the method and its
-    kernels, and what the scripts import of the rest.
+    """Files that a result rests on: its script and the scripts that this imports, the method and
+    its kernels, and what the scripts import of the rest.
     """
     library, here, tests = ROOT / "mapmri_nb", ROOT / "validation", ROOT / "tests"
     found = {*library.glob("*.py"), *library.glob("kernels/*.py")} - set(library.glob("dipy*.py"))
@@ -160,8 +158,7 @@ def table_at(q, tau=TAU):
 
 
 def made_fit(coef, mu, R=None, basis="anisotropic", mu_tensor=None, tau=TAU):
-    """
-    A fit of one voxel (a volume of shape (1,)) with given public coefficients; the order follows
+    """A fit of one voxel (a volume of shape (1,)) with given public coefficients; the order follows
     from their number.
     """
     import oracle

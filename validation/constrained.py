@@ -1,6 +1,5 @@
-"""
-Positivity: objectives against Clarabel, feasibility and certificates, on real and simulated voxels
-in every mode.
+"""Positivity: objectives against Clarabel, feasibility and certificates, on real and simulated
+voxels in every mode.
 """
 
 from functools import lru_cache
@@ -23,9 +22,8 @@ POINTS = 100_000
 
 
 class Voxel(NamedTuple):
-    """
-    The problem of one fitted row, written from the formulas: min |M c - d|^2 + weight c'Lc, B'c =
-    1.
+    """The problem of one fitted row, written from the formulas: min |M c - d|^2 + weight c'Lc, B'c
+    = 1.
     """
 
     M: np.ndarray
@@ -39,8 +37,7 @@ class Voxel(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """
-    One voxel by one solver: relative excess over Clarabel, violation over the peak, fallback,
+    """One voxel by one solver: relative excess over Clarabel, violation over the peak, fallback,
     certified, lowest P.
     """
 
@@ -56,8 +53,7 @@ class Answer(NamedTuple):
 
 
 def simulated(count, rng):
-    """
-    Mixtures of the reference, turned at random, on an HCP-like scheme: SNR 15 and 30 with Rician
+    """Mixtures of the reference, turned at random, on an HCP-like scheme: SNR 15 and 30 with Rician
     noise, and none.
     """
     gtab, y = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU), []
@@ -90,8 +86,7 @@ def voxels(source, count, rng):
 
 
 def problem(fit, v, y):
-    """
-    The dense problem of row v, and its coefficients in the frame where it was solved (isotropic:
+    """The dense problem of row v, and its coefficients in the frame where it was solved (isotropic:
     the b-vectors').
     """
     R = np.eye(3) if fit.isotropic else fit.R[v]
@@ -113,9 +108,8 @@ def grid_rows(order):
 
 @lru_cache
 def gram_entries(order):
-    """
-    Rows of the equalities "polynomial of c = z'Qz": Hermite -> monomial (m, n), and of each block
-    (size, rows, columns, q).
+    """Rows of the equalities "polynomial of c = z'Qz": Hermite -> monomial (m, n), and of each
+    block (size, rows, columns, q).
 
     q are the entries of Q in Clarabel's packing: upper triangle by columns, off-diagonal ones times
     sqrt(2).
@@ -146,8 +140,7 @@ def gram_entries(order):
 
 
 def clarabel(voxel, order, positivity):
-    """
-    Coefficients of the same problem by Clarabel at 1e-9, without any ridge.
+    """Coefficients of the same problem by Clarabel at 1e-9, without any ridge.
 
     With [M; sqrt(weight) C'] = QR, LL' = C, and z = R c - Q'd the objective is z'z and a constant.
     It is divided by the free optimum's, so that the tolerance is relative to the objective and not
@@ -200,8 +193,7 @@ def clarabel(voxel, order, positivity):
 
 @lru_cache
 def scattered(order):
-    """
-    Polynomial part and Gaussian of every function at random points u = x / mu, uniform in a ball
+    """Polynomial part and Gaussian of every function at random points u = x / mu, uniform in a ball
     beyond the grid's.
     """
     rng = np.random.default_rng(9)
@@ -261,8 +253,7 @@ def measure(positivity, solver, order, basis, weight, gtab, y, reference):
 
 @lru_cache
 def study(quick):
-    """
-    Answers by route: grid and global, compiled and OSQP; the last on 30 voxels of orders 4 and 6
+    """Answers by route: grid and global, compiled and OSQP; the last on 30 voxels of orders 4 and 6
     alone.
     """
     rng = np.random.default_rng(4)
@@ -367,8 +358,7 @@ def negative(quick):
 
 
 def left_negative(quick):
-    """
-    Smallest P over the largest of every mode on noisy mixtures; the number is that of MAP+ and
+    """Smallest P over the largest of every mode on noisy mixtures; the number is that of MAP+ and
     MAPL+.
     """
     gtab, y = simulated(10 if quick else 100, np.random.default_rng(13))
@@ -409,9 +399,8 @@ def left_negative(quick):
 
 
 def turned_grid(quick):
-    """
-    Median change of RTOP in %, isotropic CMAPL, when the b-vectors are turned; the table has every
-    positive mode.
+    """Median change of RTOP in %, isotropic CMAPL, when the b-vectors are turned; the table has
+    every positive mode.
     """
     rng = np.random.default_rng(14)
     gtab, y = simulated(10 if quick else 100, rng)
@@ -454,9 +443,8 @@ def turned_grid(quick):
 
 
 def motzkin(quick):
-    """
-    Certificates given to the Motzkin polynomial, which is nonnegative and no sum of squares: there
-    must be none.
+    """Certificates given to the Motzkin polynomial, which is nonnegative and no sum of squares:
+    there must be none.
     """
     table = oracle.aniso_table(6).tolist()
     coef = np.zeros(len(table))

@@ -1,5 +1,4 @@
-"""
-Directions: crossings of two fibres in both bases beside DIPY, PA of mixtures against the order,
+"""Directions: crossings of two fibres in both bases beside DIPY, PA of mixtures against the order,
 speed of the ODF.
 
     python validation/crossings.py      the two plots, in validation/results; the cases run with
@@ -46,8 +45,8 @@ def crossing_signals(angle, bvals, bvecs, turns):
 
 
 def opening(vectors):
-    """
-    Angle in degrees between the first two of (k, 3) peaks, at most 90; NaN where there is one peak.
+    """Angle in degrees between the first two of (k, 3) peaks, at most 90; NaN where there is one
+    peak.
     """
     if len(vectors) < 2 or not np.isfinite(vectors[:2]).all():
         return np.nan
@@ -84,9 +83,8 @@ def theirs(y, gtab, basis):
 
 
 def crossing_table(quick):
-    """
-    Rows [angle, ours aniso, ours iso, DIPY aniso, DIPY iso]: mean opening found; how many of ours
-    have two peaks.
+    """Rows [angle, ours aniso, ours iso, DIPY aniso, DIPY iso]: mean opening found; how many of
+    ours have two peaks.
     """
     b, g = truth.scheme_3x90()
     gtab = mapmri.GradientTable(b, g, big_delta=TAU + 0.003, small_delta=0.009)
@@ -128,8 +126,8 @@ def crossings(quick):
 
 
 def off(vectors, true):
-    """
-    Largest angle in degrees between a true fibre and the nearest of as many strongest peaks, (V,).
+    """Largest angle in degrees between a true fibre and the nearest of as many strongest peaks,
+    (V,).
     """
     found = np.nan_to_num(vectors[:, : true.shape[1]])
     cosines = np.abs(np.einsum("vkj,vmj->vkm", true, found)).max(2)
@@ -137,9 +135,8 @@ def off(vectors, true):
 
 
 def angles_of_modes(quick):
-    """
-    Worst angle of peaks over what is asked for, of a fibre (0.5), crossings at 90 (1) and 75 (3):
-    every mode at its default; the table has the exact ODF's as well.
+    """Worst angle of peaks over what is asked for, of a fibre (0.5), crossings at 90 (1) and 75
+    (3): every mode at its default; the table has the exact ODF's as well.
     """
     b, g = truth.scheme_3x90()
     gtab = mapmri.GradientTable(b, g, big_delta=TAU + 0.003, small_delta=0.009)
@@ -178,8 +175,8 @@ def angles_of_modes(quick):
 
 
 def false_peaks(quick):
-    """
-    Peaks a voxel of ex vivo cord at order 8, here over those of the exact ODF, largest of the modes.
+    """Peaks a voxel of ex vivo cord at order 8, here over those of the exact ODF, largest of the
+    modes.
     """
     sample, rows, ratios = common.load_sample("catcord"), [], []
     y = sample.y[:: 40 if quick else 5]
@@ -209,9 +206,8 @@ def false_peaks(quick):
 
 
 def pa_errors(quick):
-    """
-    Error of PA of the projected mixtures at order 10 over that at order 2, worst mixture; it must
-    fall.
+    """Error of PA of the projected mixtures at order 10 over that at order 2, worst mixture; it
+    must fall.
     """
     rows, worst = [], 0.0
     for name in ("X60", "X90", "WM3"):
@@ -227,9 +223,8 @@ def pa_errors(quick):
 
 
 def odf_speed(quick):
-    """
-    Times faster than DIPY's anisotropic ODF: a slice of the cord against DIPY's time for a few of
-    its voxels.
+    """Times faster than DIPY's anisotropic ODF: a slice of the cord against DIPY's time for a few
+    of its voxels.
     """
     sample, few = common.load_sample("catcord"), 3 if quick else 10
     fit = mapmri.MapmriModel(sample.gtab, 6).fit(sample.y)

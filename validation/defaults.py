@@ -1,5 +1,5 @@
-"""
-One series under the defaults of 0.1 (preset="paper") and those of today: median of each index, small101d.
+"""One series under the defaults of 0.1 (preset="paper") and those of today: median of each index,
+small101d.
 
     python validation/defaults.py
 """

@@ -1,5 +1,4 @@
-"""
-The library as somebody's dependency: a wheel in a fresh environment with only its required
+"""The library as somebody's dependency: a wheel in a fresh environment with only its required
 dependencies.
 
     python validation/dependency.py
@@ -78,9 +77,8 @@ LOCKED = f"import work\nfrom mapmri_nb.kernels import _jit\nassert _jit.CACHE_DI
 
 
 def size(folder, names):
-    """
-    Megabytes in a folder, of what starts with `names`, without byte code; everything where that is
-    None.
+    """Megabytes in a folder, of what starts with `names`, without byte code; everything where that
+    is None.
     """
     paths = [p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     return (

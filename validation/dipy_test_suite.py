@@ -1,5 +1,4 @@
-"""
-DIPY's own tests of MAP-MRI, run from the installed DIPY with its MapmriModel replaced by ours.
+"""DIPY's own tests of MAP-MRI, run from the installed DIPY with its MapmriModel replaced by ours.
 
 ``python validation/dipy_test_suite.py`` prints a table, writes it to
 ``results/dipy_test_suite.json`` and returns 1 unless every test passes; nothing of DIPY is copied.
@@ -32,9 +31,8 @@ def clock_of_rising_steps() -> types.SimpleNamespace:
 
 
 class Suite:
-    """
-    pytest plugin: counts the models of ours that each test makes, collects outcomes, replaces the
-    exempt clock.
+    """pytest plugin: counts the models of ours that each test makes, collects outcomes, replaces
+    the exempt clock.
     """
 
     def __init__(self) -> None:
@@ -76,9 +74,8 @@ class Suite:
 
 
 def run(say: Callable[[str], object] = print) -> list[dict[str, Any]]:
-    """
-    Outcome of every test: name, "passed", "failed" or "skipped", models of ours it made, seconds,
-    why not.
+    """Outcome of every test: name, "passed", "failed" or "skipped", models of ours it made,
+    seconds, why not.
     """
     import dipy.reconst.mapmri
 

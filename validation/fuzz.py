@@ -1,5 +1,4 @@
-"""
-Damaged inputs by the thousand: files through the command line, random bytes through every mode.
+"""Damaged inputs by the thousand: files through the command line, random bytes through every mode.
 
     python validation/fuzz.py [--count 250] [--samples 5000] [--seed 0]
 
@@ -29,9 +28,8 @@ OUTCOMES = ("refused", "done", "traceback", "other", "crash")
 
 
 def damaged_files(kind, count, seed):
-    """
-    Outcomes of `count` inputs of a kind through `mapmri-nb fit`, voxels without a truthful status,
-    and odd lines.
+    """Outcomes of `count` inputs of a kind through `mapmri-nb fit`, voxels without a truthful
+    status, and odd lines.
     """
     rng, met, unaccounted, odd = np.random.default_rng([seed, *kind.encode()]), Counter(), 0, []
     files, _, damaged = FILES[kind]
@@ -74,9 +72,8 @@ def random_samples(mode, count, seed):
 
 
 def apart(function, *words):
-    """
-    What a function of this file gives in a process of its own; None, and its last words, where that
-    dies.
+    """What a function of this file gives in a process of its own; None, and its last words, where
+    that dies.
     """
     code = f"import json, sys, fuzz; print(json.dumps(fuzz.{function}(*json.loads(sys.argv[1]))))"
     try:

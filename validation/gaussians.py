@@ -1,5 +1,4 @@
-"""
-Closed forms: one Gaussian, exactly; mixtures, to the digits of the least-squares answer;
+"""Closed forms: one Gaussian, exactly; mixtures, to the digits of the least-squares answer;
 projections, order by order.
 """
 
@@ -107,9 +106,8 @@ def least_squares(quick):
 
 
 def projected(mixture, order):
-    """
-    L2 projection of a mixture on the library's functions, by quadrature of each Gaussian with each
-    function.
+    """L2 projection of a mixture on the library's functions, by quadrature of each Gaussian with
+    each function.
     """
     mu, R = truth.mixture_frame(*mixture, TAU)
     coef = np.zeros(len(oracle.aniso_table(order)))
@@ -140,8 +138,7 @@ def _library_psi(order, mu, r):
 
 
 def projections(quick):
-    """
-    Projection error of order 10 over that of order 2, worst over mixtures and indices; it must
+    """Projection error of order 10 over that of order 2, worst over mixtures and indices; it must
     fall.
     """
     rows, worst = [], 0.0
@@ -169,9 +166,7 @@ def projections(quick):
 
 
 def projection_digits(quick):
-    """
-    The reference's projection errors of X60 at orders 6 and 10, in half units of the last digit.
-    """
+    """The reference's projection errors of X60 at orders 6 and 10, in half units of the last digit."""
     worst, want = 0.0, truth.mixture_truth(*truth.MIXTURES["X60"], TAU)
     for order, texts in (
         (6, "-1.7e-2 -4.9e-3 -4.9e-3 -6.9e-2 6.7e-2"),
@@ -185,8 +180,7 @@ def projection_digits(quick):
 
 
 def regularised(quick):
-    """
-    One Gaussian under a Laplacian weight, relative to a dense solution of the same least-squares
+    """One Gaussian under a Laplacian weight, relative to a dense solution of the same least-squares
     problem.
     """
     gtab, mixture, worst, rows = gradient_table("3x90"), truth.MIXTURES["(1.7,.3,.3)"], 0.0, []

@@ -1,6 +1,5 @@
-"""
-Golden vectors: coefficients and their indices, computed once by independent code, to every printed
-digit.
+"""Golden vectors: coefficients and their indices, computed once by independent code, to every
+printed digit.
 """
 
 from decimal import Decimal

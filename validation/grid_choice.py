@@ -1,5 +1,4 @@
-"""
-How much negative mass a positivity grid leaves, for the choice of its radius and spacing.
+"""How much negative mass a positivity grid leaves, for the choice of its radius and spacing.
 
 Every voxel is fitted with the compiled solver on a candidate grid; its propagator is then summed
 over a grid of side 0.3 that reaches further out. The figure is the negative part over the sum of
@@ -34,8 +33,7 @@ CANDIDATES = {
 
 
 def simulated(shells, big_delta, small_delta, count, rng):
-    """
-    A jittered multi-shell table and mixtures of up to two fibres with an isotropic part, Rician
+    """A jittered multi-shell table and mixtures of up to two fibres with an isotropic part, Rician
     noise, SNR 15 to 30.
     """
     b, g = [np.zeros(10)], [np.zeros((10, 3))]
@@ -92,8 +90,7 @@ def problems(table, data, order, weight):
 
 
 def trial(order, voxels, grid_of, dense):
-    """
-    Negative mass (%), iterations, ms a voxel and statuses, with the grid of each voxel from
+    """Negative mass (%), iterations, ms a voxel and statuses, with the grid of each voxel from
     `grid_of(mu)`.
     """
     B, C, steps, spent, failed = ordering.origin_values(ordering.index_table(order)), [], [], 0.0, 0

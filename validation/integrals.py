@@ -1,5 +1,4 @@
-"""
-Every index is an integral: random coefficients, quadrature over the library's own `predict` and
+"""Every index is an integral: random coefficients, quadrature over the library's own `predict` and
 `pdf`.
 """
 
@@ -26,9 +25,8 @@ def draw(rng, order, basis):
 
 
 class Quadrature:
-    """
-    Integrals over the fit's own signal and propagator, in its frame R; exact to rounding for every
-    order.
+    """Integrals over the fit's own signal and propagator, in its frame R; exact to rounding for
+    every order.
     """
 
     def __init__(self, fit):
@@ -43,9 +41,8 @@ class Quadrature:
         return self.fit.pdf(r)[0]
 
     def over(self, f, space, part="3-D", power=1, scale=None):
-        """
-        Integral over space, the plane of e2 and e3, or the line of e1; f takes points in the frame
-        of the b-vectors.
+        """Integral over space, the plane of e2 and e3, or the line of e1; f takes points in the
+        frame of the b-vectors.
         """
         mu = self.mu if scale is None else scale
         return oracle.integrate(lambda x: f(x @ self.R.T), mu, space, AXES[part], power)
@@ -68,8 +65,7 @@ class Quadrature:
         return np.sqrt(max(0.0, 1 - cross**2 / (own * other)))
 
     def radial_cos2(self, functions):
-        """
-        cos^2 of the angle between P and its projection on the first radial functions at u0,
+        """cos^2 of the angle between P and its projection on the first radial functions at u0,
         functions >= 1.
         """
         u0 = oracle.isotropic_scale(self.tensor)

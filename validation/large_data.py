@@ -1,5 +1,4 @@
-"""
-A whole brain of the largest common kind through the command line: time, memory, disk.
+"""A whole brain of the largest common kind through the command line: time, memory, disk.
 
     python validation/large_data.py [--tenth] [--folder DIR] [--modes MAPL CMAPL MAPL+]
 
@@ -57,9 +56,8 @@ def table():
 
 
 def voxels(bvals, bvecs, rng):
-    """
-    KINDS signals of two fibres and free water at SNR 20, (KINDS, n), the last hundred of them noise
-    alone.
+    """KINDS signals of two fibres and free water at SNR 20, (KINDS, n), the last hundred of them
+    noise alone.
     """
     signal = np.zeros((KINDS, len(bvals)))
     for fraction in rng.dirichlet((2, 1, 0.5), KINDS).T[:2]:
@@ -100,8 +98,7 @@ def generate(folder, shape):
 
 
 def run(folder, words, name="brain_dwi.nii"):
-    """
-    One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
+    """One fit in a process of its own: its run section, seconds in all, peak memory in GiB, size of
     the results in GB, CPU seconds.
     """
     out = folder / "out"

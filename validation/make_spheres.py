@@ -1,5 +1,4 @@
-"""
-Generate mapmri_nb/data/spheres.npz: antipodally symmetric direction sets by electrostatic
+"""Generate mapmri_nb/data/spheres.npz: antipodally symmetric direction sets by electrostatic
 repulsion.
 
 Each set of n directions is stored as its first half; the second half are the antipodes. Run from

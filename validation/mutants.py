@@ -1,5 +1,5 @@
-"""
-Can each test fail? Breaks the method's code at one place after the other and runs the tests that reach it.
+"""Can each test fail? Breaks the method's code at one place after the other and runs the tests that
+reach it.
 
     python validation/mutants.py [--count 150] [--seeds 0] [--seconds 60] [--only FILE:LINE] [--survivors]
 
@@ -94,8 +94,7 @@ class Site(NamedTuple):
 
 
 def draw(every, seed, count):
-    """
-    `count` mutants in the order of a hash: a line that changes takes away its own mutants alone,
+    """`count` mutants in the order of a hash: a line that changes takes away its own mutants alone,
     the rest of the draw stays.
     """
     place = {site: f"{seed} {site.key} {site.nth}" for site in every}

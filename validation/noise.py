@@ -1,6 +1,5 @@
-"""
-The noise floor, the rule for S0 and the two Laplacians: simulated truth by SNR and by the number of b0s,
-and left-out samples of real series.
+"""The noise floor, the rule for S0 and the two Laplacians: simulated truth by SNR and by the number
+of b0s, and left-out samples of real series.
 
     python validation/noise.py [folder with dwi.nii.gz, dwi.bval, dwi.bvec, mask.nii.gz, a JSON ...]
 
@@ -205,9 +204,8 @@ def left_out_samples(sample, voxels):
 
 
 def prediction(sample, order, voxels=100):
-    """
-    Left-out error over S0 (median over voxels) of each mode, a tenth of the samples left out, against
-    the expected magnitude where the noise is modelled.
+    """Left-out error over S0 (median over voxels) of each mode, a tenth of the samples left out,
+    against the expected magnitude where the noise is modelled.
     """
     y, out = left_out_samples(sample, voxels)
     S0 = y[:, sample.gtab.b0s_mask].mean(1)
@@ -247,8 +245,7 @@ def predictions(samples, orders=(6, 8)):
 
 
 def decays(samples):
-    """
-    Table of the mean signal over that of the lowest b by shell (median over voxels), and the
+    """Table of the mean signal over that of the lowest b by shell (median over voxels), and the
     diffusivity from each shell to the next: it cannot rise in a mixture of Gaussians.
     """
     rows = []

@@ -1,5 +1,4 @@
-"""
-Where other programs are wrong, each claim made again.
+"""Where other programs are wrong, each claim made again.
 
 DIPY is run. Of the others, which need MATLAB, ITK or Gurobi, single formulas are evaluated as their
 sources have them (repositories and files in SOURCES), written down anew: that says what the formula
@@ -29,8 +28,8 @@ INTEGRAL, CLOSED, DEFINITION = "integral of the propagator", "closed form", "def
 
 
 def pa_cos2(a, mu, k_max=5):
-    """
-    cos^2 theta of P and its projection on the radial functions at u0; 1-D overlaps by quadrature.
+    """cos^2 theta of P and its projection on the radial functions at u0; 1-D overlaps by
+    quadrature.
     """
     order, u0 = oracle.order_of(a), oracle.isotropic_scale(mu)
     n, high = oracle.aniso_table(order), 2 * k_max
@@ -197,8 +196,7 @@ def ignored_weight():
 
 
 def units_of_length():
-    """
-    The grid's constraint in micrometres and milliseconds: smallest P over its peak, and in
+    """The grid's constraint in micrometres and milliseconds: smallest P over its peak, and in
     millimetres and seconds.
     """
     from dipy.core.gradients import gradient_table
@@ -489,8 +487,7 @@ def lab_msd():
 
 
 def toolbox_pa():
-    """
-    cos^2 with the root of mu1 mu2 mu3 / u0^3 where that itself belongs; one Gaussian on its own
+    """cos^2 with the root of mu1 mu2 mu3 / u0^3 where that itself belongs; one Gaussian on its own
     counterpart at order 0.
     """
     mu = np.sqrt(2 * TAU * 1e-3 * np.array([1.7, 0.3, 0.3]))

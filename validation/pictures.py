@@ -1,5 +1,4 @@
-"""
-Pictures of the bundled samples and a screenshot of a report, as a journal would have them.
+"""Pictures of the bundled samples and a screenshot of a report, as a journal would have them.
 
     python validation/pictures.py
 

@@ -1,8 +1,7 @@
-"""
-The generated tables of validation/README.md and of the top README.md, from results/*.json.
+"""The generated tables of validation/README.md and of the top README.md, from results/*.json.
 
-    python validation/readme.py      rewrite what lies between <!-- begin:NAME --> and <!-- end:NAME
-    --> in both
+python validation/readme.py      rewrite what lies between <!-- begin:NAME --> and <!-- end:NAME
+--> in both
 """
 
 import json
@@ -47,9 +46,8 @@ def load(name):
 
 
 def fill(path, tables):
-    """
-    Replace what lies between the markers of each named table; a marker without a table stays as it
-    is.
+    """Replace what lies between the markers of each named table; a marker without a table stays as
+    it is.
     """
     text = path.read_text()
     for name, table in tables.items():

@@ -1,6 +1,5 @@
-"""
-The bundled samples: prediction of left-out measurements, half-data repeatability, histology of the
-cord.
+"""The bundled samples: prediction of left-out measurements, half-data repeatability, histology of
+the cord.
 """
 
 import numpy as np
@@ -18,9 +17,8 @@ def rows_of(sample, quick):
 
 
 def prediction(sample, y, left_out, order, options):
-    """
-    Root mean square error of the left-out samples over S0, median over voxels; None where the model
-    is refused.
+    """Root mean square error of the left-out samples over S0, median over voxels; None where the
+    model is refused.
     """
     keep = ~left_out
     try:
@@ -48,8 +46,7 @@ def splits(name, gtab):
 
 
 def left_out(name):
-    """
-    Error of GCV-weighted MAPL on random tenths over that of the tensor's Gaussian, and every
+    """Error of GCV-weighted MAPL on random tenths over that of the tensor's Gaussian, and every
     mode's.
     """
 
@@ -105,9 +102,8 @@ def halves(gtab, rng):
 
 
 def repeatability(name):
-    """
-    Rank correlation of the indices from two halves of the measurements: the median over indices of
-    MAPL GCV.
+    """Rank correlation of the indices from two halves of the measurements: the median over indices
+    of MAPL GCV.
     """
 
     def run(quick):
@@ -153,8 +149,7 @@ def repeatability(name):
 
 
 def histology(quick):
-    """
-    Spearman's rho of RTAP and axonal fraction over the histology's voxels, and all pairs with
+    """Spearman's rho of RTAP and axonal fraction over the histology's voxels, and all pairs with
     bootstrap intervals.
     """
     import nibabel
@@ -214,8 +209,7 @@ def histology(quick):
 
 
 def axis(quick):
-    """
-    Median |cos| between the cord's principal axis and z over the white matter (axonal fraction
+    """Median |cos| between the cord's principal axis and z over the white matter (axonal fraction
     above 0.2).
     """
     import nibabel

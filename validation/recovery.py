@@ -1,6 +1,5 @@
-"""
-Recovery of simulated truth by every mode: RTOP, RTAP, NG of random mixtures at three noise levels;
-the default's cost.
+"""Recovery of simulated truth by every mode: RTOP, RTAP, NG of random mixtures at three noise
+levels; the default's cost.
 """
 
 import warnings
@@ -30,8 +29,7 @@ DIPY = "DIPY's CMAP"
 
 
 def mixture(rng):
-    """
-    One to two fibre populations, each of an inner and an outer tensor, and a share of isotropic
+    """One to two fibre populations, each of an inner and an outer tensor, and a share of isotropic
     diffusion.
     """
     free = rng.uniform(0.0, 0.3)
@@ -64,8 +62,7 @@ def exact(fractions, tensors, mu, frame):
 
 @lru_cache
 def simulation(quick):
-    """
-    Table, clean signals (V, n), truth (V, 3); the reference of RTAP and NG is the tensor of the
+    """Table, clean signals (V, n), truth (V, 3); the reference of RTAP and NG is the tensor of the
     clean signal.
     """
     rng, count = np.random.default_rng(12), 8 if quick else COUNT
@@ -84,9 +81,8 @@ def noisy(clean, snr):
 
 
 def by_dipy(gtab, y, order):
-    """
-    Indices (V, 3) of DIPY's constrained fit, its defaults but for the faster solver; scales by its
-    own tensor fit.
+    """Indices (V, 3) of DIPY's constrained fit, its defaults but for the faster solver; scales by
+    its own tensor fit.
     """
     from against_dipy import dipy_table
     from dipy.reconst.mapmri import MapmriModel
@@ -105,9 +101,8 @@ def by_dipy(gtab, y, order):
 
 
 def statistics(value, want):
-    """
-    Bias (median), spread (half the 16-84 % range), median absolute error of RTOP and RTAP in %, of
-    NG x 100; answers.
+    """Bias (median), spread (half the 16-84 % range), median absolute error of RTOP and RTAP in %,
+    of NG x 100; answers.
     """
     error = 100 * np.where([True, True, False], value / want - 1, value - want)
     low, middle, high = np.nanquantile(error, (0.16, 0.5, 0.84), axis=0)
@@ -121,9 +116,8 @@ def statistics(value, want):
 
 @lru_cache
 def study(quick):
-    """
-    (order, snr, mode) -> statistics over all voxels, and over DIPY's where the mode's name ends in
-    '*'.
+    """(order, snr, mode) -> statistics over all voxels, and over DIPY's where the mode's name ends
+    in '*'.
     """
     gtab, clean, want = simulation(quick)
     few, out = 2 if quick else COUNT_DIPY, {}
@@ -223,8 +217,7 @@ def error_of(mode, index):
 
 
 def against_dipy(quick):
-    """
-    Median errors of CMAP over those of DIPY's CMAP on the same voxels: geometric mean of all;
+    """Median errors of CMAP over those of DIPY's CMAP on the same voxels: geometric mean of all;
     tables and picture.
     """
     if not quick:
@@ -244,9 +237,8 @@ def mean_error(quick, order, mode):
 
 
 def default(quick):
-    """
-    Mean error of the default (MAPL 0.2, order 6) over that of the best of all modes of its order;
-    all of them.
+    """Mean error of the default (MAPL 0.2, order 6) over that of the best of all modes of its
+    order; all of them.
     """
     orders = sorted({o for o, _, _ in study(quick)})
     means = {mode: [mean_error(quick, order, mode) for order in orders] for mode in MODES}

@@ -1,6 +1,5 @@
-"""
-Diffusion between planes, in cylinders and in spheres: what MAP can and cannot say about the size of
-a pore.
+"""Diffusion between planes, in cylinders and in spheres: what MAP can and cannot say about the size
+of a pore.
 """
 
 from functools import lru_cache
@@ -65,8 +64,8 @@ def spherical_zeros(n, count):
 
 @lru_cache
 def projected(geometry, order):
-    """
-    Zero-displacement index of the L2 projection over the truth, by the library's Hermite functions.
+    """Zero-displacement index of the L2 projection over the truth, by the library's Hermite
+    functions.
 
     A radial P needs the coefficients of (2k, 0, ..) alone: a_n = kappa_k B_n for |n| = 2k, and its
     degree adds (-1)^k kappa_k sum B_n^2 to the index.
@@ -128,9 +127,8 @@ def projections(quick):
 
 
 def radial_modes(geometry, n, cells):
-    """
-    Eigenvalues, eigenvectors, middles and root volumes of one angular order in a pore of R = 1, by
-    finite differences.
+    """Eigenvalues, eigenvectors, middles and root volumes of one angular order in a pore of R = 1,
+    by finite differences.
     """
     d = 1 + GEOMETRIES.index(geometry)
     edge = np.linspace(0, 1, cells + 1)
@@ -142,8 +140,7 @@ def radial_modes(geometry, n, cells):
 
 
 def finite_time(quick):
-    """
-    Largest difference between the eigenmode series and finite differences (planes, cylinder,
+    """Largest difference between the eigenmode series and finite differences (planes, cylinder,
     sphere).
     """
     cells, rows, worst = 600 if quick else 800, [], 0.0
@@ -185,8 +182,7 @@ def pore_table(q_max, n_shells=8, n_dirs=200):
 
 
 def held_fit(gtab, y, order, mu):
-    """
-    Fit at scales mu in the frame of x, y, z with E(0) = 1: held by a large weight on the b0
+    """Fit at scales mu in the frame of x, y, z with E(0) = 1: held by a large weight on the b0
     samples.
     """
     model = mapmri.MapmriModel(
@@ -196,9 +192,8 @@ def held_fit(gtab, y, order, mu):
 
 
 def cylinder_signal(gtab, axial):
-    """
-    Long-time signal of a cylinder of RADIUS along x; `axial` is the signal along it as a function
-    of q.
+    """Long-time signal of a cylinder of RADIUS along x; `axial` is the signal along it as a
+    function of q.
     """
     q = gtab.qvecs
     across = truth.restricted_signal("cylinder", 2 * np.pi * np.hypot(q[:, 1], q[:, 2]) * RADIUS)
@@ -206,9 +201,8 @@ def cylinder_signal(gtab, axial):
 
 
 def capped(quick):
-    """
-    RTAP / true of a capped cylinder, L = 4R, against the reference's least-squares ratios, in units
-    of its last digit.
+    """RTAP / true of a capped cylinder, L = 4R, against the reference's least-squares ratios, in
+    units of its last digit.
     """
     printed = {
         1: "1.015 .839 .721 .601",
@@ -278,8 +272,7 @@ def diameter(quick):
 
 
 def sensitivity(quick):
-    """
-    Rank correlation of the true radius and the radius from RTAP over 1 to 10 um at b <= 10000,
+    """Rank correlation of the true radius and the radius from RTAP over 1 to 10 um at b <= 10000,
     order 6.
     """
     from scipy.stats import spearmanr

@@ -1,5 +1,4 @@
-"""
-Fits that are killed: at ten random moments, and a worker of a cluster half way.
+"""Fits that are killed: at ten random moments, and a worker of a cluster half way.
 
     python validation/resume.py [--kills 10] [--seed N]
 
@@ -91,9 +90,7 @@ def killed(folder, out, count, after):
 
 
 def worker_killed(folder, out, slabs):
-    """
-    Fit on a local cluster of two worker processes and kill one when half of the slabs are there.
-    """
+    """Fit on a local cluster of two worker processes and kill one when half of the slabs are there."""
     from distributed import Client, LocalCluster
 
     with LocalCluster(

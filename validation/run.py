@@ -1,5 +1,4 @@
-"""
-Run the validation: every case of every group, results/*.json, the tables of README.md.
+"""Run the validation: every case of every group, results/*.json, the tables of README.md.
 
     python validation/run.py [--quick] [--all] [--only NAME] [--stale]
 
@@ -68,8 +67,7 @@ def run_case(case, quick):
 
 
 def run_group(group, only, quick):
-    """
-    Run a group's cases and write its file; False if one failed.
+    """Run a group's cases and write its file; False if one failed.
 
     Other cases of an `only` run keep their results, with their own date, if they come from this
     machine and these versions.

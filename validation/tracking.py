@@ -1,5 +1,4 @@
-"""
-Tracking by MRtrix 3 at its defaults in a phantom of two crossing bundles, beside DIPY's ODF.
+"""Tracking by MRtrix 3 at its defaults in a phantom of two crossing bundles, beside DIPY's ODF.
 
     python validation/tracking.py      skipped, by name, where MRtrix is not installed
 
@@ -35,8 +34,7 @@ def mrtrix(*words):
 
 
 def phantom(angle, folder):
-    """
-    Two bundles through the middle at an angle, isotropic tissue around them, as a series with
+    """Two bundles through the middle at an angle, isotropic tissue around them, as a series with
     tables; axes (2, 3) and membership (2, *SHAPE).
     """
     b, g = truth.scheme_3x90()
@@ -86,8 +84,7 @@ def of_dipy(folder, mask, factor):
 
 
 def streamlines(folder, odf, algorithm, along, member, seed_of):
-    """
-    Found, and of these the share that leaves through the right bundle's two ends and through the
+    """Found, and of these the share that leaves through the right bundle's two ends and through the
     other's.
     """
     ends = [np.abs(along[..., k]) > 10 for k in range(2)]
@@ -109,9 +106,7 @@ def streamlines(folder, odf, algorithm, along, member, seed_of):
 
 
 def fixels(folder, odf, axes, member):
-    """
-    Fixels in white matter, the share of voxels with the true number, and their median angle off.
-    """
+    """Fixels in white matter, the share of voxels with the true number, and their median angle off."""
     out = folder / "fixels"
     shutil.rmtree(out, ignore_errors=True)
     subprocess.run(["fod2fixel", odf, out, "-nii", "-quiet"], check=False, capture_output=True)
@@ -131,8 +126,7 @@ def fixels(folder, odf, axes, member):
 
 
 def tracking(quick):
-    """
-    Smallest share, in per cent, of streamlines found and not led into the wrong bundle, of those
+    """Smallest share, in per cent, of streamlines found and not led into the wrong bundle, of those
     asked for, where bundles cross at 90 degrees; the table has 60 as well.
     """
     rows, least = [], 100.0

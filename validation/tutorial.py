@@ -1,6 +1,5 @@
-"""
-The tutorial that started this project, step by step, with its claims put to the test of the data at
-hand.
+"""The tutorial that started this project, step by step, with its claims put to the test of the data
+at hand.
 
     python validation/tutorial.py [--data DIR] [--big-delta S] [--small-delta S] [--out DIR]
 

@@ -1,5 +1,4 @@
-"""
-DIPY's own code of its MAP-MRI tutorial, with the drop-in and with DIPY, in CPU seconds.
+"""DIPY's own code of its MAP-MRI tutorial, with the drop-in and with DIPY, in CPU seconds.
 
     python validation/tutorial_time.py [--data DIR] [--big-delta S] [--small-delta S]
 

@@ -1,6 +1,5 @@
-"""
-Error bars: coverage of their intervals, their cost in fits; weights against known outliers, a known
-gradient field.
+"""Error bars: coverage of their intervals, their cost in fits; weights against known outliers, a
+known gradient field.
 """
 
 import time
@@ -28,8 +27,8 @@ def acquisition():
 
 
 def signals(gtab, name, rng, count, snr, turn=False):
-    """
-    `count` noisy voxels of a mixture; Gaussian noise, so that no bias comes from the noise itself.
+    """`count` noisy voxels of a mixture; Gaussian noise, so that no bias comes from the noise
+    itself.
     """
     fractions, tensors = truth.MIXTURES[name]
     frames = [random_frame(rng) for _ in range(count)] if turn else [np.eye(3)]
@@ -53,8 +52,8 @@ def covered(found, name, target):
 
 
 def coverage_rows(label, options, mixture, snr, names, count, replicates, scale="true", hold=True):
-    """
-    One row an index and method: ratio of sd, coverage of the estimator's own mean and of the truth.
+    """One row an index and method: ratio of sd, coverage of the estimator's own mean and of the
+    truth.
     """
     gtab, rng = acquisition(), np.random.default_rng(11)
     model, wanted = (
@@ -97,9 +96,7 @@ COLUMNS = [
 
 
 def coverage(quick):
-    """
-    Largest distance of the bootstrap's coverage of the estimator's own mean from 68 % and 95 %.
-    """
+    """Largest distance of the bootstrap's coverage of the estimator's own mean from 68 % and 95 %."""
     count, rows = 300 if quick else 500, []
     for label, options in list(MODELS.items())[: 1 if quick else None]:
         for snr in SNRS:
@@ -125,8 +122,7 @@ def coverage(quick):
 
 
 def coverage_near_zero(quick):
-    """
-    NG of one Gaussian and of a crossing: the share of intervals that hold the truth, reported
+    """NG of one Gaussian and of a crossing: the share of intervals that hold the truth, reported
     alone.
     """
     count, rows = 300 if quick else 500, []
@@ -154,8 +150,7 @@ def coverage_near_zero(quick):
 
 
 def scales_estimated(quick):
-    """
-    Calibration where the fit estimates mu and R: replicates that hold them against those that
+    """Calibration where the fit estimates mu and R: replicates that hold them against those that
     estimate them again.
     """
     rows = []
@@ -188,8 +183,7 @@ def shortest(call, times):
 
 
 def cost(options):
-    """
-    500 replicates of a voxel, mu and R held, over the fit of a voxel, both on one thread in this
+    """500 replicates of a voxel, mu and R held, over the fit of a voxel, both on one thread in this
     run.
     """
 
@@ -228,8 +222,7 @@ def cost(options):
 
 
 def outliers(quick):
-    """
-    Median change of the worst index by 5 % destroyed samples of weight 0, over that without the
+    """Median change of the worst index by 5 % destroyed samples of weight 0, over that without the
     weights.
     """
     gtab, rng = acquisition(), np.random.default_rng(6)
@@ -284,8 +277,7 @@ def field(quick):
 
 
 def unused(quick):
-    """
-    Time of a fit with weights of 1 and a field of 0, over that of the plain fit: what not using
+    """Time of a fit with weights of 1 and a field of 0, over that of the plain fit: what not using
     them saves.
     """
     gtab, rng = acquisition(), np.random.default_rng(8)

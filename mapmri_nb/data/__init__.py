@@ -7,8 +7,7 @@ SAMPLES = ("small101d", "catcord")
 
 
 def sample(name: str) -> Path:
-    """
-    Folder of a bundled sample.
+    """Folder of a bundled sample.
 
     Parameters
     ----------

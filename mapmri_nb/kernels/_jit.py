@@ -75,8 +75,8 @@ CACHE_DIR = _open_cache()
 
 
 class _Cache:
-    """
-    A kernel's cache on disk, opened at its first use: Numba writes a test file for each it opens.
+    """A kernel's cache on disk, opened at its first use: Numba writes a test file for each it
+    opens.
     """
 
     def __init__(self, dispatcher: Any) -> None:
@@ -98,9 +98,8 @@ class _Cache:
             numba.config.CACHE_DIR = previous
 
     def load_overload(self, kinds: Any, context: Any) -> Any:
-        """
-        A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's linear
-        algebra included, which takes half a second and which compiled code does not need.
+        """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
+        linear algebra included, which takes half a second and which compiled code does not need.
         """
         rtsys.initialize(context)  # the references that compiled code counts
         opened = self._opened
@@ -113,8 +112,7 @@ def kernel(
     wrapper: bool = True,
     allocates: bool = True,
 ) -> Callable[[F], F]:
-    """
-    Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
+    """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
     `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default.
@@ -157,8 +155,7 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
 
 
 def call(function: Any, arguments: Any) -> None:
-    """
-    Call a kernel by its address: it stays as it was compiled, where a call by name would make it
+    """Call a kernel by its address: it stays as it was compiled, where a call by name would make it
     part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
     memory, as the kernel was compiled for.
     """
@@ -198,9 +195,8 @@ def plain(function: F) -> F:
 
 
 def n_threads(requested: int | None) -> int:
-    """
-    Threads to use: by default Numba's current number, bounded by the variables of `BOUNDS`, but 1
-    in a pool's thread, a worker or a forked child.
+    """Threads to use: by default Numba's current number, bounded by the variables of `BOUNDS`, but
+    1 in a pool's thread, a worker or a forked child.
     """
     if numba.config.DISABLE_JIT:
         return 1
@@ -227,8 +223,7 @@ def one_thread() -> Iterator[None]:
 
 
 def spread(call: Callable[[int, int], object], count: int, grain: int, threads: int) -> None:
-    """
-    Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
+    """Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
 
     Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they
     are safe under a caller's thread pool (workqueue aborts the process) and in a forked child

@@ -1,5 +1,4 @@
-"""
-Named tuples of arrays in memory: a stage takes the address of one, and loads the fields it uses.
+"""Named tuples of arrays in memory: a stage takes the address of one, and loads the fields it uses.
 
 By value a plan or a block is some hundred arrays, so that each compiled function would have a
 thousand arguments: most of the time of a first fit went there. `lay_out` writes such a tuple once,
@@ -35,9 +34,8 @@ class Memory(NamedTuple):
 
 
 def lay_out(value: Any, like: Memory | None = None) -> Memory:
-    """
-    Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and kinds
-    of arrays; to find the type again takes most of the time.
+    """Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and
+    kinds of arrays; to find the type again takes most of the time.
     """
     if numba.config.DISABLE_JIT:
         return Memory(value, None, np.zeros(0, np.uint64), value)

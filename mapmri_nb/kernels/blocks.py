@@ -1,5 +1,5 @@
-"""
-A fit, block by block: V voxels pass through a list of stages, from their samples to their results.
+"""A fit, block by block: V voxels pass through a list of stages, from their samples to their
+results.
 
     read -> fit_tensor -> tensor_scales -> fixed_moments -> hermite_moments -> equations
          -> sample_at_origin -> regularise -> [solve] -> synthesise -> signals -> residuals -> write
@@ -52,9 +52,8 @@ class Stages(NamedTuple):
 
 
 class Job(NamedTuple):
-    """
-    What `run` needs, for one thread. The stages and places are addresses: the arrays live as long
-    as the `engine.Work` that made it.
+    """What `run` needs, for one thread. The stages and places are addresses: the arrays live as
+    long as the `engine.Work` that made it.
     """
 
     stages: Stages
@@ -73,8 +72,7 @@ def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
 
 @kernel(allocates=False)
 def run(job: Job, start: int, stop: int) -> None:
-    """
-    Fit rows start to stop of the data into the output.
+    """Fit rows start to stop of the data into the output.
 
     Other compiled code may call it, from threads of its own or in a `prange`, each with a job of
     its own (`Engine.work`). It gives the bits of `MapmriModel.fit`, called by the same version on
@@ -104,9 +102,8 @@ def run(job: Job, start: int, stop: int) -> None:
 
 
 def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:
-    """
-    The stages before, again, later, of the scale, of the correction, and after the solver: scales
-    given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With
+    """The stages before, again, later, of the scale, of the correction, and after the solver:
+    scales given or from the tensor, gradients non-linear or linear. `rare`: bits of a status. With
     STRAINED, voxels that need it get moments in their own frame; with CONTRADICTED, a narrower
     basis. Without, they are left marked for a second pass.
     """
@@ -148,10 +145,9 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
 
 
 def compiled(solvers: list[Callable[..., None]], rare: int, memory: tuple[Memory, ...]) -> Stages:
-    """
-    The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` : the
-    kernels that take (problem, plan, block, count), of which the last solves after `later`. `rare`:
-    as of `stages_of`.
+    """The stages of a mode, compiled for a problem, a plan, data, a block and output. `solvers` :
+    the kernels that take (problem, plan, block, count), of which the last solves after `later`.
+    `rare`: as of `stages_of`.
     """
     problem, plan, data, block, out = memory
     lists = stages_of(plan.value, len(data.value.mu) > 0, len(data.value.field) > 0, rare)

@@ -1,5 +1,5 @@
-"""
-The cone of sums of squares: its tables for an order, the dual problem and the certificate in lanes.
+"""The cone of sums of squares: its tables for an order, the dual problem and the certificate in
+lanes.
 
 Letters and shapes are those of `sdp`. Every kernel treats WIDTH voxels, arrays [row][WIDTH];
 symmetric matrices are packed, entry (i, j) of a block at its start + i (i + 1) / 2 + j.
@@ -24,8 +24,7 @@ EPS = 2.220446049250313e-16
 
 
 class Tables(NamedTuple):
-    """
-    Constants of an order; packed entries (e,) have zeros up to a multiple of four, points too.
+    """Constants of an order; packed entries (e,) have zeros up to a multiple of four, points too.
 
     The reference polynomial z'Qz is the inverse of the Gaussian's moment matrices: far inside the
     cone, E(0) = 1.
@@ -207,9 +206,8 @@ def gram(T: Array, n: int, count: int, P: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def eliminate_origin(P: Array, n: int, fixed: int, c0: Array, scale: Array) -> None:
-    """
-    The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g /
-    2; rows n, n + 1 of P are those of B and g.
+    """The part of P = K H^-1 K' and of c0 that E(0) = 1 leaves (all if `fixed` is 0), and g'H^-1 g
+    / 2; rows n, n + 1 of P are those of B and g.
     """
     p, c = rows(P, 0), rows(c0, 0)
     r, q = n * (n + 1) // 2, (n + 1) * (n + 2) // 2
@@ -264,8 +262,7 @@ def blend(reference: Array, keep: Array, amount: Array, Q: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array) -> None:
-    """
-    Correct Q so that it stands for c exactly, up to rounding of a part of `bound` (n,).
+    """Correct Q so that it stands for c exactly, up to rounding of a part of `bound` (n,).
 
     Each entry enters one equation only, (C c)_alpha = sum of the Q_ij with z_i z_j = x^alpha: the
     residual is shared.
@@ -289,8 +286,7 @@ def share_residual(t: Tables, c: Array, Q: Array, residual: Array, bound: Array)
 
 @kernel(fastmath=CONTRACT)
 def lower(t: Tables, Q: Array, bound: Array, L: Array) -> None:
-    """
-    L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L
+    """L = Q with its diagonal lowered by all that rounding may hide, so that a factorisation of L
     proves Q.
 
     By 4 s (s + 2) eps of itself, for the factorisation [Higham, Thm 10.7: 8 times the bound], and

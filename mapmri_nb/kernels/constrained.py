@@ -1,6 +1,5 @@
-"""
-Positivity for a block of voxels: each voxel's normal equations to the grid QP (`qp`) or to the sum
-of squares (`sdp`), and the answers back into the block.
+"""Positivity for a block of voxels: each voxel's normal equations to the grid QP (`qp`) or to the
+sum of squares (`sdp`), and the answers back into the block.
 
 Both problems are posed for data divided by S0, so that B'c is E(0) = 1 where it is fixed. A block
 `blocks.Block` of V voxels holds packed normal matrices G (n (n + 1) / 2, V), right-hand sides rhs

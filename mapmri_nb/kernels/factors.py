@@ -1,5 +1,4 @@
-"""
-Factors of the rows that the active set of `qp` holds, and their updates by one row.
+"""Factors of the rows that the active set of `qp` holds, and their updates by one row.
 
 For a normal matrix H = LL' (n, n) and q active rows A (q, n): J = Q'L^-1 with Q orthogonal, so that
 J H J' = I, and J A' = [R; 0] with R (q, q) upper triangular. With d = J a for another row a, the
@@ -107,8 +106,7 @@ def combine(A: Array, first: int, d: Array, out: Array) -> float:
 
 @kernel(fastmath=CONTRACT)
 def whiten(n: int, work: QpWork) -> None:
-    """
-    work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
+    """work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
 
     Row i of L^-1 is X_ij = -(L_ij X_jj + .. + L_i,i-1 X_i-1,j) / L_ii for j < i, and X_ii = 1/L_ii.
     """

@@ -1,5 +1,4 @@
-"""
-Frames and scales of blocks of voxels: tensors, gradient non-linearity, rotated coefficients.
+"""Frames and scales of blocks of voxels: tensors, gradient non-linearity, rotated coefficients.
 
 The scale tensor D = R diag(lambda) R' (mm^2/s) gives the frame R (V, 3, 3), columns e1 e2 e3 with
 lambda_1 >= lambda_2 >= lambda_3, and the scales mu_i = sqrt(2 lambda_i tau) (3, V) in mm. Symmetric
@@ -21,8 +20,7 @@ from .status import FLOOR, NO_SIGNAL
 
 @kernel(inline=True)
 def fitted_frames(floor: float, share: float, block: Any) -> None:
-    """
-    Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
+    """Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
     Eigenvalues are raised to `floor`, or to `share` of the mean of the positive ones where that is
     more.
@@ -65,10 +63,9 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
 
 @kernel(inline=True)
 def scales(plan: Any, block: Any) -> None:
-    """
-    Scales of the basis and the tensor, the tensors of both, and the rotation angles of the frames,
-    of a `blocks.Block` from its eigenvalues and frames; the basis' scales are block.scale.factor
-    times the tensor's.
+    """Scales of the basis and the tensor, the tensors of both, and the rotation angles of the
+    frames, of a `blocks.Block` from its eigenvalues and frames; the basis' scales are
+    block.scale.factor times the tensor's.
     """
     eigenvalues, angles = block.few[:3], block.moments.angles
     mu, mu_tensor = block.mu, block.mu_tensor
@@ -133,8 +130,7 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
 
 @kernel(inline=True)
 def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
-    """
-    Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
+    """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
     voxel's frame, R'(I+F), in its scratch.
     """
     m, A = np.empty((3, 3)), np.empty((3, 3))
@@ -180,8 +176,7 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
 
 @kernel()
 def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
-    """
-    Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
+    """Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
     From the frame R (V, 3, 3) of each row to the fixed frame (the transposes of R turn them back).
     Columns of R may have any sign. sum_{|n|=N} a_n x^n / sqrt(n1! n2! n3!) transforms as a

@@ -1,6 +1,5 @@
-"""
-Generalised cross-validation of the Laplacian weight: blocks of voxels [row][V], functions grouped
-by parity class.
+"""Generalised cross-validation of the Laplacian weight: blocks of voxels [row][V], functions
+grouped by parity class.
 
 With L = C C', W = C^-1 M'M C^-T = Q T Q' (T tridiagonal) and z = Q'C^-1 M'y, a weight w costs O(n):
 RSS = y'y - z'x - w x'x with (T + w I) x = z, samples - tr S = samples - n + w tr (T + w I)^-1, and
@@ -76,14 +75,12 @@ def workspace(n: int, V: int) -> Work:
 
 
 # ---- whitening and tridiagonalisation
-# --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=CONTRACT)
 def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
-    """
-    C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z <-
-    C^-1 z.
+    """C = Cholesky factor of L from its `laplacian.factors` (only the classes' blocks are set); z
+    <- C^-1 z.
     """
     for l in range(0, C.shape[1], WIDTH):
         c, a = rows(C, l), rows(f, l)
@@ -115,8 +112,7 @@ def factor_laplacian(f: Array, t: GcvTables, C: Array, z: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def whiten(C: Array, t: GcvTables, W: Array) -> None:
-    """
-    W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
+    """W <- C^-1 W C^-T in place, packed, C from `factor_laplacian`.
 
     Bordering: with row (c, delta) of C and the leading part U of the result known, row g of W
     becomes w = (C^-1 g - U c) / delta, and its diagonal ((gamma - c C^-1 g) / delta - c w) / delta.
@@ -153,8 +149,7 @@ def whiten(C: Array, t: GcvTables, W: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def tridiagonalise(W: Array, T: Array) -> None:
-    """
-    Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <-
+    """Householder from the last row up: diagonal T[0], below it T[1] (zero at both ends); T[2] <-
     Q'T[2].
 
     T[3] and T[4] hold the rank-two update W -= v w' + w v' that the next step applies while it
@@ -213,14 +208,12 @@ def tridiagonalise(W: Array, T: Array) -> None:
 
 
 # ---- the functional and its minimiser
-# --------------------------------------------------------------------------------
 
 
 @kernel(fastmath=CONTRACT)
 def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array) -> None:
-    """
-    GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out (1,
-    V).
+    """GCV score RSS / (samples - tr S)^2 at one dimensionless weight a lane: w, yy, samples, out
+    (1, V).
 
     Leaves, for `slope`, inverse pivots and solution in rows 1 to n of T[3] and T[4], and in rows 0
     to 2 of `lane` the trace of the inverse, RSS and samples - tr S.
@@ -259,8 +252,7 @@ def score(w: Array, yy: Array, samples: Array, T: Array, lane: Array, out: Array
 
 @kernel(fastmath=CONTRACT)
 def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
-    """
-    Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w
+    """Derivative of log GCV by log w into out (1, V), `score` just taken there; RSS' = 2 w x'(T + w
     I)^-1 x.
     """
     for l in range(0, w.shape[1], WIDTH):
@@ -285,8 +277,8 @@ def slope(w: Array, T: Array, lane: Array, out: Array) -> None:
 
 @kernel()
 def _local_minimum(grid: Array, l: int, rank: int) -> int:
-    """
-    Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or NaN).
+    """Position of lane l's local minimum number `rank` on the grid, -1 where there are fewer (or
+    NaN).
     """
     for i in range(GRID):
         falls = i == 0 or grid[i, l] <= grid[i - 1, l]
@@ -299,8 +291,7 @@ def _local_minimum(grid: Array, l: int, rank: int) -> int:
 
 @kernel()
 def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
-    """
-    Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number
+    """Secant steps on the slope, inside the grid's bracket, at every lane's local minimum number
     `rank`.
 
     Leaves log weight and score in lane[5] and lane[6] (inf where a lane has fewer minima); returns
@@ -361,9 +352,8 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
 def choose(
     problem: Problem, t: GcvTables, weights: Array, work: Work, weight: Array, bound: IntArray
 ) -> None:
-    """
-    Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a given
-    array of them.
+    """Laplacian weight of each voxel with the smallest GCV: over a range of weights, or over a
+    given array of them.
 
     Parameters
     ----------
@@ -423,9 +413,8 @@ def choose(
 def bound_below(
     yy: Array, samples: Array, S0: Array, work: Work, weight: Array, bound: IntArray
 ) -> None:
-    """
-    Raise weights that `choose` has just found to n sigma^2 / (S0^2 L_00), sigma^2 = RSS / (samples
-    - tr S), S0 (1, V) of the Gaussian S0 e_0, and set `bound` there.
+    """Raise weights that `choose` has just found to n sigma^2 / (S0^2 L_00), sigma^2 = RSS /
+    (samples - tr S), S0 (1, V) of the Gaussian S0 e_0, and set `bound` there.
 
     A weight says that the deviation's roughness c'Lc, n coefficients of variance sigma^2 / weight
     in the basis of L, is n sigma^2 / weight. Roughness is 16 pi^4 times the integral of r^4 P^2

@@ -1,5 +1,4 @@
-"""
-One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points.
+"""One-dimensional Hermite functions by a stable recurrence; the anisotropic basis at points.
 
 With N = n1 + n2 + n3, q in 1/mm, r and mu in mm [Ozarslan 2013, Eq. 22, 23]:
 
@@ -18,8 +17,7 @@ from ._types import Array, IntArray
 
 @kernel()
 def hermite_functions(t: float, out: Array) -> None:
-    """
-    Orthonormal Hermite functions h_0(t) .. h_N(t) into `out` (N+1,).
+    """Orthonormal Hermite functions h_0(t) .. h_N(t) into `out` (N+1,).
 
     h_{n+1} = sqrt(2/(n+1)) t h_n - sqrt(n/(n+1)) h_{n-1}, h_0 = pi^(-1/4) exp(-t^2/2); 1e-15 up to
     n = 30.
@@ -58,8 +56,7 @@ def _rows(
 
 @kernel()
 def signal_rows(q: Array, mu: Array, index: IntArray, out: Array) -> None:
-    """
-    Rows of the signal basis Phi_n(q) [Ozarslan 2013, Eq. 22].
+    """Rows of the signal basis Phi_n(q) [Ozarslan 2013, Eq. 22].
 
     Parameters
     ----------
@@ -74,8 +71,7 @@ def signal_rows(q: Array, mu: Array, index: IntArray, out: Array) -> None:
 
 @kernel()
 def propagator_rows(r: Array, mu: Array, index: IntArray, out: Array) -> None:
-    """
-    Rows of the propagator basis Psi_n(r), 1/mm^3 [Ozarslan 2013, Eq. 23].
+    """Rows of the propagator basis Psi_n(r), 1/mm^3 [Ozarslan 2013, Eq. 23].
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
-"""
-Several voxels as one number: a vector type for kernels that treat voxels alike, in arrays [row][V]
-with the voxels last.
+"""Several voxels as one number: a vector type for kernels that treat voxels alike, in arrays
+[row][V] with the voxels last.
 
 ``a = rows(A, l)`` is columns l to l + WIDTH - 1 of A (rows, V): ``a[i]`` reads row i of these
 voxels, ``a[i] = x`` writes it. In between there is arithmetic as with floats, which LLVM keeps in
@@ -28,8 +27,7 @@ GRAIN = 16  # V is a multiple of it, and it of WIDTH
 
 
 def _width() -> int:
-    """
-    Numbers in two registers of the processor compiled for: enough sums at once to hide what a
+    """Numbers in two registers of the processor compiled for: enough sums at once to hide what a
     multiply-add takes.
     """
     features = (
@@ -44,17 +42,16 @@ _VECTOR, _LONGS = ir.VectorType(_DOUBLE, WIDTH), ir.VectorType(_LONG, WIDTH)
 
 
 def padded(voxels: int) -> int:
-    """
-    Lanes V for that many voxels: an odd multiple of GRAIN, since rows 2^k bytes apart would share
-    cache sets.
+    """Lanes V for that many voxels: an odd multiple of GRAIN, since rows 2^k bytes apart would
+    share cache sets.
     """
     grains = -(-voxels // GRAIN)
     return (grains + 1 - grains % 2) * GRAIN
 
 
 def empty(*shape: int) -> Array:
-    """
-    Zeros that start on a cache line: a vector that straddles two lines costs twice as much to load.
+    """Zeros that start on a cache line: a vector that straddles two lines costs twice as much to
+    load.
     """
     size, line = math.prod(shape), 64
     raw = np.zeros(size + line // 8)
@@ -70,12 +67,11 @@ def columns(values: Array) -> Array:
 
 
 # ---- what kernels call: these bodies run without the compiler
-# ----------------------------------------------------------
 
 
 class _Value(np.ndarray):
-    """
-    Numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps it.
+    """Numbers that behave as one: x += y makes a new value, and whoever else has the old one keeps
+    it.
     """
 
     __iadd__, __isub__ = np.ndarray.__add__, np.ndarray.__sub__
@@ -126,9 +122,7 @@ def pick(a: Any, b: Any, x: Any, y: Any) -> Any:
 
 
 def total(x: Any) -> Any:
-    """
-    The sum of all lanes, halves added until one number is left. Its rounding depends on WIDTH.
-    """
+    """Sum of all lanes, halves added until one number is left. Its rounding depends on WIDTH."""
     while len(x) > 1:
         x = x[: len(x) // 2] + x[len(x) // 2 :]
     return float(x[0])
@@ -151,7 +145,6 @@ def fraction(x: Any) -> Any:
 
 
 # ---- what they become in compiled code
-# ---------------------------------------------------------------------------------
 
 
 class _LanesType(types.Type):
@@ -182,8 +175,7 @@ class _LanesModel(models.PrimitiveModel):
 def _define(
     function: Any, code: Any, aliases: tuple[Any, ...] = (), count: int = 2, floats: bool = False
 ) -> None:
-    """
-    Let `function` of `count` arguments, lanes or numbers, compile to code(builder, vectors).
+    """Let `function` of `count` arguments, lanes or numbers, compile to code(builder, vectors).
 
     aliases : in-place operators, typed alike (Numba lowers them as the plain one). floats : a call
         of floats alone, too.
@@ -343,9 +335,8 @@ class _RowsOf(AbstractTemplate):
 
 @lower_builtin(rows, types.Array, types.intp)
 def _lower_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """
-    A one-dimensional view whose elements are vectors; it owns nothing, so it must not outlive its
-    array.
+    """A one-dimensional view whose elements are vectors; it owns nothing, so it must not outlive
+    its array.
     """
     builder.function.attributes.add(
         "noinline"

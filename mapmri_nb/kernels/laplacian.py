@@ -1,5 +1,4 @@
-"""
-The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm.
+"""The Laplacian matrix L of the anisotropic basis: c'Lc = integral of (laplacian E)^2 dq, in mm.
 
     L_ab = 2 pi^(5/2) / (mu1 mu2 mu3) [sum_k mu_k^4 X4_k + 2 sum_(k<l) mu_k^2 mu_l^2 X2_k X2_l]
 
@@ -20,9 +19,8 @@ from .ordering import block_index_table, frozen
 
 
 class LaplacianTables(NamedTuple):
-    """
-    Lower triangle of L in block order: term t adds coefficient[t] * f[factor[t]] to entry (row[t],
-    column[t]).
+    """Lower triangle of L in block order: term t adds coefficient[t] * f[factor[t]] to entry
+    (row[t], column[t]).
 
     Entry e has the terms pointer[e] to pointer[e+1] and place target[e] in the packed lower
     triangle.

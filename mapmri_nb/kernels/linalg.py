@@ -1,5 +1,5 @@
-"""
-Linear algebra of blocks of voxels, arrays [row][V]: exp and log, products, Cholesky, sparse maps.
+"""Linear algebra of blocks of voxels, arrays [row][V]: exp and log, products, Cholesky, sparse
+maps.
 """
 
 from typing import NamedTuple
@@ -57,8 +57,7 @@ def log(x: float) -> float:
 
 @kernel(fastmath=CONTRACT)
 def block_product(P: Array, X: Array, out: Array) -> None:
-    """
-    out = P @ X with V lanes, four rows at a time: some 90 % of the core's rate.
+    """out = P @ X with V lanes, four rows at a time: some 90 % of the core's rate.
 
     P has a multiple of four rows (`pad4`), `out` at least as many, X at least P.shape[1].
     """
@@ -84,8 +83,7 @@ def pad4(a: Array) -> Array:
 
 @kernel(fastmath=CONTRACT)
 def block_cholesky(A: Array, n: int, pivot: Array) -> None:
-    """
-    Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
+    """Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
 
     An extra row n below the matrix holds a right-hand side, whose forward solution is then free;
     one spare entry follows. `pivot` (1, V) receives the smallest pivot relative to its own diagonal
@@ -174,9 +172,8 @@ def block_invert(A: Array, n: int) -> None:
 
 @kernel(fastmath=CONTRACT)
 def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> None:
-    """
-    Sums of all rows of A (m, V) with signs, into out (B, V): bit j of bits[r, g] (B, m / 16 rounded
-    up, times 2) is 1 where row 8 g + j counts positive in sum r. V is a multiple of WIDTH.
+    """Sums of all rows of A (m, V) with signs, into out (B, V): bit j of bits[r, g] (B, m / 16
+    rounded up, times 2) is 1 where row 8 g + j counts positive in sum r. V is a multiple of WIDTH.
 
     The 16 sums of four rows are made once for all r, in table (64, V) [the method of the Four
     Russians]: a quarter of the operations of a product with a matrix of signs.
@@ -203,9 +200,8 @@ def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> 
 
 @kernel(fastmath=CONTRACT)
 def block_set(out: Array, value: float) -> None:
-    """
-    Fill rows with a value (a whole-row assignment would compile string formatting, two seconds of
-    it).
+    """Fill rows with a value (a whole-row assignment would compile string formatting, two seconds
+    of it).
     """
     for l in range(0, out.shape[1], WIDTH):
         a = rows(out, l)
@@ -224,8 +220,7 @@ def block_copy(source: Array, out: Array, count: int) -> None:
 
 @kernel()
 def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
-    """
-    Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before
+    """Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before
     `stop` fills them up.
     """
     for l in range(out.shape[1]):
@@ -235,9 +230,8 @@ def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
 
 
 class SparseMap(NamedTuple):
-    """
-    Sparse linear map between rows, out[r] = sum coef x[src], terms ptr[r] to ptr[r+1]; indices are
-    unsigned.
+    """Sparse linear map between rows, out[r] = sum coef x[src], terms ptr[r] to ptr[r+1]; indices
+    are unsigned.
     """
 
     ptr: NDArray[np.uint64]
@@ -248,8 +242,7 @@ class SparseMap(NamedTuple):
 def sparse_map(
     dst: NDArray[np.int64], src: NDArray[np.int64], coef: Array, n_rows: int
 ) -> SparseMap:
-    """
-    Build a SparseMap from triplets; every row 0 .. n_rows-1 is written, empty ones with zero.
+    """Build a SparseMap from triplets; every row 0 .. n_rows-1 is written, empty ones with zero.
 
     Tables are uint64: signed indices would cost a wrap-around test at every access.
     """

@@ -1,5 +1,4 @@
-"""
-From a block of signals to the normal equations M'M and M'y, through moments, and back from
+"""From a block of signals to the normal equations M'M and M'y, through moments, and back from
 coefficients to signals.
 
 Every row of the design is g = exp(-b u'Du) times a polynomial in q, so M'M is a fixed sparse linear
@@ -79,9 +78,7 @@ def _linearisation(order: int) -> Array:
 
 
 def _hermite_map(exponents: IntArray, sign: Array) -> SparseMap:
-    """
-    Rows: sign * prod h_ni as a combination of monomials of the same list (all of even degree).
-    """
+    """Rows: sign * prod h_ni as combinations of monomials of the same list (all of even degree)."""
     one = [ordering.hermite_coefficients(k) for k in range(int(exponents.max()) + 1)]
     where = ordering.positions(ordering.monomials(int(exponents.sum(1).max())))
     dst, src = [], []
@@ -97,9 +94,7 @@ def _hermite_map(exponents: IntArray, sign: Array) -> SparseMap:
 
 
 def _gram_map(index: IntArray, order: int) -> SparseMap:
-    """
-    Packed lower M'M from Hermite moments; vectorised over pairs (plain Python took two seconds).
-    """
+    """Packed lower M'M from Hermite moments; vectorised over pairs (plain Python: two seconds)."""
     lookup = np.zeros((2 * order + 1,) * 3, np.int64)
     exponents = ordering.monomials(2 * order)
     lookup[tuple(exponents.T)] = np.arange(len(exponents))
@@ -150,9 +145,8 @@ def order_tables(order: int) -> OrderTables:
 
 
 def scheme(qvecs: Array, tau: float, order: int, rounding: float = LARGEST_ROUNDING) -> Scheme:
-    """
-    Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis' Gaussian, 4
-    pi^2 q^2 tau.
+    """Constants of q-vectors (n, 3), 1/mm, at an order; tau in s gives the b of the basis'
+    Gaussian, 4 pi^2 q^2 tau.
     """
     length = np.linalg.norm(qvecs, axis=1)
     reference = float(length.max()) or 1.0
@@ -263,8 +257,7 @@ def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
 def expected_rounding(
     s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array
 ) -> None:
-    """
-    Rounding of M'M, relative to its largest entry, that rotated moments will have.
+    """Rounding of M'M, relative to its largest entry, that rotated moments will have.
 
     Moments along e1, where g decays fastest, are small differences of those of the fixed frame, and
     the Hermite functions of the largest scale magnify what is lost (b = 10000, order 10, D = (1.7,
@@ -285,8 +278,7 @@ def expected_rounding(
 
 @kernel(fastmath=CONTRACT, inline=True)
 def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: MomentWork) -> None:
-    """
-    Hermite moments of voxels l to l + WIDTH - 1 straight from q in each voxel's frame, without
+    """Hermite moments of voxels l to l + WIDTH - 1 straight from q in each voxel's frame, without
     cancellation, where `work.strain` asks for it. `bent`: with the shears of `work.skew`.
     """
     degree = work.power.shape[0] // 3 - 1
@@ -336,8 +328,7 @@ def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: Mo
 
 @kernel(fastmath=CONTRACT, inline=True)
 def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: MomentWork) -> None:
-    """
-    Moments of g^2 (degree 2N, into work.high) and g y (degree N, work.low) in the fixed frame.
+    """Moments of g^2 (degree 2N, into work.high) and g y (degree N, work.low) in the fixed frame.
 
     Parameters
     ----------
@@ -363,8 +354,7 @@ def low_moments(s: Scheme, y: Array, w: Array, work: MomentWork) -> None:
 
 @kernel(fastmath=CONTRACT, inline=True)
 def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: MomentWork) -> None:
-    """
-    Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
+    """Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
     moments of degree N at these scales (work.low); degree = 2N.
     """
     _powers(mu, s.wave, degree, work.power)
@@ -383,9 +373,8 @@ def scale_low(t: OrderTables, degree: int, work: MomentWork) -> None:
 def polynomial(
     t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, work: MomentWork
 ) -> None:
-    """
-    Coefficients (n, V), block order, to the monomials of the fitted polynomial in the voxel's frame
-    (work.low): the transpose of the way to M'y.
+    """Coefficients (n, V), block order, to the monomials of the fitted polynomial in the voxel's
+    frame (work.low): the transpose of the way to M'y.
     """
     block_map(t.synthesis, coef, work.low)
     _powers(mu, s.wave, 2 * order, work.power)
@@ -394,8 +383,7 @@ def polynomial(
 
 @kernel(fastmath=CONTRACT, inline=True)
 def signal(s: Scheme, work: MomentWork, out: Array) -> None:
-    """
-    Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), from the polynomial in the fixed
+    """Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), from the polynomial in the fixed
     frame (work.low) and the voxels' Gaussians (work.g).
     """
     block_product(s.low_t, work.low, out)

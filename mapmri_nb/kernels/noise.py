@@ -1,5 +1,4 @@
-"""
-The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of
+"""The noise of magnitude images: Rician for one coil, noncentral chi for the root of the sum of
 squares over several.
 
 A magnitude m of the signal A has the density m^L A^(1-L) / sigma^2 exp(-(m^2 + A^2) / 2 sigma^2)
@@ -62,8 +61,7 @@ def workspace(samples: int, n: int, V: int, rules: Any) -> Work:
 
 
 def bessel_ratio(x: Any, coils: int) -> Any:
-    """
-    I_L(x) / I_(L-1)(x) of x >= 0, L coils, to 3e-13.
+    """I_L(x) / I_(L-1)(x) of x >= 0, L coils, to 3e-13.
 
     Below 16 + L^2 / 4 the recurrence r_n = x / (2 n + x r_(n+1)) downwards from Amos' bound
     [Math. Comp. 28:239, 1974]; above, both functions by their asymptotic series.
@@ -83,8 +81,7 @@ def bessel_ratio(x: Any, coils: int) -> Any:
 
 @kernel()
 def _relative_mean(x: float, coils: int) -> tuple[float, float]:
-    """
-    Expected magnitude over sigma, and its derivative by x = A^2 / 2 sigma^2: the root of pi / 2
+    """Expected magnitude over sigma, and its derivative by x = A^2 / 2 sigma^2: the root of pi / 2
     times (2L-1)!! / (2^(L-1) (L-1)!) times 1F1(-1/2; L; -x) [Koay & Basser 2006, Eq. 6].
     """
     if x > min(
@@ -132,8 +129,7 @@ def expected_magnitude(signal: float, sigma: float, coils: int) -> float:
 
 @kernel()
 def signal_of(magnitude: float, sigma: float, coils: int) -> float:
-    """
-    The signal whose expected magnitude this is; 0 below the noise floor.
+    """The signal whose expected magnitude this is; 0 below the noise floor.
 
     Newton's steps in x = A^2 / 2 sigma^2, in which the mean is concave: from below they stay below.
     """
@@ -164,8 +160,7 @@ def expected_rows(
 
 @lru_cache
 def curves(coils: int) -> Array:
-    """
-    Coefficients p (2, DEGREE + 1) of `ratio` and `mean`: Chebyshev interpolation of what they
+    """Coefficients p (2, DEGREE + 1) of `ratio` and `mean`: Chebyshev interpolation of what they
     multiply by powers of 1 - u^2 and 1 - u, u = (x - C) / (x + C), C = MIDDLE (L + 1).
     """
     C, amos = MIDDLE * (coils + 1.0), plain(_amos)
@@ -249,8 +244,7 @@ def keep(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None
 
 @stage(CONTRACT)
 def count_parameters(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """
-    tr S = n - weight tr(G^-1 L) - k B'G^-1 B, the parameters that a linear fit spends, G = M'M +
+    """tr S = n - weight tr(G^-1 L) - k B'G^-1 B, the parameters that a linear fit spends, G = M'M +
     weight L + k B B'; only where sigma or the scale must be estimated.
     """
     if data.sigma.size > 0 and not plan.rules.rescale:
@@ -297,8 +291,7 @@ def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
 
 @kernel(fastmath=CONTRACT, inline=True)
 def _new_square(p: Array, block: Any, coils: int) -> None:
-    """
-    sigma^2 of the fitted signal: at first from the residual, then one Newton step of its
+    """sigma^2 of the fitted signal: at first from the residual, then one Newton step of its
     likelihood, sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.
 
     Along the signal n - tr S squares are left, across it (2 L - 1) n: at high signal this is the
@@ -336,10 +329,9 @@ def _new_square(p: Array, block: Any, coils: int) -> None:
 
 @stage()
 def correct(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """
-    One step of the expectation: y <- y I_L(x) / I_(L-1)(x), x = y A / sigma^2, A the fitted signal
-    (0 where it is negative), where the voxel is not settled; sigma from the fit where none is
-    given.
+    """One step of the expectation: y <- y I_L(x) / I_(L-1)(x), x = y A / sigma^2, A the fitted
+    signal (0 where it is negative), where the voxel is not settled; sigma from the fit where none
+    is given.
 
     block.noise.moving[0] counts the voxels that need another fit.
     """
@@ -410,9 +402,7 @@ def _expectation(p: Array, block: Any, coils: int) -> None:
 
 @stage(CONTRACT)
 def right_side(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """
-    rhs of corrected samples. The scales, the Laplacian weight and G stay, MAPL's as its factor.
-    """
+    """rhs of corrected samples. The scales, the Laplacian weight and G stay, MAPL's as a factor."""
     work, t = block.moments, plan.moments
     tensor.signal_at_origin(plan.tensor, block.y, block.w, block.D_scale, block.S0)
     moments.low_moments(plan.scheme, block.y, block.w, work)

@@ -1,5 +1,4 @@
-"""
-The ODF as a homogeneous form: values along fixed directions, and linear functions of them.
+"""The ODF as a homogeneous form: values along fixed directions, and linear functions of them.
 
 Everything takes Hermite coefficients in the frame R at the scales mu, so both bases share it.
 Kernels named ``..._rows`` run serially over rows start .. stop - 1, with voxels in lanes.
@@ -57,8 +56,8 @@ def powers_at(points: Array, degree: int) -> Array:
 
 @lru_cache
 def _form_table(order: int, s: float) -> Array:
-    """
-    Matrix (m, n_coef), rows padded for `block_product`: Hermite coefficients to p at mu = 1, R = 1.
+    """Matrix (m, n_coef), rows padded for `block_product`: Hermite coefficients to p at mu = 1, R =
+    1.
 
     A part of degree k of the polynomial of P is raised to the radial order by |t|^2.
     """
@@ -89,8 +88,7 @@ def _shears(order: int) -> Pairs:
 def form_rows(
     coef: Array, mu: Array, R: Array, table: Array, s: float, f: Forms, start: int, stop: int
 ) -> None:
-    """
-    Forms with p (V, m) in the tensor's frame and A (V, 6) in that of the b-vectors, into f.
+    """Forms with p (V, m) in the tensor's frame and A (V, 6) in that of the b-vectors, into f.
 
     Lengths count in units of the scales' geometric mean g, and ODF_s is g^s times what it is there.
     """
@@ -133,8 +131,7 @@ def form_rows(
 
 
 def forms(coef: Array, mu: Array, R: Array, order: int, s: float) -> Forms:
-    """
-    The ODF_s of V voxels [Ozarslan 2013, Eq. 32-35], for any real s above -3.
+    """The ODF_s of V voxels [Ozarslan 2013, Eq. 32-35], for any real s above -3.
 
     Parameters
     ----------
@@ -224,8 +221,8 @@ def _tiles(values: Array) -> Array:
 
 
 def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
-    """
-    Values (V, K) at unit vectors (K, 3), or values @ project for a matrix (K, k), on all threads.
+    """Values (V, K) at unit vectors (K, 3), or values @ project for a matrix (K, k), on all
+    threads.
     """
     order = round(math.sqrt(8 * f.p.shape[1] + 1) - 3) // 2
     x, y, z = points.T
@@ -245,8 +242,8 @@ def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
 def local_maxima(
     f: Array, neighbours: IntArray, rows: IntArray, columns: IntArray, found: NDArray[np.bool_]
 ) -> None:
-    """
-    Which (M,) of some places of f (V, K), given by row and column, are local maxima of their row.
+    """Which (M,) of some places of f (V, K), given by row and column, are local maxima of their
+    row.
 
     Parameters
     ----------
@@ -265,8 +262,7 @@ def local_maxima(
 def refine_rows(
     second: Array, powers: IntArray, points: Array, value: Array, start: int, stop: int
 ) -> None:
-    """
-    Newton's method on the sphere, for homogeneous polynomials f of degree L; never downhill.
+    """Newton's method on the sphere, for homogeneous polynomials f of degree L; never downhill.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
-"""
-Sizes, index tables and positions of both bases, and the exact map between them: the only place that
-knows an order.
+"""Sizes, index tables and positions of both bases, and the exact map between them: the only place
+that knows an order.
 
 Public coefficients (n,) follow DIPY's order: anisotropic n1 n2 n3 by N = n1 + n2 + n3 = 0, 2, ..,
 isotropic j l m by N = l + 2j - 2. Inside the block kernels functions are grouped by parity class
@@ -32,8 +31,7 @@ def frozen(array: NDArray) -> NDArray:
 
 @lru_cache
 def index_table(order: int) -> IntArray:
-    """
-    Indices of the anisotropic basis, (n_coef, 3), in DIPY's order.
+    """Indices of the anisotropic basis, (n_coef, 3), in DIPY's order.
 
     ``[(N-i-j, j, i) for N in range(0, order+1, 2) for i in range(N+1) for j in range(N+1-i)]``
     """
@@ -48,8 +46,7 @@ def index_table(order: int) -> IntArray:
 
 @lru_cache
 def iso_index_table(order: int) -> IntArray:
-    """
-    Indices (j, l, m) of the isotropic basis, (n_coef, 3), in DIPY's order.
+    """Indices (j, l, m) of the isotropic basis, (n_coef, 3), in DIPY's order.
 
     ``[(j, l, m) for N in range(0, order+1, 2) for j in range(1, N//2+2) for l in (N+2-2*j,) for m
     in range(-l, l+1)]``
@@ -113,8 +110,7 @@ def hermite_coefficients(n: int) -> Array:
 
 @lru_cache
 def hermite_to_monomial(order: int) -> Array:
-    """
-    Matrix (n_coef, n_coef) from Hermite to monomial coefficients of p(x) = sum a_n prod
+    """Matrix (n_coef, n_coef) from Hermite to monomial coefficients of p(x) = sum a_n prod
     H_ni(x_i)/sqrt(2^N n1!n2!n3!).
 
     Rows follow `monomials(order)`, columns `index_table(order)`.
@@ -157,8 +153,7 @@ def iso_norms(order: int) -> Array:
 
 
 def solid_harmonic(el: int, m: int) -> dict[tuple[int, int, int], float]:
-    """
-    Monomial coefficients of |x|^l Y_lm(x) with DIPY's legacy descoteaux07 harmonics.
+    """Monomial coefficients of |x|^l Y_lm(x) with DIPY's legacy descoteaux07 harmonics.
 
     m < 0: sqrt(2) K P_l^|m| cos(|m| phi); m > 0: sqrt(2) K P_l^m sin(m phi); P with the
     Condon-Shortley phase.
@@ -195,9 +190,8 @@ def solid_harmonic(el: int, m: int) -> dict[tuple[int, int, int], float]:
 
 @lru_cache
 def iso_to_aniso(order: int) -> Array:
-    """
-    Exact map T (n_coef, n_coef): anisotropic = T @ isotropic coefficients, at equal scales in one
-    frame.
+    """Exact map T (n_coef, n_coef): anisotropic = T @ isotropic coefficients, at equal scales in
+    one frame.
 
     Both families are exp(-x^2/2) times polynomials, and T mixes functions of one degree alone, so
     that it is the ratio of their leading monomials (x in units of mu).

@@ -1,5 +1,4 @@
-"""
-What a fit knows of S0 = E(0) before it starts: the mean of the b0 volumes, S0_b.
+"""What a fit knows of S0 = E(0) before it starts: the mean of the b0 volumes, S0_b.
 
 Three rules: it is one more sample, at exactly q = 0 and with the weight of all b0 volumes together;
 it is ignored; or E(0) equals it. It is also the scale of the Gaussian S0_b e_0 that the Laplacian
@@ -48,8 +47,7 @@ def sample_at_origin(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: 
 
 @kernel(fastmath=CONTRACT)
 def deviation(block: Any, rescale: bool, sign: float) -> None:
-    """
-    From M'y to M'(y - S0_b M e), and back with the other sign. y'Wy is right after the way forth
+    """From M'y to M'(y - S0_b M e), and back with the other sign. y'Wy is right after the way forth
     alone. e is e_0, or with `rescale` block.scale.gaussian.
     """
     n = block.rhs.shape[0]
@@ -85,9 +83,8 @@ def attract(plan: Any, block: Any) -> None:
 
 @kernel(fastmath=CONTRACT)
 def fix(origin: Array, L: Array, S0: Array, z: Array) -> None:
-    """
-    The forward solution in row n of a Cholesky factor L moves so that the back substitution gives
-    B'c = S0: f + z (S0 - z'f) / z'z with L z = B; z (n, V) is scratch.
+    """The forward solution in row n of a Cholesky factor L moves so that the back substitution
+    gives B'c = S0: f + z (S0 - z'f) / z'z with L z = B; z (n, V) is scratch.
     """
     n = origin.size
     for l in range(0, L.shape[1], WIDTH):

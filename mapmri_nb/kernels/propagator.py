@@ -1,5 +1,4 @@
-"""
-Signal and propagator at points; overlaps with radial functions (PA, NG); negative mass.
+"""Signal and propagator at points; overlaps with radial functions (PA, NG); negative mass.
 
     E(q) = sum a_n Phi_n(R'q),   P(r) = sum a_n Psi_n(R'r)     a (V, n), mu (V, 3) mm, R (V, 3, 3)
     cos^2 theta = sum_(k<=K) (g_k^2 / b_k) / sum a^2           [Ozarslan 2013, Eq. 51-56]
@@ -28,7 +27,6 @@ GROUP, TILE = 48, 16  # voxels and points of `negative_rows` handled together
 SIGNAL, PROPAGATOR = 0, 1
 
 # ---- values at points
-# ------------------------------------------------------------------------------------------------
 
 
 class PointTables(NamedTuple):
@@ -43,8 +41,7 @@ class PointTables(NamedTuple):
 
 @lru_cache
 def point_tables(order: int, kind: int) -> PointTables:
-    """
-    Tables of `point_rows` for kind = SIGNAL or PROPAGATOR: orthonormal Hermite functions times
+    """Tables of `point_rows` for kind = SIGNAL or PROPAGATOR: orthonormal Hermite functions times
     pi^(1/4), the Gaussian set aside.
     """
     k, terms = np.arange(order, dtype=float), ordering.index_table(order)
@@ -126,8 +123,7 @@ def point_rows(
     start: int,
     stop: int,
 ) -> None:
-    """
-    Signal or propagator of each voxel at the same points [Ozarslan 2013, Eq. 22, 23].
+    """Signal or propagator of each voxel at the same points [Ozarslan 2013, Eq. 22, 23].
 
     Parameters
     ----------
@@ -175,8 +171,7 @@ def values_at(coef: Array, mu: Array, R: Array, points: Array, tables: PointTabl
 
 @kernel()
 def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> None:
-    """
-    Overlaps of unit-norm one-dimensional functions at scales mu (n <= degree) and target (m <
+    """Overlaps of unit-norm one-dimensional functions at scales mu (n <= degree) and target (m <
     size), into out[n size + m].
 
     s = 2 mu u/(mu^2+u^2), c = (u^2-mu^2)/(u^2+mu^2): O_00 = sqrt(s), O_0,m+1 = -c sqrt(m/(m+1))
@@ -204,9 +199,8 @@ def overlaps(mu: float, target: float, degree: int, size: int, out: Array) -> No
 
 @lru_cache
 def even_table(order: int) -> IntArray:
-    """
-    Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones with a
-    radial part; by n1, then n2.
+    """Rows (position, n1, n2, n3) of the basis functions with three even indices: the only ones
+    with a radial part; by n1, then n2.
     """
     table = ordering.index_table(order)
     where = np.flatnonzero((table % 2 == 0).all(1))
@@ -218,8 +212,7 @@ def even_table(order: int) -> IntArray:
 def radial_cosine_rows(
     coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
 ) -> None:
-    """
-    cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales
+    """cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales
     `target`.
 
     Parameters
@@ -302,8 +295,7 @@ def propagator_anisotropy(cosine_squared: Array, epsilon: float = 0.4) -> Array:
 
 
 class DenseGrid(NamedTuple):
-    """
-    Tables of `negative_rows`: one octant of a lattice in normalised coordinates x = r/mu, whose
+    """Tables of `negative_rows`: one octant of a lattice in normalised coordinates x = r/mu, whose
     points stand for all their changes of sign.
     """
 
@@ -339,9 +331,8 @@ def dense_grid(order: int, spacing: float = 0.5) -> DenseGrid:
 
 @kernel(fastmath=CONTRACT)
 def _extremes(parts: Array, weight: Array, state: Array) -> None:
-    """
-    Add the values at a tile of points, given as sums over the parity classes (4, TILE, V), to the
-    smallest, the largest and the negative mass, (3, V).
+    """Add the values at a tile of points, given as sums over the parity classes (4, TILE, V), to
+    the smallest, the largest and the negative mass, (3, V).
     """
     for l in range(0, state.shape[1], WIDTH):
         s, t = rows(parts[0], l), rows(parts[1], l)
@@ -362,8 +353,7 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
 
 @kernel()
 def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
-    """
-    How far each row's propagator is from positive, on a dense grid.
+    """How far each row's propagator is from positive, on a dense grid.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
-"""
-Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0, and
-to B'c = 1 where `fixed` is 1 (0: E(0) is free).
+"""Dual active-set solver of the positivity QP of one voxel: min c'Hc/2 - g'c subject to K c >= 0,
+and to B'c = 1 where `fixed` is 1 (0: E(0) is free).
 
 The method of Goldfarb and Idnani (Math. Program. 27:1, 1983): from the unconstrained minimiser, the
 most violated row enters and rows whose multiplier turns negative leave. Every iterate is optimal
@@ -106,8 +105,7 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
 def _judge(
     H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
 ) -> float:
-    """
-    Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
+    """Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
     rows, signs of u.
 
     Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
@@ -157,9 +155,8 @@ def _pursue(
     H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array,
     info: Array,
 ) -> int:  # fmt: skip
-    """
-    The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none, not
-    even B).
+    """The method from c, the minimiser on the q rows held, with multipliers u >= 0 (q = 0: none,
+    not even B).
 
     p : the row that enters (-1: B), `bound` its right-hand side (1 for B, else 0), `mine` its
     multiplier so far. free : squared length of the direction z. partial : the step at which the
@@ -236,8 +233,7 @@ def _ridge(H: Array) -> float:
 
 @kernel(inline=True)
 def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
-    """
-    Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
+    """Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
     diagonal of H.
 
     Parameters
@@ -276,8 +272,7 @@ def solve_whitened(
 
 @kernel()
 def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
-    """
-    From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
+    """From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
     still held.
 
     With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u =
@@ -310,8 +305,8 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
 
 @kernel()
 def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntArray) -> None:
-    """
-    `solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be used.
+    """`solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be
+    used.
 
     Each starts from the rows active for the mean of g, less those whose multipliers its own g makes
     negative: the optimum is one whatever the start, and this one is some steps away from it instead

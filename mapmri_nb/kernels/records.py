@@ -1,6 +1,5 @@
-"""
-The named tuples of a fit: what is constant (Plan), what comes in (Data), scratch (Block), what goes
-out (Out).
+"""The named tuples of a fit: what is constant (Plan), what comes in (Data), scratch (Block), what
+goes out (Out).
 
 V is the number of voxels of a block, a `lanes.padded` number; arrays of a Block have their voxels
 last. Lengths are in mm, diffusivities in mm2/s, samples in the data's units.
@@ -21,9 +20,8 @@ SCALARS = (
 
 
 class LinearMap(NamedTuple):
-    """
-    Coefficients A y + a S0_b, in block order, where all voxels share scale, frame and samples; of
-    size 0 for other fits.
+    """Coefficients A y + a S0_b, in block order, where all voxels share scale, frame and samples;
+    of size 0 for other fits.
     """
 
     A: Array = np.zeros((0, 0))  # (n 4, samples), 4: with rows of zeros, see `pad4`
@@ -54,9 +52,8 @@ class Plan(NamedTuple):
 
 
 class Data(NamedTuple):
-    """
-    Rows of voxels, float64 and C-contiguous; given scales and field have length 0 when absent, and
-    any array may have length 1 for all voxels.
+    """Rows of voxels, float64 and C-contiguous; given scales and field have length 0 when absent,
+    and any array may have length 1 for all voxels.
     """
 
     y: Array  # (voxels, samples)

@@ -1,5 +1,4 @@
-"""
-A narrower basis where the tensor's scale and positivity together contradict the data.
+"""A narrower basis where the tensor's scale and positivity together contradict the data.
 
 A nonnegative propagator of finite order in a basis that is too wide cannot follow a signal with a
 slow tail, and predicts left-out samples worse than a free one. The constrained fit is kept where
@@ -41,9 +40,8 @@ def workspace(n: int, V: int, used: bool) -> Work:
 
 @stage(CONTRACT)
 def gaussian(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
-    """
-    e of the Gaussian of the tensor in a basis of f times its scale: (2 f^2 / (1 + f^2))^(3/2) B_n
-    ((1 - f^2) / (1 + f^2))^(N/2), its projection; e_0 at f = 1.
+    """e of the Gaussian of the tensor in a basis of f times its scale: (2 f^2 / (1 + f^2))^(3/2)
+    B_n ((1 - f^2) / (1 + f^2))^(N/2), its projection; e_0 at f = 1.
     """
     origin, index = plan.moments.origin, plan.moments.index
     for l in range(block.status.size):

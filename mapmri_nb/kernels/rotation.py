@@ -1,5 +1,4 @@
-"""
-Rotations, and other linear maps of space, of moments and polynomials by shears in place: lanes
+"""Rotations, and other linear maps of space, of moments and polynomials by shears in place: lanes
 [row][V], voxels last.
 
 A plane rotation is x += t y, y -= s x, x += t y with t = tan(angle / 2), s = sin(angle); each shear
@@ -20,9 +19,8 @@ Pairs = NDArray[np.uint64]
 
 
 def shear_pairs(degree: int) -> Pairs:
-    """
-    Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y, in
-    place.
+    """Ordered pairs (p, q) such that M[p] += t M[q] turns the moments of x into those of x + t y,
+    in place.
 
     With M[i] = <x^i y^(m-i)>: for r in 1..m: for i in m..r: M[i] += t M[i-1]. Axes (x,y), (y,x),
     (y,z), (z,y), (z,x).
@@ -45,9 +43,8 @@ def shear_pairs(degree: int) -> Pairs:
 
 @kernel()
 def frame_angles(R: Array, angles: Array, lane: int) -> None:
-    """
-    Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles within
-    90 degrees.
+    """Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles
+    within 90 degrees.
 
     Writes tan(half angle) and sin of a, b, c at one lane of `angles` (6, V): |tan| <= 1 keeps the
     shears stable.
@@ -82,8 +79,7 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
 
 @kernel()
 def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: int) -> None:
-    """
-    Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three
+    """Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three
     scales, at one lane.
 
     A = T Q with Q a rotation and T lower triangular, by Gram-Schmidt on the rows of A: gradient

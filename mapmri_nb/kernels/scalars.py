@@ -1,6 +1,5 @@
-"""
-Index formulas of one voxel: Hermite coefficients a (n,) in DIPY's order, in the tensor's frame, and
-mu (3,) in mm.
+"""Index formulas of one voxel: Hermite coefficients a (n,) in DIPY's order, in the tensor's frame,
+and mu (3,) in mm.
 
 Every formula is a section or a marginal of P = sum a_n Psi_n: with B_n = Phi_n(0) and
 s = (-1)^(exponent/2) of the orders integrated over,
@@ -160,8 +159,7 @@ def ng(coef: Array) -> float:
 def beside(
     coef: Array, factor: Array, t: IndexTables, index: IntArray, out: Array, start: int, stop: int
 ) -> None:
-    """
-    NG, NG_par and NG_perp of rows start to stop against the Gaussian of scales mu / factor, into
+    """NG, NG_par and NG_perp of rows start to stop against the Gaussian of scales mu / factor, into
     columns 5 to 7 of out (V, 9), where factor (V,) is not 1.
 
     In d dimensions that Gaussian is the sum of (2 f^2 / (1 + f^2))^(d/2) b_n ((1 - f^2) / (1 +
@@ -279,8 +277,7 @@ def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, s
 
 @kernel(inline=True)
 def out_of_range(plan: Any, block: Any, l: int) -> bool:
-    """
-    Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
+    """Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
     |E| above 1 by more than three times the residual.
     """
     t, m = plan.moments, block.mu

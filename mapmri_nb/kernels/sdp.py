@@ -1,6 +1,5 @@
-"""
-Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH voxels
-in lanes at a time.
+"""Global positivity: an interior point over two parity Gram blocks and its certificate, WIDTH
+voxels in lanes at a time.
 
 The propagator is a Gaussian times p(x), x = r / mu, an even polynomial of degree N with Hermite
 coefficients c. p = z'Qz with Q positive semidefinite and z the monomials of degree <= N/2 is
@@ -161,8 +160,7 @@ def _residuals(t: Tables, w: Work) -> None:
 
 @kernel(inline=True)
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
-    """
-    End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding).
+    """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding).
 
     1/2 eta'P eta is what the cones cost the objective: next to nothing where c0 itself is the
     answer, which a gap of tol scale does not show. So the gap must also fall to FINER times this
@@ -238,8 +236,8 @@ def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> b
 
 @kernel(inline=True)
 def _step_length(t: Tables, w: Work, precision: float) -> None:
-    """
-    Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that ended.
+    """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that
+    ended.
 
     Each matrix in turn shrinks the step of every lane until X + step D is positive definite, and
     bisects to `precision`.
@@ -294,8 +292,8 @@ def _advance(t: Tables, w: Work) -> None:
 
 @kernel()
 def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
-    """
-    Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active lanes.
+    """Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active
+    lanes.
 
     Primal-dual path following from the given eta and scale (of w.lane), Q from the reference:
     predictor, corrector, one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute)
@@ -322,8 +320,7 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
 
 @kernel()
 def certify(t: Tables, c: Array, w: Work) -> None:
-    """
-    Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive
+    """Correct the Gram matrices w.Q so that they stand for c exactly, and prove them positive
     semidefinite.
 
     Row MARGIN of w.lane is the margin proved: this amount of the reference Gram matrices can be
@@ -372,9 +369,8 @@ def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
 
 @kernel(inline=True)
 def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
-    """
-    Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be, into
-    lanes from l0 on.
+    """Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be,
+    into lanes from l0 on.
 
     Lanes whose status is not CERTIFIED get NaN.
     """
@@ -418,8 +414,7 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
 def solve(
     G: Array, g: Array, t: Tables, fixed: int, max_iter: int, tol: float, w: Work, answer: Answer
 ) -> None:
-    """
-    Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the
+    """Minimise 1/2 c'Hc - g'c subject to p a sum of squares, and to B'c = 1 if `fixed` is 1 (the
     answer has E(0) = 1 either way), for V voxels, a multiple of WIDTH.
 
     Parameters
@@ -469,8 +464,8 @@ def _margin_problem(c: Array, l0: int, t: Tables, w: Work) -> None:
 
 @kernel()
 def gram_margin(c: Array, t: Tables, max_iter: int, tol: float, w: Work, answer: Answer) -> None:
-    """
-    Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >= 0.
+    """Best Gram matrices of given coefficients c (n, V) with E(0) = 1, and whether they prove p >=
+    0.
 
     They maximise the amount m <= 1 of the reference polynomial that can be taken off p with a sum
     of squares left. `answer.info` as in `solve`, except info[3]: the best m, known to about 1e-6;

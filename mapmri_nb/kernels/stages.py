@@ -1,5 +1,4 @@
-"""
-The stages of a fit: compiled functions that take a block of voxels from samples to results.
+"""The stages of a fit: compiled functions that take a block of voxels from samples to results.
 
 Each but the solver's has the arguments `(plan, data, block, out, i0, stop)`: it reads and writes
 the arrays of `block`, (rows, V). Lane l of these is voxel i0 + l of `data`; a loop in steps of
@@ -70,8 +69,7 @@ def _transpose(values: Array, i0: int, y: Array) -> None:
 
 @stage()
 def read(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
+    """Transpose the samples into y (n, V); one that is not finite, or of weight 0, or 0 with
     `zero_is_missing`, is missing (value 0, weight 0).
 
     Lanes past the end of the data repeat its last row. Begins the status.
@@ -178,8 +176,7 @@ def mean_at_origin(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop
 
 @stage(CONTRACT)
 def fixed_moments(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    The moments in the frame of the b-vectors, and their rotation to the voxel's frame. The
+    """The moments in the frame of the b-vectors, and their rotation to the voxel's frame. The
     isotropic basis stays in the frame of the b-vectors: its Gaussian is the same in every frame.
     """
     work, t = block.moments, plan.moments
@@ -286,8 +283,7 @@ def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
 
 @stage()
 def solve_linear(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
-    """
-    Coefficients of MAP and MAPL, without constraints, by Cholesky.
+    """Coefficients of MAP and MAPL, without constraints, by Cholesky.
 
     The data are not divided by S0_b here, so that B'c is the fitted S0: it goes to `block.S0`, and
     c is divided by it. The other solvers divide rhs by S0_b, and multiply `block.S0` by the E(0)
@@ -338,8 +334,8 @@ def _backward(plan: Plan, block: Block) -> None:
 
 @stage(CONTRACT)
 def solve_by_map(problem: tuple[()], plan: Plan, block: Block, count: int) -> None:
-    """
-    `solve_linear` by the constant map of the plan. Voxels with missing samples are left STRAINED.
+    """`solve_linear` by the constant map of the plan. Voxels with missing samples are left
+    STRAINED.
     """
     origin, out = plan.moments.origin, block.moments.low
     block_product(plan.linear.A, block.y, out)
@@ -385,8 +381,7 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
 
 @kernel(fastmath=CONTRACT, inline=True)
 def _residuals(block: Block) -> None:
-    """
-    RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
+    """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
     block.pivot takes its largest size.
     """
     for l in range(0, block.y.shape[1], WIDTH):
@@ -419,9 +414,8 @@ def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
 
 @stage()
 def write(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """
-    All rows of one block into `out`; NaN where the status means no fit. The flips of given frames
-    are undone.
+    """All rows of one block into `out`; NaN where the status means no fit. The flips of given
+    frames are undone.
     """
     t, V = plan.moments, block.status.size
     n, signed = t.origin.size, data.mu.shape[0] > 0 and not plan.isotropic

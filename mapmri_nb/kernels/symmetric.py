@@ -1,5 +1,5 @@
-"""
-Linear algebra on small symmetric matrices and vectors, WIDTH voxels in lanes: arrays [row][WIDTH].
+"""Linear algebra on small symmetric matrices and vectors, WIDTH voxels in lanes: arrays
+[row][WIDTH].
 
 A symmetric matrix of s rows is packed from row o on, entry (i, j) at o + i (i + 1) / 2 + j. Letters
 are those of `sdp`: Z (t, s) holds z_t, Q and W Gram matrices, S the Schur complement.
@@ -13,8 +13,7 @@ from .lanes import every, pick, rows
 
 @kernel(fastmath=CONTRACT)
 def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
-    """
-    Eliminate a symmetric matrix, packed from row o, from its last row on; A is overwritten.
+    """Eliminate a symmetric matrix, packed from row o, from its last row on; A is overwritten.
 
     `pivot`: the smallest pivot; 0 or less, or NaN, where A is not positive definite (a NaN spoils
     every later one).

@@ -1,5 +1,4 @@
-"""
-The scale tensor of blocks of voxels: weighted log-linear fit, eigenframe, mu, S0, and u0.
+"""The scale tensor of blocks of voxels: weighted log-linear fit, eigenframe, mu, S0, and u0.
 
 log y_k = log S0 - b_k g_k'D g_k is solved twice: by ordinary least squares, then with the weights
 S_pred^2 of that answer. D is six rows xx xy yy xz yz zz (6, V) in units of `UNIT` mm^2/s; b is in
@@ -150,9 +149,8 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
 
 @kernel(fastmath=CONTRACT, inline=True)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
-    """
-    Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy yy
-    xz yz zz), log S0.
+    """Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy
+    yy xz yz zz), log S0.
 
     Parameters
     ----------
@@ -186,8 +184,7 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
 
 @kernel()
 def eigen3(a: Array, values: Array, R: Array) -> None:
-    """
-    Eigenvalues (descending) and eigenvectors (columns of R, determinant +1) of a symmetric 3 x 3
+    """Eigenvalues (descending) and eigenvectors (columns of R, determinant +1) of a symmetric 3 x 3
     matrix.
 
     Cyclic Jacobi. `a` (6,) in the order xx xy yy xz yz zz is destroyed; values (3,), R (3, 3) are
@@ -254,8 +251,7 @@ def determinant(R: Array) -> float:
 
 @kernel()
 def isotropic_scale(mu: Array) -> float:
-    """
-    The single scale u0 that maximises the overlap of both Gaussians, mm [Ozarslan 2013, Eq. 49].
+    """The single scale u0 that maximises the overlap of both Gaussians, mm [Ozarslan 2013, Eq. 49].
 
     Positive root U = u0^2 of -3U^3 - (X+Y+Z)U^2 + (XY+XZ+YZ)U + 3XYZ = 0, X = mu_x^2 ...; three
     real roots, closed form.
@@ -296,9 +292,8 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
 
 @kernel(inline=True)
 def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) -> None:
-    """
-    S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none is
-    left.
+    """S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none
+    is left.
 
     A "b0" at b = 15 is not E = 1: ignoring that costs 26 % of RTOP on a clean Gaussian.
     """

@@ -1,5 +1,4 @@
-"""
-Property-based validation of any MAP-MRI program: ``python -m mapmri_nb.testing dipy``.
+"""Property-based validation of any MAP-MRI program: ``python -m mapmri_nb.testing dipy``.
 
 `check(program, name, case)` runs one property; `search` looks for the smallest case that breaks it.
 Needs Hypothesis: ``pip install "mapmri_nb[testing]"``.

@@ -1,6 +1,5 @@
-"""
-Properties 7 to 14: algebra of the indices, known answers, the path of the weights, positivity, the
-Laplacian matrix, error bars. As in `invariants`.
+"""Properties 7 to 14: algebra of the indices, known answers, the path of the weights, positivity,
+the Laplacian matrix, error bars. As in `invariants`.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ ANY_ORDER = st.sampled_from([2, 4, 6, 8, 10, 0])
 
 @prop("7", order=ANY_ORDER)
 def linearity(program: Program, case: Case) -> None:
-    """
-    RTOP, RTAP, RTPP, MSD, 1/QIV, E, P and ODF of f a + (1 - f) b are f times those of a plus (1 -
-    f) times those of b. Tolerance: 1e3 eps of the largest for each of the n functions; isotropic:
+    """RTOP, RTAP, RTPP, MSD, 1/QIV, E, P and ODF of f a + (1 - f) b are f times those of a plus (1
+    - f) times those of b. Tolerance: 1e3 eps of the largest for each of the n functions; isotropic:
     times the condition of the map between the bases.
     """
     a, (mu, R), rng = case.coefficients(2), case.frame(), case.rng(6)
@@ -71,8 +69,7 @@ def ranges(program: Program, case: Case) -> None:
 @prop("8", tissue="gaussian", noise="none", snr=1e9, laplacian=None, volumes=st.integers(60, 300),
       basis="anisotropic")  # fmt: skip
 def one_gaussian(program: Program, case: Case) -> None:
-    """
-    One Gaussian without noise is exact at every order without a Laplacian: closed forms, NG = 0.
+    """One Gaussian without noise is exact at every order without a Laplacian: closed forms, NG = 0.
     Tolerance: the case's; of NG^2 = 1 - cos^2 its square and 1e3 eps.
     """
     values = program.indices(fitted(program, case))
@@ -119,8 +116,7 @@ golden("isotropic", truths.golden_b(), truths.GOLDEN_B)
 
 @prop("9", laplacian=0.05, order=st.sampled_from([2, 4, 6]))
 def path_of_weights(program: Program, case: Case) -> None:
-    """
-    At a larger weight the residual is no smaller and the Laplacian's norm no larger. The scale
+    """At a larger weight the residual is no smaller and the Laplacian's norm no larger. The scale
     depends on no weight. Tolerance: the case's.
     """
     size, before = (case.signals**2).mean(1), None
@@ -137,9 +133,8 @@ def path_of_weights(program: Program, case: Case) -> None:
 
 @prop("9", laplacian="gcv", basis="anisotropic", volumes=st.integers(60, 300))
 def gcv_is_lowest(program: Program, case: Case) -> None:
-    """
-    The chosen weight's score n |y - S y|^2 / (n - tr S)^2 [Fick 2016, Eq. 15] is none higher than
-    that of 200 weights from 2e-5 to 5 / mm. Tolerance: 1e-6.
+    """The chosen weight's score n |y - S y|^2 / (n - tr S)^2 [Fick 2016, Eq. 15] is none higher
+    than that of 200 weights from 2e-5 to 5 / mm. Tolerance: 1e-6.
     """
     fit = fitted(program, case, **PAPER)
     weights, (mu, R) = program.weight(fit), program.scales(fit)
@@ -157,8 +152,7 @@ def gcv_is_lowest(program: Program, case: Case) -> None:
 @prop("10", positivity="global", order=st.sampled_from([2, 4, 6]), basis="anisotropic", voxels=1,
       laplacian=st.sampled_from([None, 0.05]), volumes=st.integers(60, 200))  # fmt: skip
 def positive_everywhere(program: Program, case: Case) -> None:
-    """
-    With positivity="global": P >= 0, |E| <= E(0), and the matrix E(q_i - q_j) is positive
+    """With positivity="global": P >= 0, |E| <= E(0), and the matrix E(q_i - q_j) is positive
     semidefinite (Bochner). Tolerance: 1e-7 of the largest, what an interior point leaves; 1e-10
     where the program certifies its coefficients.
     """
@@ -195,9 +189,8 @@ def squares(order: int, rng: np.random.Generator) -> Array:
 
 @prop("11", order=st.sampled_from([2, 4, 6]), basis="anisotropic")
 def certificates(program: Program, case: Case) -> None:
-    """
-    A sum of squares is certified [Dela Haije 2020]; with more than its least value subtracted it is
-    not.
+    """A sum of squares is certified [Dela Haije 2020]; with more than its least value subtracted it
+    is not.
     """
     c, order = squares(case.order, case.rng(6)), case.order
     if not program.certified(c, order).all():
@@ -213,9 +206,8 @@ def certificates(program: Program, case: Case) -> None:
 
 @prop("12", order=st.sampled_from([2, 4, 6, 8, 0]))
 def laplacian_matrix(program: Program, case: Case) -> None:
-    """
-    L is symmetric and positive definite, L(alpha mu) = alpha L(mu), and a'La is the norm that the
-    program reports [Fick 2016, Eq. 10-13]. Tolerance: 1e-11 of the largest.
+    """L is symmetric and positive definite, L(alpha mu) = alpha L(mu), and a'La is the norm that
+    the program reports [Fick 2016, Eq. 10-13]. Tolerance: 1e-11 of the largest.
     """
     (mu, R), a, alpha = case.frame(), case.coefficients(2), case.rng(6).uniform(0.1, 10)
     L = program.laplacian(case.basis, case.order, mu)
@@ -232,8 +224,7 @@ def laplacian_matrix(program: Program, case: Case) -> None:
 @prop("13", order=st.sampled_from([2, 4]), volumes=st.integers(60, 200), laplacian=None,
       basis="anisotropic")  # fmt: skip
 def bootstrap(program: Program, case: Case) -> None:
-    """
-    The same seed gives the same bits, another seed others; without residuals there is no spread
+    """The same seed gives the same bits, another seed others; without residuals there is no spread
     [Whitcher 2008]. Tolerance of the last: the case's.
     """
 
@@ -254,8 +245,7 @@ def bootstrap(program: Program, case: Case) -> None:
 
 @prop("14", basis="isotropic")
 def rotation_of_isotropic_basis(program: Program, case: Case) -> None:
-    """
-    At a given scale no tensor is involved: RTOP, MSD, 1/QIV, norm of the Laplacian, PA, and the
+    """At a given scale no tensor is involved: RTOP, MSD, 1/QIV, norm of the Laplacian, PA, and the
     energy of each (j, l), are the same for directions Q g. Tolerance: the case's.
     """
     turned = case.table._replace(g=case.table.g @ random_rotation(case.rng(6)).T)

@@ -1,6 +1,5 @@
-"""
-What must hold for every MAP-MRI program. Each property takes a `Program` and a `Case`, and raises
-AssertionError with the deviation that it measured.
+"""What must hold for every MAP-MRI program. Each property takes a `Program` and a `Case`, and
+raises AssertionError with the deviation that it measured.
 
 The number is that of the list in the documentation. Where two fits must agree, the bound is
 `Case.tolerance`, a rule from the design's condition number; where an index must agree with an
@@ -68,10 +67,9 @@ def order_of_samples(program: Program, case: Case) -> None:
 
 @prop("3", laplacian=st.sampled_from([0.05, None, 0.2]))  # the score of GCV knows the count
 def doubled_samples(program: Program, case: Case) -> None:
-    """
-    All samples twice, at twice the weight, give the same indices. All b make the tensor, and with
-    positivity the tensor the scale: a program may choose by the number of volumes. Tolerance: the
-    case's.
+    """All samples twice, at twice the weight, give the same indices. All b make the tensor, and
+    with positivity the tensor the scale: a program may choose by the number of volumes. Tolerance:
+    the case's.
     """
     options: dict[str, Any] = {"bval_threshold": None}
     if case.positivity is not None:
@@ -86,8 +84,7 @@ def doubled_samples(program: Program, case: Case) -> None:
 
 @prop("3", volumes=st.integers(100, 300))
 def missing_sample(program: Program, case: Case) -> None:
-    """
-    A sample that is NaN is as one that was not measured, all b making the tensor. Tolerance: the
+    """A sample that is NaN is as one that was not measured, all b making the tensor. Tolerance: the
     case's.
     """
     t, y = case.table, case.signals.copy()
@@ -110,8 +107,7 @@ def voxel_alone(program: Program, case: Case) -> None:
 
 @prop("4")
 def units_of_q(program: Program, case: Case) -> None:
-    """
-    b alpha^2, thresholds along, and alpha times the weight: lengths are divided by alpha. The
+    """b alpha^2, thresholds along, and alpha times the weight: lengths are divided by alpha. The
     tensor's b and floor are given. Tolerance: the case's.
     """
     alpha, t = case.rng(6).uniform(0.8, 1.25), case.table
@@ -150,8 +146,7 @@ def rule(count: int, scale: Array, axes: tuple[int, ...] = (0, 1, 2)) -> Rule:
 def integrals(
     program: Program, case: Case
 ) -> list[tuple[dict[str, Array], dict[str, float], dict[str, float]]]:
-    """
-    Of each voxel: indices of the program, the same by quadrature of its own E and P in its frame
+    """Of each voxel: indices of the program, the same by quadrature of its own E and P in its frame
     [Ozarslan 2013, Eq. 36-58; Fick 2016, Eq. 10], and the sums of absolute terms.
     """
     fit, out = fitted(program, case), []
@@ -259,9 +254,8 @@ def antipodes(program: Program, case: Case) -> None:
 
 @prop("6", order=st.sampled_from([2, 4, 6, 0]))
 def odf_integrals(program: Program, case: Case) -> None:
-    """
-    Over the sphere ODF_0 integrates to 1 and ODF_2 to MSD; 2 ODF_-2(e1) = RTAP [Ozarslan 2013, Eq.
-    32-40]. Tolerance: 1e-10 of the sum of absolute terms.
+    """Over the sphere ODF_0 integrates to 1 and ODF_2 to MSD; 2 ODF_-2(e1) = RTAP [Ozarslan 2013,
+    Eq. 32-40]. Tolerance: 1e-10 of the sum of absolute terms.
     """
     fit = fitted(program, case)
     z, w = (x[50:] for x in np.polynomial.legendre.leggauss(100))  # v and -v have one ODF

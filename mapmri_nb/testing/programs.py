@@ -28,9 +28,8 @@ ASKED = ("fit", "indices", "predict", "pdf", "odf", "scales", "coefficients", "w
 
 
 class Program:
-    """
-    What the invariants ask. Inherit and write what the program has; the rest raises `Lacks` and is
-    reported so.
+    """What the invariants ask. Inherit and write what the program has; the rest raises `Lacks` and
+    is reported so.
 
     Lengths are in mm, rows are voxels, directions are in the frame of the b-vectors, coefficients in
     DIPY's order. A `fit` is whatever the program likes.
@@ -270,8 +269,7 @@ class DropIn(Dipy):
 
 
 class CsDmri(Program):
-    """
-    cs_dmri's 3D-SHORE with its L2 penalty: an isotropic basis of one scale and its own order, in
+    """cs_dmri's 3D-SHORE with its L2 penalty: an isotropic basis of one scale and its own order, in
     single precision. No Laplacian, so of `laplacian` None alone; RTAP and RTPP are along its tensor.
     """
 

@@ -100,9 +100,8 @@ def sizes(mu: Array) -> dict[str, Array]:
 def same_indices(
     program: Program, case: Case, one: Any, two: Any, alpha: float = 1.0, names: Any = None
 ) -> None:
-    """
-    Indices of two fits (or two sets of them, of all voxels or of the first ones) agree, lengths of the
-    second multiplied by alpha.
+    """Indices of two fits (or two sets of them, of all voxels or of the first ones) agree, lengths
+    of the second multiplied by alpha.
     """
     reference = sizes(case.mu)
     first, second = (x if isinstance(x, dict) else program.indices(x) for x in (one, two))

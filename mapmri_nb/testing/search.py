@@ -15,9 +15,8 @@ from .strategies import Case, cases
 
 
 class Result(NamedTuple):
-    """
-    What a search found: "holds", "fails" or "lacks"; what was measured or is lacking; code that shows
-    it; how many cases were run.
+    """What a search found: "holds", "fails" or "lacks"; what was measured or is lacking; code that
+    shows it; how many cases were run.
     """
 
     property: str
@@ -31,8 +30,7 @@ def search(
     program: Program, name: str, *, examples: int = 20, seed: int = 0, seconds: float = 60.0,
     of: str | None = None, **fixed: Any,
 ) -> Result:  # fmt: skip
-    """
-    Run a property on cases drawn by a seed, and shrink the first that fails.
+    """Run a property on cases drawn by a seed, and shrink the first that fails.
 
     A program's exception is a failure with its text. After `seconds` no more cases are run. `of`
     names the program in the code: one of PROGRAMS or "module:Adapter". `fixed` are fields of the

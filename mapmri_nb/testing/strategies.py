@@ -1,5 +1,4 @@
-"""
-Cases: a gradient table, tissue, noise and a fit's options from a handful of plain values.
+"""Cases: a gradient table, tissue, noise and a fit's options from a handful of plain values.
 
 A `Case` builds everything from its fields, so that a counterexample shrinks field by field and its
 repr is code that makes it again.
@@ -68,8 +67,7 @@ def even_directions(count: int, turn: float = 0.0) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """
-    One example; defaults are the simplest values, and `repr` names the others alone.
+    """One example; defaults are the simplest values, and `repr` names the others alone.
 
     `volumes` is what is asked for: grids and doubled directions have the nearest number they can.
     `order` likewise: `fitted_order` is the largest up to it that the measurements determine.
@@ -135,9 +133,8 @@ class Case:
 
     @cached_property
     def mixtures(self) -> list[tuple[Array, Array, float, Array]]:
-        """
-        Of each voxel: fractions (k,), tensors (k, 3, 3), radius in mm (0: Gaussian) and axis of the
-        cylinder that the first one stands for.
+        """Of each voxel: fractions (k,), tensors (k, 3, 3), radius in mm (0: Gaussian) and axis of
+        the cylinder that the first one stands for.
         """
         rng, out = self.rng(2), []
         for _ in range(self.voxels):
@@ -200,9 +197,8 @@ class Case:
         return np.array([truths.mixture_frame(f, d, TAU)[0] for f, d, *_ in self.mixtures])
 
     def condition(self, order: int, typical: bool = False) -> float:
-        """
-        Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors, or at
-        TYPICAL along x.
+        """Condition number of the stacked design [M; sqrt(weight) root of L] at the mean tensors,
+        or at TYPICAL along x.
         """
         weight = self.laplacian if isinstance(self.laplacian, float) else 0.0
         if len(self.table.b) < ordering.n_coef(order):
@@ -216,9 +212,8 @@ class Case:
 
     @cached_property
     def fitted_order(self) -> int:
-        """
-        The largest order up to `order` whose design has a condition below WORST_CONDITION; without a
-        weight at TYPICAL as well, by which a program may refuse an order.
+        """The largest order up to `order` whose design has a condition below WORST_CONDITION;
+        without a weight at TYPICAL as well, by which a program may refuse an order.
         """
         for order in range(self.order, 0, -2):
             if self.condition(order) < WORST_CONDITION and (

@@ -1,5 +1,5 @@
-"""
-Closed forms, in plain NumPy and SciPy: mixtures of Gaussians, restricted diffusion, golden vectors.
+"""Closed forms, in plain NumPy and SciPy: mixtures of Gaussians, restricted diffusion, golden
+vectors.
 
 Nothing here calls the library's kernels, so that a truth is one for mapmri_nb too. Units: mm, s,
 1/mm.
@@ -20,9 +20,8 @@ Array = NDArray[np.float64]
 
 
 def golden_a() -> tuple[Array, Array]:
-    """
-    Anisotropic: mu (3,), coefficients (50,) before division by their sum a'B, in the frame R = I;
-    the indices are GOLDEN_A.
+    """Anisotropic: mu (3,), coefficients (50,) before division by their sum a'B, in the frame R =
+    I; the indices are GOLDEN_A.
     """
     i = np.arange(50)
     return np.array([8e-3, 5e-3, 4e-3]), np.cos(i) / (1 + i)
@@ -83,8 +82,7 @@ def rotation(axis: int, degrees: float) -> Array:
 
 
 def axis_tensor(values: Any, turn: Array | None = None) -> Array:
-    """
-    Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation
+    """Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation
     matrix.
     """
     turn = np.eye(3) if turn is None else turn
@@ -118,9 +116,8 @@ def mixture_frame(fractions: Any, tensors: Any, tau: float) -> tuple[Array, Arra
 def mixture_truth(
     fractions: Any, tensors: Any, tau: float, mu: Any = None, frame: Any = None
 ) -> dict[str, float]:
-    """
-    Every index of a mixture; reference Gaussian and axis e1 from (mu, frame), by default the mean
-    tensor's.
+    """Every index of a mixture; reference Gaussian and axis e1 from (mu, frame), by default the
+    mean tensor's.
     """
     f, d = np.asarray(fractions, float), np.asarray(tensors, float)
     if mu is None:
@@ -164,8 +161,7 @@ def mixture_truth(
 
 
 def spherical_mean_norm2(fractions: Any, covariances: Array) -> float:
-    """
-    4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning
+    """4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning
     changes nothing.
     """
     z, wz = special.roots_legendre(300)

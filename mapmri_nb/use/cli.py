@@ -308,8 +308,7 @@ def _options() -> list[argparse.Action]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run one command.
+    """Run one command.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
-"""
-One self-contained HTML page on two fits of one series: the settings that differ, both maps of each
-index and their difference, the voxels that only one of the two has.
+"""One self-contained HTML page on two fits of one series: the settings that differ, both maps of
+each index and their difference, the voxels that only one of the two has.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ def write_comparison(
     a: io.File, b: io.File, out: io.File | None = None, force: bool = False, *,
     convention: str = CONVENTIONS[0],
 ) -> Path:  # fmt: skip
-    """
-    The page on two fits of one series, by default `comparison.html` beside B; the path written.
+    """The page on two fits of one series, by default `comparison.html` beside B; the path written.
 
     Parameters
     ----------

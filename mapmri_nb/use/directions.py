@@ -86,8 +86,7 @@ def check_points(name: str, points: ArrayLike) -> Array:
 
 
 class OdfField:
-    """
-    The ODF_s of V voxels as a function of direction.
+    """The ODF_s of V voxels as a function of direction.
 
     Parameters
     ----------
@@ -123,8 +122,8 @@ class OdfField:
         return np.tile(values, 2) if even else values
 
     def at(self, rows: IntArray, points: Array, project: Array | None, most: float) -> Array:
-        """
-        `odf_at` for some voxels at unit vectors, with rounding errors amplified up to `most` times.
+        """`odf_at` for some voxels at unit vectors, with rounding errors amplified up to `most`
+        times.
 
         A form in the frame of the b-vectors loses (max mu / min mu)^order; in the tensor's frame it
         loses nothing, but there every voxel has its own points.
@@ -140,7 +139,6 @@ class OdfField:
 
 
 # ---- spherical harmonics
-# ---------------------------------------------------------------------------------------------
 
 
 def _columns(sh_order: int, sh_basis: str) -> tuple[IntArray, Array]:
@@ -162,8 +160,7 @@ def _columns(sh_order: int, sh_basis: str) -> tuple[IntArray, Array]:
 
 
 def sh_matrix(points: Array, sh_order: int, sh_basis: str = "tournier07") -> Array:
-    """
-    Values of the even real spherical harmonics at unit vectors.
+    """Values of the even real spherical harmonics at unit vectors.
 
     Parameters
     ----------
@@ -223,8 +220,7 @@ def convert_sh(coef: Array, source: str, target: str) -> Array:
 
 
 def sh_rotation(Q: ArrayLike, sh_order: int, sh_basis: str = "tournier07") -> Array:
-    """
-    Matrix from the coefficients of f(v) to those of f(v Q), rows v, exact for orthogonal Q of
+    """Matrix from the coefficients of f(v) to those of f(v Q), rows v, exact for orthogonal Q of
     determinant +1 or -1.
 
     Where column vectors change frame by v' = F v, the coefficients in the new frame are those with
@@ -243,9 +239,8 @@ def _projection(points: Array, weights: Array, sh_order: int, sh_basis: str) -> 
 
 
 def quadrature(n: int) -> tuple[Array, Array]:
-    """
-    Product quadrature on half of the sphere for even functions: Gauss-Legendre in z times n uniform
-    angles.
+    """Product quadrature on half of the sphere for even functions: Gauss-Legendre in z times n
+    uniform angles.
 
     Returns
     -------
@@ -261,8 +256,7 @@ def quadrature(n: int) -> tuple[Array, Array]:
 
 
 def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
-    """
-    Coefficients (V, n_sh) of the ODF in spherical harmonics, in the frame of the b-vectors, by
+    """Coefficients (V, n_sh) of the ODF in spherical harmonics, in the frame of the b-vectors, by
     quadrature.
 
     The ODF is analytic up to a distance that k = max mu / min mu alone sets; the quadrature's size
@@ -283,9 +277,8 @@ def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Ar
 
 
 def tracking_factor(gtab: GradientTable, s: float) -> float:
-    """
-    Factor, mm^-s, that brings an ODF_s to the size of a fibre density, which trackers' thresholds
-    expect.
+    """Factor, mm^-s, that brings an ODF_s to the size of a fibre density, which trackers'
+    thresholds expect.
 
     It makes the integral over the sphere, <r^s>, 1 for free diffusion at D during the table's tau.
     D is 0.7e-3 mm^2/s, white matter's mean, or 2 / max b where that is less: b is larger where
@@ -314,9 +307,8 @@ def _neighbours(n: int) -> IntArray:
 
 @lru_cache
 def _derivatives(sh_order: int) -> Array:
-    """
-    Matrix (n_sh, 6 m): ``tournier07`` coefficients to the second derivatives xx xy yy xz yz zz of
-    the same function as a polynomial of degree `sh_order`, in the m powers of two degrees less.
+    """Matrix (n_sh, 6 m): ``tournier07`` coefficients to the second derivatives xx xy yy xz yz zz
+    of the same function as a polynomial of degree `sh_order`, in the m powers of two degrees less.
     """
     points, _ = quadrature(sh_order + 1)
     form = np.linalg.lstsq(powers_at(points, sh_order), sh_matrix(points, sh_order), rcond=None)[0]
@@ -348,8 +340,8 @@ def peaks(odf: OdfField, sh_order: int = DEGREE, **options: Any) -> tuple[Array,
 def sh_peaks(
     coef: Array, n: int = 724, n_peaks: int = 5, relative: float = 0.5, separation: float = 25.0
 ) -> tuple[Array, Array]:
-    """
-    Peaks of a function in spherical harmonics: local maxima on `sphere(n)`, refined, highest first.
+    """Peaks of a function in spherical harmonics: local maxima on `sphere(n)`, refined, highest
+    first.
 
     Parameters
     ----------

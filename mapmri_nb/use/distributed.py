@@ -44,8 +44,7 @@ def _values(
 
 
 def on_cluster(scheduler: str | None = None, workers: int | None = None) -> Engine:
-    """
-    An engine for `stream.fit_series`: slabs go to the workers of a `distributed` cluster.
+    """An engine for `stream.fit_series`: slabs go to the workers of a `distributed` cluster.
 
     scheduler : its address; default a cluster on this machine of `workers` processes (one per CPU),
         for this fit alone.
@@ -102,8 +101,7 @@ def _block(
 def fit(
     model: MapmriModel, data: Any, mask: ArrayLike | None = None, indices: str | list[str] = "all"
 ) -> dict[str, Any]:
-    """
-    Fit a dask array, lazily: nothing is computed before the volumes are.
+    """Fit a dask array, lazily: nothing is computed before the volumes are.
 
     Parameters
     ----------

@@ -66,9 +66,8 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
-    """
-    Everything read and checked: the job, the numbers of the volumes to be fitted, and whether these
-    are a part of the series.
+    """Everything read and checked: the job, the numbers of the volumes to be fitted, and whether
+    these are a part of the series.
     """
     from .. import checks
     from ..indices import select

@@ -86,8 +86,7 @@ def write_maps(
     units: str = "mm", fill: float = np.nan, force: bool = False,
     sidecars: dict[str, dict[str, Any]] | None = None, model: dict[str, Any] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """
-    Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
+    """Volumes by name as float32 .nii.gz with sidecars, all or none; the paths of the images.
 
     Those of `TABLE` come in mm and are written in `units`, others as they are; `fill` replaces
     NaN; `sidecars` holds more JSON entries by name, `model` the model that all are of.
@@ -124,8 +123,7 @@ def stage_maps(
     model: dict[str, Any] | None = None,
     place: tuple[NDArray[np.int64], tuple[int, ...]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """
-    Volumes as `write_maps` writes them into a stage; the names of the images. With a `place`,
+    """Volumes as `write_maps` writes them into a stage; the names of the images. With a `place`,
     positions as of `row_positions` and the mask's shape, the maps are rows.
     """
 
@@ -197,8 +195,7 @@ def save_fit(
     fit: MapmriFit, folder: File, *, affine: ArrayLike | None = None, prefix: str = "",
     force: bool = False, sources: Sequence[str] = (), run: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """
-    A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
+    """A fit as a folder: an image per kind of row (float64, status int32), one JSON, the data set's
     description.
 
     `affine` (default: the fit's; required where it has none) maps voxels to scanner space; `prefix`
@@ -232,8 +229,7 @@ class Part(NamedTuple):
 
 
 def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
-    """
-    Shape of the image of a part: a mask's axes, at least three, then one for what a voxel has.
+    """Shape of the image of a part: a mask's axes, at least three, then one for what a voxel has.
     NIfTI has seven axes; those of the mask beyond its sixth are one with it, in file order.
     """
     axes = (*shape, 1, 1, 1)[: max(3, len(shape))]
@@ -281,8 +277,7 @@ class SavedFit(NamedTuple):
 
 
 def read_fit(folder: File, prefix: str | None = None, within: Mask | None = None) -> SavedFit:
-    """
-    A saved fit, its rows gathered from its memory-mapped images.
+    """A saved fit, its rows gathered from its memory-mapped images.
 
     Parameters
     ----------

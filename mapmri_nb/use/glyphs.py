@@ -1,5 +1,4 @@
-"""
-A painter of glyphs r(v): all of a slice at once, as pixels. A ray goes through each pixel of a
+"""A painter of glyphs r(v): all of a slice at once, as pixels. A ray goes through each pixel of a
 glyph's tile, and what it meets first is shaded. numpy and scipy only.
 """
 
@@ -39,8 +38,7 @@ def corners(points: Array, n: int) -> tuple[NDArray[np.int64], Array]:
 
 
 def paint(radius: Array, n: int, pixels: int, colour: Any) -> NDArray[np.uint8]:
-    """
-    Tiles (V, pixels, pixels, 4) of the surfaces `radius` (V, 3 n n) <= 1 over `nodes(n)`, whose
+    """Tiles (V, pixels, pixels, 4) of the surfaces `radius` (V, 3 n n) <= 1 over `nodes(n)`, whose
     axes are the screen's: right, up, toward the viewer; rows from the bottom up.
 
     `colour` gets unit directions (m, 3) on the screen and radii (m,), and gives RGB (m, 3).
@@ -88,8 +86,7 @@ def paint(radius: Array, n: int, pixels: int, colour: Any) -> NDArray[np.uint8]:
 
 
 def lay(tiles: NDArray[np.uint8], places: Array, columns: float, rows: float) -> NDArray[np.uint8]:
-    """
-    One picture (h, w, 4), rows from the bottom up, `columns` by `rows` tiles wide and high, of
+    """One picture (h, w, 4), rows from the bottom up, `columns` by `rows` tiles wide and high, of
     tiles around `places` (V, 2), in tiles from the lower left corner; a later tile lies over an
     earlier one.
     """

@@ -59,9 +59,7 @@ class Image(NamedTuple):
 
 
 class Scaled:
-    """
-    A memory-mapped image with a slope and an intercept, applied in float64 to what is indexed.
-    """
+    """Memory-mapped image with a slope and an intercept, applied in float64 to what is indexed."""
 
     def __init__(self, raw: NDArray[Any], slope: float, inter: float) -> None:
         self.shape, self.ndim = raw.shape, raw.ndim
@@ -105,8 +103,7 @@ class Chosen:
 
 
 def release(data: Any) -> None:
-    """
-    Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
+    """Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
     process's own.
     """
     while isinstance(data, Scaled | Chosen):
@@ -127,8 +124,7 @@ def _packer() -> Any:
 
 
 def read_nii(path: File, header: bool = False) -> Image:
-    """
-    A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there. With
+    """A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there. With
     `header` zeros of its shape and type, which take no memory.
 
     Raises
@@ -210,8 +206,7 @@ def load_dwi(path: File, header: bool = False) -> Image:
 
 
 def load_mask(path: File, shape: Sequence[int], affine: ArrayLike | None = None) -> Mask:
-    """
-    Mask of an image of any type for a series of `shape` and `affine`, inside as of
+    """Mask of an image of any type for a series of `shape` and `affine`, inside as of
     `checks.inside_of`; compared, and turned to the series' axes, as of `checks.aligned`.
     """
     place = None if affine is None else np.asarray(affine, np.float64)
@@ -231,9 +226,7 @@ def require_space(folder: File, size: int, purpose: str) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """
-    PermissionError unless `folder`, or where it would be made, is a folder that can be written.
-    """
+    """PermissionError unless `folder`, or where it would be made, is a writable folder."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "not a folder that can be written", str(place))
@@ -241,9 +234,8 @@ def require_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged(folder: File, force: bool = False, within: Path | None = None) -> Iterator[Path]:
-    """
-    A hidden folder to write into; its files then move to `folder`, or an OSError tells why not and
-    nothing stays.
+    """A hidden folder to write into; its files then move to `folder`, or an OSError tells why not
+    and nothing stays.
 
     `within` is where to make it, default `folder` itself; it must be on the same disk.
     """
@@ -269,9 +261,8 @@ def staged(folder: File, force: bool = False, within: Path | None = None) -> Ite
 
 
 def publish(stage: Path, folder: Path, force: bool = False) -> None:
-    """
-    Move finished files from `stage` to `folder`, a fit's own JSON last: without it nothing is taken
-    for a fit.
+    """Move finished files from `stage` to `folder`, a fit's own JSON last: without it nothing is
+    taken for a fit.
 
     An existing file is a FileExistsError without `force`; with it, a new fit removes all maps of
     the old one of its name. What describes the data set goes to its root, above the folders of
@@ -308,8 +299,7 @@ def _object(value: Any, pad: str) -> str:
 def write_nii(
     path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
 ) -> None:
-    """
-    NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
+    """NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
     values, same bytes.
 
     Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
@@ -348,8 +338,7 @@ def row_positions(mask: Mask) -> NDArray[np.int64]:
 def volumes(
     columns: Iterable[NDArray[Any]], where: NDArray[np.int64], size: int, dtype: Any, fill: float
 ) -> Iterator[NDArray[Any]]:
-    """
-    Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be
+    """Columns (V,) as volumes in file order, values at `where`, `fill` elsewhere: one array, to be
     used before the next one comes.
     """
     volume = np.full(size, fill, dtype)

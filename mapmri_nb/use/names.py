@@ -21,9 +21,8 @@ ENTITIES = (
 
 
 def prefix_of(source: File | None) -> str:
-    """
-    What output names start with: the source's name less its ending, `dwi` and its own `desc`, with
-    its entities in BIDS's order; "" where nothing is left.
+    """What output names start with: the source's name less its ending, `dwi` and its own `desc`,
+    with its entities in BIDS's order; "" where nothing is left.
     """
     stem = "" if source is None else Path(source).name.removesuffix(".gz").removesuffix(".nii")
     words = [word for word in stem.split("_") if word and not word.startswith("desc-")]
@@ -45,8 +44,7 @@ def map_name(prefix: str, label: str, ending: str = ".nii.gz") -> str:
 
 
 def uris(sources: Iterable[File]) -> tuple[list[str], dict[str, str]]:
-    """
-    BIDS URIs of files with an absolute path (others stay names), and the link to their data set.
+    """BIDS URIs of files with an absolute path (others stay names), and the link to their data set.
 
     The data set is the nearest folder above with a description, or else the first file's own.
     """

@@ -1,5 +1,4 @@
-"""
-What a report carries for its script: maps, single voxels and residuals, quantised and packed as
+"""What a report carries for its script: maps, single voxels and residuals, quantised and packed as
 base64, within a limit of size.
 """
 
@@ -87,9 +86,8 @@ class Grid:
     def quantised(
         self, m: Map, rows: Array, bounds: tuple[float, float] | None = None
     ) -> dict[str, Any]:
-        """
-        A map in 8 or 16 bits: 0 is no value; the rest runs evenly from `low` to `middle`, the upper
-        end of its range (`bounds`), and with the logarithm from there to `high`.
+        """A map in 8 or 16 bits: 0 is no value; the rest runs evenly from `low` to `middle`, the
+        upper end of its range (`bounds`), and with the logarithm from there to `high`.
         """
         bounds = bounds or limits(rows)
         shown, span = rows[self.rows], np.ptp(bounds)
@@ -207,8 +205,7 @@ def each_voxel(
 def each_volume(
     fit: MapmriFit, data: Any, layer: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[Any, Array]:
-    """
-    Residuals over the voxels' own RMSE: root mean square of each volume, and of its worst layer,
+    """Residuals over the voxels' own RMSE: root mean square of each volume, and of its worst layer,
     (2, n); and the samples (len(rows), n) of some rows. `layer` (V,) numbers the slices.
     """
     line = part(fit, np.ones(len(fit.coef), bool))

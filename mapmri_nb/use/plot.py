@@ -1,5 +1,4 @@
-"""
-Pictures of a fit: maps side by side, ODF glyphs, one voxel's signal and propagator, an overview.
+"""Pictures of a fit: maps side by side, ODF glyphs, one voxel's signal and propagator, an overview.
 
 Figures are made without pyplot, so that no state is left behind and no display is needed. Slices
 are shown in the closest canonical axes (see `views`), with letters at their edges; `filename` may
@@ -47,8 +46,7 @@ def compare_maps(
     map_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
     filename: Any = None, units: str = "mm", **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
-    """
-    Maps of one or several fits in one figure; each map has one range, robust and shared by the
+    """Maps of one or several fits in one figure; each map has one range, robust and shared by the
     fits, and a colour bar.
 
     Parameters
@@ -104,8 +102,7 @@ def odf_slice(
     filename: Any = None, size: tuple[int, int] | None = None, region: Region = None,
     **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
-    """
-    ODF glyphs of a slice over a map; each glyph is scaled to its own maximum.
+    """ODF glyphs of a slice over a map; each glyph is scaled to its own maximum.
 
     Parameters
     ----------
@@ -136,9 +133,8 @@ def odf_slice(
 def signal(
     fit: MapmriFit, voxel: Sequence[int], data: Any, filename: Any = None, **paper: Any
 ) -> Figure:
-    """
-    Samples of one voxel against b, coloured by their angle to e1, the fit along and across e1, and
-    the residuals.
+    """Samples of one voxel against b, coloured by their angle to e1, the fit along and across e1,
+    and the residuals.
 
     `data` is the series (..., n) or the voxel's own n samples; `paper`: figsize (inches), dpi.
     """
@@ -176,9 +172,8 @@ def signal(
 
 
 def propagator(fit: MapmriFit, voxel: Sequence[int], filename: Any = None, **paper: Any) -> Figure:
-    """
-    Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched where P is
-    negative. `paper`: figsize (inches), dpi.
+    """Contours of P(r) / P(0) of one voxel in the planes of e1, e2 and of e2, e3; hatched where P
+    is negative. `paper`: figsize (inches), dpi.
     """
     one, figure = _voxel(fit, voxel), new_figure(9.5, 4.4, **paper)
     panels, levels = figure.subplots(1, 2), 10.0 ** np.arange(-4, 0.01, 0.5)
@@ -206,8 +201,7 @@ def overview(
     fit: MapmriFit, filename: Any = None, *, affine: ArrayLike | None = None, title: str = "",
     **view_kwargs: Any,
 ) -> Figure:  # fmt: skip
-    """
-    One picture of a fit: eight maps of a slice in micrometres, and ODF glyphs of the part of it
+    """One picture of a fit: eight maps of a slice in micrometres, and ODF glyphs of the part of it
     with most fibres, in the slice rather than across it, framed in the map of PA.
 
     `view_kwargs`: axis, index, convention, figsize, dpi, as of `compare_maps`.
@@ -272,9 +266,8 @@ def _saved(figure: Figure, filename: Any) -> Figure:
 def show_map(
     axes: Any, m: Map, mask: NDArray[np.bool_], view: View, pooled: Array, kwargs: dict[str, Any]
 ) -> Any:
-    """
-    One map; the range of `pooled` (other fits' values too) unless `kwargs` say otherwise; missing
-    values in red; letters at the edges.
+    """One map; the range of `pooled` (other fits' values too) unless `kwargs` say otherwise;
+    missing values in red; letters at the edges.
     """
     cut, inside = view.cut(m.values), view.cut(mask)
     low, high = limits(pooled)
@@ -343,8 +336,7 @@ def _voxel(fit: MapmriFit, voxel: Sequence[int]) -> MapmriFit:
 def _window(
     view: View, mask: NDArray[np.bool_], region: Region, wanted: Array | None = None
 ) -> tuple[int, int, int, int, NDArray[np.bool_]]:
-    """
-    Ends of a part of the slice on the screen (left, right, low, high), and the voxels in it that
+    """Ends of a part of the slice on the screen (left, right, low, high), and the voxels in it that
     are drawn.
 
     `region` as of `odf_slice`; with `wanted` (rows, columns), where its sum over `WINDOW` voxels is

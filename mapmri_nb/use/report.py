@@ -1,5 +1,4 @@
-"""
-One self-contained HTML page on a saved fit: a verdict, maps to walk through, single voxels,
+"""One self-contained HTML page on a saved fit: a verdict, maps to walk through, single voxels,
 residuals, statuses, a methods paragraph. Nothing comes from elsewhere; its script and style are
 `report.js` and `report.css`.
 """
@@ -63,8 +62,7 @@ def write_report(
     folder: io.File, out: io.File | None = None, force: bool = False, *, dwi: io.File | None = None,
     convention: str = CONVENTIONS[0],
 ) -> Path:  # fmt: skip
-    """
-    The page on the fit in `folder`, by default `report.html` in it; the path written.
+    """The page on the fit in `folder`, by default `report.html` in it; the path written.
 
     Parameters
     ----------

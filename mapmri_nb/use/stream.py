@@ -1,5 +1,4 @@
-"""
-A whole series slab by slab: read, fitted, kept on disk, in the end written; what an interruption
+"""A whole series slab by slab: read, fitted, kept on disk, in the end written; what an interruption
 left is taken up.
 
 Memory does not grow with the number of volumes: a slab of rows (and what a fit of it needs), the
@@ -119,8 +118,7 @@ def _slab(count: int) -> int:
 
 
 class Store:
-    """
-    A hidden folder with the finished slabs of a job.
+    """A hidden folder with the finished slabs of a job.
 
     `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
     its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went
@@ -222,9 +220,8 @@ def layout(model: MapmriModel) -> dict[str, NDArray[Any]]:
 
 
 def values(model: MapmriModel, names: list[str], samples: Any, threads: int | None = None) -> Array:
-    """
-    Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices, (columns,
-    v).
+    """Everything that is kept of voxels (v, n), or of a slab: rows of the fit, then indices,
+    (columns, v).
     """
     samples = samples if isinstance(samples, dict) else {"data": samples}
     fit = model.fit(**samples, threads=threads, quiet=True)
@@ -258,8 +255,7 @@ def _read(
     reading: dict[int, float],
     odd: list[Any],
 ) -> Slabs:
-    """
-    Samples of the slabs to do, of `size` voxels each, from runs of each volume; `where` are
+    """Samples of the slabs to do, of `size` voxels each, from runs of each volume; `where` are
     positions in the file. `odd` adds up what `checks.count_odd` finds.
     """
     for slab in todo:
@@ -316,8 +312,7 @@ def fit_series(
     progress: bool = False,
     run: dict[str, Any],
 ) -> NDArray[np.int64] | None:
-    """
-    Fit a series into a folder, as `save_fit` and `write_maps` would, all files at once.
+    """Fit a series into a folder, as `save_fit` and `write_maps` would, all files at once.
 
     Parameters
     ----------

@@ -26,8 +26,7 @@ def name_of(prefix: str) -> str:
 
 
 def regions(mask: Mask, labels: File | None, affine: NDArray[np.float64]) -> dict[str, Mask]:
-    """
-    The mask, and each label of an image of whole numbers within it; 0 is no label.
+    """The mask, and each label of an image of whole numbers within it; 0 is no label.
 
     The image is compared and turned as of `checks.aligned`; ValueError for other numbers.
     """
@@ -43,8 +42,7 @@ def regions(mask: Mask, labels: File | None, affine: NDArray[np.float64]) -> dic
 
 
 def gathered(maps: Maps, within: dict[str, Mask], units: str, rows: Rows) -> Iterator[Any]:
-    """
-    The maps as they come, volumes or rows as the regions are; lines of those with one number a
+    """The maps as they come, volumes or rows as the regions are; lines of those with one number a
     voxel, without NaN, into `rows`.
     """
     for name, values in maps:

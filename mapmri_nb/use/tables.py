@@ -17,9 +17,9 @@ def table_of(
     count: int | None = None,
     idle: Any = False,
 ) -> tuple[Any, Any]:
-    """
-    Gradient table from the files named, or from those that go with a series of `count` volumes, and
-    the numbers of its volumes: those of --volumes, less `idle` ones (n,) that have no direction.
+    """Gradient table from the files named, or from those that go with a series of `count` volumes,
+    and the numbers of its volumes: those of --volumes, less `idle` ones (n,) that have no
+    direction.
 
     Times on the command line go before those of a sidecar. FSL's b-vectors are along the axes of
     `frame` where nothing tells; MRtrix's .b, named or beside the series, does.

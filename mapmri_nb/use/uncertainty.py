@@ -1,6 +1,5 @@
-"""
-Error bars of every index: the wild bootstrap through every mode, and the Gaussian posterior of the
-coefficients.
+"""Error bars of every index: the wild bootstrap through every mode, and the Gaussian posterior of
+the coefficients.
 
 Both take the normal equations of a fit, at its scales and weights, from the stages of the block
 kernels, and every index from the accessors of a fit, in one representation for both bases: Hermite
@@ -41,8 +40,7 @@ RIDGE = 1e-9  # of the mean diagonal of the normal matrix, where plain positivit
 
 
 class Uncertainty(NamedTuple):
-    """
-    Spread of each index, as volumes of the mask's shape, NaN where there is no fit.
+    """Spread of each index, as volumes of the mask's shape, NaN where there is no fit.
 
     Attributes
     ----------
@@ -60,9 +58,8 @@ class Uncertainty(NamedTuple):
 
 
 def held_by_default(model: MapmriModel) -> bool:
-    """
-    Whether replicates keep the scales and the weight: not where each voxel chooses its weight, nor
-    above HIGH_B, where held bars of NG are too narrow (`validation/uncertainty_case.py`).
+    """Whether replicates keep the scales and the weight: not where each voxel chooses its weight,
+    nor above HIGH_B, where held bars of NG are too narrow (`validation/uncertainty_case.py`).
     """
     return model.laplacian_weights.size == 1 and bool(model.gtab.bvals.max() <= HIGH_B)
 
@@ -99,9 +96,8 @@ def bootstrap(
     hold: bool | None = None, hc: int = 2, indices: str | list[str] | None = None,
     threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
-    """
-    Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1 [Whitcher
-    2008; Gu 2019].
+    """Wild bootstrap with leverage-corrected residuals: y* = yhat + v e / (1 - h)^g, v = +-1
+    [Whitcher 2008; Gu 2019].
 
     Parameters
     ----------
@@ -174,8 +170,8 @@ def posterior(
     model: MapmriModel, data: Any, mask: ArrayLike | None = None, *,
     indices: str | list[str] | None = None, threads: int | None = None, **fit_options: Any,
 ) -> Uncertainty:  # fmt: skip
-    """
-    Gaussian posterior of the coefficients at held mu, R and weight, in closed form [Sjolund 2018].
+    """Gaussian posterior of the coefficients at held mu, R and weight, in closed form [Sjolund
+    2018].
 
     a ~ N(a_hat, s^2 (M'WM + weight L)^-1), s^2 = RSS / (n - tr S); an index f of the normalised
     coefficients has the variance f'(a) Cov f'(a)', by its exact gradient. Not for positivity: a
@@ -272,8 +268,7 @@ def _held(model: MapmriModel) -> Memory:
 
 @lru_cache
 def _packing(order: int) -> tuple[NDArray[Any], ...]:
-    """
-    Rows and columns of a packed lower triangle in block order; where the elements of a symmetric
+    """Rows and columns of a packed lower triangle in block order; where the elements of a symmetric
     matrix in DIPY's order stand in it; where those of rows in block order, columns in DIPY's; and
     which of the latter are not above the diagonal.
     """
@@ -385,8 +380,7 @@ def _refitted(
     model: MapmriModel, fit: MapmriFit, voxel: Voxel, y: Array, names: list[str], given: bool,
     hold: bool,
 ) -> Array:  # fmt: skip
-    """
-    Values (names, V) of replicates y (V, n) fitted by the model itself; mu and R held where
+    """Values (names, V) of replicates y (V, n) fitted by the model itself; mu and R held where
     `given`, the Laplacian weight and sigma too where `hold`.
     """
     none, row = (np.zeros((0, 3)), np.zeros((0, 3, 3))), slice(voxel.row, voxel.row + 1)
@@ -405,9 +399,8 @@ def _refitted(
 
 
 def _values(fit: MapmriFit, voxels: Any, coef: Array, names: list[str]) -> Array:
-    """
-    Indices (names, V) of unnormalised Hermite coefficients (V, n) at the scales of some voxels of a
-    fit; NaN where E(0) is not positive.
+    """Indices (names, V) of unnormalised Hermite coefficients (V, n) at the scales of some voxels
+    of a fit; NaN where E(0) is not positive.
     """
     origin = np.einsum("vi,i->v", coef, ordering.hermite_origin(fit.order))
     coef = coef / np.where(origin > 0, origin, np.nan)[:, None]
@@ -419,8 +412,7 @@ def _values(fit: MapmriFit, voxels: Any, coef: Array, names: list[str]) -> Array
 
 
 def _summary(values: Array, own: Array) -> Array:
-    """
-    Mean, sd and interval (names, 6) of values (names, n) over the replicates that have them all;
+    """Mean, sd and interval (names, 6) of values (names, n) over the replicates that have them all;
     own (names, 1).
 
     The quantiles are taken about the replicates' mean and laid about the fit's own value: a

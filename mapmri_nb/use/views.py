@@ -1,6 +1,5 @@
-"""
-What every picture shares: a map by its name, its typeset label and range, and a slice of a volume
-turned into the closest canonical axes. Knows no drawing library.
+"""What every picture shares: a map by its name, its typeset label and range, and a slice of a
+volume turned into the closest canonical axes. Knows no drawing library.
 """
 
 from __future__ import annotations
@@ -87,9 +86,8 @@ def map_of(fit: Any, name: str, units: str = "mm") -> Map:
 
 
 def limits(values: NDArray[Any]) -> tuple[float, float]:
-    """
-    A map's range: the percentiles `ROBUST`, but no further than `FENCE` interquartile ranges beyond
-    the quartiles, again and again until no value falls out.
+    """A map's range: the percentiles `ROBUST`, but no further than `FENCE` interquartile ranges
+    beyond the quartiles, again and again until no value falls out.
     """
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -115,8 +113,7 @@ def three(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 class Orientation(NamedTuple):
-    """
-    The flips and exchanges of axes that bring a stored volume into the closest canonical (RAS)
+    """The flips and exchanges of axes that bring a stored volume into the closest canonical (RAS)
     axes.
 
     `order` holds the stored axis behind each canonical one, `flip` whether it runs the other way;
@@ -179,8 +176,7 @@ class Orientation(NamedTuple):
 
 
 class View(NamedTuple):
-    """
-    A slice as it is shown: the canonical axis it is normal to, its canonical index, and whether
+    """A slice as it is shown: the canonical axis it is normal to, its canonical index, and whether
     patient's left is on the right.
     """
 
@@ -245,9 +241,8 @@ def view_of(
     mask: NDArray[np.bool_], axis: int | str | None = None, index: int | None = None,
     affine: Any = None, convention: str = "radiological",
 ) -> View:  # fmt: skip
-    """
-    A slice in canonical axes; by default normal to an axis of length 1, or axial, where the mask is
-    largest.
+    """A slice in canonical axes; by default normal to an axis of length 1, or axial, where the mask
+    is largest.
 
     Parameters
     ----------
