@@ -65,12 +65,12 @@ def _sine(cosine_squared: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)))
 
 
-def _in_room(kernel: Any, given: Any, room: Callable[[], Any], out: Array) -> None:
-    """kernel(*given, room(), out, start, stop) over all rows of `out`, each call in room of its
+def _in_room(call: Any, given: Any, room: Callable[[], Any], out: Array) -> None:
+    """call(*given, room(), out, start, stop) over all rows of `out`, each call in room of its
     own.
     """
     spread(
-        lambda start, stop: kernel(*given, room(), out, start, stop),
+        lambda start, stop: call(*given, room(), out, start, stop),
         len(out), blocks.VOXELS, n_threads(None),
     )  # fmt: skip
 
@@ -193,7 +193,9 @@ class MapmriFit:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
             given = coef, mu, scalars.tables(self.order)
-            _in_room(scalars.index_rows, given, lambda: empty(coef.shape[1] + 12, WIDTH), self._nine)
+            _in_room(
+                scalars.index_rows, given, lambda: empty(coef.shape[1] + 12, WIDTH), self._nine
+            )
             factor = mu[:, 0] / self.mu_tensor[:, 0]
             factor[np.abs(factor - 1.0) < 1e-12] = 1.0
             if not self.isotropic and (factor != 1.0).any():
