@@ -50,7 +50,6 @@ PARTS = 16  # slabs at least, so that all threads have some, but of a block each
 SYNC = (
     1.0  # s between two entries in the journal: a disk may take long to say that it has something
 )
-KEPT = 4  # slabs between two releases of mapped pages: what is near is read again
 PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
@@ -263,9 +262,6 @@ def _read(
             name: _rows(image, at) if len(image.shape) > 1 else image
             for name, image in inputs.items()
         }
-        if slab % KEPT == 0:
-            for image in inputs.values():
-                io.release(image)
         reading[slab] = time.perf_counter() - start
         odd[:] = (a + b for a, b in zip(odd, checks.count_odd(samples["data"]), strict=True))
         yield slab, samples
@@ -273,14 +269,14 @@ def _read(
 
 def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     """Samples (v, n) of voxels at some places of a file, in the order and type of the file."""
-    n = data.shape[-1]
-    flat = data.reshape(-1, n, order="F")
-    if isinstance(flat, np.memmap):
-        flat = np.asarray(flat)  # each slice of a memmap is one, which takes its time
-    samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
-    cuts = [0, *np.flatnonzero(np.diff(at) > 1) + 1, len(at)]
-    for first, stop in itertools.pairwise(cuts):  # neighbours along x
-        samples[:, first:stop] = flat[at[first] : at[stop - 1] + 1].T
+    samples = np.empty((data.shape[-1], len(at)), data.dtype.newbyteorder("="))
+    cuts = [0, *(np.flatnonzero(np.diff(at) > 1) + 1).tolist(), len(at)]
+    first, inside = 0, (at - at[0]).tolist()
+    for block in io.runs(data, int(at[0]), int(at[-1]) + 1):
+        part = samples[first : first + len(block)]
+        for k, stop in itertools.pairwise(cuts):  # neighbours along x
+            part[:, k:stop] = block[:, inside[k] : inside[stop - 1] + 1]
+        first += len(block)
     return samples.T
 
 
