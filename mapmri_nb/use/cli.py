@@ -254,10 +254,8 @@ def _announced() -> Iterator[None]:
 
         def on_start(self, event: Any) -> None:
             if not self.said:
-                log.info(
-                    "compiling kernels, once per machine and version (into %s)",
-                    CACHE_DIR or "memory",
-                )
+                text = "compiling kernels, once per machine and version (into %s)"
+                log.info(text, CACHE_DIR or "memory")
             self.said = True
 
         def on_end(self, event: Any) -> None:
@@ -274,13 +272,8 @@ def _spoken(text: str) -> str:
     )
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        alone = (
-            r"(?= must\b)"
-            if name == "s"
-            else ""
-            if "_" in name
-            else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
-        )
+        alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
+        alone = r"(?= must\b)" if name == "s" else alone
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)
     for words, others in WORDS:
@@ -339,11 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("interrupted")
         return INTERRUPTED
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        text = (
-            f"{error.strerror}: {error.filename}"
-            if isinstance(error, OSError) and error.filename
-            else str(error)
-        )
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.strerror}: {error.filename}"
         log.error("error: %s", _spoken(text) or type(error).__name__)
         return 1
     finally:
