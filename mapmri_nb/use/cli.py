@@ -7,8 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -242,29 +241,6 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-@contextmanager
-def _announced() -> Iterator[None]:
-    """Say so when a kernel is really compiled: not when it comes from the cache, and once."""
-    from numba.core import event
-
-    from ..kernels._jit import CACHE_DIR
-
-    class Announcement(event.Listener):
-        said = False
-
-        def on_start(self, event: Any) -> None:
-            if not self.said:
-                text = "compiling kernels, once per machine and version (into %s)"
-                log.info(text, CACHE_DIR or "memory")
-            self.said = True
-
-        def on_end(self, event: Any) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Announcement()):
-        yield
-
-
 def _spoken(text: str) -> str:
     """A message of the library in the words of the command line, one line, 300 characters."""
     options = sorted(
@@ -324,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
     try:
-        with _announced():
+        with fitting.compiling():
             files = args.run(args)
         if getattr(args, "list_outputs", False):
             print(json.dumps([str(path.absolute()) for path in files or []], indent=0))

@@ -4,7 +4,9 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,44 @@ log = logging.getLogger("mapmri_nb")
 Companions = dict[str, tuple[Path | None, Any]]  # file and numbers, by `MapmriModel.fit`'s names
 
 
+@contextmanager
+def compiling(run: dict[str, Any] | None = None) -> Iterator[None]:
+    """Say so when a kernel is really compiled: not when it comes from the cache, and once. With
+    `run`, keep the seconds that the compiler takes in it instead.
+    """
+    from numba.core import event
+
+    from ..kernels._jit import CACHE_DIR
+
+    class Listener(event.Listener):
+        depth, start, said = 0, 0.0, run is not None
+
+        def on_start(self, event: Any) -> None:
+            if not self.said:
+                text = "compiling kernels, once per machine and version (into %s)"
+                log.info(text, CACHE_DIR or "memory")
+            self.said = True
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if run is not None and not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    if run is not None:
+        run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Listener()):
+        yield
+
+
 def fit(args: argparse.Namespace) -> list[Path]:
     from ..kernels._jit import n_threads
     from . import folder, stream
 
     _check_together(args)
     run: dict[str, Any] = {}
-    with stream.compiling(run):
+    with compiling(run):
         job, keep, chosen = _job(args)
         job = job._replace(opening=max(0.0, job.opening - run["Compiling"]))
         engine = stream.on_threads(args.threads)

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,28 +275,6 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
             part[:, k:stop] = block[:, inside[k] : inside[stop - 1] + 1]
         first += len(block)
     return samples.T
-
-
-@contextmanager
-def compiling(run: dict[str, Any]) -> Iterator[None]:
-    """Keep the seconds that the compiler takes in `run`."""
-    from numba.core import event
-
-    class Timer(event.Listener):
-        depth, start = 0, 0.0
-
-        def on_start(self, event: Any) -> None:
-            self.start = self.start if self.depth else time.perf_counter()
-            self.depth += 1
-
-        def on_end(self, event: Any) -> None:
-            self.depth -= 1
-            if not self.depth:
-                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
-
-    run["Compiling"] = 0.0
-    with event.install_listener("numba:compile", Timer()):
-        yield
 
 
 def fit_series(
