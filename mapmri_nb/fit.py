@@ -33,9 +33,8 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
     rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu}
     rows |= {"mu_tensor": out.mu_tensor, "R": out.R}
-    for k, name in enumerate(blocks.SCALARS):
-        if name not in ("yy", "valid"):
-            rows[name] = np.ascontiguousarray(out.scalars[:, k])
+    scalars = zip(blocks.SCALARS, np.ascontiguousarray(out.scalars.T), strict=True)
+    rows |= {name: row for name, row in scalars if name not in ("yy", "valid")}
     return rows | {"status": out.status}
 
 
