@@ -66,8 +66,8 @@ def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any)
         )  # fmt: skip
     used = options["bval_threshold"] or math.inf
     rest, below = gtab.bvals > used, gtab.bvals <= used
-    squares = np.einsum("vi,vi->v", mu_tensor, mu_tensor)
-    md = float(np.median(squares[done])) / (6.0 * gtab.tau)
+    some = mu_tensor[done[:: 1 + len(done) // 1000]]
+    md = float(np.median((some**2).mean(1))) / (2.0 * gtab.tau)
     if rest.any() and md * gtab.bvals[below].max() < LITTLE_DECAY:
         log.warning(
             "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly "
