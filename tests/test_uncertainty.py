@@ -107,6 +107,7 @@ def closed_form(fit, y, w, hc=2, v=0):
         np.eye(len(A)),
         np.tile(fit.mu[v], (len(A), 1)),
         scalars.tables(fit.order),
+        lanes.empty(len(A) + 12, lanes.WIDTH),
         values,
         0,
         len(A),

@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import NullCache
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic, overload
 
@@ -89,7 +91,7 @@ class _Cache:
 
     @cached_property
     def _opened(self) -> Any:
-        from numba.core.caching import FunctionCache, NullCache
+        from numba.core.caching import FunctionCache
 
         previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
         try:
@@ -103,7 +105,8 @@ class _Cache:
         """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
         linear algebra included, which takes half a second and which compiled code does not need.
         """
-        rtsys.initialize(context)  # the references that compiled code counts
+        if self._dispatcher.allocates:
+            rtsys.initialize(context)  # the references that compiled code counts
         opened = self._opened
         return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
@@ -138,7 +141,8 @@ def kernel(
         flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher._cache = _Cache(dispatcher)
+            dispatcher.allocates = allocates
+            dispatcher._cache = _Cache(dispatcher) if wrapper else NullCache()
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
@@ -148,12 +152,36 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """Addresses (k,) of kernels compiled for some types, for `call`; uncompiled: the kernels."""
     if numba.config.DISABLE_JIT:
         return list(functions)
-    found = []
-    for function in functions:
-        function.compile(kinds)
-        compiled = function.overloads[kinds]
-        found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
-    return np.array(found, np.uint64)
+    return np.array([_address(function, kinds) for function in functions], np.uint64)
+
+
+@cache
+def _address(function: Any, kinds: tuple[Any, ...]) -> int:
+    """The address of a stage, from its machine code on disk or compiled: what Numba would keep of
+    it besides takes three times as long to load.
+    """
+    codegen, name = function.targetctx.codegen(), function.py_func.__qualname__
+    words = function.py_func.__module__, name, kinds, codegen.magic_tuple()
+    digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+    path = CACHE_DIR / f"{name}-{digest}.o" if CACHE_DIR else None
+    if path and path.exists():
+        symbol, code = path.read_bytes().split(b"\0", 1)
+        if function.allocates:
+            rtsys.initialize(function.targetctx)
+        engine = codegen._engine._ee
+        engine.add_object_file(ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return int(engine.get_function_address(symbol.decode()))
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    library, symbol = compiled.library, compiled.fndesc.llvm_func_name
+    address = int(library.get_pointer_to_function(symbol))
+    if path:
+        with suppress(OSError):  # as without a cache
+            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            part.write_bytes(symbol.encode() + b"\0" + library._get_compiled_object())
+            os.replace(part, path)
+    return address
 
 
 def call(function: Any, arguments: Any) -> None:

@@ -60,7 +60,9 @@ class Job(NamedTuple):
     places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
-    next: IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    next: (
+        IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    )
     voxels: int  # of a block
 
 
