@@ -112,7 +112,7 @@ def _gaussian(x: Array, lanes: int, factor: Array) -> None:
         factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
-@kernel()
+@kernel(allocates=True)
 def point_rows(
     coef: Array,
     mu: Array,
@@ -208,7 +208,7 @@ def even_table(order: int) -> IntArray:
     return ordering.frozen(np.column_stack([where, table[where]]))
 
 
-@kernel()
+@kernel(allocates=True)
 def radial_cosine_rows(
     coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
 ) -> None:
@@ -351,7 +351,7 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
         now[2] = negative
 
 
-@kernel()
+@kernel(allocates=True)
 def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
     """How far each row's propagator is from positive, on a dense grid.
 

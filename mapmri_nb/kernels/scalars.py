@@ -261,7 +261,7 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
     out[8] = laplacian_norm(coef, mu, t)
 
 
-@kernel()
+@kernel(allocates=True)
 def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
     """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients."""
     a, m = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
