@@ -115,7 +115,7 @@ def kernel(
     fastmath: frozenset[str] = frozenset(),
     inline: bool = False,
     wrapper: bool = True,
-    allocates: bool = True,
+    allocates: bool = False,
 ) -> Callable[[F], F]:
     """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
@@ -124,8 +124,8 @@ def kernel(
     No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates=False` promises that neither it nor what it calls makes an array: references to its
-    arguments are then not counted.
+    `allocates` is for those that make an array, or call by name one inlined that does; only they
+    count references.
     """
 
     def decorate(function: F) -> F:
