@@ -1,14 +1,15 @@
 """Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
 
 Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
-frame R (columns); functions that take no R work in that frame. Every formula is checked by
-quadrature in test_oracle.py.
+frame R (columns); functions that take no R work in that frame. The tests compare it with the
+kernels, and those with printed digits and with integrals of their own functions (test_validation.py,
+test_testing.py).
 """
 
 from math import factorial, gamma, lgamma, pi, sqrt
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from mapmri_nb.testing.truths import isotropic_scale
 
@@ -298,20 +299,3 @@ def gcv(m, lap, y, weight):
     smoother = m @ np.linalg.solve(m.T @ m + weight * lap, m.T)
     trace = np.trace(smoother)
     return len(y) * np.sum((y - smoother @ y) ** 2) / (len(y) - trace) ** 2, trace
-
-
-def gcv_weight(m, lap, y, mu, grid=40):
-    """Minimiser of V over 5e-8..5e-2 mm / (mean scale): a grid, then each bracket."""
-    logs = np.linspace(np.log(5e-8), np.log(5e-2), grid) - np.log(np.prod(mu)) / 3
-
-    def score(t):
-        return gcv(m, lap, y, np.exp(t))[0]
-
-    v = [score(t) for t in logs]
-    found = [(v[i], logs[i]) for i in (0, grid - 1)]
-    for i in range(1, grid - 1):
-        if v[i] <= min(v[i - 1], v[i + 1]):
-            way = {"bounds": logs[[i - 1, i + 1]], "method": "bounded", "options": {"xatol": 1e-9}}
-            best = optimize.minimize_scalar(score, **way)
-            found.append((best.fun, best.x))
-    return float(np.exp(min(found)[1]))

@@ -34,11 +34,8 @@ def pack(voxels, mu):
     lower = np.tril_indices(voxels[0][0].shape[1])
     g = np.array([(m.T @ m)[lower] for m, _, _ in voxels]).T.copy()
     rhs = np.array([m.T @ y for m, _, y in voxels]).T.copy()
-    yy, samples = (
-        np.array([y @ y for _, _, y in voxels]),
-        np.array([float(len(y)) for _, _, y in voxels]),
-    )
-    return g, rhs, np.ascontiguousarray(mu), yy, samples
+    yy = np.array([y @ y for _, _, y in voxels])
+    return g, rhs, np.ascontiguousarray(mu), yy, np.array([float(len(y)) for _, _, y in voxels])
 
 
 def choose(order, block, weights=NONE, work=None):
@@ -143,32 +140,27 @@ def test_score_and_slope(brain):
         assert_allclose(s, numeric, rtol=1e-6, atol=1e-8)
 
 
-def test_singular_normal_matrix(rng):
-    """Order 8 on two shells: M'M has rank below n."""
-    b, g = truth.scheme([64, 64], [1000, 3000])
+@pytest.mark.parametrize(
+    ("order", "count"),
+    [
+        pytest.param(0, 12, marks=pytest.mark.nojit),
+        pytest.param(2, 12, marks=pytest.mark.nojit),
+        (8, 64),
+    ],
+)
+def test_the_lowest_of_many_weights(order, count, rng):
+    """Small orders, and order 8 on two shells, where M'M has a rank below n."""
+    b, g = truth.scheme([count] * 2, [1000, 3000])
     mu = np.array([[8e-3, 7e-3, 6e-3], [5e-3, 5e-3, 6e-3], [4e-3, 3e-3, 6e-3]])
-    voxels = signals(8, mu, b, g, 0.03, rng)
-    assert np.linalg.matrix_rank(voxels[0][0]) < 95
-    weight, _ = choose(8, pack(voxels, mu))
-    for l, voxel in enumerate(voxels):
-        grid = np.exp(np.linspace(LOW, HIGH, 4001)) / np.prod(mu[:, l]) ** (1 / 3)
-        assert curve(voxel)(weight[l])[0] <= curve(voxel)(grid).min() * (1 + 1e-9)
-        m, lap, y = voxel
-        assert abs(curve(voxel)(weight[l])[0] / oracle.gcv(m, lap, y, weight[l])[0] - 1) < 1e-9
-
-
-@pytest.mark.nojit
-@pytest.mark.parametrize("order", [0, 2])
-def test_small_orders(order, rng):
-    b, g = truth.scheme([12, 12], [1000, 2000])
-    mu = np.array([[8e-3, 6e-3], [5e-3, 5e-3], [4e-3, 3e-3]])
     voxels = signals(order, mu, b, g, 0.03, rng)
+    assert order < 8 or np.linalg.matrix_rank(voxels[0][0]) < 95
     weight, bound = choose(order, pack(voxels, mu))
     for l, voxel in enumerate(voxels):
-        scale = np.prod(mu[:, l]) ** (1 / 3)
-        v = curve(voxel)(np.exp(np.linspace(LOW, HIGH, 2001)) / scale)
-        assert curve(voxel)(weight[l])[0] <= v.min() * (1 + 1e-9)
-        assert bound[l] == (v.argmin() in (0, 2000))
+        v = curve(voxel)(np.exp(np.linspace(LOW, HIGH, 4001)) / np.prod(mu[:, l]) ** (1 / 3))
+        found = curve(voxel)(weight[l])[0]
+        assert found <= v.min() * (1 + 1e-9)
+        assert bound[l] == (v.argmin() in (0, 4000))
+        assert found == pytest.approx(oracle.gcv(*voxel, weight[l])[0], rel=1e-9)
 
 
 def test_bits_do_not_depend_on_the_block(brain):

@@ -94,6 +94,14 @@ def test_normal_equations_against_dense_rows(order):
     Block(order, 6, seed=order).check()
 
 
+def test_normal_equations_in_special_frames():
+    """The fixed one; quarter and half turns, where an angle of the three shears is undefined or at
+    its largest.
+    """
+    Block(6, 3, isotropic=True).check()
+    Block(6, len(ODD_FRAMES), frames=ODD_FRAMES).check()
+
+
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
 def test_moments_in_the_own_frame(order):
     """No rotation, no cancellation: the other way to the moments, alone or beside turned lanes."""
@@ -131,31 +139,6 @@ def test_normal_equations_with_weights(rng):
     block.w[:] = rng.uniform(0, 2, block.w.shape)
     block.w[1, ::3] = 0
     block.check(plain=False)
-
-
-def test_normal_equations_in_the_fixed_frame():
-    Block(6, 3, isotropic=True).check()
-
-
-def test_normal_equations_in_special_frames():
-    """Quarter and half turns, where an angle of the three shears is undefined or at its largest."""
-    Block(6, len(ODD_FRAMES), frames=ODD_FRAMES).check()
-
-
-@pytest.mark.parametrize("order", [0, 2, 6, 10])
-@pytest.mark.parametrize("isotropic", [False, True])
-def test_fitted_signal_against_dense_rows(order, isotropic, rng):
-    block = Block(order, 3, isotropic=isotropic)
-    block.normal_equations()  # leaves the Gaussians in the scratch
-    coef = rng.normal(size=(3, len(block.place)))
-    t, s, work, out = block.t, block.s, block.work, np.zeros_like(block.work.gy)
-    moments.polynomial(t, s, order, filled(coef), filled(block.mu), work)
-    if not isotropic:
-        rotation.rotate_back(t.shears_low, work.angles, work.low)
-    moments.signal(s, work, out)
-    for l, m in enumerate(block.rows):
-        want = m @ coef[l]
-        assert np.abs(out[: len(want), l] - want).max() <= 1e-11 * np.abs(want).max()
 
 
 @pytest.mark.nojit

@@ -8,8 +8,7 @@ import truth
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
-from mapmri_nb import checks, positivity, uncertainty
-from mapmri_nb.kernels import origin, qp
+from mapmri_nb import checks, uncertainty
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
 TAU = 0.03
@@ -104,31 +103,6 @@ def test_b0_rule_is_the_limit_of_the_row(table, crossing, mode):
         mapmri.kernels.ordering.index_table(6)) - 1).max() < 1e-9  # fmt: skip
 
 
-def test_free_cone_by_osqp_and_by_the_active_set(table, crossing):
-    """Both routes give one answer where E(0) is free."""
-    y = rician(crossing, 5.0, 4)
-    a = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02).fit(y)
-    b = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02, solver="osqp").fit(y)
-    assert (b.status & mapmri.Status.BY_OSQP != 0).all()
-    assert_allclose(a.coef, b.coef, atol=2e-6)
-    assert_allclose(a.S0, b.S0, rtol=1e-7)
-
-
-def test_free_cone_is_optimal():
-    """KKT residual of the compiled answer without the equality, by the function that OSQP's is judged by."""
-    rng, order = np.random.default_rng(5), 4
-    grid, B = positivity.normalised_grid(order), mapmri.kernels.ordering.origin_values(
-        mapmri.kernels.ordering.index_table(order)
-    )  # fmt: skip
-    n, m = grid.rows.values.shape
-    A = rng.standard_normal((60, n))
-    H, g = A.T @ A, A.T @ rng.standard_normal(60)
-    work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
-    assert qp.solve(H, g, qp.GridProblem(B, 0, grid.rows, 2000), work, c, info) == qp.SOLVED
-    assert positivity.kkt_residual(H, g, B, grid.K, c, fixed=False) < 1e-8
-    assert positivity.kkt_residual(H, g, B, grid.K, 1.01 * c, fixed=False) > 1e-4
-
-
 @pytest.mark.parametrize("mode", [None, "grid", "global"])
 @pytest.mark.parametrize("given", [True, False])
 def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
@@ -149,33 +123,6 @@ def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
         )
     assert abs(medians[0] / medians[1] - 1) < 0.04
     assert plain[0] / plain[1] - 1 > 0.08
-
-
-def test_non_linear_gradients(table, crossing):
-    """A field is the table that it makes, in the steps with M'M kept too."""
-    F = np.array([[0.03, 0.01, 0.0], [-0.02, -0.04, 0.01], [0.005, 0.0, 0.02]])
-    bent = table.bvecs @ (np.eye(3) + F).T
-    length = np.linalg.norm(bent, axis=1)
-    unit = bent / np.where(length > 0, length, 1.0)[:, None]
-    other = mapmri.GradientTable(table.bvals * length**2, unit, tau=TAU)
-    options = {"noise": "rician", "bval_threshold": 2500}
-    y = rician(crossing, 8.0, 5)
-    fit = mapmri.MapmriModel(table, **options).fit(y, sigma=8.0, grad_dev=np.tile(F, (5, 1, 1)))
-    want = mapmri.MapmriModel(other, **options).fit(y, sigma=8.0)
-    np.testing.assert_allclose(fit.index_rows("rtop"), want.index_rows("rtop"), rtol=1e-10)
-
-
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-def test_voxels_are_alone(table, crossing, basis):
-    """An answer is the same bits beside other voxels, which settle sooner or later."""
-    y = np.concatenate([rician(crossing, s, 40, seed=int(s)) for s in (2.0, 10.0, 25.0)])
-    model = mapmri.MapmriModel(table, basis=basis, noise="rician")
-    whole = model.fit(y)
-    for v in (3, 50, 110):
-        one = model.fit(y[v : v + 1])
-        assert np.array_equal(one.coef[0], whole.coef[v])
-        assert one.sigma[0] == whole.sigma[v]
-        assert one.status[0] == whole.status[v]
 
 
 def test_noise_free_data_stay(table, crossing):
@@ -321,33 +268,6 @@ def test_positivity_without_a_weight_needs_as_many_samples(table):
         with pytest.raises(ValueError, match="radial_order"):
             mapmri.MapmriModel(table[few], positivity=mode, laplacian=None)
         assert mapmri.MapmriModel(table[few], positivity=mode).n_coef == 50
-
-
-def test_rules_are_a_tuple_of_plain_values(table):
-    """Kernels take them as they are."""
-    rules = mapmri.MapmriModel(table).plan.rules
-    assert isinstance(rules, origin.Rules)
-    assert rules[:3] == (1.0, False, True)
-
-
-def test_dipys_options_give_dipys_mapl(table, crossing):
-    """MapmriModel with DIPY's options spelled out: its MAPL to 1e-5."""
-    dipy = pytest.importorskip("dipy.reconst.mapmri")
-    from dipy.core.gradients import gradient_table
-
-    y = rician(crossing, 4.0, 3)
-    fit = mapmri.MapmriModel(
-        table, laplacian=0.2, laplacian_of="signal", S0="free", bval_threshold=2100,
-        eigenvalue_threshold=1e-4, noise=None,
-    ).fit(y)  # fmt: skip
-    gtab = gradient_table(
-        table.bvals, bvecs=table.bvecs, big_delta=TAU + 0.01 / 3, small_delta=0.01, b0_threshold=50
-    )
-    model = dipy.MapmriModel(gtab, radial_order=6, laplacian_weighting=0.2, bval_threshold=2100)
-    for v in range(len(y)):
-        theirs = model.fit(y[v])
-        for name in ("rtop", "rtap", "rtpp", "msd"):
-            assert abs(fit.index_rows(name)[v] / float(getattr(theirs, name)()) - 1) < 1e-5
 
 
 def test_many_negative_samples_are_a_warning(table, caplog):

@@ -7,9 +7,8 @@ import numpy as np
 import oracle
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import eval_hermite, factorial
 
-from mapmri_nb.kernels import hermite, ordering
+from mapmri_nb.kernels import ordering
 
 pytestmark = pytest.mark.nojit  # nothing here is compiled
 ORDERS = range(0, ordering.MAX_ORDER + 1, 2)
@@ -62,15 +61,6 @@ def test_map_between_the_bases(order):
     assert_allclose(t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12)
 
 
-def test_printed_block_of_the_map():
-    """Reference section 4, N = 2: every printed digit."""
-    want, row = np.zeros((6, 6)), (0.684653, -0.395285, 0.707107)
-    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = row, (-row[0], *row[1:])
-    want[1, 4], want[3, 1], want[4, 3] = 0.968246, -0.968246, -0.968246
-    want[5, [2, 5]] = 0.790569, 0.707107
-    assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
-
-
 @pytest.mark.parametrize("el", range(0, 11, 2))
 def test_solid_harmonics(el, rng):
     x = rng.normal(size=(20, 3))
@@ -97,11 +87,3 @@ def test_hermite_to_monomial(order, rng):
 def test_shared_tables_cannot_be_changed(function):
     with pytest.raises(ValueError, match="read-only"):
         getattr(ordering, function)(4)[0] = 0
-
-
-def test_hermite_functions():
-    """(2^n n! sqrt(pi))^(-1/2) H_n(t) exp(-t^2 / 2)."""
-    out, n = np.empty(9), np.arange(9)
-    hermite.hermite_functions(0.7, out)
-    norm = np.sqrt(2.0**n * factorial(n) * np.sqrt(np.pi))
-    assert_allclose(out, eval_hermite(n, 0.7) * np.exp(-0.245) / norm, rtol=1e-13)

@@ -32,10 +32,14 @@ def problem(y, b, g, order, weight, mu=None, isotropic=False):
     return H, M.T @ d, oracle.aniso_origin(order), float(d @ d), mu
 
 
-def compiled(H, g, B, grid, max_iter=5000):
+def compiled(H, g, B, grid, max_iter=5000, fixed=1):
     """Status, coefficients and info of the compiled solver."""
     n, m = grid.rows.values.shape
-    c, info, problem = np.full(n, np.nan), np.zeros(3), qp.GridProblem(B, 1, grid.rows, max_iter)
+    c, info, problem = (
+        np.full(n, np.nan),
+        np.zeros(3),
+        qp.GridProblem(B, fixed, grid.rows, max_iter),
+    )
     status = qp.solve(np.ascontiguousarray(H), g, problem, qp.workspace(n, m), c, info)
     return status, c, info
 
@@ -117,11 +121,14 @@ def test_optimal_in_both_bases(order, weight):
     grid, binding = positivity.normalised_grid(order), 0
     for k, y in enumerate(signals(7 if order < 8 else 3, b, g, seed=order, noise=0.05)):
         H, rhs, B, dd, _ = problem(y, b, g, order, weight, isotropic=k % 3 == 2)
-        status, c, info = compiled(H, rhs, B, grid)
-        assert (status, info[0] < 1e-8) == (qp.SOLVED, True)
-        assert violation(grid.K, c) < 1e-12
+        for fixed in (0, 1):
+            status, c, info = compiled(H, rhs, B, grid, fixed=fixed)
+            assert (status, info[0] < 1e-8) == (qp.SOLVED, True)
+            assert violation(grid.K, c) < 1e-12
+            for size, least, most in ((1, 0, 1e-8), (1.01, 1e-4, np.inf)):
+                residual = positivity.kkt_residual(H, rhs, B, grid.K, size * c, fixed=fixed == 1)
+                assert least <= residual <= most
         assert abs(B @ c - 1) < 1e-12
-        assert positivity.kkt_residual(H, rhs, B, grid.K, c) < 1e-8
         binding += info[2] > 0
         if order < 8 or weight > 0:
             other, kkt, _, status = positivity.solve_osqp(H, rhs, B, grid.K)
@@ -145,6 +152,8 @@ def test_kkt_residual_is_scale_free_and_sees_every_condition():
     assert status == qp.SOLVED
     assert residual(compiled_c) < 1e-10
     assert info[0] < 1e-10
+    status, _, info = compiled(H, rhs, B, grid, max_iter=1)
+    assert (status, info[0]) == (qp.CAPPED, np.inf)
     c, kkt, iterations, status = positivity.solve_osqp(H, rhs, B, grid.K)
     assert (status, kkt < 1e-8, iterations > 0) == (qp.SOLVED, True, True)
     wrong = c.copy()
@@ -193,16 +202,6 @@ def test_osqp_form_is_the_problem():
 
 
 # ---- hard inputs
-
-
-def test_cap_forces_a_status():
-    b, g = scheme()
-    grid = positivity.normalised_grid(6)
-    H, rhs, B, _, _ = problem(signals(1, b, g)[0], b, g, 6, 0.0)
-    assert compiled(H, rhs, B, grid)[0] == qp.SOLVED
-    status, _, info = compiled(H, rhs, B, grid, max_iter=3)
-    assert status == qp.CAPPED
-    assert info[0] == np.inf
 
 
 @pytest.mark.nojit

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
-from mapmri_nb.kernels import origin, records, rescale
+from mapmri_nb.kernels import origin, rescale
 from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
@@ -158,8 +158,7 @@ def test_steps_of_the_choice():
 def test_a_given_factor_is_that_of_its_voxel():
     gtab, y = slow_tail()
     engine, factor = mapmri.MapmriModel(gtab, 2, positivity="grid").engine, np.array([1, 0.9, 0.8])
-    none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
-    out = engine.fit(records.Data(y, np.ones((1, len(gtab))), *none, factor=factor))
+    out = engine.fit(phantom.rows_of(y, factor=factor))
     assert_allclose(out.mu, factor[:, None] * out.mu_tensor, rtol=1e-14)
 
 
