@@ -1,6 +1,7 @@
 """Simulated voxels and gradient tables, modes, and what makes two fits the same."""
 
 import numpy as np
+import oracle
 import truth
 
 import mapmri_nb as mapmri
@@ -94,6 +95,18 @@ def small_scheme():
     b, g = truth.scheme([32] * 3, [1000, 2000, 3000], 4)
     moved = np.roll(np.arange(len(b)), 2)
     return b[moved], g[moved]
+
+
+def problem(y, b, g, order, weight, isotropic=False):
+    """H, M'd, B and d'd of |M c - d|^2 + weight c'Lc, B'c = 1, of one voxel, dense: d = y / S0 in
+    the frame and at the scale of its tensor.
+    """
+    mu, R, values = oracle.fit_tensor(y, b, g, TAU)
+    d = y / oracle.scale_S0(y, b, g, R @ np.diag(values) @ R.T)
+    mu = np.full(3, oracle.isotropic_scale(mu)) if isotropic else mu
+    M = oracle.phi_matrix(order, mu, oracle.qvectors(b, g, TAU) @ R)
+    H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
+    return H, M.T @ d, oracle.aniso_origin(order), float(d @ d)
 
 
 def rows_of(y, **more):

@@ -160,8 +160,10 @@ def test_the_unit_of_the_signal_does_not_matter(scheme, data, options):
 @pytest.mark.nojit
 def test_a_fixed_origin_is_the_constrained_optimum(rng):
     """`origin.fix` against the bordered system [H B; B' 0] [c; m] = [g; S0]."""
-    n, V, X = 5, lanes.GRAIN, rng.normal(size=(8, 5))
-    H, S0, (g, B) = X.T @ X, rng.uniform(1, 2, (1, V)), rng.normal(size=(2, n))
+    n, V = 5, lanes.GRAIN
+    X = rng.normal(size=(8, 5))
+    H, S0 = X.T @ X, rng.uniform(1, 2, (1, V))
+    (g, B) = rng.normal(size=(2, n))
     factor = np.linalg.cholesky(H)
     stored = factor + np.diag(1 / np.diag(factor) - np.diag(factor))
     packed = np.r_[stored[np.tril_indices(n)], np.linalg.solve(factor, g)][:, None]

@@ -66,7 +66,7 @@ def check_rows(fit):
             continue
         c, _ = solved_frame(fit, v)
         assert np.isfinite(c).all()
-        assert abs(B @ c - 1) < 1e-10
+        assert abs(B @ c - 1) < 1e-10 or fit.S0[v] < 1e-300  # which has no digits left
         if certified is not None:
             assert certified[v]
         elif fit.options["positivity"] == "grid":
@@ -245,7 +245,8 @@ def test_certificates_of_fits():
 @pytest.mark.parametrize("mode", MODES)
 def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     """Against the minimum with E(0) = 1 alone, dense; equal where that one is certified."""
-    gtab, weight, kept, B = table(), 0.02, 0, oracle.aniso_origin(4)
+    gtab, weight = table(), 0.02
+    kept, B = 0, oracle.aniso_origin(4)
     smooth = 100 * truth.mixture_signal(*truth.MIXTURES["BiIso"], gtab.bvals, gtab.bvecs)
     y = np.vstack([signals(gtab, 5, 0.1), smooth])
     model = mapmri.MapmriModel(gtab, 4, laplacian=weight, positivity=mode, preset="paper")

@@ -123,16 +123,6 @@ def test_predict_at_another_table(fits, basis, rng):
     assert_allclose(fit.predict(origin, S0=1)[fit.mask][fit.status == 0], 1, rtol=1e-11)
 
 
-@pytest.mark.parametrize("basis", BOTH)
-def test_predict_is_the_fitted_signal(gtab, data, basis):
-    """RMSE and R2 are those of `predict` against the data, by way of other kernels."""
-    fit = mapmri.MapmriModel(gtab, 6, basis=basis).fit(data)
-    rest = data - fit.predict()
-    assert_allclose(fit.rmse(), np.sqrt((rest**2).mean(1)), rtol=1e-10)
-    spread = ((data - data.mean(1, keepdims=True)) ** 2).sum(1)
-    assert_allclose(fit.r2(), 1 - (rest**2).sum(1) / spread, rtol=1e-10)
-
-
 def test_maps_on_request():
     """From the scale tensor and from the other maps; not among "all"; rows without a fit are NaN."""
     R = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]

@@ -3,16 +3,20 @@
 import logging
 
 import numpy as np
+import oracle
+import phantom
 import pytest
 import truth
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
 from mapmri_nb import checks, uncertainty
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
 TAU = 0.03
-GAUSSIAN = truth.MIXTURES["(1.7,.3,.3)"]
+GAUSSIANS = [
+    truth.MIXTURES[name] for name in ("(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0")
+]
 MODES = [(None, 1e-9), ("grid", 1e-5), ("global", 1e-3)]
 
 
@@ -36,44 +40,26 @@ def rician(clean, sigma, voxels, seed=0, coils=1):
 
 
 @pytest.mark.parametrize(("mode", "bound"), MODES)
-@pytest.mark.parametrize("laplacian", [0.2, 5.0, "gcv", [0.1, 1.0]])
 @pytest.mark.parametrize("rule", ["fit", "free", "b0"])
+@pytest.mark.parametrize("laplacian", [None, 0.2, 5.0, "gcv", [0.1, 1.0]])
 def test_gaussians_are_exact(table, mode, bound, laplacian, rule):
-    """At any weight and by every rule for S0."""
-    y = 100.0 * truth.mixture_signal(*GAUSSIAN, table.bvals, table.bvecs)[None]
-    want = truth.mixture_truth(*GAUSSIAN, TAU)
-    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=laplacian, S0=rule).fit(y)
-    for name in ("rtop", "rtap", "rtpp", "msd"):
-        assert abs(fit.index_rows(name)[0] / want[name] - 1) < bound
-    assert abs(fit.S0[0] / 100.0 - 1) < bound
-
-
-@pytest.mark.parametrize(("mode", "bound"), MODES[1:])
-@pytest.mark.parametrize("name", ["(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0"])
-def test_gaussians_are_exact_without_a_weight(table, mode, bound, name):
-    """They lie on the edge of the cones, and no residual contradicts the tensor's scale."""
-    y = 100.0 * truth.mixture_signal(*truth.MIXTURES[name], table.bvals, table.bvecs)[None]
-    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=None).fit(y)
-    assert (
-        abs(fit.index_rows("rtop")[0] / truth.mixture_truth(*truth.MIXTURES[name], TAU)["rtop"] - 1)
-        < bound
-    )
-    assert_array_equal(fit.mu, fit.mu_tensor)
-
-
-@pytest.mark.parametrize(("mode", "bound"), MODES)
-def test_isotropic_gaussian_is_exact_in_the_isotropic_basis(table, mode, bound):
-    """The deviation is from the basis' own first function."""
-    y = 50.0 * np.exp(-0.8e-3 * table.bvals)[None]
-    fit = mapmri.MapmriModel(table, basis="isotropic", positivity=mode, laplacian=1.0).fit(y)
-    want = (4 * np.pi * 0.8e-3 * TAU) ** -1.5
-    assert abs(fit.index_rows("rtop")[0] / want - 1) < bound
+    """At any weight and by every rule for S0: they lie on the edge of the cones, and no residual
+    contradicts the tensor's scale. The deviation is from the basis' own first function.
+    """
+    y = [100 * truth.mixture_signal(*m, table.bvals, table.bvecs) for m in GAUSSIANS]
+    for basis in phantom.BASES if laplacian == 5.0 else phantom.BASES[:1]:
+        options = {"positivity": mode, "laplacian": laplacian, "S0": rule, "basis": basis}
+        fit = mapmri.MapmriModel(table, **options).fit(np.array(y))
+        for v in range(len(y)) if basis == "anisotropic" else [len(y) - 1]:
+            want = truth.mixture_truth(*GAUSSIANS[v], TAU)
+            for name in ("rtop", "rtap", "rtpp", "msd"):
+                assert abs(fit.index_rows(name)[v] / want[name] - 1) < bound
+            assert abs(fit.S0[v] / 100.0 - 1) < bound
+            assert_allclose(fit.mu[v], fit.mu_tensor[v], rtol=1e-7)
 
 
 def test_deviation_solves_its_normal_equations(table, crossing):
     """(M'M + w L + k B B') c = M'y + w S0 L e_0 + k S0 B, written out in NumPy."""
-    import oracle
-
     y = rician(crossing, 3.0, 1)
     fit = mapmri.MapmriModel(table, laplacian=0.3).fit(y)
     M = oracle.phi_matrix(6, fit.mu[0], table.qvecs @ fit.R[0])
@@ -93,14 +79,13 @@ def test_deviation_solves_its_normal_equations(table, crossing):
 def test_b0_rule_is_the_limit_of_the_row(table, crossing, mode):
     """E(0) = S0 holds exactly; a free fit that meets the mean b0 is the same fit."""
     y = rician(crossing, 4.0, 3)
-    nailed = mapmri.MapmriModel(table, positivity=mode, S0="b0").fit(y)
-    one = mapmri.MapmriModel(table, positivity=mode, S0="fit").fit(y)
-    free = mapmri.MapmriModel(table, positivity=mode, S0="free").fit(y)
+    nailed, one, free = (
+        mapmri.MapmriModel(table, positivity=mode, S0=rule).fit(y) for rule in ("b0", "fit", "free")
+    )
     gap_one, gap_free = (np.abs(f.S0 / nailed.S0 - 1) for f in (one, free))
     assert (gap_one < gap_free).all()
     assert (gap_free > 1e-6).all()
-    assert np.abs(nailed.coef @ mapmri.kernels.ordering.origin_values(
-        mapmri.kernels.ordering.index_table(6)) - 1).max() < 1e-9  # fmt: skip
+    assert_allclose(nailed.coef @ oracle.aniso_origin(6), 1, rtol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [None, "grid", "global"])
@@ -202,34 +187,30 @@ def test_preset(table):
     assert mapmri.MapmriModel(table, preset="paper", positivity="grid").options["S0"] == "b0"
 
 
-def test_threshold_follows_the_table():
+def shells(*counts, seed=0):
+    """A table of (b, number of directions)."""
+    b = np.concatenate([np.full(count, float(value)) for value, count in counts])
+    g = phantom.unit(np.random.default_rng(seed).standard_normal((len(b), 3)))
+    return mapmri.GradientTable(b, g, tau=TAU)
+
+
+def test_threshold_follows_the_table(table):
     """2100 where that determines the tensor, more where it does not, and nothing but the table decides."""
-    full = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU)
-    assert scale_threshold(full) == 2100.0
-    rng = np.random.default_rng(0)
-
-    def made(*shells):
-        b = np.concatenate([np.full(count, float(value)) for value, count in shells])
-        g = rng.standard_normal((len(b), 3))
-        return mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
-
-    thin = made((0, 2), (1500, 9), (3500, 30), (6000, 60))
+    assert scale_threshold(table) == 2100.0
+    thin = shells((0, 2), (1500, 9), (3500, 30), (6000, 60))
     assert tensor_spread(thin, 2100) > 2.0
     assert 3500 < scale_threshold(thin) < 6000
-    fixed = made((0, 4), (304, 20), (10504, 60), (22391, 90))
+    fixed = shells((0, 4), (304, 20), (10504, 60), (22391, 90))
     assert 10504 < scale_threshold(fixed) < 22391
     assert mapmri.MapmriModel(thin).options["bval_threshold"] == scale_threshold(thin)
-    assert tensor_spread(made((0, 1), (1000, 3)), 2100) == np.inf
-    assert scale_threshold(made((0, 1), (1000, 3), (3000, 1), (4000, 1))) == 4200.0
+    assert tensor_spread(shells((0, 1), (1000, 3)), 2100) == np.inf
+    assert scale_threshold(shells((0, 1), (1000, 3), (3000, 1), (4000, 1))) == 4200.0
 
 
 def test_thin_threshold_warns(caplog):
     """A threshold that the caller gave is kept, and said to be thin."""
-    b = np.concatenate([[0.0], np.full(8, 1500.0), np.full(60, 4000.0)])
-    g = np.random.default_rng(1).standard_normal((len(b), 3))
-    table = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
     with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
-        mapmri.MapmriModel(table, 4, bval_threshold=2100)
+        mapmri.MapmriModel(shells((0, 1), (1500, 8), (4000, 60)), 4, bval_threshold=2100)
     assert "thin" in caplog.text
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import oracle
+import phantom
 import pytest
 import truth
 from mapmri_nb.directions import OdfField, sphere
@@ -17,16 +18,12 @@ from mapmri_nb.kernels.lanes import WIDTH
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def rotation(rng, n):
-    return np.ascontiguousarray(np.linalg.qr(rng.normal(size=(n, 3, 3)))[0])
-
-
-def draw(order, n, seed, low=3e-3, high=9e-3):
+def draw(order, n, seed):
     """Random coefficients with E(0) = 1, scales and frames."""
     rng = np.random.default_rng(seed)
     coef = rng.normal(size=(n, ordering.n_coef(order))) / (1 + np.arange(ordering.n_coef(order)))
     coef /= (coef @ ordering.origin_values(ordering.index_table(order)))[:, None]
-    return coef, rng.uniform(low, high, (n, 3)), rotation(rng, n)
+    return coef, 1e-3 * rng.uniform(3, 9, (n, 3)), phantom.random_rotation(rng, n)
 
 
 def odf(coef, mu, R, points, s):
@@ -53,6 +50,14 @@ def negative(coef, grid):
 
 
 # ---- values at points
+
+
+@pytest.mark.nojit
+def test_hermite_functions():
+    out = np.empty(9)
+    hermite.hermite_functions(0.7, out)
+    want = [oracle.hermite1d(n, 0.7) / math.pi**0.25 for n in range(9)]
+    assert_allclose(out, want, rtol=1e-13)
 
 
 @pytest.mark.nojit

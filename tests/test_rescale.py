@@ -138,7 +138,8 @@ def test_steps_of_the_choice():
     square[0, 0] = square[1, 2] = 1.0
     square[[2, 3, 4], [1, 0, STEPS]] = 2.0
     scale, moving = rescale.workspace(0, V, True), []
-    scale.limit[:], scale.least[:], scale.factor[:] = 1.0, np.inf, 1.0
+    scale.limit[:], scale.least[:] = 1.0, np.inf
+    scale.factor[:] = 1.0
     noise = SimpleNamespace(
         moving=np.full(1, 9), held=np.zeros((1, V)), settled=np.zeros(V, np.int64)
     )
@@ -166,7 +167,8 @@ def test_a_given_factor_is_that_of_its_voxel():
 @pytest.mark.parametrize("narrow", [True, False])
 def test_the_deviation_from_a_gaussian(narrow, rng):
     """M'(y - S0 M e) and its sum of squares for any e, or e_0; the way back restores M'y."""
-    n, V, X = 4, GRAIN, rng.normal(size=(9, 4))
+    n, V = 4, GRAIN
+    X = rng.normal(size=(9, 4))
     G, e = X.T @ X, rng.normal(size=(n, V)) if narrow else np.tile(np.eye(n)[:, :1], (1, V))
     S0, rhs, yy = (rng.uniform(1, 2, (rows, V)) for rows in (1, n, 1))
     packed = np.repeat(G[np.tril_indices(n)][:, None], V, 1)
