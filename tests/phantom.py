@@ -55,6 +55,22 @@ def signals(count, bvals, bvecs, seed=0, noise=0.02):
     return out
 
 
+FIBRE = np.array([1.0, 1, 0.5]) / 1.5
+OBLIQUE = np.eye(4)  # an affine of determinant above 0
+OBLIQUE[:3, :3] = random_rotation(np.random.default_rng(8)) * [2, 2, 2.5]
+
+
+def one_fibre(bvals, bvecs):
+    """Clean signal (n,) of one fibre along FIBRE, S0 100."""
+    D = 2e-4 * np.eye(3) + 1.5e-3 * np.outer(FIBRE, FIBRE)
+    return 100 * truth.mixture_signal([1.0], [D], bvals, bvecs)
+
+
+def apart(one, two):
+    """Degrees between two axes."""
+    return np.degrees(np.arccos(min(1.0, abs(one @ two))))
+
+
 def hard(bvals, clean):
     """Signals (n,) that break solvers, by name, some of them made of a clean one."""
     rng, n = np.random.default_rng(1), len(bvals)

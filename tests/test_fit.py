@@ -31,8 +31,6 @@ def fits(gtab, data):
 @pytest.mark.parametrize(
     ("laplacian", "positivity", "tolerance"),
     [
-        (0.2, None, 1e-11),
-        (0.05, None, 1e-11),
         ("gcv", None, 1e-9),
         (None, None, 1e-8),  # cond(M)^2 is 1e6 here
         (0.1, "grid", 1e-8),
