@@ -154,37 +154,6 @@ def test_kkt_residual_is_scale_free_and_sees_every_condition():
     assert min(residual(c, 1, top), residual(c, top, 1), residual(1e307 * c)) > 1e-3
 
 
-def test_pull_makes_any_point_feasible():
-    grid = positivity.normalised_grid(4)
-    B = oracle.aniso_origin(4)
-    c = np.random.default_rng(0).normal(size=len(B))
-    c /= B @ c
-    out = positivity.pull(B, grid.K, c)
-    assert (grid.K @ c).min() < 0
-    assert (grid.K @ out).min() >= -1e-15
-    assert B @ out == pytest.approx(1)
-
-
-def test_osqp_form_is_the_problem():
-    """Objective and rows of OSQP's form at z, against those of c = W'z |q|."""
-    b, g = scheme()
-    grid = positivity.normalised_grid(4)
-    H, rhs, B, _ = problem(signals(1, b, g)[0], b, g, 4, 0.05)
-    P, q, A, low, high = positivity.osqp_problem(H, rhs, B, grid.K)
-    c = positivity.solve_osqp(H, rhs, B, grid.K)[0]
-    n = len(c)
-    ridge, shift = positivity.RIDGE * np.trace(H) / n, positivity.SHIFT * np.trace(H) / n
-    L = np.linalg.cholesky(H + shift * np.eye(n))
-    scale = np.linalg.norm(np.linalg.solve(L, rhs))
-    z, want = L.T @ c / scale, c @ H @ c / 2 - rhs @ c + ridge * (c @ c) / 2
-    assert (z @ P @ z / 2 + q @ z) * scale**2 == pytest.approx(want, rel=1e-12)
-    assert (A @ z)[0] == pytest.approx(low[0])
-    assert low[0] == high[0]
-    assert ((A @ z)[1:] >= low[1:] - 1e-12).all()
-    assert np.isinf(high[1:]).all()
-    assert_allclose(np.linalg.norm(A, axis=1), 1)
-
-
 # ---- hard inputs
 
 

@@ -152,20 +152,6 @@ def test_pa_of_one_gaussian(name):
 # ---- positivity
 
 
-def test_negative_part_of_known_propagators():
-    """P ~ (2x^2 - 1) exp(-x^2/2), negative for |x| < a = 1/sqrt(2); and a Gaussian."""
-    coef, position = np.eye(2, 50), ordering.positions(ordering.index_table(6))
-    coef[1] = 0.0
-    coef[1, position[2, 0, 0]] = math.sqrt(2.0)  # E(0) = 1
-    out, a = negative(coef, propagator.dense_grid(6)), math.sqrt(0.5)
-    assert out[0].tolist() == [0.0, 0.0]
-    # int_{-a}^{a} (1 - 2x^2) e^{-x^2/2} / sqrt(2 pi): 4a phi(a) - (2 Phi(a) - 1)
-    phi = math.exp(-0.25) / math.sqrt(2 * math.pi)
-    assert out[1, 1] == pytest.approx(4 * a * phi - math.erf(a / math.sqrt(2)), abs=0.02)
-    peak = 4 * math.exp(-5 / 4)  # at x^2 = 5/2
-    assert out[1, 0] == pytest.approx(-1 / peak, rel=0.03)
-
-
 @pytest.mark.parametrize("order", [4, 6, 10])
 def test_grid_holds_the_mass(order):
     grid = propagator.dense_grid(order)
