@@ -94,7 +94,8 @@ def test_dictionary_is_bit_exact():
 )
 def test_subsets(select):
     keep = np.arange(7)[select]
-    assert same(table()[select], table(bvals=BVALS[keep], bvecs=BVECS[keep]))
+    more = {"b0_threshold": 3, "frame": "scanner"}
+    assert same(table(**more)[select], table(bvals=BVALS[keep], bvecs=BVECS[keep], **more))
 
 
 def test_one_volume_and_iteration():

@@ -14,7 +14,7 @@ import phantom
 import pytest
 from mapmri_nb.cli import main
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, save
+from shell import command, refused, save
 
 import mapmri_nb as mapmri
 from mapmri_nb import report
@@ -31,7 +31,9 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.text, self.rows, self.stack, self.links, self.data, self.ids = "", [], [], [], "", []
+        self.text, self.data = "", ""
+        self.rows, self.stack = [], []
+        self.links, self.ids = [], []
         self.feed(text)
         assert self.stack == []
         self.data = json.loads(self.data)
@@ -112,19 +114,21 @@ def test_it_stands_alone(saved, page):
 
 def test_what_was_fitted_is_said(page):
     facts = {row[0]: row[1] for row in page.rows if len(row) == 2}
-    assert facts["Model"] == "MAPL, anisotropic basis, radial order 4 (22 coefficients)"
+    expected = {
+        "Model": "MAPL, anisotropic basis, radial order 4 (22 coefficients)",
+        "Volume": "7 x 6 x 5, 179 voxels in the mask",
+        "Measurements": "90 volumes: 30 b0, 30 at b = 1000, 30 at b = 2000 s/mm²",
+        "Pulse timing": "Δ = 40 ms, δ = 10 ms, τ = 36.67 ms",
+        "Command": "mapmri-nb fit 'a b_dwi.nii' --out <x>",
+        "Seconds": "reading 0.25, fitting 1.5, writing 2; compiling 0.5 of them",
+        "Threads": "2",
+        "Resumed": "1 of 3 slabs were fitted by the last run",
+    }
+    assert {name: facts[name] for name in expected} == expected
     assert "sub-<1>&_dwi.nii.gz" in facts["Data"]
     assert "laplacian gcv" in facts["Options"]
-    assert facts["Volume"] == "7 x 6 x 5, 179 voxels in the mask"
-    assert facts["Measurements"] == "90 volumes: 30 b0, 30 at b = 1000, 30 at b = 2000 s/mm²"
-    assert facts["Pulse timing"] == "Δ = 40 ms, δ = 10 ms, τ = 36.67 ms"
     assert mapmri.__version__ in facts["Software"]
-    assert facts["Command"] == "mapmri-nb fit 'a b_dwi.nii' --out <x>"
-    assert facts["Seconds"] == "reading 0.25, fitting 1.5, writing 2; compiling 0.5 of them"
-    assert facts["Fitting a voxel"].startswith("5587 µs")
-    assert facts["Fitting a voxel"].endswith("without compilation)")
-    assert facts["Threads"] == "2"
-    assert facts["Resumed"] == "1 of 3 slabs were fitted by the last run"
+    assert re.fullmatch("5587 µs.*without compilation.", facts["Fitting a voxel"])
 
 
 def test_the_verdict_finds_what_was_planted(page):
@@ -240,6 +244,7 @@ def test_the_page_keeps_within_its_size(saved, monkeypatch):
 
 def test_status_has_a_legend(saved, page):
     _, fit = saved
+    assert set(MEANING) == {flag for flag in Status if flag.value & (flag.value - 1) == 0}
     rows = {row[0].strip(): row for row in page.rows if len(row) == 4 and "%" in row[2]}
     for kind, count in zip(*np.unique(fit.status, return_counts=True), strict=True):
         assert rows[str(kind)][1] == str(count)
@@ -248,16 +253,14 @@ def test_status_has_a_legend(saved, page):
     assert "no usable signal" in lost[3]
 
 
-@pytest.mark.nojit
-def test_every_flag_has_a_meaning():
-    assert set(MEANING) == {flag for flag in Status if flag.value & (flag.value - 1) == 0}
-
-
 def test_command(saved, tmp_path, capsys, monkeypatch):
     folder, seen = saved[0], []
-    monkeypatch.setattr(
-        report, "page", lambda saved, *more: seen.append(more) or f"{saved.prefix} page"
-    )
+
+    def page(saved, *more):
+        seen.append(more)
+        return f"{saved.prefix} page"
+
+    monkeypatch.setattr(report, "page", page)
     words = ["report", folder, "--out", tmp_path / "r.html"]
     assert command(*words, "--quiet") == 0
     assert (tmp_path / "r.html").read_text() == "sub-<1>& page"
@@ -270,9 +273,8 @@ def test_command(saved, tmp_path, capsys, monkeypatch):
     assert command(*words, save(tmp_path / "short.nii", np.ones((7, 6, 5, 3)), AFFINE)) == 1
     assert "short.nii has shape (7, 6, 5, 3)" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"r.html", "short.nii"}
-    for call in (report.write_report, lambda *a, **k: compare.write_comparison(folder, *a, **k)):
-        with pytest.raises(ValueError, match="convention"):
-            call(folder, force=True, convention="left")
+    refused("convention", report.write_report, folder, force=True, convention="left")
+    refused("convention", compare.write_comparison, folder, folder, force=True, convention="left")
 
 
 def test_isotropic_and_fits_without_a_run_section(saved, tmp_path):
@@ -285,9 +287,7 @@ def test_isotropic_and_fits_without_a_run_section(saved, tmp_path):
     del entries["Run"], entries["Sources"]
     path.write_text(json.dumps(entries))
     page = page_of(report.write_report(tmp_path))
-    labels = [row[0] for row in page.rows]
-    assert "NG" in labels
-    assert "NG∥" not in labels
+    assert {"NG", "NG∥"} & {row[0] for row in page.rows} == {"NG"}
     assert "not recorded" in page.text
     assert "--dwi" in page.text
 
@@ -388,9 +388,17 @@ def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-DRIVE = """
+PROGRAM = """
 window.addEventListener("load", () => {
-  const out = {}, $ = (id) => document.getElementById(id), planes = [...document.querySelectorAll(".plane")];
+  const out = {}, $ = (id) => document.getElementById(id);
+  try {STEPS} catch (error) { out.error = String(error.stack); }
+  const pre = document.createElement("pre");
+  pre.id = "result"; pre.textContent = JSON.stringify(out);
+  document.body.append(pre);
+});
+"""
+ONE = """
+  const planes = [...document.querySelectorAll(".plane")];
   const edges = () => planes.map((p) => [...p.querySelectorAll(".edge")].map((e) => e.textContent).join(""));
   const click = (canvas, x, y) => {
     const b = canvas.getBoundingClientRect();
@@ -403,62 +411,48 @@ window.addEventListener("load", () => {
     for (let i = 3; i < d.length; i += 4) n += d[i] > 0;
     return n;
   };
-  try {
-    out.edges = edges();
-    const axial = planes[0].querySelector("canvas");
-    out.size = [axial.width, axial.height];
-    click(axial, 1, 4);
-    out.readout = $("readout").textContent;
-    out.voxel = $("voxel-name").textContent;
-    out.ink = ["signal", "propagator", "odf"].map(ink);
-    axial.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-    out.moved = $("readout").textContent;
-    const slider = planes[0].querySelector("input");
-    slider.value = 0; slider.dispatchEvent(new Event("input"));
-    out.slid = $("readout").textContent;
-    const before = axial.toDataURL();
-    $("choice").value = 3; $("choice").dispatchEvent(new Event("change"));
-    out.linked = axial.toDataURL() !== before && document.querySelectorAll("#sheet canvas").length;
-    $("convention").value = "neurological"; $("convention").dispatchEvent(new Event("change"));
-    out.neurological = edges();
-    $("next").click();
-    out.outlier = $("voxel-name").textContent;
-    out.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-    const named = (e) => (e.labels && e.labels.length) || e.getAttribute("aria-label") || e.textContent.trim();
-    out.unlabelled = [...document.querySelectorAll("input, select, button")].filter((e) => !named(e)).length;
-  } catch (error) { out.error = String(error.stack); }
-  const pre = document.createElement("pre");
-  pre.id = "result"; pre.textContent = JSON.stringify(out);
-  document.body.append(pre);
-});
+  out.edges = edges();
+  const axial = planes[0].querySelector("canvas");
+  out.size = [axial.width, axial.height];
+  click(axial, 1, 4);
+  out.readout = $("readout").textContent;
+  out.voxel = $("voxel-name").textContent;
+  out.ink = ["signal", "propagator", "odf"].map(ink);
+  axial.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+  out.moved = $("readout").textContent;
+  const slider = planes[0].querySelector("input");
+  slider.value = 0; slider.dispatchEvent(new Event("input"));
+  out.slid = $("readout").textContent;
+  const before = axial.toDataURL();
+  $("choice").value = 3; $("choice").dispatchEvent(new Event("change"));
+  out.linked = axial.toDataURL() !== before && document.querySelectorAll("#sheet canvas").length;
+  $("convention").value = "neurological"; $("convention").dispatchEvent(new Event("change"));
+  out.neurological = edges();
+  $("next").click();
+  out.outlier = $("voxel-name").textContent;
+  out.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const named = (e) => (e.labels && e.labels.length) || e.getAttribute("aria-label") || e.textContent.trim();
+  out.unlabelled = [...document.querySelectorAll("input, select, button")].filter((e) => !named(e)).length;
+"""
+TWO = """
+  const canvas = (k) => document.querySelectorAll("#sheet canvas")[k];
+  const slider = document.querySelector(".plane input"), before = [0, 1, 2].map((k) => canvas(k).toDataURL());
+  out.first = $("readout").textContent;
+  slider.value = 0; slider.dispatchEvent(new Event("input"));
+  out.linked = [0, 1, 2].map((k) => canvas(k).toDataURL() !== before[k]);
+  const ink = (c) => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data.slice(0, 3)];
+  out.colours = [1, 2].map((k) => ink(canvas(k)));
+  $("choice").value = 9; $("choice").dispatchEvent(new Event("change"));
+  out.second = $("readout").textContent;
+  document.querySelector(".plane canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  out.maps = document.querySelectorAll("#sheet canvas").length;
 """
 
 
-DRIVE_TWO = """
-window.addEventListener("load", () => {
-  const out = {}, $ = (id) => document.getElementById(id), canvas = (k) => document.querySelectorAll("#sheet canvas")[k];
-  try {
-    const slider = document.querySelector(".plane input"), before = [0, 1, 2].map((k) => canvas(k).toDataURL());
-    out.first = $("readout").textContent;
-    slider.value = 0; slider.dispatchEvent(new Event("input"));
-    out.linked = [0, 1, 2].map((k) => canvas(k).toDataURL() !== before[k]);
-    const ink = (c) => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data.slice(0, 3)];
-    out.colours = [1, 2].map((k) => ink(canvas(k)));
-    $("choice").value = 9; $("choice").dispatchEvent(new Event("change"));
-    out.second = $("readout").textContent;
-    document.querySelector(".plane canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
-    out.maps = document.querySelectorAll("#sheet canvas").length;
-  } catch (error) { out.error = String(error.stack); }
-  const pre = document.createElement("pre");
-  pre.id = "result"; pre.textContent = JSON.stringify(out);
-  document.body.append(pre);
-});
-"""
-
-
-def driven(text, script, folder, size="1280,900"):
-    """What a script that drives a page in Chromium wrote into its `result`."""
-    page = folder / "driven.html"
+def driven(path, steps, folder, size="1280,900"):
+    """What steps that drive a page in Chromium wrote into its `result`."""
+    page, script = folder / "driven.html", PROGRAM.replace("STEPS", steps)
+    text = path.read_text(encoding="utf-8")
     text = text.replace("<script type=", f"<script>{script}</script><script type=", 1)
     page.write_text(text, encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}",
@@ -475,7 +469,7 @@ def driven(text, script, folder, size="1280,900"):
 def test_the_script_works_on_two_fits(pair, tmp_path):
     """One slider moves A, B and the difference; the readout has the three values of one index."""
     b, _, page = pair
-    out = driven((b / "comparison.html").read_text(encoding="utf-8"), DRIVE_TWO, tmp_path)
+    out = driven(b / "comparison.html", TWO, tmp_path)
     assert out["linked"] == [True, True, True]
     names = ("RTOP1/3, A", "RTOP1/3, B ", "RTOP1/3, B − A", "status, A", "status, B")
     assert all(name in out["first"] for name in names)
@@ -490,7 +484,7 @@ def test_the_script_works_on_two_fits(pair, tmp_path):
 def test_the_script_works(saved, page, tmp_path, size):
     """Letters, values under the cross, keys, sliders, linked maps, a voxel on click, outliers."""
     folder, fit = saved
-    out = driven((folder / "report.html").read_text(encoding="utf-8"), DRIVE, tmp_path, size)
+    out = driven(folder / "report.html", ONE, tmp_path, size)
     assert out["edges"] == ["RLPA", "RLIS", "PAIS"]
     assert out["neurological"] == ["LRPA", "LRIS", "PAIS"]
     assert out["size"] == [6, 6]
@@ -554,13 +548,3 @@ def test_cite(saved, capsys):
     assert main(["cite"]) == 0
     assert capsys.readouterr().out.count("@article") == len(references.REFERENCES)
     assert main(["cite", str(saved[0]), "--mode", "MAP"]) == 1
-
-
-@pytest.mark.nojit
-def test_script_and_style_are_small_and_shipped():
-    here = Path(report.__file__)
-    for suffix in (".js", ".css", ".html"):
-        assert here.with_suffix(suffix).read_text(encoding="utf-8").count("\n") < 500
-    project = here.parents[2] / "pyproject.toml"
-    if project.exists():
-        assert '"use/report.*"' in project.read_text(encoding="utf-8")
