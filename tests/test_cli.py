@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from damage import cut
 from mapmri_nb.cli import _announced, main
-from mapmri_nb.directions import sh_matrix
+from mapmri_nb.directions import tracking_factor
 from numpy.testing import assert_allclose, assert_array_equal
 from shell import command, fails, load, read, save
 
@@ -222,30 +222,21 @@ def test_peaks_for_dipy(tmp_path):
     assert np.abs((near * first).sum(1)).min() > np.cos(np.radians(8))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_odf_is_in_scanner_axes(tmp_path, sign):
-    """The cord runs along the affine's third column, whatever the sign of its determinant."""
-    dwi, out = cut("catcord", tmp_path), tmp_path / "o"
-    oblique = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
-    affine = np.eye(4)
-    affine[:3, :3] = oblique * np.sign(np.linalg.det(oblique)) * [sign, 1, 1] * [0.156, 0.156, 1.49]
-    save(dwi, load(dwi), affine)
-    assert fit(dwi, out, "--radial-order 6") == 0
-    assert command("odf", out, "--sh-order 6 --quiet") == 0
-    first = read(out, "peaks")[..., :3].reshape(-1, 3)
-    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    assert np.median(np.abs(first @ along) / np.linalg.norm(first, axis=1)) > 0.98
-    coef = read(out, "odf").reshape(8, 28)
-    directions = np.random.default_rng(0).normal(size=(200, 3))
-    directions /= np.linalg.norm(directions, axis=1)[:, None]
-    values = coef @ sh_matrix(np.vstack([directions, along]), 6).T
-    assert (values[:, -1:] > np.percentile(values[:, :-1], 90, axis=1, keepdims=True)).all()
-    (path,) = out.glob("*param-odf_dwimap.json")
-    sidecar = json.loads(path.read_text())
-    unscaled = mapmri.io.load_map(path.with_suffix(".nii.gz")).data
-    assert sidecar["ScaleFactor"] == pytest.approx(np.abs(coef).max() / np.abs(unscaled).max())
-    assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
-    assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
+def test_odf(fitted, tmp_path):
+    """The fit's harmonics and peaks along scanner axes, in a size for trackers that a sidecar says."""
+    assert command("odf", fitted, "--out", tmp_path, "--s 1 --sh-order 4 --quiet") == 0
+    (path,) = tmp_path.glob("*param-odf_dwimap.json")
+    said, one = json.loads(path.read_text()), mapmri.load_fit(fitted)
+    scale = tracking_factor(one.gtab, 1.0)
+    assert said["ScaleFactor"] == pytest.approx(scale)
+    assert said["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
+    assert said["OrientationEncoding"]["Reference"] == "xyz"
+    sh, (peaks, heights) = (
+        one.odf_sh(1.0, 4, frame="scanner"), one.peaks(s=1.0, sh_order=4, frame="scanner"),
+    )  # fmt: skip
+    assert_allclose(read(tmp_path, "odf"), scale * sh, rtol=1e-5, atol=1e-6 * scale * sh.max())
+    want = scale * peaks * heights[..., None]
+    assert_allclose(read(tmp_path, "peaks"), want.reshape(4, 2, 1, 15), rtol=1e-5, atol=1e-30)
 
 
 def test_demo(tmp_path, capsys):
