@@ -46,8 +46,9 @@ ONLY_IN = {
     "hypothesis": HYPOTHESIS,
 }
 # The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES, MOST_OF_TESTING = 500, 16400, 1660  # docstrings count
-MOST_COLUMNS, MOST_NAMES, MOST_ARGUMENTS = 100, 2, 8
+MOST_LINES_OF_A_FILE, MOST_LINES = 500, 16400  # docstrings count
+MOST_OF_TESTING, MOST_COLUMNS = 1660, 100
+MOST_NAMES, MOST_ARGUMENTS = 2, 8
 LONG_CALLS = {"__init__"}  # DIPY's constructor
 
 
@@ -149,6 +150,7 @@ def test_who_compiles_and_who_starts_threads():
     assert users("njit", "jit", "vectorize", "guvectorize", "cfunc") == one
     assert {room(n) for n, tree in TREES.items() if kernel_calls(tree)} == {"kernels"}
     assert users("prange") == set()
+    assert users("pyplot", "matplotlib.pyplot") == set(), "its state is the caller's"
     assert users("set_num_threads") <= one
     disks = {f"use/{name}.py" for name in ("fitting", "folder", "stream")}
     assert users("ThreadPoolExecutor") == one | disks

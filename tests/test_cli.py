@@ -43,23 +43,14 @@ def fitted(tmp_path_factory):
 
 
 def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
-    elsewhere, found = tmp_path / "elsewhere", []
-    elsewhere.mkdir()
-    dwi = brain.rename(elsewhere / "a.nii.gz")
-    bval, bvec, sidecar = (
-        brain.with_name(f"sub-small101d_dwi.{end}").rename(elsewhere / end)
-        for end in ("bval", "bvec", "json")
-    )
-    for k, (file, times) in enumerate(
-        ((["--json", sidecar], ""), ([], "0.0488"), (["--json", sidecar], "0.2"))
-    ):
-        deltas = times and f"--big-delta {times} --small-delta 0.03"
-        given = ("--bval", bval, "--bvec", bvec, "--indices msd,rtop", *file, deltas)
-        assert fit(dwi, tmp_path / str(k), *given) == 0
-        found.append(read(tmp_path / str(k), "rtop"))
-    assert_array_equal(found[0], found[1])
-    assert (found[2] < found[0]).all()
-    assert not list((tmp_path / "1").glob("*ngpar*"))
+    ends = ("bval", "bvec", "json")
+    files = [brain.with_name(f"sub-small101d_dwi.{end}").rename(tmp_path / end) for end in ends]
+    named = [word for end, file in zip(ends, files, strict=True) for word in (f"--{end}", file)]
+    for times in ({}, {"big_delta": 0.2}, {"big_delta": 0.2, "small_delta": 0.01}):
+        deltas = (f"--{name.replace('_', '-')} {value}" for name, value in times.items())
+        assert fit(brain, tmp_path / "o", *named, *deltas, "--force --indices msd") == 0
+        expected = mapmri.GradientTable.from_fsl(*files[:2], json=files[2], **times)
+        assert mapmri.load_fit(tmp_path / "o").gtab == expected
 
 
 @pytest.mark.parametrize(
@@ -152,38 +143,44 @@ def test_predict(brain, fitted, tmp_path, capsys):
     fails(capsys, ["predict", fitted, "--out", tmp_path / "p.nii", "--noisy"], "noisy", "noise")
 
 
-def test_without_a_mask_empty_voxels_are_skipped_and_a_mask_recommended(brain, tmp_path, capsys):
-    values = np.array(load(brain))
+def test_without_a_mask_empty_voxels_are_skipped_filled_and_a_mask_recommended(
+    brain, tmp_path, capsys
+):
+    values, out = np.array(load(brain)), tmp_path / "o"
     values[0, 0, 0] = 0
     save(brain, values, nib.load(brain).affine)
-    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order 2 --fill 0") == 0
+    assert command("fit", brain, "--out", out, "--radial-order 2 --fill 0") == 0
     err = capsys.readouterr().err
     assert "--mask" in err
     assert "11 of 12" in err
-    assert_array_equal(read(tmp_path / "o", "rtop") > 0, values[..., 0] > 0)
+    assert command("odf", out, "--fill 0 --quiet") == 0
+    assert command("predict", out, "--fill 0 --quiet --out", tmp_path / "p.nii") == 0
+    assert_array_equal(read(out, "rtop") > 0, values[..., 0] > 0)
+    for filled in (read(out, "odf"), read(out, "peaks"), load(tmp_path / "p.nii")):
+        assert (filled[0, 0, 0] == 0).all()
+        assert np.isfinite(filled).all()
 
 
 def test_predict_on_another_table(fitted, tmp_path, capsys):
-    folder, out = fitted, tmp_path / "p.nii.gz"
+    out = tmp_path / "p.nii.gz"
     (tmp_path / "t.bval").write_text("0 1000 2000")
     (tmp_path / "t.bvec").write_text("0 1 0\n0 0 1\n0 0 0")
     files = ("--bval", tmp_path / "t.bval", "--bvec", tmp_path / "t.bvec")
-    words = ["predict", folder, "--out", out, *files]
+    words = ["predict", fitted, "--out", out, *files]
     fails(capsys, words, "--big-delta is missing")
     assert not out.exists()
     assert command(*words, "--quiet --big-delta 0.03 --small-delta 0.003") == 0
     predicted = load(out)
     assert predicted.shape[-1] == 3
-    assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
+    assert_allclose(predicted[..., 0], read(fitted, "s0"), rtol=1e-5)
 
 
 def test_maps_on_request_and_summary(tmp_path):
     """Axes in scanner frame, the same from both commands; a line for every index and region."""
-    dwi, out, path = cut("catcord", tmp_path), tmp_path / "o", tmp_path / "l.nii.gz"
-    like = nib.load(dwi)
-    labels = np.zeros(like.shape[:3], np.int16)
+    dwi, out = cut("catcord", tmp_path), tmp_path / "o"
+    like, labels = nib.load(dwi), np.zeros((4, 2, 1), np.int16)
     labels.flat[:4] = 7
-    save(path, labels, like.affine)
+    path = save(tmp_path / "l.nii.gz", labels, like.affine)
     assert fit(dwi, out, "--radial-order 6 --indices rtop,fa,v1,color_fa --labels", path) == 0
     first = {name: read(out, name) for name in ("rtop", "fa", "v1", "colorfa")}
     table = next(out.glob("*_summary.tsv"))
@@ -231,10 +228,9 @@ def test_odf(fitted, tmp_path):
     assert said["ScaleFactor"] == pytest.approx(scale)
     assert said["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
     assert said["OrientationEncoding"]["Reference"] == "xyz"
-    sh, (peaks, heights) = (
-        one.odf_sh(1.0, 4, frame="scanner"), one.peaks(s=1.0, sh_order=4, frame="scanner"),
-    )  # fmt: skip
-    assert_allclose(read(tmp_path, "odf"), scale * sh, rtol=1e-5, atol=1e-6 * scale * sh.max())
+    sh = scale * one.odf_sh(1.0, 4, frame="scanner")
+    assert_allclose(read(tmp_path, "odf"), sh, rtol=1e-5, atol=1e-6 * sh.max())
+    peaks, heights = one.peaks(s=1.0, sh_order=4, frame="scanner")
     want = scale * peaks * heights[..., None]
     assert_allclose(read(tmp_path, "peaks"), want.reshape(4, 2, 1, 15), rtol=1e-5, atol=1e-30)
 
@@ -260,9 +256,7 @@ def test_info_says_what_a_bug_report_needs(capsys):
 
 @pytest.mark.jit_only
 def test_compilation_is_announced_when_it_happens_and_once(caplog, monkeypatch):
-    monkeypatch.setattr(
-        _jit, "CACHE_DIR", None
-    )  # or a second run with the same cache has nothing to compile
+    monkeypatch.setattr(_jit, "CACHE_DIR", None)  # or a second run has nothing to compile
     kernel = _jit.kernel()(lambda x: x + 1)
     with caplog.at_level(logging.INFO), _announced():
         assert kernel(1) == 2
@@ -321,14 +315,6 @@ def test_every_argument_has_a_switch(constructor, capsys):
     for name in inspect.signature(constructor).parameters:
         switch = "--" + SWITCHES.get(name, name).lower().replace("_", "-")
         assert switch in options, f"{constructor.__name__}({name}=...) has no {switch}"
-
-
-def test_spellings_of_indices(fitted, tmp_path):
-    words = "--indices RTOP,ngpar,ng_par,NG_perp,PA_DTI --quiet"
-    assert command("indices", fitted, "--out", tmp_path / "o", words) == 0
-    paths = (tmp_path / "o").glob("*dwimap.nii.gz")
-    labels = {path.name.split("param-")[1].split("_")[0] for path in paths}
-    assert labels == {"rtop", "ngpar", "ngperp", "padti"}
 
 
 @pytest.mark.parametrize("choice", ["b<=2500", "0:80,90", "file"])
@@ -414,22 +400,11 @@ def test_indices_of_a_fit_as_the_readme_prints_it(fitted, tmp_path, capsys):
     assert_allclose(read(folder, "rtop"), read(fitted, "rtop") * 1e-9, rtol=1e-6)
 
 
-def test_fill_of_odf_and_predict(brain, tmp_path):
-    mask, out, predicted = np.ones((3, 2, 2), np.uint8), tmp_path / "o", tmp_path / "p.nii"
-    mask[0, 0, 0] = 0
-    assert fit(brain, out, "--mask", save(tmp_path / "m.nii", mask, nib.load(brain).affine)) == 0
-    assert command("odf", out, "--fill 0 --quiet") == 0
-    assert command("predict", out, "--fill 0 --quiet --out", predicted) == 0
-    for values in (read(out, "odf"), read(out, "peaks"), load(predicted)):
-        assert (values[0, 0, 0] == 0).all()
-        assert np.isfinite(values).all()
-
-
 def test_list_of_outputs(brain, tmp_path, capsys):
     out, predicted = tmp_path / "out", tmp_path / "p.nii"
     for words in (
         ["fit", brain, "--out", out, "--radial-order 2 --indices rtop"],
-        ["indices", out, "--indices msd"],
+        ["indices", out, "--indices MSD,ngpar,NG_perp,PA_DTI"],
         ["odf", out, "--sh-order 2"],
         ["predict", out, "--out", predicted, "--volumes 0:3"],
     ):
@@ -439,6 +414,8 @@ def test_list_of_outputs(brain, tmp_path, capsys):
         assert files
         assert all(file.is_file() and file.is_absolute() for file in files)
     assert nib.load(predicted).shape[-1] == 3
+    for label in ("msd", "ngpar", "ngperp", "padti"):
+        read(out, label)
 
 
 def test_names_sources_and_sidecars(brain, tmp_path):

@@ -176,13 +176,13 @@ def test_scales_frames_and_coefficients(pairs, basis):
 def test_odf_propagator_and_signal(pairs, basis):
     dipy, ours = pairs[basis]
     points = theirs.create_rspace(7, 0.02).astype(float)
-    q, other, S0 = 20.0 * SPHERE.vertices[:9], scheme(), np.arange(6.0).reshape(2, 3)
+    q, S0 = 20.0 * SPHERE.vertices[:9], np.arange(6.0).reshape(2, 3)
     for call in (
         lambda fit: fit.odf(SPHERE),
         lambda fit: fit.odf(SPHERE, s=0),
         lambda fit: fit.pdf(points),
         lambda fit: fit.fitted_signal(),
-        lambda fit: fit.fitted_signal(gtab=other),
+        lambda fit: fit.fitted_signal(gtab=scheme()),
         lambda fit: fit.predict(GTAB),
         lambda fit: fit.predict(GTAB, S0=7.0),
         lambda fit: fit.predict(GTAB, S0=S0),

@@ -267,7 +267,8 @@ def test_peaks_turn_with_the_frame_and_do_not_depend_on_the_set():
 
 def test_no_peak_where_no_direction_is_preferred_or_nothing_was_fitted():
     coef, mu, R = draw(4, 3, 0)
-    coef[0, 1:], mu[0], coef[1] = 0.0, 5e-3, np.nan
+    coef[0, 1:], mu[0] = 0.0, 5e-3
+    coef[1] = np.nan
     found, heights = directions.peaks(field(coef, mu, R))
     assert np.isnan(found[:2]).all()
     assert np.isnan(heights[:2]).all()

@@ -1,11 +1,7 @@
 """Pictures by their content: values, extents, labels, units, missing voxels."""
 
-import os
 import re
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -56,7 +52,8 @@ def data(gtab):
 @pytest.fixture(scope="module")
 def fit(gtab, data):
     mask = np.ones(SHAPE, bool)
-    mask[3, 0, 1] = mask[0, 0, 0] = mask[0, 1, 0] = False
+    mask[3, 0, 1] = False
+    mask[0, :2, 0] = False
     return mapmri.MapmriModel(gtab, radial_order=4).fit(data, mask)
 
 
@@ -338,21 +335,6 @@ def test_overview(fit, tmp_path):
     assert_allclose(msd, fit.msd()[..., 1].T * 1e6)
 
 
-def test_no_state_of_pyplot_is_touched(tmp_path):
-    code = (
-        "import sys, numpy as np, mapmri_nb as m\n"
-        "from mapmri_nb.data import sample_dwi\n"
-        "g = m.GradientTable.from_bids(sample_dwi('catcord'))\n"
-        "f = m.MapmriModel(g, 2).fit(np.exp(-g.bvals * 1e-3)[None])\n"
-        "from mapmri_nb import plot\n"
-        "plot.compare_maps([f], ['rtop'], filename='a.png')\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    env = os.environ | {"PYTHONPATH": str(Path(mapmri.__file__).parents[1]), "DISPLAY": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
-    assert (tmp_path / "a.png").stat().st_size > 1000
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
     """The tutorial's call, with a fit of DIPY's own in the row."""
@@ -383,9 +365,8 @@ def reoriented(volume, affine, codes):
 @pytest.fixture(scope="module")
 def stored(gtab):
     """One phantom without a symmetry, fitted from four storage orders, its affine oblique."""
-    rng, shape, affine = np.random.default_rng(5), (6, 7, 5), np.eye(4)
-    e1 = rng.normal(size=(*shape, 3))
-    e1 /= np.linalg.norm(e1, axis=-1, keepdims=True)
+    rng, shape = np.random.default_rng(5), (6, 7, 5)
+    e1, affine = phantom.unit(rng.normal(size=(*shape, 3))), np.eye(4)
     affine[:3, :3] = rotation(2, np.degrees(0.2)) * [2.0, 2.0, 3.0]
     affine[:3, 3] = -7, 5, 11
     table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, tau=gtab.tau, frame="scanner")

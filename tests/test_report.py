@@ -172,10 +172,11 @@ def turned(fit, values):
 def values_of(entry):
     """A packed map's values over the mask, in the order of the canonical volume."""
     codes = unpacked(entry["data"], "<u2" if entry["bits"] == 16 else "u1").astype(float)
-    top, span, share = 2.0 ** entry["bits"] - 1, np.ptp(entry["range"]), entry["even"]
-    t = (codes - 1) / (top - 1)
+    t, share = (codes - 1) / (2.0 ** entry["bits"] - 2), entry["even"]
     even = entry["low"] + t / share * (entry["middle"] - entry["low"])
-    tail = entry["middle"] + span * np.expm1((t - share) / (1 - share) * entry["tail"])
+    tail = entry["middle"] + np.ptp(entry["range"]) * np.expm1(
+        (t - share) / (1 - share) * entry["tail"]
+    )
     return np.where(codes == 0, np.nan, np.where(t <= share, even, tail))
 
 
@@ -361,7 +362,8 @@ def test_two_fits_are_compared(saved, pair):
 def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
     """Another grid, place, series or table: one line that names both."""
     folder, fit = saved
-    few, data, source = fit.gtab[:60], fit.predict()[..., :60], "sub-<1>&_dwi.nii.gz"
+    few, data = fit.gtab[:60], fit.predict()[..., :60]
+    source = "sub-<1>&_dwi.nii.gz"
     same = mapmri.MapmriModel(few, 2).fit(data)  # volumes left out
     table = mapmri.GradientTable(few.bvals, -few.bvecs[:, ::-1], tau=few.tau)
     fits = {

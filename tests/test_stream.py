@@ -47,7 +47,7 @@ def dwi(whole, monkeypatch):
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, ending):
     monkeypatch.setattr(stream, "SLAB", SLAB)
-    dwi, slabs, whole = make_series(tmp_path, ending), tmp_path / "slabs", tmp_path / "whole"
+    dwi, slabs = make_series(tmp_path, ending), tmp_path / "slabs"
     options = ["--basis", basis, "--indices", "rtop,ng,pa", "--units", "um", "--fill", 0]
     assert main(words(dwi, slabs, *options)) == 0
     image = io.load_dwi(dwi)
@@ -55,6 +55,7 @@ def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, endin
     model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), 2, basis=basis)
     fit = model.fit(image.data, mask)
     common = {"affine": image.affine, "prefix": "x"}
+    whole = tmp_path / "whole"
     io.save_fit(fit, whole, sources=[dwi, tmp_path / "x_mask.nii.gz"], **common)
     maps, section = {n: fit.index(n) for n in ("rtop", "ng", "pa")}, folder.model_section
     more = {"units": "um", "fill": 0.0, "model": section(fit.options)}

@@ -123,7 +123,8 @@ def closed_form(fit, y, w, hc=2, v=0):
 @pytest.mark.parametrize("hc", [0, 2, 3])
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
     """For the linear indices within 5 / sqrt(2 B)."""
-    gtab, B, w = table(), 1500, 0.05
+    gtab, w = table(), 0.05
+    B = 1500
     model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper")
     y = noisy(gtab, rng, sigma=0.005)
     found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
@@ -163,7 +164,8 @@ def test_many_answers_of_one_matrix(order, weight, rng):
     M, B = oracle.phi_matrix(order, mu, gtab.qvecs), oracle.aniso_origin(order)
     H = M.T @ M + weight * oracle.laplacian_matrix(order, mu)
     g = np.ascontiguousarray((noisy(gtab, rng, 40, sigma=0.1) / 700) @ M)
-    c, failed, one, info = np.empty_like(g), np.empty(40, np.int64), np.empty(len(B)), np.empty(3)
+    c, failed = np.empty_like(g), np.empty(40, np.int64)
+    one, info = np.empty(len(B)), np.empty(3)
     problem = qp.GridProblem(B, 1, grid.rows, 2000)
     qp.solve_many(H, g, problem, c, failed)
     assert not failed.any()
