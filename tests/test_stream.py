@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 from mapmri_nb.cli import main
-from shell import MODEL, content, load, make_series, save, words
+from shell import MODEL, content, fails, load, make_series, save, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream
@@ -220,15 +220,13 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # a file that may not grow
     try:
-        assert main(words(dwi, tmp_path / "a" / "b")) == 1
+        fails(capsys, words(dwi, tmp_path / "a" / "b"), "File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "File too large" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(io, "load_dwi", lambda path, header=False: io.Image(load(path), np.eye(4)))
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
-    assert main(words(dwi, tmp_path / "a" / "b")) == 1
-    assert "MB needed to fit" in capsys.readouterr().err
+    fails(capsys, words(dwi, tmp_path / "a" / "b"), "MB needed to fit")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -248,8 +246,8 @@ def files(folder):
 def test_what_changed_is_refused(dwi, interrupted, capsys):
     def refused(what, *more):
         before = [kept for kept, _ in files(interrupted).values()]
-        assert main(words(dwi, interrupted, "--resume", *more)) == 1
-        assert f"changed since the fit was interrupted: {what}; " in capsys.readouterr().err
+        text = f"changed since the fit was interrupted: {what}; "
+        fails(capsys, words(dwi, interrupted, "--resume", *more), text)
         assert [kept for kept, _ in files(interrupted).values()] == before
 
     refused("model", "--laplacian", 0.3)
@@ -270,8 +268,7 @@ def test_what_changed_is_refused(dwi, interrupted, capsys):
 
 
 def test_starting_anew(dwi, interrupted, tmp_path, capsys):
-    assert main(words(dwi, interrupted, "--laplacian", 0.3)) == 1
-    assert "an interrupted fit is there" in capsys.readouterr().err
+    fails(capsys, words(dwi, interrupted, "--laplacian", 0.3), "an interrupted fit is there")
     assert main(words(dwi, interrupted, "--laplacian", 0.3, "--force")) == 0
     assert main(words(dwi, tmp_path / "whole", "--laplacian", 0.3)) == 0
     assert content(interrupted) == content(tmp_path / "whole")
@@ -294,10 +291,8 @@ def test_resume_of_what_is_done_and_of_what_never_began(dwi, tmp_path, capsys):
     assert main(words(dwi, out, "--resume")) == 0
     before = files(out)
     assert main(words(dwi, out, "--resume")) == 0
-    assert main(words(dwi, out, "--resume", "--laplacian", 0.3)) == 1
-    err = capsys.readouterr().err
-    assert "results are there already" in err
-    assert "--force" in err
+    more = ["--resume", "--laplacian", 0.3]
+    fails(capsys, words(dwi, out, *more), "results are there already", "--force")
     assert files(out) == before
 
 
