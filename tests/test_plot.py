@@ -88,7 +88,6 @@ def test_missing_voxels_are_seen(fit):
     no_fit, outside = (matplotlib.colors.to_rgb(c) for c in (plot.NO_FIT, plot.OUTSIDE))
     assert at(1, 2) == pytest.approx(no_fit, abs=0.01)
     assert at(3, 0) == pytest.approx(outside, abs=0.01)
-    assert np.ptp(at(2, 1)) > 0.05
     assert at(2, 1) != pytest.approx(no_fit, abs=0.05)
 
 
@@ -103,16 +102,13 @@ def test_default_slice_and_bad_ones(fit):
 
 
 def test_one_range_for_all_fits_and_robust(gtab, data, fit):
-    other = mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)
-    figure = plot.compare_maps([fit, other], ["rtop", "ng"], ["one", "two"], index=0)
-    shown, bars = panels(figure)
-    assert len(shown) == 4
-    assert len(bars) == 2
-    for name in ("rtop", "ng"):
-        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in (fit, other)])
-        limits = [a.images[0].get_clim() for a in shown if a.images[0].get_array().max() in pooled]
-        assert len(set(limits)) == 1
-        assert limits[0] == pytest.approx(views.limits(pooled))
+    fits = [fit, mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)]
+    shown, bars = panels(plot.compare_maps(fits, ["rtop", "ng"], ["one", "two"], index=0))
+    assert (len(shown), len(bars)) == (4, 2)
+    for column, name in enumerate(("rtop", "ng")):
+        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in fits])
+        for axes in shown[column::2]:
+            assert axes.images[0].get_clim() == pytest.approx(views.limits(pooled))
 
 
 def test_layout_and_labels_as_the_tutorial_has_them(fit):
@@ -283,10 +279,8 @@ def test_glyphs_follow_the_affine(gtab, sign, frame, axis):
 def test_background_is_gfa(fit):
     (axes,), _ = panels(plot.odf_slice(fit, index=0))
     shown = axes.images[0].get_array()
-    assert shown.min() > 0.3
-    assert shown.max() <= 1
-    assert "GFA" in axes.get_title()
-    assert "s = 2" in axes.get_title()
+    assert 0.3 < shown.min() < shown.max() <= 1
+    assert all(word in axes.get_title() for word in ("GFA", "s = 2"))
 
 
 # ---- one voxel
@@ -414,28 +408,25 @@ def test_storage_order_does_not_show(stored, kind, where):
 def test_letters_and_conventions(stored):
     """Radiological: the patient's left is on the right. The value under each letter is that side's."""
     for fit, A in stored.values():
-        sides, axes = {}, map(np.arange, fit.mask.shape)
-        place = np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ A[:3, :3].T
-        for convention in views.CONVENTIONS:
+        place = np.moveaxis(np.indices(fit.mask.shape), 0, -1) @ A[:3, :3].T
+        for convention, letters in (("radiological", "RLPA"), ("neurological", "LRPA")):
             view = plot.view_of(fit.mask, affine=A, convention=convention)
-            sides[convention] = view.letters
+            assert view.letters == letters
             sign = 1 if view.letters[1] == "R" else -1
             assert np.all(np.diff(view.cut(place[..., 0]), axis=1) * sign > 0)
             assert np.all(np.diff(view.cut(place[..., 1]), axis=0) > 0)
-        assert sides == {"radiological": "RLPA", "neurological": "LRPA"}
-        figure = plot.compare_maps([fit], ["msd"], affine=A)
-        assert "".join(t.get_text() for t in figure.axes[0].texts) == "RLPA"
-        assert "axial slice, z = " in figure.get_supxlabel()
-        assert "radiological" in figure.get_supxlabel()
         side = plot.view_of(fit.mask, "sagittal", affine=A)
         assert side.letters == "PAIS"
         assert side.size == pytest.approx([2, 3])
         side = plot.compare_maps([fit], ["msd"], axis="sagittal", affine=A)
         assert side.axes[0].get_aspect() == pytest.approx(1.5)
-    fit.affine = A  # the fit's own is taken
-    own = plot.compare_maps([fit], ["msd"])
-    assert "".join(t.get_text() for t in own.axes[0].texts) == "RLPA"
-    del fit.affine
+        for more in ({"affine": A}, {}):
+            figure = plot.compare_maps([fit], ["msd"], **more)
+            fit.affine = A  # which is taken where none is given
+            assert "".join(t.get_text() for t in figure.axes[0].texts) == "RLPA"
+            assert "axial slice, z = " in figure.get_supxlabel()
+            assert "radiological" in figure.get_supxlabel()
+        del fit.affine
     refused(r"convention must be one of .*, not 'left'", plot.view_of, fit.mask, convention="left")
     refused("affine", plot.view_of, fit.mask, affine=np.zeros((4, 4)))
 

@@ -35,12 +35,6 @@ def noisy(gtab, rng, count=1, sigma=0.01, name="X60"):
     return 700 * (clean + sigma * rng.standard_normal((count, len(gtab))))
 
 
-def pieces(fit, v=0):
-    """Dense design, Laplacian and B of one voxel, from the oracle."""
-    M = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ fit.R[v])
-    return M, oracle.laplacian_matrix(fit.order, fit.mu[v]), oracle.aniso_origin(fit.order)
-
-
 def voxel_of(model, fit, y, weights):
     """The linear problem of the first voxel."""
     held, work = uncertainty._held(model), Work(model.engine, lanes.GRAIN)
@@ -98,44 +92,36 @@ def test_posterior_meets_the_gradients(basis, rng):
         assert_allclose(found.intervals[name][1], want, rtol=1e-11)
 
 
-def closed_form(fit, y, w, hc=2, v=0):
-    """Mean and sd of the linear indices over the replicates of row v.
-
-    Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M', about A M a.
-    """
-    M, L, origin = pieces(fit, v)
-    A = np.linalg.solve(M.T @ M + w * L, M.T)
-    e, h = y - M @ (A @ y), np.einsum("kn,nk->k", M, A)
-    half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
-    mean, out = A @ (M @ (A @ y)), {}
-    # Rows of the indices, of coefficients that need not have E(0) = 1.
-    values, mu = np.empty((len(A), 9)), np.tile(fit.mu[v], (len(A), 1))
-    scalars.index_rows(np.eye(len(A)), mu, scalars.tables(fit.order), values, 0, len(A))
-    for name in LINEAR:
-        row = values[:, INDICES[name].column]
-        value = row @ mean / (origin @ mean)
-        slope = (row - value * origin) / (origin @ mean)
-        out[name] = value, np.linalg.norm(slope @ half)
-    return out
-
-
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("hc", [0, 2, 3])
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
-    """For the linear indices within 5 / sqrt(2 B)."""
-    gtab, w = table(), 0.05
-    B = 1500
-    model = mapmri.MapmriModel(gtab, 4, basis=basis, laplacian=w, preset="paper")
-    y = noisy(gtab, rng, sigma=0.005)
+    """For the linear indices within 5 / sqrt(2 B).
+
+    Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M', about A M a.
+    """
+    B, w = 1500, 0.05
+    y = noisy(table(), rng, sigma=0.005)
+    model = mapmri.MapmriModel(table(), 4, basis=basis, laplacian=w, preset="paper")
     found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
     fit = found.fit
-    for name, (value, sd) in closed_form(fit, y[0], w, hc).items():
-        assert found.sd[name][0] == pytest.approx(sd, rel=5 / sqrt(2 * B)), name
-        assert found.mean[name][0] == pytest.approx(value, abs=5 * found.sd[name][0] / sqrt(B))
+    M = oracle.phi_matrix(4, fit.mu[0], fit.gtab.qvecs @ fit.R[0])
+    A = np.linalg.solve(M.T @ M + w * oracle.laplacian_matrix(4, fit.mu[0]), M.T)
+    e, h = y[0] - M @ (A @ y[0]), np.einsum("kn,nk->k", M, A)
+    half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
+    mean, origin = A @ (M @ (A @ y[0])), oracle.aniso_origin(4)
+    # Rows of the indices, of coefficients that need not have E(0) = 1.
+    values, mu = np.empty((len(A), 9)), np.tile(fit.mu[0], (len(A), 1))
+    scalars.index_rows(np.eye(len(A)), mu, scalars.tables(4), values, 0, len(A))
+    for name in LINEAR:
+        row, sd = values[:, INDICES[name].column], found.sd[name][0]
+        value = row @ mean / (origin @ mean)
+        slope = (row - value * origin) / (origin @ mean)
+        assert sd == pytest.approx(np.linalg.norm(slope @ half), rel=5 / sqrt(2 * B)), name
+        assert found.mean[name][0] == pytest.approx(value, abs=5 * sd / sqrt(B))
         own, (low95, low68, high68, high95) = float(fit.index(name)[0]), found.intervals[name][0]
         assert low95 < low68 < own < high68 < high95  # about the fit's own value
-        assert high68 - low68 == pytest.approx(2 * found.sd[name][0], rel=0.15)
-        assert high95 - low95 == pytest.approx(3.92 * found.sd[name][0], rel=0.15)
+        assert high68 - low68 == pytest.approx(2 * sd, rel=0.15)
+        assert high95 - low95 == pytest.approx(3.92 * sd, rel=0.15)
 
 
 @pytest.mark.parametrize("options", [{}, {"basis": "isotropic"}, GRID], ids=str)
