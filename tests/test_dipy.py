@@ -5,6 +5,7 @@ import pickle
 import warnings
 
 import numpy as np
+import phantom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from shell import refused
@@ -17,7 +18,6 @@ pytest.importorskip("dipy")
 from dipy.core.gradients import gradient_table
 from dipy.core.sphere import Sphere
 from dipy.reconst import mapmri as theirs
-from dipy.sims.voxel import multi_tensor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*legacy.*:PendingDeprecationWarning"),
@@ -42,18 +42,8 @@ def scheme(big_delta=0.0365, small_delta=0.0157, b0_threshold=50):
 GTAB = scheme()
 
 
-def crossings(shape=(2, 3), noise=2.0):
-    """Crossings of random angles and shares (*shape, n) with Rician noise."""
-    rng = np.random.default_rng(3)
-    evals = np.array([[1.6e-3, 0.4e-3, 0.3e-3], [1.4e-3, 0.5e-3, 0.25e-3]])
-    angles, shares, turns = rng.uniform([[30], [30], [0]], [[90], [70], [180]], (3, 6))
-    rows = []
-    for angle, share, turn in zip(angles, shares, turns, strict=True):
-        pair = {"angles": [(turn, 20), (turn + angle, 70)], "fractions": [share, 100 - share]}
-        rows.append(multi_tensor(GTAB, evals, S0=100.0, snr=None, **pair)[0])
-    data = np.array(rows).reshape(*shape, -1)
-    parts = noise * rng.standard_normal((2, *data.shape))
-    return np.hypot(data + parts[0], parts[1])
+def crossings(noise=0.02):
+    return phantom.signals(6, GTAB.bvals, GTAB.bvecs, seed=3, noise=noise).reshape(2, 3, -1)
 
 
 DATA = crossings()
@@ -384,7 +374,7 @@ def test_prediction_at_another_diffusion_time_uses_that_time():
 def test_grid_constraint_equals_dipys_problem(options):
     pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
-    y = crossings(noise=6.0)[0, 1]
+    y = crossings(noise=0.06)[0, 1]
     given = {"positivity_constraint": True, **options}
     dipy = theirs.MapmriModel(GTAB, cvxpy_solver="CLARABEL", **given).fit(y)
     ours = MapmriModel(GTAB, **given).fit(y)
@@ -398,13 +388,13 @@ def test_grid_constraint_equals_dipys_problem(options):
     ball = theirs.create_rspace(options.get("pos_grid", 15), radius).astype(float)
     if options.get("anisotropic_scaling", True):
         ball = ball @ ours.R.T
-    peak = free.pdf(np.zeros((1, 3)))[0]
+    peak = ours.pdf(np.zeros((1, 3)))[0]
     assert ours.pdf(ball).min() > -0.1 - 1e-8 * peak
     assert free.pdf(ball).min() < -1e-3 * peak
 
 
 def test_global_constraint_keeps_the_laplacian():
-    y = crossings(noise=6.0)[0]
+    y = crossings(noise=0.06)[0]
     options = {"positivity_constraint": True, "global_constraints": True}
     weak, strong = (MapmriModel(GTAB, laplacian_weighting=w, **options).fit(y) for w in (0.05, 0.5))
     core = mapmri_nb.MapmriModel(
