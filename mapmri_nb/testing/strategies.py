@@ -239,6 +239,11 @@ class Case:
         return max(LEAST, FACTOR * EPS * self.condition(self.fitted_order))
 
     @property
+    def undetermined(self) -> bool:
+        """Whether the weight of GCV is one of many: a residual of roundings has no lowest score."""
+        return (self.laplacian, self.tissue, self.noise) == ("gcv", "gaussian", "none")
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options of the fit."""
         same = ("basis", "laplacian", "positivity")
