@@ -87,7 +87,14 @@ def test_signs_of_directions_change_no_bit(mode):
         ("linearity", Case(seed=1, order=10, basis="isotropic")),  # its functions grow with the order
         ("doubled_samples",  # turned moments lost 1e-8 of M'M, and these indices have conditions of 20
          Case(seed=13168, order=10, shells=2, volumes=355, b_max=6000.0, tissue="water", noise="spikes")),
+        ("doubled_samples", Case(seed=3042715578, order=10, volumes=232, b0s=10, b_max=10000.0,
+                                 tissue="water", noise="rician", laplacian=0.2)),  # the same
+        ("doubled_samples", Case(order=10, volumes=232, b_max=10000.0, tissue="water", noise="rician",
+                                 positivity="global")),
+        ("missing_sample", Case(seed=66352420, order=8, b0s=1, b_max=6000.0, noise="rician")),
         ("units_of_q", Case(seed=13168, order=10, shells=2, volumes=349, tissue="restricted")),
+        ("ng_par",  # NG is against the tensor's Gaussian, also where the basis is narrower
+         Case(seed=1, order=6, noise="chi", positivity="grid")),
     ],
 )  # fmt: skip
 def test_found_by_longer_searches(name, case):

@@ -27,7 +27,8 @@ def linearity(program: Program, case: Case) -> None:
     - f) times those of b. Tolerance: 1e3 eps of the largest for each of the n functions; isotropic:
     times the condition of the map between the bases.
     """
-    a, (mu, R), rng = case.coefficients(2), case.frame(), case.rng(6)
+    a, (mu, R) = case.coefficients(2), case.frame()
+    rng = case.rng(6)
     f, v = rng.uniform(0, 1), unit(rng.normal(size=(5, 3)))
     fit = program.made(case.basis, np.vstack([a, f * a[0] + (1 - f) * a[1]]), mu, R)
     values = {name: index(program, fit, name)[:, None] for name in sizes(mu[None])}
@@ -147,7 +148,8 @@ def positive_everywhere(program: Program, case: Case) -> None:
     semidefinite (Bochner). Tolerance: 1e-7 of the largest, what an interior point leaves; 1e-10
     where the program certifies its coefficients.
     """
-    fit, rng, mu = fitted(program, case), case.rng(6), case.mu[0]
+    fit, rng = fitted(program, case), case.rng(6)
+    mu = case.mu[0]
     try:
         proved = bool(program.certified(program.coefficients(fit), case.fitted_order).all())
     except Lacks:
@@ -202,7 +204,8 @@ def laplacian_matrix(program: Program, case: Case) -> None:
     """L is symmetric and positive definite, L(alpha mu) = alpha L(mu), and a'La is the norm that
     the program reports [Fick 2016, Eq. 10-13]. Tolerance: 1e-11 of the largest.
     """
-    (mu, R), a, alpha = case.frame(), case.coefficients(2), case.rng(6).uniform(0.1, 10)
+    (mu, R), a = case.frame(), case.coefficients(2)
+    alpha = case.rng(6).uniform(0.1, 10)
     L, scaled = (program.laplacian(case.basis, case.order, k * mu) for k in (1.0, alpha))
     within("L - L'", L - L.T, 1e-11 * L.max())
     within("negative eigenvalue", max(0.0, -np.linalg.eigvalsh(L)[0]), 0.0)

@@ -300,7 +300,9 @@ def is_an_integral(name: str, one: Integral) -> None:
     angle = name.startswith("ng")
 
     def check(program: Program, case: Case) -> None:
-        tensor = {"scale": "tensor"} if angle and case.positivity else {}  # NG is against its Gaussian
+        tensor = (
+            {"scale": "tensor"} if angle and case.positivity else {}
+        )  # NG is against its Gaussian
         fit = fitted(program, case, **tensor)
         got = index(program, fit, name) ** (2 if angle else 1)
         for v in voxels(program, fit):
