@@ -1,5 +1,6 @@
 """Numba's decorator, named here alone: options, the disk cache, calls by address, threads."""
 
+import _thread
 import hashlib
 import itertools
 import os
@@ -18,7 +19,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.runtime import rtsys
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -31,6 +32,7 @@ CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
 _PID = os.getpid()
+_LOCK = threading.Lock()
 
 
 def _source_digest() -> str:
@@ -157,30 +159,49 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
 def call(function: Any, arguments: Any) -> None:
     """Call a kernel by its address: it stays as it was compiled, where a call by name would make it
     part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
-    memory, as the kernel was compiled for.
+    memory, as the kernel was compiled for. In Python: call a function.
     """
     function(*arguments)
 
 
-if not numba.config.DISABLE_JIT:
+def take(counter: Any, step: int) -> int:
+    """The number in counter (1,), which `step` is added to; no two threads take the same one."""
+    with _LOCK:
+        first = int(counter[0])
+        counter[0] += step
+    return first
 
-    @intrinsic
-    def call(typing: Any, function: Any, arguments: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kinds, convention = signature.args[1].types, context.call_conv
-            kind = convention.get_function_type(types.none, kinds)
-            nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
-            result = cgutils.alloca_once_value(builder, nothing)
-            error = cgutils.alloca_once(builder, kind.args[1].pointee)
-            given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-            place = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(place, [result, error, *given])
-            status = convention._get_return_status(builder, answer, builder.load(error))
-            with cgutils.if_unlikely(builder, status.is_error):
-                convention.return_status_propagate(builder, status)
-            return context.get_dummy_value()
 
-        return types.none(function, arguments), code
+@intrinsic
+def _call(typing: Any, function: Any, arguments: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kinds, convention = signature.args[1].types, context.call_conv
+        kind = convention.get_function_type(types.none, kinds)
+        nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
+        result = cgutils.alloca_once_value(builder, nothing)
+        error = cgutils.alloca_once(builder, kind.args[1].pointee)
+        given = cgutils.unpack_tuple(builder, values[1], len(kinds))
+        place = builder.inttoptr(values[0], kind.as_pointer())
+        answer = builder.call(place, [result, error, *given])
+        status = convention._get_return_status(builder, answer, builder.load(error))
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return context.get_dummy_value()
+
+    return types.none(function, arguments), code
+
+
+@intrinsic
+def _take(typing: Any, counter: Any, step: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        place = context.make_array(signature.args[0])(context, builder, values[0]).data
+        return builder.atomic_rmw("add", place, values[1], "monotonic")
+
+    return types.int64(counter, types.int64), code
+
+
+overload(call)(lambda function, arguments: lambda function, arguments: _call(function, arguments))
+overload(take)(lambda counter, step: lambda counter, step: _take(counter, step))
 
 
 def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
@@ -225,26 +246,37 @@ def one_thread() -> Iterator[None]:
 def spread(call: Callable[[int, int], object], count: int, grain: int, threads: int) -> None:
     """Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
 
-    Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they
-    are safe under a caller's thread pool (workqueue aborts the process) and in a forked child
-    (OpenMP kills it).
+    Pieces are long at first and one grain at the end, so that no thread waits long. Kernels release
+    the GIL, so plain Python threads scale as Numba's own do, and unlike those they are safe under a
+    caller's thread pool (workqueue aborts the process) and in a forked child (OpenMP kills it).
     """
-    blocks = -(-count // grain)
-    pieces = min(blocks, 16 * threads)  # few blocks each: none of the threads waits long at the end
-    if threads <= 1 or pieces <= 1:
+    if threads <= 1 or count <= grain:
         call(0, count)
         return
-    cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
-    from concurrent.futures import ThreadPoolExecutor
-
+    cuts = [0]
+    while cuts[-1] < count:
+        share = (count - cuts[-1]) // (2 * threads * grain)
+        cuts.append(min(cuts[-1] + max(share, 1) * grain, count))
     pieces_left = iter(list(itertools.pairwise(cuts)))
+    errors: list[BaseException] = []
 
-    def work() -> None:
-        for piece in pieces_left:  # whoever is free takes the next one
-            call(*piece)
+    def work(done: Any) -> None:
+        try:
+            for piece in pieces_left:  # whoever is free takes the next one
+                call(*piece)
+        except BaseException as error:
+            errors.append(error)
+            list(pieces_left)  # the others stop, too
+        finally:
+            done.release()
 
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
+    ends = [_thread.allocate_lock() for _ in range(min(threads, len(cuts) - 1))]
+    for done in ends:
+        done.acquire()
+    for done in ends[1:]:  # `threading.Thread` would wait until each has begun
+        _thread.start_new_thread(work, (done,))
+    work(ends[0])
+    for done in ends:
+        done.acquire()
+    if errors:
+        raise errors[0]

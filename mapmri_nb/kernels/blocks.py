@@ -29,14 +29,14 @@ from typing import Any, NamedTuple
 
 from . import noise, rescale, stages
 from . import origin as origin_rule
-from ._jit import addresses, call, kernel
+from ._jit import addresses, call, kernel, take
 from ._memory import INTEGER, Memory
 from ._types import IntArray, Unsigned
 from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
 from .status import CONTRADICTED, STRAINED
 
 __all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
-VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
+VOXELS = 16  # of a block, `lanes.GRAIN`: its scratch should stay in the second-level cache
 
 
 class Stages(NamedTuple):
@@ -60,6 +60,7 @@ class Job(NamedTuple):
     places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
+    next: IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
     voxels: int  # of a block
 
 
@@ -80,7 +81,9 @@ def run(job: Job, start: int, stop: int) -> None:
     the stages are called by address. Elsewhere results agree to 1e-12.
     """
     places, todo = job.places, job.stages
-    for i0 in range(start, stop, job.voxels):
+    shared = job.next.size > 0
+    i0 = take(job.next, job.voxels) if shared else start
+    while i0 < stop:
         count = min(job.voxels, stop - i0)
         run_stages(todo.before, places, i0, stop)
         call(todo.solve[0], (places[0], places[1], places[3], count))
@@ -99,6 +102,7 @@ def run(job: Job, start: int, stop: int) -> None:
             solve = todo.solve[0 if scales else len(todo.solve) - 1]
             call(solve, (places[0], places[1], places[3], count))
         run_stages(todo.after, places, i0, stop)
+        i0 = take(job.next, job.voxels) if shared else i0 + job.voxels
 
 
 def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:

@@ -7,7 +7,7 @@ q' = (I + F) q, so that the table's own q sees the tensor (I + F)'D(I + F).
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from . import moments, rotation, tensor
 from ._jit import kernel
 from ._types import Array, IntArray
 from .lanes import WIDTH
+from .linalg import SparseMap, block_gather, block_map
 from .status import FLOOR, NO_SIGNAL
 
 
@@ -203,3 +204,26 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
         for l in range(min(WIDTH, coef.shape[0] - first)):
             for i in range(root.size):
                 coef[first + l, i] = M[i, l] * root[i]
+
+
+class Turning(NamedTuple):
+    """Constants of `hermite_rows`: to Hermite coefficients, and the last three of `turn`."""
+
+    convert: SparseMap
+    tables: moments.OrderTables
+    index: IntArray
+    root: Array
+
+
+@kernel()
+def hermite_rows(t: Turning, coef: Array, R: Array, out: Array, start: int, stop: int) -> None:
+    """Rows start to stop of isotropic coefficients (V, n) to Hermite coefficients, turned by R."""
+    n = t.root.size
+    a, b = np.empty((n, WIDTH)), np.empty((n, WIDTH))
+    for first in range(start, stop, WIDTH):
+        block_gather(coef, first, stop, a)
+        block_map(t.convert, a, b)  # BLAS would give a row other bits beside other rows
+        for l in range(min(WIDTH, stop - first)):
+            for i in range(n):
+                out[first + l, i] = b[i, l]
+    turn(out[start:stop], R[start:stop], t.tables, t.index, t.root)
