@@ -31,7 +31,7 @@ KERNEL_GROUND = {"_types", "status", "_jit", "_memory", "ordering", "lanes"}
 KNOW_NUMBA = {"_jit", "lanes", "_memory"}  # options; the vector type; tuples in memory
 
 # The files that name outside packages.
-HYPOTHESIS = {f"testing/{name}.py" for name in ("algebra", "invariants", "search", "strategies")}
+HYPOTHESIS = {f"testing/{name}.py" for name in ("algebra", "properties", "search", "strategies")}
 ONLY_IN = {
     "nibabel": {"use/io.py"},
     "matplotlib": {"use/plot.py"},
@@ -198,10 +198,9 @@ def names_set(node):
 @pytest.mark.parametrize("name", TREES)
 def test_no_line_says_too_much(name):
     assert not [place for place in ("/work/", "/tmp/") if place in TEXTS[name]]
-    if room(name) != "testing":
-        assert not [line for line in TEXTS[name].splitlines() if len(line) > MOST_COLUMNS]
-        found = [n for n in ast.walk(TREES[name]) if names_set(n) > MOST_NAMES]
-        assert not [ast.unparse(n) for n in found]
+    assert not [line for line in TEXTS[name].splitlines() if len(line) > MOST_COLUMNS]
+    found = [n for n in ast.walk(TREES[name]) if names_set(n) > MOST_NAMES]
+    assert not [ast.unparse(n) for n in found]
 
 
 def test_no_function_takes_many_arguments():
