@@ -47,7 +47,7 @@ class Stages(NamedTuple):
     later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
+    solve: Any  # the solver, and after `later` its last one; functions where Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -60,7 +60,9 @@ class Job(NamedTuple):
     places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
-    next: IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    next: (
+        IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    )
     voxels: int  # of a block
 
 
