@@ -21,7 +21,9 @@ from numba import types
 from numba.core import cgutils
 from numba.core.caching import NullCache
 from numba.core.runtime import rtsys
-from numba.extending import intrinsic, overload
+from numba.core.typing import signature as typing_signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -200,36 +202,38 @@ def take(counter: Any, step: int) -> int:
     return first
 
 
-@intrinsic
-def _call(typing: Any, function: Any, arguments: Any) -> Any:
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kinds, convention = signature.args[1].types, context.call_conv
-        kind = convention.get_function_type(types.none, kinds)
-        nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
-        result = cgutils.alloca_once_value(builder, nothing)
-        error = cgutils.alloca_once(builder, kind.args[1].pointee)
-        given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-        place = builder.inttoptr(values[0], kind.as_pointer())
-        answer = builder.call(place, [result, error, *given])
-        status = convention._get_return_status(builder, answer, builder.load(error))
-        with cgutils.if_unlikely(builder, status.is_error):
-            convention.return_status_propagate(builder, status)
-        return context.get_dummy_value()
-
-    return types.none(function, arguments), code
+@infer_global(call)
+class _Call(AbstractTemplate):  # type: ignore[misc]  # Numba has no types
+    def generic(self, args: Any, kws: Any) -> Any:
+        return typing_signature(types.none, *args)
 
 
-@intrinsic
-def _take(typing: Any, counter: Any, step: Any) -> Any:
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = context.make_array(signature.args[0])(context, builder, values[0]).data
-        return builder.atomic_rmw("add", place, values[1], "monotonic")
+@lower_builtin(call, types.uint64, types.BaseTuple)
+def _lower_call(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    kinds, convention = signature.args[1].types, context.call_conv
+    kind = convention.get_function_type(types.none, kinds)
+    nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
+    result = cgutils.alloca_once_value(builder, nothing)
+    error = cgutils.alloca_once(builder, kind.args[1].pointee)
+    given = cgutils.unpack_tuple(builder, values[1], len(kinds))
+    place = builder.inttoptr(values[0], kind.as_pointer())
+    answer = builder.call(place, [result, error, *given])
+    status = convention._get_return_status(builder, answer, builder.load(error))
+    with cgutils.if_unlikely(builder, status.is_error):
+        convention.return_status_propagate(builder, status)
+    return context.get_dummy_value()
 
-    return types.int64(counter, types.int64), code
+
+@infer_global(take)
+class _Take(AbstractTemplate):  # type: ignore[misc]  # nor here
+    def generic(self, args: Any, kws: Any) -> Any:
+        return typing_signature(types.int64, args[0], types.int64)
 
 
-overload(call)(lambda function, arguments: lambda function, arguments: _call(function, arguments))
-overload(take)(lambda counter, step: lambda counter, step: _take(counter, step))
+@lower_builtin(take, types.Array, types.int64)
+def _lower_take(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    place = context.make_array(signature.args[0])(context, builder, values[0]).data
+    return builder.atomic_rmw("add", place, values[1], "monotonic")
 
 
 def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:

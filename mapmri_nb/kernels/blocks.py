@@ -47,7 +47,7 @@ class Stages(NamedTuple):
     later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
+    solve: Any  # the solver, and after `later` its last one; functions where Python answers
     after: Unsigned  # from coefficients to results
 
 
