@@ -1,4 +1,4 @@
-"""Kernels of the noise of magnitudes against SciPy, and against drawn noise."""
+"""Kernels of the noise of magnitudes against SciPy."""
 
 import numpy as np
 import oracle
@@ -71,18 +71,6 @@ def test_limits():
     assert noise.signal_of(-5.0, 1.0, 1) == 0.0
     assert noise.signal_of(1e9, 1.0, 4) == 1e9
     assert np.isnan(noise.signal_of(np.nan, 1.0, 1))
-
-
-@pytest.mark.parametrize("coils", [1, 4])
-def test_drawn(coils):
-    """Means of drawn magnitudes: the definition."""
-    rng = np.random.default_rng(3)
-    for signal in (0.0, 0.8, 3.0):
-        parts = rng.standard_normal((2 * coils, 200_000))
-        parts[0] += signal
-        drawn = np.sqrt((parts**2).sum(0))
-        want = noise.expected_magnitude(signal, 1.0, coils)
-        assert abs(drawn.mean() - want) < 5 * drawn.std() / np.sqrt(drawn.size)
 
 
 @pytest.mark.parametrize("coils", [1, 4])

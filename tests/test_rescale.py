@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
 from mapmri_nb.engine import Work
-from mapmri_nb.kernels import origin, records, rescale
+from mapmri_nb.kernels import origin, rescale
 from mapmri_nb.kernels._jit import plain
 from mapmri_nb.kernels.lanes import GRAIN
 from mapmri_nb.kernels.rescale import STEP, STEPS
@@ -138,7 +138,8 @@ def test_steps_of_the_choice():
     square[0, 0] = square[1, 2] = 1.0
     square[[2, 3, 4], [1, 0, STEPS]] = 2.0
     scale, moving = rescale.workspace(0, V, True), []
-    scale.limit[:], scale.least[:], scale.factor[:] = 1.0, np.inf, 1.0
+    scale.limit[:], scale.least[:] = 1.0, np.inf
+    scale.factor[:] = 1.0
     noise = SimpleNamespace(
         moving=np.full(1, 9), held=np.zeros((1, V)), settled=np.zeros(V, np.int64)
     )
@@ -158,8 +159,7 @@ def test_steps_of_the_choice():
 def test_a_given_factor_is_that_of_its_voxel():
     gtab, y = slow_tail()
     engine, factor = mapmri.MapmriModel(gtab, 2, positivity="grid").engine, np.array([1, 0.9, 0.8])
-    none = np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3, 3))
-    out = engine.fit(records.Data(y, np.ones((1, len(gtab))), *none, factor=factor))
+    out = engine.fit(phantom.rows_of(y, factor=factor))
     assert_allclose(out.mu, factor[:, None] * out.mu_tensor, rtol=1e-14)
 
 
@@ -167,7 +167,8 @@ def test_a_given_factor_is_that_of_its_voxel():
 @pytest.mark.parametrize("narrow", [True, False])
 def test_the_deviation_from_a_gaussian(narrow, rng):
     """M'(y - S0 M e) and its sum of squares for any e, or e_0; the way back restores M'y."""
-    n, V, X = 4, GRAIN, rng.normal(size=(9, 4))
+    n, V = 4, GRAIN
+    X = rng.normal(size=(9, 4))
     G, e = X.T @ X, rng.normal(size=(n, V)) if narrow else np.tile(np.eye(n)[:, :1], (1, V))
     S0, rhs, yy = (rng.uniform(1, 2, (rows, V)) for rows in (1, n, 1))
     packed = np.repeat(G[np.tril_indices(n)][:, None], V, 1)

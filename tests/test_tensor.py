@@ -42,14 +42,6 @@ def test_eigenproblem(rng):
         assert tensor.determinant(frame) == pytest.approx(1, abs=1e-14)
 
 
-def test_tensor_elements(rng):
-    out = np.full((6, 2), np.nan)
-    frame = phantom.random_rotation(rng)
-    tensor.tensor_elements(frame, np.array([1.7, 0.5, 0.2]), out, 1)
-    assert_allclose(out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15)
-    assert np.isnan(out[:, 0]).all()
-
-
 @pytest.mark.nojit
 def test_isotropic_scale(rng):
     for _ in range(300):
