@@ -239,9 +239,9 @@ def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     fit = model.fit(y)
     for v in range(len(y)):
         M = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v])
-        root = np.linalg.cholesky(oracle.laplacian_matrix(4, fit.mu[v])).T
-        stacked = np.vstack([M, np.sqrt(weight) * root])
-        free = oracle.constrained_lstsq(stacked, np.r_[y[v] / fit.S0[v], np.zeros(len(root))], B)
+        H = M.T @ M + weight * oracle.laplacian_matrix(4, fit.mu[v])
+        bordered = np.block([[H, B[:, None]], [B, np.zeros(1)]])
+        free = np.linalg.solve(bordered, np.r_[M.T @ y[v] / fit.S0[v], 1.0])[:-1]
         best, ours = (objective(fit, v, y[v], c, fit.R[v]) for c in (free, fit.coef[v]))
         assert ours >= best * (1 - 1e-12)
         if sos.certify(free, 4).certified[0]:
