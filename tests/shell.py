@@ -1,4 +1,4 @@
-"""The command line in tests: words to run, maps to read, series to fit; processes of their own."""
+"""The command line in tests: words to run, errors to meet, maps, series, processes of their own."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 import mapmri_nb
 from mapmri_nb import data
@@ -33,6 +34,13 @@ def fails(capsys, words, *expected, code=1):
     assert len(lines) == 1, err
     for word in expected:
         assert str(word).lower() in lines[0].lower(), lines[0]
+
+
+def refused(words, call, *given, error=ValueError, **named):
+    """The call raises an error whose text has these words (a regular expression); the error."""
+    with pytest.raises(error, match=words) as caught:
+        call(*given, **named)
+    return caught.value
 
 
 def load(path):

@@ -76,7 +76,7 @@ class Block:
         moments.hermite_moments(self.t, s, degree, mu, work)
         if not self.isotropic:
             for l in range(0, V, lanes.WIDTH):
-                moments.own_frame(self.t, s, False, mu, l, work)
+                moments.own_frame(self.t, s, degree, False, mu, l, work)
         block_map(self.t.gram, work.hermite, G)
         block_map(self.t.right, work.low, rhs)
         return G, rhs
@@ -108,7 +108,7 @@ def test_normal_equations_in_special_frames():
     Block(6, len(ODD_FRAMES), frames=ODD_FRAMES).check()
 
 
-@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 8])
 def test_moments_in_the_own_frame(order):
     """No rotation, no cancellation: the other way to the moments, alone or beside turned lanes."""
     mixed = Block(order, 6, b_factor=3.0)
@@ -117,7 +117,7 @@ def test_moments_in_the_own_frame(order):
     strain = mixed.work.strain[0, :6]
     assert strain.min() < moments.LARGEST_ROUNDING
     assert order != 2 or strain.max() < 1e-12
-    assert order != 10 or strain.max() > moments.LARGEST_ROUNDING
+    assert order != 8 or strain.max() > moments.LARGEST_ROUNDING
     ways = [ways[0].normal_equations(), ways[1].check()]
     for l in range(6):
         chosen = ways[int(strain[l] > moments.LARGEST_ROUNDING)]

@@ -39,7 +39,8 @@ def values(coef, mu, R, points, real_space):
 def cosine(coef, mu, target, K):
     out, target = np.empty(len(coef)), np.ascontiguousarray(np.broadcast_to(target, mu.shape))
     even = propagator.even_table(oracle.order_of(coef[0]))
-    propagator.radial_cosine_rows(coef, mu, target, even, K, out, 0, len(coef))
+    room = propagator.radial_room(coef.shape[1], even, K)
+    propagator.radial_cosine_rows(coef, mu, target, even, room, out, 0, len(coef))
     return out
 
 

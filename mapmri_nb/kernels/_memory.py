@@ -82,7 +82,9 @@ def _kind(form: Any) -> Any:
         return types.Array(numba.from_dtype(np.dtype(letter)), ndim, layout)
     if len(form) == 2:
         kinds = [_kind(item) for item in form[1]]
-        return types.NamedTuple(kinds, form[0]) if hasattr(form[0], "_fields") else types.Tuple(kinds)
+        return (
+            types.NamedTuple(kinds, form[0]) if hasattr(form[0], "_fields") else types.Tuple(kinds)
+        )
     return numba.typeof(form[0]())
 
 

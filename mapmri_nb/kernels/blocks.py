@@ -47,7 +47,7 @@ class Stages(NamedTuple):
     later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
+    solve: Any  # the solver, and after `later` its last one; functions where Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -60,18 +60,20 @@ class Job(NamedTuple):
     places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
-    next: IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    next: (
+        IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    )
     voxels: int  # of a block
 
 
-@kernel(allocates=False)
+@kernel()
 def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
     """Some stages of the block of voxels that begins at i0."""
     for k in range(len(stages)):
         call(stages[k], (places[1], places[2], places[3], places[4], i0, stop))
 
 
-@kernel(allocates=False)
+@kernel()
 def run(job: Job, start: int, stop: int) -> None:
     """Fit rows start to stop of the data into the output.
 

@@ -95,7 +95,7 @@ def scales(plan: Any, block: Any) -> None:
             block.stretched[i, l] = mu[i, l]
 
 
-@kernel()
+@kernel(allocates=True)
 def congruence(m: Array, a: Array, lane: int) -> None:
     """a (6, V), a symmetric A as xx xy yy xz yz zz, becomes m'A m at one lane."""
     out = np.empty(6)
@@ -111,7 +111,7 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def undo_field(field: Array, i0: int, b: Array) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
@@ -129,7 +129,7 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
     """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
     voxel's frame, R'(I+F), in its scratch.
@@ -175,7 +175,7 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
     return s
 
 
-@kernel()
+@kernel(allocates=True)
 def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
     """Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 

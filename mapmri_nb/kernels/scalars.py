@@ -262,10 +262,15 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
 
 
 @kernel()
-def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
-    """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients."""
-    a, m = np.empty((coef.shape[1], WIDTH)), np.empty((3, WIDTH))
-    values = np.empty((out.shape[1], WIDTH))
+def index_rows(
+    coef: Array, mu: Array, t: IndexTables, room: Array, out: Array, start: int, stop: int
+) -> None:
+    """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients (V, n); room
+    (n + 12, WIDTH) is scratch.
+    """
+    n = coef.shape[1]
+    a, m = room[:n], room[n : n + 3]
+    values = room[n + 3 :]
     for i0 in range(start, stop, WIDTH):
         block_gather(coef, i0, stop, a)
         block_gather(mu, i0, stop, m)
