@@ -179,7 +179,7 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
     up in the top shell: then they are weak signals that were clipped, not missing ones.
     """
     weighted = ~gtab.b0s_mask
-    if not voxels or not weighted.any():
+    if not np.any(zeros) or not weighted.any():
         return
     q = np.where(weighted, gtab.qvals, np.nan)
     part = zeros / voxels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,14 @@ from numpy.typing import NDArray
 from .kernels import blocks, hermite, laplacian, noise, ordering, rotation, stages, tensor
 from .kernels._jit import n_threads, plain, spread
 from .kernels._memory import Memory, lay_out, places
-from .kernels.lanes import GRAIN, empty, padded
+from .kernels.lanes import empty, padded
 from .kernels.linalg import block_backsolve, block_cholesky, pad4
 from .kernels.status import CONTRADICTED, NOT_CONVERGED, STRAINED
 
 Array = NDArray[np.float64]
 LEAST_PIVOT = 1e-10  # of G, for a linear map; below it voxels are fitted and judged one by one
 RARE = STRAINED | CONTRADICTED  # stages that few voxels need
-Span = Callable[["Work", int, int], None]
+NOT_SHARED = np.zeros(0, np.int64)
 
 
 class Solver:
@@ -69,21 +68,22 @@ class Work:
 
     job: blocks.Job
 
-    def __init__(self, engine: Engine, voxels: int) -> None:
+    def __init__(self, engine: Engine, voxels: int = blocks.VOXELS) -> None:
         self.block = blocks.new_block(engine.plan, padded(voxels))
         self._scratch = lay_out(engine.solver.problem()), lay_out(self.block)
 
-    def take(self, engine: Engine, plan: Memory, data: Memory, out: Memory, rare: int) -> Work:
-        """Make the job that fits `data` into `out`; `rare` as of `blocks.stages_of`."""
+    def take(
+        self, engine: Engine, plan: Memory, data: Memory, out: Memory, rare: int,
+        shared: NDArray[np.int64] = NOT_SHARED,
+    ) -> Work:  # fmt: skip
+        """Make the job that fits `data` into `out`; `rare` as of `blocks.stages_of`, `shared` is
+        `blocks.Job.next`.
+        """
         problem, block = self._scratch
         self._memory = problem, plan, data, block, out
-        state = self.block.noise
+        stages, state = engine.stages(self._memory, rare), self.block.noise
         self.job = blocks.Job(
-            engine.stages(self._memory, rare),
-            places(self._memory),
-            state.step,
-            state.moving,
-            len(self.block.status),
+            stages, places(self._memory), state.step, state.moving, shared, len(self.block.status)
         )
         return self
 
@@ -134,7 +134,7 @@ class Engine:
         self.plan, self.solver = plan, solver
         self._rare = 0  # stages that a voxel before needed
         self._stages: dict[Any, blocks.Stages] = {}
-        self._spare: dict[int, list[Work]] = {}
+        self._spare: list[Work] = []
         self._laid: Memory | None = None
         self._map: tuple[bytes, blocks.Plan] | None = None  # the last one, and what it was made for
 
@@ -188,7 +188,7 @@ class Engine:
     def _plan_in_memory(self, plan: blocks.Plan) -> Memory:
         laid = self._laid  # other threads may fit with this engine
         if laid is None or laid.value is not plan:
-            laid = self._laid = lay_out(plan, laid)
+            laid = self._laid = lay_out(plan)
         return laid
 
     def fit(
@@ -210,10 +210,10 @@ class Engine:
         if out is None:
             out = blocks.new_rows(len(data.y), plan.moments.origin.size)
         if self.solver.kernel is None:
-            self._pass(self._in_python, plan, data, out, count, RARE)
+            self._pass(plan, data, out, count, RARE, True)
             return out
         first = self._mapped(plan, data) if shared and len(data.y) else plan
-        self._pass(self._compiled, first, data, out, count, self._rare)
+        self._pass(first, data, out, count, self._rare)
         if first is not plan:  # samples are missing
             self._again(STRAINED, plan, data, out, count, self._rare)
         # most data need no `own_frame`: it is compiled for the first that do
@@ -246,52 +246,30 @@ class Engine:
         return last[1] if last[1].linear.basis.size else plan
 
     def _pass(
-        self, span: Span, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
-        rare: int,
+        self, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int, rare: int,
+        python: bool = False,
     ) -> None:  # fmt: skip
-        """Fit spans of rows in threads, each with work that no other thread has."""
-        V = min(blocks.VOXELS, padded(len(data.y)))
-        while threads > 1 and V > GRAIN and len(data.y) < 4 * threads * V:
-            V -= 2 * GRAIN  # smaller blocks, so that all threads have some; see `padded`
-        spare = self._spare.setdefault(V, [])
+        """Fit all rows in threads, each with work that no other thread has. `python`: the solver
+        answers in Python, and `blocks.run` is not compiled.
+        """
+        count, shared = len(data.y), np.zeros(1, np.int64)
         memory = self._plan_in_memory(plan), lay_out(data), lay_out(out)
 
         def call(start: int, stop: int) -> None:
             try:
-                mine = spare.pop()
+                mine = self._spare.pop()
             except IndexError:
-                mine = Work(self, V)
-            span(mine.take(self, *memory, rare), start, stop)
-            spare.append(mine)
+                mine = Work(self)
+            job, run = mine.take(self, *memory, rare, shared).job, blocks.run
+            if python:
+                solve: Any = [lambda *problem: self.solver.answer(plan, mine.block, problem[-1])]
+                job, run = job._replace(stages=job.stages._replace(solve=solve)), plain(run)
+            with np.errstate(all="ignore"):  # without the compiler NumPy warns
+                run(job, 0, count)
+            self._spare.append(mine)
 
-        spread(call, len(data.y), V, threads)
-
-    def _compiled(self, work: Work, start: int, stop: int) -> None:
-        with np.errstate(all="ignore"):  # without the compiler NumPy warns
-            blocks.run(work.job, start, stop)
-
-    def _in_python(self, work: Work, start: int, stop: int) -> None:
-        """`blocks.run` with the solver's answers in Python."""
-        job, block = work.job, work.block
-        stages = job.stages
-        for i0 in range(start, stop, job.voxels):
-            count = min(job.voxels, stop - i0)
-            blocks.run_stages(stages.before, job.places, i0, stop)
-            self.solver.answer(self.plan, block, count)
-            while len(stages.shrink):
-                blocks.run_stages(stages.shrink, job.places, i0, stop)
-                if job.moving[0] == 0:
-                    break
-                blocks.run_stages(stages.again, job.places, i0, stop)
-                self.solver.answer(self.plan, block, count)
-            while len(stages.correct):
-                blocks.run_stages(stages.correct, job.places, i0, stop)
-                if job.moving[0] == 0:
-                    break
-                scales = job.step[0] == noise.STEP_OF_SCALES + 1
-                blocks.run_stages(stages.again if scales else stages.later, job.places, i0, stop)
-                self.solver.answer(self.plan, block, count)
-            blocks.run_stages(stages.after, job.places, i0, stop)
+        threads = max(min(threads, -(-count // blocks.VOXELS)), 1)
+        spread(call, threads, 1, threads)
 
     def _again(
         self, bit: int, plan: blocks.Plan, data: blocks.Data, out: blocks.Out, threads: int,
@@ -302,8 +280,7 @@ class Engine:
         if len(rows):
             part = blocks.Data(*(a[rows] if len(a) > 1 else a for a in data))
             again = blocks.new_rows(len(rows), out.coef.shape[1])
-            span = self._in_python if bit == NOT_CONVERGED else self._compiled
-            self._pass(span, plan, part, again, threads, rare)
+            self._pass(plan, part, again, threads, rare, bit == NOT_CONVERGED)
             for whole, piece in zip(out, again, strict=True):
                 whole[rows] = piece
         return len(rows) > 0

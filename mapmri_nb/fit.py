@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from .gradients import GradientTable, axes, turned
 from .indices import ANISOTROPIC_ONLY, INDICES, ON_REQUEST, TABLE
 from .kernels import blocks, frames, moments, noise, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
-from .kernels.lanes import WIDTH, columns, empty
-from .kernels.linalg import block_map, sparse_map
+from .kernels.lanes import WIDTH, empty
+from .kernels.linalg import sparse_map
 from .status import Status as Status
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
     """The rows of a fit by their names, from the kernels' output."""
     rows: dict[str, NDArray[Any]] = {"coef": out.coef, "mu": out.mu}
     rows |= {"mu_tensor": out.mu_tensor, "R": out.R}
-    for k, name in enumerate(blocks.SCALARS):
-        if name not in ("yy", "valid"):
-            rows[name] = np.ascontiguousarray(out.scalars[:, k])
+    scalars = zip(blocks.SCALARS, np.ascontiguousarray(out.scalars.T), strict=True)
+    rows |= {name: row for name, row in scalars if name not in ("yy", "valid")}
     return rows | {"status": out.status}
 
 
 RADIAL = 5  # K of PA: its counterpart is made of K + 1 radial functions
+PIECE = 128  # voxels, at least, that a thread takes at once: Python is between them
 ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
 
 
@@ -61,17 +61,30 @@ def finished(name: str, values: Array, affine: Array | None, frame: str) -> Arra
     return np.abs(values) if name == "color_fa" else values
 
 
+@lru_cache
+def _turning(order: int) -> frames.Turning:
+    """Isotropic coefficients to Hermite coefficients, and tables to turn these."""
+    matrix = ordering.iso_to_aniso(order)
+    i, j = np.nonzero(matrix)
+    return frames.Turning(
+        sparse_map(i, j, matrix[i, j], len(matrix)),
+        moments.order_tables(order),
+        ordering.index_table(order),
+        ordering.factorial_roots(order),
+    )
+
+
 def _sine(cosine_squared: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)))
 
 
-def _in_room(call: Any, given: Any, room: Callable[[], Any], out: Array) -> None:
-    """call(*given, room(), out, start, stop) over all rows of `out`, each call in room of its
+def _in_room(fill: Any, given: Any, room: Callable[[], Any], out: Array) -> None:
+    """fill(*given, room(), out, start, stop) over all rows of `out`, each call in room of its
     own.
     """
     spread(
-        lambda start, stop: call(*given, room(), out, start, stop),
-        len(out), blocks.VOXELS, n_threads(None),
+        lambda start, stop: fill(*given, room(), out, start, stop),
+        len(out), PIECE, n_threads(None),
     )  # fmt: skip
 
 
@@ -154,22 +167,10 @@ class MapmriFit:
         if not self.isotropic:
             return self.coef
         if self._hermite is None:  # costs a rotation a voxel
-            matrix, index = ordering.iso_to_aniso(self.order), ordering.index_table(self.order)
-            i, j = np.nonzero(matrix)
-            convert = sparse_map(i, j, matrix[i, j], len(matrix))
-            tables, root = moments.order_tables(self.order), ordering.factorial_roots(self.order)
-            back = np.ascontiguousarray(np.swapaxes(self.R, 1, 2))
-            hermite = np.empty(self.coef.shape)
-
-            def piece(start: int, stop: int) -> None:
-                coef = columns(self.coef[start:stop])
-                out = np.empty_like(coef)  # BLAS would give a row other bits beside other rows
-                block_map(convert, coef, out)
-                hermite[start:stop] = out[:, : stop - start].T
-                frames.turn(hermite[start:stop], back[start:stop], tables, index, root)
-
-            spread(piece, len(hermite), blocks.VOXELS, n_threads(None))
-            self._hermite = hermite
+            coef, back = (np.ascontiguousarray(a) for a in (self.coef, self.R.swapaxes(1, 2)))
+            self._hermite = np.empty(coef.shape)
+            call = partial(frames.hermite_rows, _turning(self.order), coef, back, self._hermite)
+            spread(call, len(coef), PIECE, n_threads(None))
         return self._hermite
 
     def index_rows(self, name: str) -> Array:
@@ -202,7 +203,7 @@ class MapmriFit:
                 index = ordering.index_table(self.order)
                 tables = scalars.tables(self.order)
                 call = partial(scalars.beside, coef, factor, tables, index, self._nine)
-                spread(call, len(coef), blocks.VOXELS, n_threads(None))
+                spread(call, len(coef), PIECE, n_threads(None))
         rows: Array = self._nine[:, INDICES[name].column]
         return rows
 
@@ -317,7 +318,7 @@ class MapmriFit:
         """Least P over its largest, and negative mass int max(-P, 0) dr, on a dense grid."""
         coef, out = np.ascontiguousarray(self.hermite_coef()), np.empty((len(self.coef), 2))
         call = partial(propagator.negative_rows, coef, propagator.dense_grid(self.order), out)
-        spread(call, len(out), blocks.VOXELS, n_threads(None))
+        spread(call, len(out), PIECE, n_threads(None))
         return self.volume(out[:, 0]), self.volume(out[:, 1])
 
     def certificate(self) -> sos.Certificate:
@@ -424,7 +425,7 @@ class MapmriFit:
                 raise ValueError("noisy=True needs a fit with noise='rician' or 'denoised'")
             sigma, coils = np.ascontiguousarray(self._rows["sigma"]), int(self.options["coils"])
             call = partial(noise.expected_rows, out, sigma, coils, out)
-            spread(call, len(out), blocks.VOXELS, n_threads(None))
+            spread(call, len(out), PIECE, n_threads(None))
         return self.volume(out)
 
     def save(self, folder: str | Path, **kwargs: Any) -> None:

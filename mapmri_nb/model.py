@@ -17,7 +17,6 @@ from .engine import Engine, Solver
 from .fit import MapmriFit, fit_rows
 from .gradients import GradientTable
 from .kernels import blocks, gcv, hermite, laplacian, moments, ordering, tensor
-from .kernels._jit import spread
 from .kernels.linalg import SparseMap, sparse_map
 from .kernels.noise import DENOISED, RICIAN, curves
 from .kernels.origin import Rules
@@ -315,8 +314,8 @@ class MapmriModel:
         for where, y, w in _progress(sample_slabs(taken), len(rows.status), progress):
             m, r, f, s = (a[where] if len(a) > 1 else a for a in (mu, R, field, noise))
             samples = blocks.Data(y, w, m, r, f, s)
-            if np.all(np.diff(where) == 1):  # written in place
-                first, stop = where[0], where[-1] + 1
+            first, stop = where[0], where[-1] + 1
+            if stop - first == len(where):  # written in place
                 part = blocks.cut(rows, first, stop)
                 self.engine.fit(samples, count, out=part, shared=shared)
             else:
@@ -324,8 +323,10 @@ class MapmriModel:
                 for whole, piece in zip(rows, part, strict=True):
                     whole[where] = piece
             if not quiet:
-                for found in _odd_samples(y, rows.status[where], count):
-                    odd = [a + b for a, b in zip(odd, found, strict=True)]
+                dropped = rows.status[where] & DROPPED != 0  # others have no odd samples
+                odd[2] += int((~dropped).sum())
+                if dropped.any():
+                    odd = [a + b for a, b in zip(odd, checks.count_odd(y[dropped]), strict=True)]
         if not quiet:
             self.judge_samples(*odd)
         named = fit_rows(rows) | ({"field": field} if len(field) else {})
@@ -360,19 +361,6 @@ def sample_slabs(taken: checks.Taken) -> Iterator[tuple[NDArray[np.int64], Array
     for rows, pieces in _slabs(arrays, taken.inside):
         w = checks.checked_weights(pieces[1]) if taken.per_sample else taken.weights
         yield rows, pieces[0], w
-
-
-def _odd_samples(y: Array, status: NDArray[np.int64], threads: int) -> list[Any]:
-    """`checks.count_odd` of pieces of a fit's samples; only voxels marked DROPPED have odd ones."""
-    found: list[Any] = []
-
-    def count(start: int, stop: int) -> None:
-        some = status[start:stop] & DROPPED != 0
-        zeros, negative, voxels = checks.count_odd(y[start:stop][some])
-        found.append((zeros, negative, voxels + int((~some).sum())))
-
-    spread(count, len(y), blocks.VOXELS, threads)
-    return found
 
 
 def _slabs(

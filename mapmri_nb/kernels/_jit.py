@@ -1,5 +1,6 @@
 """Numba's decorator, named here alone: options, the disk cache, calls by address, threads."""
 
+import _thread
 import hashlib
 import itertools
 import os
@@ -21,7 +22,9 @@ from numba.core import cgutils
 from numba.core.caching import NullCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
-from numba.extending import intrinsic
+from numba.core.typing import signature as typing_signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -34,6 +37,7 @@ CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
 _PID = os.getpid()
+_LOCK = threading.Lock()
 
 
 def _source_digest() -> str:
@@ -114,7 +118,7 @@ def kernel(
     fastmath: frozenset[str] = frozenset(),
     inline: bool = False,
     wrapper: bool = True,
-    allocates: bool = True,
+    allocates: bool = False,
 ) -> Callable[[F], F]:
     """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
@@ -123,8 +127,8 @@ def kernel(
     No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates=False` promises that neither it nor what it calls makes an array: references to its
-    arguments are then not counted.
+    `allocates` is for those that make an array, or call by name one inlined that does; only they
+    count references.
     """
 
     def decorate(function: F) -> F:
@@ -164,8 +168,12 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
     words = function.py_func.__module__, name, kinds, codegen.magic_tuple()
     digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
     path = CACHE_DIR / f"{name}-{digest}.o" if CACHE_DIR else None
-    if path and path.exists():
-        symbol, code = path.read_bytes().split(b"\0", 1)
+    stored = b""
+    if path:
+        with suppress(OSError):  # there is none
+            stored = path.read_bytes()
+    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:  # a damaged one kills
+        symbol, code = stored[32:].split(b"\0", 1)
         if function.allocates:
             rtsys.initialize(function.targetctx)
         engine = codegen._engine._ee
@@ -179,7 +187,8 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
     if path:
         with suppress(OSError):  # as without a cache
             part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            part.write_bytes(symbol.encode() + b"\0" + library._get_compiled_object())
+            stored = symbol.encode() + b"\0" + library._get_compiled_object()
+            part.write_bytes(hashlib.sha256(stored).digest() + stored)
             os.replace(part, path)
     return address
 
@@ -187,30 +196,51 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
 def call(function: Any, arguments: Any) -> None:
     """Call a kernel by its address: it stays as it was compiled, where a call by name would make it
     part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
-    memory, as the kernel was compiled for.
+    memory, as the kernel was compiled for. In Python: call a function.
     """
     function(*arguments)
 
 
-if not numba.config.DISABLE_JIT:
+def take(counter: Any, step: int) -> int:
+    """The number in counter (1,), which `step` is added to; no two threads take the same one."""
+    with _LOCK:
+        first = int(counter[0])
+        counter[0] += step
+    return first
 
-    @intrinsic
-    def call(typing: Any, function: Any, arguments: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kinds, convention = signature.args[1].types, context.call_conv
-            kind = convention.get_function_type(types.none, kinds)
-            nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
-            result = cgutils.alloca_once_value(builder, nothing)
-            error = cgutils.alloca_once(builder, kind.args[1].pointee)
-            given = cgutils.unpack_tuple(builder, values[1], len(kinds))
-            place = builder.inttoptr(values[0], kind.as_pointer())
-            answer = builder.call(place, [result, error, *given])
-            status = convention._get_return_status(builder, answer, builder.load(error))
-            with cgutils.if_unlikely(builder, status.is_error):
-                convention.return_status_propagate(builder, status)
-            return context.get_dummy_value()
 
-        return types.none(function, arguments), code
+@infer_global(call)
+class _Call(AbstractTemplate):  # type: ignore[misc]  # Numba has no types
+    def generic(self, args: Any, kws: Any) -> Any:
+        return typing_signature(types.none, *args)
+
+
+@lower_builtin(call, types.uint64, types.BaseTuple)
+def _lower_call(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    kinds, convention = signature.args[1].types, context.call_conv
+    kind = convention.get_function_type(types.none, kinds)
+    nothing = cgutils.get_null_value(convention.get_return_type(types.none).pointee)
+    result = cgutils.alloca_once_value(builder, nothing)
+    error = cgutils.alloca_once(builder, kind.args[1].pointee)
+    given = cgutils.unpack_tuple(builder, values[1], len(kinds))
+    place = builder.inttoptr(values[0], kind.as_pointer())
+    answer = builder.call(place, [result, error, *given])
+    status = convention._get_return_status(builder, answer, builder.load(error))
+    with cgutils.if_unlikely(builder, status.is_error):
+        convention.return_status_propagate(builder, status)
+    return context.get_dummy_value()
+
+
+@infer_global(take)
+class _Take(AbstractTemplate):  # type: ignore[misc]  # nor here
+    def generic(self, args: Any, kws: Any) -> Any:
+        return typing_signature(types.int64, args[0], types.int64)
+
+
+@lower_builtin(take, types.Array, types.int64)
+def _lower_take(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    place = context.make_array(signature.args[0])(context, builder, values[0]).data
+    return builder.atomic_rmw("add", place, values[1], "monotonic")
 
 
 def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
@@ -255,26 +285,37 @@ def one_thread() -> Iterator[None]:
 def spread(call: Callable[[int, int], object], count: int, grain: int, threads: int) -> None:
     """Run call(start, stop) over 0 .. count, cut at multiples of `grain`, on some threads.
 
-    Kernels release the GIL, so plain Python threads scale as Numba's own do, and unlike those they
-    are safe under a caller's thread pool (workqueue aborts the process) and in a forked child
-    (OpenMP kills it).
+    Pieces are long at first and one grain at the end, so that no thread waits long. Kernels release
+    the GIL, so plain Python threads scale as Numba's own do, and unlike those they are safe under a
+    caller's thread pool (workqueue aborts the process) and in a forked child (OpenMP kills it).
     """
-    blocks = -(-count // grain)
-    pieces = min(blocks, 16 * threads)  # few blocks each: none of the threads waits long at the end
-    if threads <= 1 or pieces <= 1:
+    if threads <= 1 or count <= grain:
         call(0, count)
         return
-    cuts = [min(blocks * k // pieces * grain, count) for k in range(pieces + 1)]
-    from concurrent.futures import ThreadPoolExecutor
-
+    cuts = [0]
+    while cuts[-1] < count:
+        share = (count - cuts[-1]) // (2 * threads * grain)
+        cuts.append(min(cuts[-1] + max(share, 1) * grain, count))
     pieces_left = iter(list(itertools.pairwise(cuts)))
+    errors: list[BaseException] = []
 
-    def work() -> None:
-        for piece in pieces_left:  # whoever is free takes the next one
-            call(*piece)
+    def work(done: Any) -> None:
+        try:
+            for piece in pieces_left:  # whoever is free takes the next one
+                call(*piece)
+        except BaseException as error:
+            errors.append(error)
+            list(pieces_left)  # the others stop, too
+        finally:
+            done.release()
 
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
+    ends = [_thread.allocate_lock() for _ in range(min(threads, len(cuts) - 1))]
+    for done in ends:
+        done.acquire()
+    for done in ends[1:]:  # `threading.Thread` would wait until each has begun
+        _thread.start_new_thread(work, (done,))
+    work(ends[0])
+    for done in ends:
+        done.acquire()
+    if errors:
+        raise errors[0]

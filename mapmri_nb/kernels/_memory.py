@@ -9,6 +9,7 @@ that of any tuple; a field that is itself a named tuple stays in memory.
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numba
@@ -33,15 +34,12 @@ class Memory(NamedTuple):
     value: Any  # the tuple, whose arrays the words point to
 
 
-def lay_out(value: Any, like: Memory | None = None) -> Memory:
-    """Words of a tuple of numbers, arrays and such tuples. `like`: a tuple of the same type and
-    kinds of arrays; to find the type again takes most of the time.
-    """
+def lay_out(value: Any) -> Memory:
+    """Words of a tuple of numbers, arrays and such tuples."""
     if numba.config.DISABLE_JIT:
         return Memory(value, None, np.zeros(0, np.uint64), value)
     words = np.array(_words(value), np.uint64)
-    kind = Placed(_kind(value)) if like is None else like.kind
-    return Memory(words.ctypes.data, kind, words, value)
+    return Memory(words.ctypes.data, _placed(_form(value)), words, value)
 
 
 def places(memories: Sequence[Memory]) -> Any:
@@ -62,15 +60,32 @@ def _words(value: Any) -> list[int]:
     return [int(value) % 2**64]
 
 
-def _kind(value: Any) -> Any:
-    """The compiler's type of a value; read-only arrays have that of others."""
+def _form(value: Any) -> Any:
+    """What the compiler's type of a value depends on; read-only arrays have that of others."""
     if isinstance(value, tuple):
-        kinds = [_kind(item) for item in value]
-        if hasattr(value, "_fields"):
-            return types.NamedTuple(kinds, type(value))
-        return types.Tuple(kinds)
-    kind = numba.typeof(value)
-    return kind.copy(readonly=False) if isinstance(kind, types.Array) else kind
+        return type(value), tuple([_form(item) for item in value])
+    if isinstance(value, np.ndarray):
+        return value.dtype.char, value.ndim, "C" if value.flags.c_contiguous else "A"
+    return (type(value),)
+
+
+@lru_cache
+def _placed(form: Any) -> Any:
+    """The type of a tuple of this form in memory: to make it takes ten times as long as to find."""
+    return Placed(_kind(form))
+
+
+def _kind(form: Any) -> Any:
+    """The compiler's type of a value of this form."""
+    if len(form) == 3:
+        letter, ndim, layout = form
+        return types.Array(numba.from_dtype(np.dtype(letter)), ndim, layout)
+    if len(form) == 2:
+        kinds = [_kind(item) for item in form[1]]
+        return (
+            types.NamedTuple(kinds, form[0]) if hasattr(form[0], "_fields") else types.Tuple(kinds)
+        )
+    return numba.typeof(form[0]())
 
 
 class Placed(types.Type):  # type: ignore[misc]  # Numba has no types

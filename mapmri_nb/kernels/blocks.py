@@ -29,14 +29,14 @@ from typing import Any, NamedTuple
 
 from . import noise, rescale, stages
 from . import origin as origin_rule
-from ._jit import addresses, call, kernel
+from ._jit import addresses, call, kernel, take
 from ._memory import INTEGER, Memory
 from ._types import IntArray, Unsigned
 from .records import SCALARS, Block, Data, LinearMap, Out, Plan, cut, new_block, new_rows
 from .status import CONTRADICTED, STRAINED
 
 __all__ = ["SCALARS", "Block", "Data", "LinearMap", "Out", "Plan", "cut", "new_block", "new_rows"]
-VOXELS = 80  # of a block; 48 to 112 are alike, see `lanes.padded`
+VOXELS = 16  # of a block, `lanes.GRAIN`: its scratch should stay in the second-level cache
 
 
 class Stages(NamedTuple):
@@ -47,7 +47,7 @@ class Stages(NamedTuple):
     later: Unsigned  # the right-hand side of corrected samples
     shrink: Unsigned  # the choice of the scale; empty: none
     correct: Unsigned  # the correction of the noise; empty: none
-    solve: Unsigned  # the solver, and after `later` its last one; empty: Python answers
+    solve: Any  # the solver, and after `later` its last one; functions where Python answers
     after: Unsigned  # from coefficients to results
 
 
@@ -60,17 +60,20 @@ class Job(NamedTuple):
     places: Unsigned  # (5,) of the problem, the plan, the data, the block and the output
     step: IntArray  # (1,) of the correction of the noise
     moving: IntArray  # (1,) voxels that it still moves
+    next: (
+        IntArray  # (1,) first row that none of the jobs which share it has taken; (0,): not shared
+    )
     voxels: int  # of a block
 
 
-@kernel(allocates=False)
+@kernel()
 def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
     """Some stages of the block of voxels that begins at i0."""
     for k in range(len(stages)):
         call(stages[k], (places[1], places[2], places[3], places[4], i0, stop))
 
 
-@kernel(allocates=False)
+@kernel()
 def run(job: Job, start: int, stop: int) -> None:
     """Fit rows start to stop of the data into the output.
 
@@ -80,7 +83,9 @@ def run(job: Job, start: int, stop: int) -> None:
     the stages are called by address. Elsewhere results agree to 1e-12.
     """
     places, todo = job.places, job.stages
-    for i0 in range(start, stop, job.voxels):
+    shared = job.next.size > 0
+    i0 = take(job.next, job.voxels) if shared else start
+    while i0 < stop:
         count = min(job.voxels, stop - i0)
         run_stages(todo.before, places, i0, stop)
         call(todo.solve[0], (places[0], places[1], places[3], count))
@@ -99,6 +104,7 @@ def run(job: Job, start: int, stop: int) -> None:
             solve = todo.solve[0 if scales else len(todo.solve) - 1]
             call(solve, (places[0], places[1], places[3], count))
         run_stages(todo.after, places, i0, stop)
+        i0 = take(job.next, job.voxels) if shared else i0 + job.voxels
 
 
 def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any], ...]:

@@ -7,7 +7,7 @@ q' = (I + F) q, so that the table's own q sees the tensor (I + F)'D(I + F).
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from . import moments, rotation, tensor
 from ._jit import kernel
 from ._types import Array, IntArray
 from .lanes import WIDTH
+from .linalg import SparseMap, block_gather, block_map
 from .status import FLOOR, NO_SIGNAL
 
 
@@ -94,7 +95,7 @@ def scales(plan: Any, block: Any) -> None:
             block.stretched[i, l] = mu[i, l]
 
 
-@kernel()
+@kernel(allocates=True)
 def congruence(m: Array, a: Array, lane: int) -> None:
     """a (6, V), a symmetric A as xx xy yy xz yz zz, becomes m'A m at one lane."""
     out = np.empty(6)
@@ -110,7 +111,7 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def undo_field(field: Array, i0: int, b: Array) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
@@ -128,7 +129,7 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
     """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
     voxel's frame, R'(I+F), in its scratch.
@@ -174,7 +175,7 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
     return s
 
 
-@kernel()
+@kernel(allocates=True)
 def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
     """Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
@@ -203,3 +204,26 @@ def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: A
         for l in range(min(WIDTH, coef.shape[0] - first)):
             for i in range(root.size):
                 coef[first + l, i] = M[i, l] * root[i]
+
+
+class Turning(NamedTuple):
+    """Constants of `hermite_rows`: to Hermite coefficients, and the last three of `turn`."""
+
+    convert: SparseMap
+    tables: moments.OrderTables
+    index: IntArray
+    root: Array
+
+
+@kernel(allocates=True)
+def hermite_rows(t: Turning, coef: Array, R: Array, out: Array, start: int, stop: int) -> None:
+    """Rows start to stop of isotropic coefficients (V, n) to Hermite coefficients, turned by R."""
+    n = t.root.size
+    a, b = np.empty((n, WIDTH)), np.empty((n, WIDTH))
+    for first in range(start, stop, WIDTH):
+        block_gather(coef, first, stop, a)
+        block_map(t.convert, a, b)  # BLAS would give a row other bits beside other rows
+        for l in range(min(WIDTH, stop - first)):
+            for i in range(n):
+                out[first + l, i] = b[i, l]
+    turn(out[start:stop], R[start:stop], t.tables, t.index, t.root)

@@ -83,7 +83,7 @@ def _shears(order: int) -> Pairs:
     return np.ascontiguousarray(out)
 
 
-@kernel()
+@kernel(allocates=True)
 def form_rows(
     coef: Array, mu: Array, R: Array, table: Array, s: float, f: Forms, start: int, stop: int
 ) -> None:
@@ -178,7 +178,7 @@ def _divide(square: Array, half: float, out: Array) -> None:
             y[r] *= factor
 
 
-@kernel()
+@kernel(allocates=True)
 def odf_rows(f: Forms, along: Along, out: Array, start: int, stop: int) -> None:
     """Values of forms along directions, or their products with a matrix, into out (V, K or k)."""
     base, project = along.base, along.project
@@ -259,7 +259,7 @@ def local_maxima(f: Array, least: Array, neighbours: IntArray, found: IntArray) 
     return count
 
 
-@kernel()
+@kernel(allocates=True)
 def refine_rows(
     second: Array, powers: IntArray, points: Array, value: Array, start: int, stop: int
 ) -> None:

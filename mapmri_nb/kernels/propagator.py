@@ -112,7 +112,7 @@ def _gaussian(x: Array, lanes: int, factor: Array) -> None:
         factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
-@kernel()
+@kernel(allocates=True)
 def point_rows(
     coef: Array,
     mu: Array,
@@ -226,7 +226,7 @@ def radial_room(n: int, even: IntArray, K: int) -> RadialRoom:
     return RadialRoom(B, *(empty(k, WIDTH) for k in (n, 6, 3 * size, 2 * K + 3)))
 
 
-@kernel(allocates=False)
+@kernel()
 def radial_cosine_rows(
     coef: Array,
     mu: Array,
@@ -369,7 +369,7 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
         now[2] = negative
 
 
-@kernel()
+@kernel(allocates=True)
 def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
     """How far each row's propagator is from positive, on a dense grid.
 

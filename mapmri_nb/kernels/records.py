@@ -149,9 +149,9 @@ def new_block(plan: Plan, V: int) -> Block:
 
 
 def new_rows(count: int, n: int) -> Out:
-    """Rows of results for `count` voxels with n coefficients."""
+    """Rows of results for `count` voxels with n coefficients, which hold anything until fitted."""
     return Out(
-        np.zeros((count, n)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
+        np.empty((count, n)), np.zeros((count, 3)), np.zeros((count, 3)), np.zeros((count, 3, 3)),
         np.zeros((count, len(SCALARS))), np.zeros(count, np.int64),
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
     angles[5, lane] = sc
 
 
-@kernel()
+@kernel(allocates=True)
 def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: int) -> None:
     """Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three
     scales, at one lane.

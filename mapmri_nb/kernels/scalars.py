@@ -261,7 +261,7 @@ def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
     out[8] = laplacian_norm(coef, mu, t)
 
 
-@kernel(allocates=False)
+@kernel()
 def index_rows(
     coef: Array, mu: Array, t: IndexTables, room: Array, out: Array, start: int, stop: int
 ) -> None:

@@ -269,7 +269,7 @@ def isotropic_scale(mu: Array) -> float:
     return math.sqrt(2.0 * math.sqrt(-p / 3.0) * math.cos(math.acos(argument) / 3.0) - a / 3.0)
 
 
-@kernel(allocates=False)
+@kernel()
 def isotropic_scales(mu: Array, out: Array) -> None:
     """`isotropic_scale` of rows mu (V, 3) into out (V,)."""
     for v in range(out.size):
