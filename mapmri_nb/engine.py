@@ -262,7 +262,7 @@ class Engine:
                 mine = Work(self)
             job, run = mine.take(self, *memory, rare, shared).job, blocks.run
             if python:
-                solve = [lambda *problem: self.solver.answer(plan, mine.block, problem[-1])]
+                solve: Any = [lambda *problem: self.solver.answer(plan, mine.block, problem[-1])]
                 job, run = job._replace(stages=job.stages._replace(solve=solve)), plain(run)
             with np.errstate(all="ignore"):  # without the compiler NumPy warns
                 run(job, 0, count)

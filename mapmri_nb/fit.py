@@ -77,6 +77,16 @@ def _sine(cosine_squared: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - cosine_squared)))
 
 
+def _in_room(fill: Any, given: Any, room: Callable[[], Any], out: Array) -> None:
+    """fill(*given, room(), out, start, stop) over all rows of `out`, each call in room of its
+    own.
+    """
+    spread(
+        lambda start, stop: fill(*given, room(), out, start, stop),
+        len(out), PIECE, n_threads(None),
+    )  # fmt: skip
+
+
 class MapmriFit:
     """A fit of V voxels: plain rows over the mask, in C order of the mask.
 
@@ -182,8 +192,8 @@ class MapmriFit:
         if self._nine is None:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
-            call = partial(scalars.index_rows, coef, mu, scalars.tables(self.order), self._nine)
-            spread(call, len(coef), PIECE, n_threads(None))
+            given = coef, mu, scalars.tables(self.order)
+            _in_room(scalars.index_rows, given, partial(scalars.room, self.order), self._nine)
             factor = mu[:, 0] / self.mu_tensor[:, 0]
             factor[np.abs(factor - 1.0) < 1e-12] = 1.0
             if not self.isotropic and (factor != 1.0).any():
@@ -267,9 +277,9 @@ class MapmriFit:
         """cos^2 (V,) of the angle from P to K + 1 radial functions at scales `target` (V, 3)."""
         out = np.empty(len(self.coef))
         coef, mu, target = (np.ascontiguousarray(a) for a in (self.hermite_coef(), self.mu, target))
-        args = (coef, mu, target, propagator.even_table(self.order), K, out)
-        call = partial(propagator.radial_cosine_rows, *args)
-        spread(call, len(out), PIECE, n_threads(None))
+        even = propagator.even_table(self.order)
+        room = partial(propagator.radial_room, coef.shape[1], even, K)
+        _in_room(propagator.radial_cosine_rows, (coef, mu, target, even), room, out)
         return out
 
     @cached_property

@@ -267,18 +267,18 @@ def directions(
 
 def _expected(bvals: Array, rows: Array, length: Array, weighted: Bools) -> Array:
     """Lengths (n,) by the rule that the weighted volumes follow, or an error."""
-    some, root = weighted.any(), np.sqrt(bvals)
-    equal = np.full(len(bvals), np.median(length[weighted]) if some else 1.0)
-    along = root * (np.median(length[weighted] / root[weighted]) if some else 1.0)
-    for lengths, tolerance, text in (
-        (np.ones(len(bvals)), LENGTH_TOLERANCE, ""),
-        (equal, LENGTH_TOLERANCE, f"are all {equal[0]:.4g}"),
-        (along, ROOT_TOLERANCE, "go with sqrt(b)"),
+    root, ones = np.sqrt(bvals), np.ones(len(bvals))
+    for rule, tolerance, text in (
+        (ones, LENGTH_TOLERANCE, ""),
+        (ones, LENGTH_TOLERANCE, "are all {:.4g}"),
+        (root, ROOT_TOLERANCE, "go with sqrt(b)"),
     ):
+        lengths = rule * (np.median(length[weighted] / rule[weighted]) if text else 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             off = weighted & ~(np.abs(length / lengths - 1) <= tolerance)
         if not off.any():
             if text:
+                text = text.format(lengths[0])
                 log.info("bvecs: their lengths %s: normalised, b stays as it is", text)
             return lengths
     i = np.flatnonzero(weighted & (np.abs(length - 1) > LENGTH_TOLERANCE))[0]

@@ -2,7 +2,7 @@
 
 import gzip
 import struct
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 
 import nibabel as nib
@@ -44,59 +44,59 @@ def cut(name, folder, dead=False):
     return folder / source.name
 
 
-# ---- damaged files
+# ---- damaged files: each by (content, generator, number of the damage)
 
 
-def patched(old, layout, offset, *values):
-    content = bytearray(gzip.decompress(old))
+def patched(old, rng, k):
+    """A header with a field that cannot be right."""
+    content, (layout, offset, *values) = bytearray(gzip.decompress(old)), FIELDS[k % len(FIELDS)]
     struct.pack_into(layout, content, offset, *values)
     return gzip.compress(bytes(content))
 
 
-def shortened(old, rng):
+def shortened(old, rng, k=0):
     return old[: rng.integers(0, int(0.9 * len(old)))]
 
 
-def reworded(old, rng):
+def flipped(old, rng, k):
+    at = 50 + k % 400
+    return old[:at] + bytes([old[at] ^ 1 << k % 8]) + old[at + 1 :]
+
+
+def reworded(old, rng, k):
     words = old.split(b" ")
     words[rng.integers(3, len(words) - 3)] = WORDS[rng.integers(len(WORDS))]
     return b" ".join(words)
 
 
-def rewritten(old, rng, stop, letters=bytes(range(256))):
+def rewritten(old, rng, k, stop=None, letters=bytes(range(256))):
     """One to four of the first bytes, each another of the letters."""
     content = bytearray(old)
-    for place in rng.integers(0, min(stop, len(content)), rng.integers(1, 5)):
+    for place in rng.integers(0, len(content[:stop]), rng.integers(1, 5)):
         content[place] = letters[rng.integers(len(letters))]
     return bytes(content)
 
 
 # kind -> (which files in turn, how often in the tests, their new content); no fit comes of them,
 # but by a b0's direction -1e9
-def flipped(old, k):
-    at = 50 + k % 400
-    return old[:at] + bytes([old[at] ^ 1 << k % 8]) + old[at + 1 :]
-
-
 DAMAGE = {
-    "series cut short": ([DWI], 10, lambda old, rng, k: shortened(old, rng)),
-    "series with a flipped bit": ([DWI], 8, lambda old, rng, k: flipped(old, k)),
+    "series cut short": ([DWI], 10, shortened),
+    "series with a flipped bit": ([DWI], 8, flipped),
     "random bytes": ([DWI], 4, lambda old, rng, k: rng.bytes(3000)),
     "random bytes after gzip's magic": ([DWI], 4, lambda old, rng, k: b"\x1f\x8b\x08\0" + rng.bytes(3000)),
     "random bytes, compressed": ([DWI], 4, lambda old, rng, k: gzip.compress(rng.bytes(3000))),
     "text": ([DWI, *SIDECARS], 4, lambda old, rng, k: b"Dear all,\n[1, 2]\n"),
-    "wrong header field": ([DWI], len(FIELDS), lambda old, rng, k: patched(old, *FIELDS[k % len(FIELDS)])),
+    "wrong header field": ([DWI], len(FIELDS), patched),
     "random bytes as sidecar": (SIDECARS, 9, lambda old, rng, k: rng.bytes(200)),
-    "sidecar cut short": (SIDECARS, 9, lambda old, rng, k: shortened(old, rng)),
-    "sidecar with a wrong word": (SIDECARS[:2], 6, lambda old, rng, k: reworded(old, rng)),
+    "sidecar cut short": (SIDECARS, 9, shortened),
+    "sidecar with a wrong word": (SIDECARS[:2], 6, reworded),
 }  # fmt: skip
 ANY = {  # of these a fit may come, since a changed digit is a digit
     "header with other bytes": (
-        [DWI, MASK], 12, lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, 352))),
-    "file with other bytes": ([DWI, MASK], 12, lambda old, rng, k: rewritten(old, rng, len(old))),
-    "sidecar with other bytes": (SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old))),
-    "sidecar with other digits": (
-        SIDECARS, 12, lambda old, rng, k: rewritten(old, rng, len(old), b"0123456789.-e \n")),
+        [DWI, MASK], 12, lambda old, rng, k: gzip.compress(rewritten(gzip.decompress(old), rng, k, 352))),
+    "file with other bytes": ([DWI, MASK], 12, rewritten),
+    "sidecar with other bytes": (SIDECARS, 12, rewritten),
+    "sidecar with other digits": (SIDECARS, 12, partial(rewritten, letters=b"0123456789.-e \n")),
 }  # fmt: skip
 
 

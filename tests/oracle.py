@@ -1,14 +1,15 @@
 """Slow, obvious twins of the library in plain NumPy and SciPy: nothing here imports what it checks.
 
 Units: mm, s, 1/mm. Coefficients are in DIPY's order. `mu` (3,) are the scales along the axes of the
-frame R (columns); functions that take no R work in that frame. Every formula is checked by
-quadrature in test_oracle.py.
+frame R (columns); functions that take no R work in that frame. The tests compare it with the
+kernels, and those with printed digits and with integrals of their own functions (test_validation.py,
+test_testing.py).
 """
 
 from math import factorial, gamma, lgamma, pi, sqrt
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from mapmri_nb.testing.truths import isotropic_scale
 
@@ -143,15 +144,14 @@ def gauss_hermite(n, scale):
     return product(t).reshape(-1, len(scale)), np.prod(product(w * np.exp(t**2)), -1).ravel()
 
 
-def scales(mu, space, power=1):
-    """`scale` of gauss_hermite for E (space 'q') or P (space 'r') to the first or second power."""
-    s = np.sqrt(2.0) * np.asarray(mu) if space == "r" else 1 / (np.sqrt(2.0) * pi * np.asarray(mu))
-    return s / sqrt(power)
-
-
 def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
-    """Integral of f(points (k, 3)) over space, or over what `axes` of the frame span."""
-    t, w = gauss_hermite(n, scales(mu, space, power)[list(axes)])
+    """Integral of f(points (k, 3)), of E (space "q") or P ("r") to the first or second power, over
+    space or over what `axes` of the frame span.
+    """
+    scale = (
+        np.sqrt(2.0) * np.asarray(mu) if space == "r" else 1 / (np.sqrt(2.0) * pi * np.asarray(mu))
+    )
+    t, w = gauss_hermite(n, (scale / sqrt(power))[list(axes)])
     return w @ f(t @ np.eye(3)[list(axes)])
 
 
@@ -225,16 +225,17 @@ def qvectors(bvals, bvecs, tau):
     return np.sqrt(np.asarray(bvals) / tau)[:, None] / (2 * pi) * np.asarray(bvecs)
 
 
-def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4, weights=None):
+def fit_tensor(y, bvals, bvecs, tau, bval_threshold=2100, floor=1e-4):
     """Two-pass weighted tensor fit: mu (3,), R (3, 3), floored eigenvalues (3,), descending."""
     use = np.isfinite(y) & (y > 0) & (bvals <= bval_threshold)
-    b, g, log = bvals[use, None], bvecs[use], np.log(y[use])
-    root = np.ones(len(log)) if weights is None else np.sqrt(weights[use])
+    b, g = bvals[use, None], bvecs[use]
+    log = np.log(y[use])
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     columns = [-b * (g[:, [i]] * g[:, [j]]) * (1 if i == j else 2) for i, j in pairs]
     x = np.hstack([np.ones_like(b), *columns])
-    first = np.linalg.lstsq(x * root[:, None], log * root, rcond=None)[0]
-    w = root * np.exp(x @ first)  # the predicted signal: its square counts
+    w = np.exp(
+        x @ np.linalg.lstsq(x, log, rcond=None)[0]
+    )  # the predicted signal: its square counts
     _, xx, yy, zz, xy, xz, yz = np.linalg.lstsq(x * w[:, None], log * w, rcond=None)[0]
     values, vectors = np.linalg.eigh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     values = np.maximum(values[::-1], floor)
@@ -267,7 +268,8 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
         u = isotropic_scale(mu_t) if static is None else sqrt(2 * static * tau)
         mu, b = np.full(3, u), iso_origin(order)
         m, lap = iso_phi_matrix(order, u, q), iso_laplacian_matrix(order, u)
-    a = penalised_lstsq(m[ok], lap, y[ok] / S0, weight)
+    stacked = np.vstack([m[ok], sqrt(weight) * np.linalg.cholesky(lap).T])
+    a = np.linalg.lstsq(stacked, np.r_[y[ok] / S0, np.zeros(len(lap))], rcond=None)[0]
     a, S0 = a / (a @ b), S0 * (a @ b)
     herm = a
     if basis != "anisotropic":  # the propagator in the tensor frame: fitted there, exactly
@@ -280,38 +282,8 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
     return out | {"S0": S0, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
 
 
-def penalised_lstsq(m, lap, y, weight):
-    """Argmin |y - m a|^2 + weight a'La by QR of the stacked system."""
-    stacked = np.vstack([m, sqrt(weight) * np.linalg.cholesky(lap).T])
-    return np.linalg.lstsq(stacked, np.r_[y, np.zeros(len(lap))], rcond=None)[0]
-
-
-def constrained_lstsq(m, y, b):
-    """Argmin |y - m a|^2 subject to b'a = 1."""
-    a0 = b / (b @ b)
-    null = np.linalg.svd(b[None])[2][1:].T
-    return a0 + null @ np.linalg.lstsq(m @ null, y - m @ a0, rcond=None)[0]
-
-
 def gcv(m, lap, y, weight):
     """V(weight) and tr S by the definition."""
     smoother = m @ np.linalg.solve(m.T @ m + weight * lap, m.T)
     trace = np.trace(smoother)
     return len(y) * np.sum((y - smoother @ y) ** 2) / (len(y) - trace) ** 2, trace
-
-
-def gcv_weight(m, lap, y, mu, grid=40):
-    """Minimiser of V over 5e-8..5e-2 mm / (mean scale): a grid, then each bracket."""
-    logs = np.linspace(np.log(5e-8), np.log(5e-2), grid) - np.log(np.prod(mu)) / 3
-
-    def score(t):
-        return gcv(m, lap, y, np.exp(t))[0]
-
-    v = [score(t) for t in logs]
-    found = [(v[i], logs[i]) for i in (0, grid - 1)]
-    for i in range(1, grid - 1):
-        if v[i] <= min(v[i - 1], v[i + 1]):
-            way = {"bounds": logs[[i - 1, i + 1]], "method": "bounded", "options": {"xatol": 1e-9}}
-            best = optimize.minimize_scalar(score, **way)
-            found.append((best.fun, best.x))
-    return float(np.exp(min(found)[1]))

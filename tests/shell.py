@@ -1,12 +1,17 @@
-"""The command line in tests: words to run, maps to read, series to fit."""
+"""The command line in tests: words to run, errors to meet, maps, series, processes of their own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+import mapmri_nb
 from mapmri_nb import data
 from mapmri_nb.use.cli import main
 
@@ -29,6 +34,13 @@ def fails(capsys, words, *expected, code=1):
     assert len(lines) == 1, err
     for word in expected:
         assert str(word).lower() in lines[0].lower(), lines[0]
+
+
+def refused(words, call, *given, error=ValueError, **named):
+    """The call raises an error whose text has these words (a regular expression); the error."""
+    with pytest.raises(error, match=words) as caught:
+        call(*given, **named)
+    return caught.value
 
 
 def load(path):
@@ -79,3 +91,19 @@ def content(folder):
         files[MODEL] = json.loads(files[MODEL])
         files[MODEL].pop("Run")
     return files
+
+
+def fresh(*words, cwd=None, timeout=None, **environment):
+    """Output of Python in a process of its own that finds this package and the tests' helpers, with
+    no settings of Numba and of this package but those given; None takes a variable away.
+    """
+    places = [str(Path(mapmri_nb.__file__).parents[1]), str(Path(__file__).parent)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "MAPMRI_"))}
+    env |= {"PYTHONPATH": os.pathsep.join(places)} | environment
+    env = {k: str(v) for k, v in env.items() if v is not None}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=env, timeout=timeout, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

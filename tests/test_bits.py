@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import phantom
 import pytest
+from shell import fresh
 
 import mapmri_nb as mapmri
 from mapmri_nb import uncertainty
@@ -21,7 +21,8 @@ def everything(threads):
     """Bits of every mode, basis and result, by name."""
     b, g = phantom.small_scheme()
     table, y = phantom.table(b, g), phantom.signals(200, b, g, seed=13)
-    y[3], y[4, 5], y[5, 9] = 0.0, np.nan, -1.0  # no signal, missing, left out of the logarithm
+    y[3], y[4, 5] = 0.0, np.nan
+    y[5, 9] = -1.0  # no signal, missing, left out of the logarithm
     field = np.random.default_rng(5).normal(scale=0.02, size=(200, 3, 3))
     scale = np.array([0.009, 0.005, 0.004]), phantom.random_rotation(np.random.default_rng(7))
     high, plain = phantom.table(3 * b, g), mapmri.MapmriModel(table, 6)
@@ -59,15 +60,10 @@ def test_cold_warm_and_threads(tmp_path):
     # a leg of the tests that starts with an empty cache has it filled here, once
     own = Path(os.environ.get("NUMBA_CACHE_DIR") or tmp_path / "cache")
     folder = tmp_path / "cache" if any(own.rglob("*.nbi")) else own
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    places = [str(Path(mapmri.__file__).parents[1]), str(Path(__file__).parent)]
-    env |= {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(places)}
     runs = []
     for name, threads in (("cold", 1), ("warm", 1), ("two threads", 2)):
         file = tmp_path / f"{name}.npz"
-        command = [sys.executable, __file__, str(file), json.dumps(threads)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        fresh(__file__, file, json.dumps(threads), NUMBA_CACHE_DIR=folder)
         runs.append(dict(np.load(file)))
     for other in runs[1:]:
         assert other.keys() == runs[0].keys()

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from damage import cut
 from mapmri_nb.cli import _announced, main
-from mapmri_nb.directions import sh_matrix
+from mapmri_nb.directions import tracking_factor
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, fails, load, read, save
+from shell import command, fails, load, read, refused, save
 
 import mapmri_nb as mapmri
 from mapmri_nb import data
@@ -36,72 +36,60 @@ def fit(dwi, out, *words):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """(folder of a saved fit of the cord's cut, path of its series)."""
+    """Folder of a saved fit of the cord's cut."""
     base = tmp_path_factory.mktemp("cord")
-    dwi = cut("catcord", base)
-    assert fit(dwi, base / "fit", "--radial-order 4") == 0
-    return base / "fit", dwi
-
-
-def test_fit_writes_what_the_library_computes(brain, tmp_path):
-    out, mask = tmp_path / "out", brain.with_name("sub-small101d_mask.nii.gz")
-    assert fit(brain, out, "--mask", mask, "--radial-order 4 --laplacian 0.3") == 0
-    model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(brain), 4, laplacian=0.3)
-    image = nib.load(brain)
-    one = model.fit(np.asarray(image.dataobj))
-    for label, name in (("rtop", "rtop"), ("ngpar", "ng_par"), ("lapnorm", "lapnorm")):
-        written = nib.load(out / f"sub-small101d_model-mapmri_param-{label}_dwimap.nii.gz")
-        assert_array_equal(written.get_fdata(), getattr(one, name)().astype(np.float32))
-        assert_array_equal(written.affine, image.affine)
-    assert_array_equal(mapmri.load_fit(out).coef, one.coef)
+    assert fit(cut("catcord", base), base / "fit", "--radial-order 4") == 0
+    return base / "fit"
 
 
 def test_files_named_and_timing_on_the_command_line_go_first(brain, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    dwi = brain.rename(elsewhere / "a.nii.gz")
-    bval, bvec, sidecar = (
-        brain.with_name(f"sub-small101d_dwi.{end}").rename(elsewhere / end)
-        for end in ("bval", "bvec", "json")
-    )
-    found = []
-    for k, more in enumerate(
-        (["--json", sidecar], ["--big-delta 0.0488 --small-delta 0.03"],
-         ["--json", sidecar, "--big-delta 0.2 --small-delta 0.03"])
-    ):  # fmt: skip
-        given = ("--bval", bval, "--bvec", bvec, "--indices msd,rtop", *more)
-        assert fit(dwi, tmp_path / str(k), *given) == 0
-        found.append(load(tmp_path / str(k) / "a_model-mapmri_param-rtop_dwimap.nii.gz"))
-    assert_array_equal(found[0], found[1])
-    assert (found[2] < found[0]).all()
-    assert not list((tmp_path / "1").glob("*ngpar*"))
+    ends = ("bval", "bvec", "json")
+    files = [brain.with_name(f"sub-small101d_dwi.{end}").rename(tmp_path / end) for end in ends]
+    named = [word for end, file in zip(ends, files, strict=True) for word in (f"--{end}", file)]
+    for times in ({}, {"big_delta": 0.2}, {"big_delta": 0.2, "small_delta": 0.01}):
+        deltas = (f"--{name.replace('_', '-')} {value}" for name, value in times.items())
+        assert fit(brain, tmp_path / "o", *named, *deltas, "--force --indices msd") == 0
+        expected = mapmri.GradientTable.from_fsl(*files[:2], json=files[2], **times)
+        assert mapmri.load_fit(tmp_path / "o").gtab == expected
 
 
-def test_noise_and_rules(brain, tmp_path):
-    """Sigma as a number, as an image and by the fit: the library's numbers, and a map of sigma."""
-    image = nib.load(brain)
-    volume = np.full(image.shape[:3], 25.0, np.float32)
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("--laplacian none --s0 free", {"laplacian": None, "S0": "free"}),
+        ("--laplacian gcv --bval-threshold none", {"laplacian": "gcv", "bval_threshold": None}),
+        ("--laplacian 0.05,0.5 --scale tensor", {"laplacian": [0.05, 0.5], "scale": "tensor"}),
+        ("--laplacian 0.05 --preset paper", {"laplacian": 0.05, "preset": "paper"}),
+        ("--positivity grid --solver osqp", {"positivity": "grid", "solver": "osqp"}),
+        ("--noise rician --coils 2 --eigenvalue-threshold 2e-4 --zeros data",
+         {"noise": "rician", "coils": 2, "eigenvalue_threshold": 2e-4, "zero_is_missing": False}),
+        ("--basis isotropic --static-diffusivity 7e-4 --laplacian-of signal",
+         {"basis": "isotropic", "static_diffusivity": 7e-4, "laplacian_of": "signal"}),
+    ],
+)  # fmt: skip
+def test_switches_are_arguments_of_the_library(brain, tmp_path, words, options):
+    """The options, the table and the coefficients are those of the same calls in Python."""
+    assert fit(brain, tmp_path / "o", words, "--b0-threshold 20 --tau 0.03 --radial-order 4") == 0
+    one = mapmri.load_fit(tmp_path / "o")
+    assert one.gtab == mapmri.GradientTable.from_bids(brain, tau=0.03, b0_threshold=20)
+    again = mapmri.MapmriModel(one.gtab, 4, **options).fit(load(brain), one.mask)
+    assert one.options == again.options
+    assert_array_equal(one.coef, again.coef)
+
+
+def test_sigma(brain, tmp_path):
+    """As a number, as an image and by the fit: the library's numbers, and a map of sigma."""
+    volume = np.full((3, 2, 2), 25.0, np.float32)
     volume[0] = 30.0
-    path = save(tmp_path / "sigma.nii", volume, image.affine)
-    words = "--noise rician --s0 free --laplacian-of signal --eigenvalue-threshold 2e-4 "
-    words += "--bval-threshold none"
-    model = mapmri.MapmriModel(
-        mapmri.GradientTable.from_bids(brain), 2, noise="rician", S0="free", laplacian_of="signal",
-        eigenvalue_threshold=2e-4, bval_threshold=None,
-    )  # fmt: skip
-    for k, (given, sigma) in enumerate(
-        ((["--sigma 25"], 25.0), (["--sigma", path], volume), ([], None))
-    ):
-        out = tmp_path / str(k)
-        assert fit(brain, out, words, *given) == 0
-        one = mapmri.load_fit(out)
-        again = model.fit(np.asarray(image.dataobj), one.mask, sigma=sigma)
+    path = save(tmp_path / "sigma.nii", volume, nib.load(brain).affine)
+    model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(brain), 2, noise="rician")
+    for sigma, words in ((25.0, ["--sigma 25"]), (volume, ["--sigma", path]), (None, [])):
+        assert fit(brain, tmp_path / "o", "--noise rician --force", *words) == 0
+        one = mapmri.load_fit(tmp_path / "o")
+        again = model.fit(load(brain), one.mask, sigma=sigma)
         assert_array_equal(one.coef, again.coef)
         assert_array_equal(one.sigma, again.sigma)
-        if sigma is not None:
-            want = np.broadcast_to(sigma, one.mask.shape)
-            assert_allclose(read(out, "sigma")[one.mask], want[one.mask])
-        assert one.options["noise"] == "rician"
+        assert_allclose(read(tmp_path / "o", "sigma")[one.mask], again.sigma, rtol=1e-6)
 
 
 def slow(y, b):
@@ -141,70 +129,58 @@ def test_warnings(brain, tmp_path, capsys, change, flags, words):
         assert err.count(other) == (other == words), err
 
 
-def test_predict_the_expected_magnitude(brain, fitted, tmp_path, capsys):
-    """Above the clean signal; a fit without a model of the noise has none."""
+def test_predict(brain, fitted, tmp_path, capsys):
+    """The library's; with noise above the clean signal; a fit without a model of it has none."""
     folder, found = tmp_path / "o", []
     assert fit(brain, folder, "--noise rician --sigma 60") == 0
-    for flags in ("", "--noisy"):
-        out = tmp_path / f"p{flags}.nii"
+    one = mapmri.load_fit(folder)
+    for noisy, flags in enumerate(("", "--noisy")):
+        out = tmp_path / f"p{flags}.nii.gz"
         assert command("predict", folder, "--out", out, "--quiet", flags) == 0
         found.append(load(out))
+        assert_allclose(found[-1], one.predict(noisy=bool(noisy)), rtol=1e-5)
     assert (found[1] > found[0]).all()
-    assert_allclose(found[1], mapmri.load_fit(folder).predict(noisy=True), rtol=1e-5)
-    fails(capsys, ["predict", fitted[0], "--out", tmp_path / "p.nii", "--noisy"], "noisy", "noise")
+    fails(capsys, ["predict", fitted, "--out", tmp_path / "p.nii", "--noisy"], "noisy", "noise")
 
 
-@pytest.mark.parametrize("laplacian", ["none", "gcv", "0.05", "0.05,0.5"])
-def test_laplacian_spellings(brain, tmp_path, laplacian):
-    assert fit(brain, tmp_path / "o", "--radial-order 4 --laplacian", laplacian) == 0
-    weight = read(tmp_path / "o", "weight")
-    allowed = {"none": [0.0], "0.05": [0.05], "0.05,0.5": [0.05, 0.5]}.get(laplacian)
-    assert (weight > 0).all() if allowed is None else np.isin(weight, allowed).all()
-
-
-def test_without_a_mask_empty_voxels_are_skipped_and_a_mask_recommended(brain, tmp_path, capsys):
-    image = nib.load(brain)
-    values = np.asarray(image.dataobj).copy()
+def test_without_a_mask_empty_voxels_are_skipped_filled_and_a_mask_recommended(
+    brain, tmp_path, capsys
+):
+    values, out = np.array(load(brain)), tmp_path / "o"
     values[0, 0, 0] = 0
-    save(brain, values, image.affine)
-    assert command("fit", brain, "--out", tmp_path / "o", "--radial-order 2 --fill 0") == 0
+    save(brain, values, nib.load(brain).affine)
+    assert command("fit", brain, "--out", out, "--radial-order 2 --fill 0") == 0
     err = capsys.readouterr().err
     assert "--mask" in err
-    assert f"{values[..., 0].size - 1} of {values[..., 0].size}" in err
-    rtop = read(tmp_path / "o", "rtop")
-    assert rtop[0, 0, 0] == 0
-    assert (rtop > 0).sum() == rtop.size - 1
-
-
-def test_predict_gives_the_series_back(fitted, tmp_path):
-    folder, dwi = fitted
-    assert command("predict", folder, "--out", tmp_path / "p.nii.gz", "--quiet") == 0
-    predicted, measured = load(tmp_path / "p.nii.gz"), load(dwi)
-    assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.98
-    assert_allclose(predicted, mapmri.load_fit(folder).predict(), rtol=1e-5)
+    assert "11 of 12" in err
+    assert command("odf", out, "--fill 0 --quiet") == 0
+    assert command("predict", out, "--fill 0 --quiet --out", tmp_path / "p.nii") == 0
+    assert_array_equal(read(out, "rtop") > 0, values[..., 0] > 0)
+    for filled in (read(out, "odf"), read(out, "peaks"), load(tmp_path / "p.nii")):
+        assert (filled[0, 0, 0] == 0).all()
+        assert np.isfinite(filled).all()
 
 
 def test_predict_on_another_table(fitted, tmp_path, capsys):
-    folder, out = fitted[0], tmp_path / "p.nii.gz"
+    out = tmp_path / "p.nii.gz"
     (tmp_path / "t.bval").write_text("0 1000 2000")
     (tmp_path / "t.bvec").write_text("0 1 0\n0 0 1\n0 0 0")
-    words = ["predict", folder, "--out", out, "--bval", tmp_path / "t.bval", "--bvec"]
-    words.append(tmp_path / "t.bvec")
+    files = ("--bval", tmp_path / "t.bval", "--bvec", tmp_path / "t.bvec")
+    words = ["predict", fitted, "--out", out, *files]
     fails(capsys, words, "--big-delta is missing")
     assert not out.exists()
     assert command(*words, "--quiet --big-delta 0.03 --small-delta 0.003") == 0
     predicted = load(out)
     assert predicted.shape[-1] == 3
-    assert_allclose(predicted[..., 0], read(folder, "s0"), rtol=1e-5)
+    assert_allclose(predicted[..., 0], read(fitted, "s0"), rtol=1e-5)
 
 
 def test_maps_on_request_and_summary(tmp_path):
     """Axes in scanner frame, the same from both commands; a line for every index and region."""
-    dwi, out, path = cut("catcord", tmp_path), tmp_path / "o", tmp_path / "l.nii.gz"
-    like = nib.load(dwi)
-    labels = np.zeros(like.shape[:3], np.int16)
+    dwi, out = cut("catcord", tmp_path), tmp_path / "o"
+    like, labels = nib.load(dwi), np.zeros((4, 2, 1), np.int16)
     labels.flat[:4] = 7
-    save(path, labels, like.affine)
+    path = save(tmp_path / "l.nii.gz", labels, like.affine)
     assert fit(dwi, out, "--radial-order 6 --indices rtop,fa,v1,color_fa --labels", path) == 0
     first = {name: read(out, name) for name in ("rtop", "fa", "v1", "colorfa")}
     table = next(out.glob("*_summary.tsv"))
@@ -243,30 +219,20 @@ def test_peaks_for_dipy(tmp_path):
     assert np.abs((near * first).sum(1)).min() > np.cos(np.radians(8))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_odf_is_in_scanner_axes(tmp_path, sign):
-    """The cord runs along the affine's third column, whatever the sign of its determinant."""
-    dwi, out = cut("catcord", tmp_path), tmp_path / "o"
-    oblique = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
-    affine = np.eye(4)
-    affine[:3, :3] = oblique * np.sign(np.linalg.det(oblique)) * [sign, 1, 1] * [0.156, 0.156, 1.49]
-    save(dwi, load(dwi), affine)
-    assert fit(dwi, out, "--radial-order 6") == 0
-    assert command("odf", out, "--sh-order 6 --quiet") == 0
-    first = read(out, "peaks")[..., :3].reshape(-1, 3)
-    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    assert np.median(np.abs(first @ along) / np.linalg.norm(first, axis=1)) > 0.98
-    coef = read(out, "odf").reshape(8, 28)
-    directions = np.random.default_rng(0).normal(size=(200, 3))
-    directions /= np.linalg.norm(directions, axis=1)[:, None]
-    values = coef @ sh_matrix(np.vstack([directions, along]), 6).T
-    assert (values[:, -1:] > np.percentile(values[:, :-1], 90, axis=1, keepdims=True)).all()
-    (path,) = out.glob("*param-odf_dwimap.json")
-    sidecar = json.loads(path.read_text())
-    unscaled = mapmri.io.load_map(path.with_suffix(".nii.gz")).data
-    assert sidecar["ScaleFactor"] == pytest.approx(np.abs(coef).max() / np.abs(unscaled).max())
-    assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
-    assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
+def test_odf(fitted, tmp_path):
+    """The fit's harmonics and peaks along scanner axes, in a size for trackers that a sidecar says."""
+    assert command("odf", fitted, "--out", tmp_path, "--s 1 --sh-order 4 --quiet") == 0
+    (path,) = tmp_path.glob("*param-odf_dwimap.json")
+    said, one = json.loads(path.read_text()), mapmri.load_fit(fitted)
+    scale = tracking_factor(one.gtab, 1.0)
+    assert said["ScaleFactor"] == pytest.approx(scale)
+    assert said["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
+    assert said["OrientationEncoding"]["Reference"] == "xyz"
+    sh = scale * one.odf_sh(1.0, 4, frame="scanner")
+    assert_allclose(read(tmp_path, "odf"), sh, rtol=1e-5, atol=1e-6 * sh.max())
+    peaks, heights = one.peaks(s=1.0, sh_order=4, frame="scanner")
+    want = scale * peaks * heights[..., None]
+    assert_allclose(read(tmp_path, "peaks"), want.reshape(4, 2, 1, 15), rtol=1e-5, atol=1e-30)
 
 
 def test_demo(tmp_path, capsys):
@@ -275,7 +241,7 @@ def test_demo(tmp_path, capsys):
     for words in ("RTOP", "NG", "ASSUMED", "Duval", "upstream terms not verified"):
         assert words in out
     for name in data.SAMPLES:
-        status, rtop = read(tmp_path / "d" / name, "status"), read(tmp_path / "d" / name, "rtop")
+        status, rtop = (read(tmp_path / "d" / name, label) for label in ("status", "rtop"))
         assert np.isfinite(rtop).sum() > 500
         assert np.isfinite(rtop[status == 0]).all()
     assert command("demo", "--out", tmp_path / "d", "--quiet") == 0, "its own folder is rewritten"
@@ -290,9 +256,7 @@ def test_info_says_what_a_bug_report_needs(capsys):
 
 @pytest.mark.jit_only
 def test_compilation_is_announced_when_it_happens_and_once(caplog, monkeypatch):
-    monkeypatch.setattr(
-        _jit, "CACHE_DIR", None
-    )  # or a second run with the same cache has nothing to compile
+    monkeypatch.setattr(_jit, "CACHE_DIR", None)  # or a second run has nothing to compile
     kernel = _jit.kernel()(lambda x: x + 1)
     with caplog.at_level(logging.INFO), _announced():
         assert kernel(1) == 2
@@ -309,19 +273,18 @@ def test_quiet_is_silent(brain, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_entry_points():
+def test_entry_point(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mapmri-nb {mapmri.__version__}\n"
     env = os.environ | {"PYTHONPATH": str(Path(mapmri.__file__).parents[1])}
-    python = [sys.executable, "-m", "mapmri_nb"]
-    done = subprocess.run([*python, "--version"], capture_output=True, text=True, env=env)
-    assert (done.returncode, done.stdout) == (0, f"mapmri-nb {mapmri.__version__}\n")
-    assert subprocess.run([*python, "fit"], capture_output=True, env=env).returncode == 2
+    done = subprocess.run([sys.executable, "-m", "mapmri_nb", "fit"], capture_output=True, env=env)
+    assert (done.returncode, b"required: DWI, --out" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("", "required: COMMAND"),
-        ("fit", "required: DWI, --out"),
         ("paint", "invalid choice: 'paint'"),
         ("fit x --out y --basis round", "argument --basis: invalid choice: 'round'"),
         ("fit x --out y --laplacian some", "argument --laplacian: 'some' is neither none, gcv"),
@@ -354,67 +317,47 @@ def test_every_argument_has_a_switch(constructor, capsys):
         assert switch in options, f"{constructor.__name__}({name}=...) has no {switch}"
 
 
-def test_switches_reach_the_model(brain, tmp_path):
-    words = "--basis isotropic --static-diffusivity 7e-4 --eigenvalue-threshold 2e-4 "
-    words += "--bval-threshold none --solver osqp --b0-threshold 20 --tau 0.03"
-    assert fit(brain, tmp_path / "o", words) == 0
-    one = mapmri.load_fit(tmp_path / "o")
-    assert (one.gtab.tau, one.gtab.b0_threshold, one.gtab.big_delta) == (0.03, 20, None)
-    names = ("static_diffusivity", "eigenvalue_threshold", "solver", "bval_threshold")
-    assert [one.options[name] for name in names] == [7e-4, 2e-4, "osqp", None]
-    assert_allclose(one.mu, np.sqrt(2 * 7e-4 * 0.03))
-
-
-def test_spellings_of_indices(fitted, tmp_path):
-    words = "--indices RTOP,ngpar,ng_par,NG_perp,PA_DTI --quiet"
-    assert command("indices", fitted[0], "--out", tmp_path / "o", words) == 0
-    paths = (tmp_path / "o").glob("*dwimap.nii.gz")
-    labels = {path.name.split("param-")[1].split("_")[0] for path in paths}
-    assert labels == {"rtop", "ngpar", "ngperp", "padti"}
-
-
 @pytest.mark.parametrize("choice", ["b<=2500", "0:80,90", "file"])
 def test_volumes(brain, tmp_path, choice):
     """What a table and a series cut in Python give, weights cut with them."""
-    gtab, image = mapmri.GradientTable.from_bids(brain), nib.load(brain)
-    values, rng = np.asarray(image.dataobj), np.random.default_rng(1)
+    gtab, values = mapmri.GradientTable.from_bids(brain), load(brain)
     keep = {"b<=2500": gtab.bvals <= 2500, "0:80,90": [*range(80), 90]}.get(choice, [*range(95)])
-    weights, text = rng.uniform(0.5, 1, 102), choice
+    weights, text = np.random.default_rng(1).uniform(0.5, 1, 102), choice
     if choice == "file":
         text = tmp_path / "keep.txt"
         text.write_text(" ".join(map(str, keep)))
     one = mapmri.MapmriModel(gtab[keep], 4).fit(values[..., keep], weights=weights[keep])
-    np.savetxt(tmp_path / "w.txt", weights, fmt="%.17g")
-    save(tmp_path / "w.nii", np.array(np.broadcast_to(weights, values.shape)), image.affine)
-    for name in ("w.txt", "w.nii"):
-        words = ["--volumes", text, "--weights", tmp_path / name, "--radial-order 4"]
-        assert fit(brain, tmp_path / f"o{name}", *words) == 0
-        saved = mapmri.load_fit(tmp_path / f"o{name}")
+    for path in weight_files(tmp_path, weights, brain):
+        words = ["--volumes", text, "--weights", path, "--radial-order 4 --force"]
+        assert fit(brain, tmp_path / "o", *words) == 0
+        saved = mapmri.load_fit(tmp_path / "o")
         assert saved.gtab == gtab[keep]
         assert_array_equal(saved.coef, one.coef)
 
 
-@pytest.mark.parametrize("how", ["text", "image", "left out"])
-def test_trace_volume_with_weight_0_or_left_out(brain, tmp_path, capsys, how):
-    stem, image = str(brain).removesuffix(".nii.gz"), nib.load(brain)
-    gtab, series = mapmri.GradientTable.from_bids(brain), np.asarray(image.dataobj)
+def weight_files(folder, weights, dwi):
+    """Paths of weights of volumes as a text, and of the same in every voxel as an image."""
+    np.savetxt(folder / "w.txt", weights, fmt="%.17g")
+    image = nib.load(dwi)
+    every = np.array(np.broadcast_to(weights, image.shape))
+    return folder / "w.txt", save(folder / "w.nii", every, image.affine)
+
+
+def test_trace_volume_with_weight_0_or_left_out(brain, tmp_path, capsys):
+    stem, series = str(brain).removesuffix(".nii.gz"), load(brain)
+    gtab = mapmri.GradientTable.from_bids(brain)
     expected = mapmri.MapmriModel(gtab, 2).fit(series)
     series = np.concatenate([series, series.mean(-1, keepdims=True)], axis=-1)
-    save(brain, series.astype(image.get_data_dtype()), image.affine)
-    bvals, bvecs = np.loadtxt(stem + ".bval"), np.loadtxt(stem + ".bvec")
-    np.savetxt(stem + ".bval", np.r_[bvals.ravel(), 2000.0][None], fmt="%.17g")
-    bvecs = bvecs if bvecs.shape[0] == 3 else bvecs.T
-    np.savetxt(stem + ".bvec", np.c_[bvecs, np.zeros(3)], fmt="%.17g")
+    save(brain, series.astype(load(brain).dtype), nib.load(brain).affine)
+    np.savetxt(stem + ".bval", np.r_[gtab.bvals, 2000.0][None], fmt="%.17g")
+    np.savetxt(stem + ".bvec", np.c_[gtab.bvecs.T, np.zeros(3)], fmt="%.17g")
     words = ["fit", brain, "--out", tmp_path / "o", "--radial-order 2 --quiet"]
     causes = ("b-vectors[102]", "b = 2000", "trace or ADC volume", "--volumes", "weight 0")
     fails(capsys, words, *causes)
-    weights = np.r_[np.ones(102), 0]
-    np.savetxt(tmp_path / "w.txt", weights)
-    values = np.broadcast_to(weights, series.shape).astype(np.float32)
-    save(tmp_path / "w.nii", values, image.affine)
-    more = {"text": ["--weights", tmp_path / "w.txt"], "image": ["--weights", tmp_path / "w.nii"]}
-    assert command(*words, *more.get(how, ["--volumes 0:102"])) == 0
-    assert_array_equal(mapmri.load_fit(tmp_path / "o").coef, expected.coef)
+    text, image = weight_files(tmp_path, np.r_[np.ones(102), 0], brain)
+    for more in (["--volumes 0:102"], ["--weights", text], ["--weights", image]):
+        assert command(*words, *more, "--force") == 0
+        assert_array_equal(mapmri.load_fit(tmp_path / "o").coef, expected.coef)
 
 
 # -- folders of fits
@@ -422,57 +365,46 @@ def test_two_runs_in_one_folder(brain, tmp_path, capsys):
     """Every second-stage command by PREFIX and by the fit's JSON, through to two reports."""
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    prefixes = ["sub-small101d_run-1", "sub-small101d_run-2"]
+    first, second = prefixes = [f"sub-small101d_run-{k}" for k in (1, 2)]
     for prefix in prefixes:
         for path in brain.parent.glob("sub-small101d_dwi*"):
             shutil.copy(path, tmp_path / path.name.replace("sub-small101d", prefix))
         assert fit(tmp_path / f"{prefix}_dwi.nii.gz", out) == 0
-    fails(capsys, ["indices", out], "several fits", "prefix", f"'{prefixes[1]}'")
-    fails(capsys, ["odf", out, "run-3"], "no saved fit", "'run-3'", f"'{prefixes[1]}'")
-    assert command("indices", out, f"{prefixes[1]}_dwi --quiet") == 0
-    names = ([out, prefixes[0]], [out / f"{prefixes[1]}_model-mapmri_dwimap.json"])
+    fails(capsys, ["indices", out], "several fits", "prefix", f"'{second}'")
+    fails(capsys, ["odf", out, "run-3"], "no saved fit", "'run-3'", f"'{second}'")
+    assert command("indices", out, f"{second}_dwi --quiet") == 0
+    names = ([out, first], [out / f"{second}_model-mapmri_dwimap.json"])
     for name, prefix in zip(names, prefixes, strict=True):
-        assert command("indices", *name) == 0
-        assert "0 maps" in capsys.readouterr().err, "what is there is kept"
         (out / f"{prefix}_model-mapmri_param-pa_dwimap.nii.gz").unlink()
-        assert command("indices", *name, "--indices pa") == 0
-        assert command("odf", *name, "--sh-order 4") == 0
-        assert f"{prefix}_model-mapmri_param-odf_dwimap.nii.gz" in capsys.readouterr().err
-        assert command("predict", *name, "--out", tmp_path / f"{prefix}.nii") == 0
-        assert "102 volumes in" in capsys.readouterr().err
-        assert command("report", *name) == 0
+        for words, said in (
+            (["indices", *name, "--indices rtop"], "0 maps"),  # what is there is kept
+            (["indices", *name, "--indices pa"], "1 maps"),
+            (["odf", *name, "--sh-order 4"], f"{prefix}_model-mapmri_param-odf_dwimap.nii.gz"),
+            (["predict", *name, "--out", tmp_path / f"{prefix}.nii"], "102 volumes in"),
+            (["report", *name], f"{prefix}_report.html"),
+        ):
+            assert command(*words) == 0
+            assert said in capsys.readouterr().err
         for label in ("pa", "odf", "peaks"):
             assert (out / f"{prefix}_model-mapmri_param-{label}_dwimap.nii.gz").is_file()
-    assert {path.stem for path in out.glob("*.html")} == {f"{p}_report" for p in prefixes}
 
 
 def test_indices_of_a_fit_as_the_readme_prints_it(fitted, tmp_path, capsys):
     folder = tmp_path / "fit"
-    shutil.copytree(fitted[0], folder)
+    shutil.copytree(fitted, folder)
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*param-rtop*")}
     assert command("indices", folder) == 0
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*param-rtop*")} == before
     fails(capsys, ["indices", folder, "--units um"], "mm^-3", "um^-3", "--force")
     assert command("indices", folder, "--units um --force") == 0
-    assert_allclose(read(folder, "rtop"), read(fitted[0], "rtop") * 1e-9, rtol=1e-6)
+    assert_allclose(read(folder, "rtop"), read(fitted, "rtop") * 1e-9, rtol=1e-6)
 
 
-def test_fill_of_odf_and_predict(brain, tmp_path):
-    mask, out, predicted = np.ones((3, 2, 2), np.uint8), tmp_path / "o", tmp_path / "p.nii"
-    mask[0, 0, 0] = 0
-    assert fit(brain, out, "--mask", save(tmp_path / "m.nii", mask, nib.load(brain).affine)) == 0
-    assert command("odf", out, "--fill 0 --quiet") == 0
-    assert command("predict", out, "--fill 0 --quiet --out", predicted) == 0
-    for values in (read(out, "odf"), read(out, "peaks"), load(predicted)):
-        assert (values[0, 0, 0] == 0).all()
-        assert np.isfinite(values).all()
-
-
-def test_list_of_outputs(fitted, tmp_path, capsys):
+def test_list_of_outputs(brain, tmp_path, capsys):
     out, predicted = tmp_path / "out", tmp_path / "p.nii"
     for words in (
-        ["fit", fitted[1], "--out", out, "--radial-order 2 --indices rtop"],
-        ["indices", out, "--indices msd"],
+        ["fit", brain, "--out", out, "--radial-order 2 --indices rtop"],
+        ["indices", out, "--indices MSD,ngpar,NG_perp,PA_DTI"],
         ["odf", out, "--sh-order 2"],
         ["predict", out, "--out", predicted, "--volumes 0:3"],
     ):
@@ -482,6 +414,8 @@ def test_list_of_outputs(fitted, tmp_path, capsys):
         assert files
         assert all(file.is_file() and file.is_absolute() for file in files)
     assert nib.load(predicted).shape[-1] == 3
+    for label in ("msd", "ngpar", "ngperp", "padti"):
+        read(out, label)
 
 
 def test_names_sources_and_sidecars(brain, tmp_path):
@@ -498,10 +432,7 @@ def test_names_sources_and_sidecars(brain, tmp_path):
     stem = "sub-1_space-T1w_model-mapmri"
     assert all(name.startswith(stem) and name.count("desc-") <= 1 for name in names)
     assert f"{stem}_param-rtop_desc-sd_dwimap.nii.gz" in names
-    text = (out / f"{stem}_dwimap.json").read_text()
-    assert len(text) < 25000
-    assert sum('"bvecs"' in line and line.count("[") == 103 for line in text.splitlines()) == 1
-    entries = json.loads(text)
+    entries = json.loads((out / f"{stem}_dwimap.json").read_text())
     assert entries["Sources"] == ["bids:raw:sub-1/dwi/" + dwi.name]
     described = json.loads((out / "dataset_description.json").read_text())
     assert described["DatasetLinks"] == {"raw": root.as_uri()}
@@ -514,8 +445,7 @@ def test_names_sources_and_sidecars(brain, tmp_path):
     deep = tmp_path / "derivatives" / "sub-1" / "dwi"
     assert fit(dwi, deep) == 0
     assert not (deep / "dataset_description.json").exists(), "it belongs to the data set's root"
-    described = {path.name for path in (tmp_path / "derivatives").iterdir() if path.is_file()}
-    assert described == {"dataset_description.json", ".bidsignore"}
+    assert (tmp_path / "derivatives" / "dataset_description.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"])
@@ -533,11 +463,12 @@ def test_what_a_job_may_use_bounds_the_default(monkeypatch, name, value):
 # -- careless users
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".bval", ".bvec"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".bval", ".bvec", ".json"])
 def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
     missing = brain.with_name("sub-small101d_dwi" + suffix)
     missing.unlink()
-    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], missing.name)
+    words = [missing.name] if suffix != ".json" else ["--big-delta is missing", "--tau"]
+    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], *words)
     assert not (tmp_path / "o").exists()
 
 
@@ -589,11 +520,6 @@ def test_wrong_values_are_named(brain, tmp_path, capsys, monkeypatch, flags, wor
     assert not (tmp_path / "o").exists()
 
 
-def test_no_timing_anywhere(brain, tmp_path, capsys):
-    brain.with_name("sub-small101d_dwi.json").unlink()
-    fails(capsys, ["fit", brain, "--out", tmp_path / "o"], "--big-delta is missing", "--tau")
-
-
 @pytest.mark.parametrize("value", [0, -5, np.nan])
 def test_no_signal_anywhere(brain, tmp_path, capsys, value):
     save(brain, np.full((3, 2, 2, 102), value, np.float32))
@@ -602,67 +528,33 @@ def test_no_signal_anywhere(brain, tmp_path, capsys, value):
     assert not (tmp_path / "o").exists()
 
 
-def test_existing_output_is_kept_without_force(brain, tmp_path, capsys):
-    out = tmp_path / "o"
-    words = ["fit", brain, "--out", out, "--radial-order 2"]
-    assert command(*words) == 0
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    fails(capsys, [*words, "--laplacian 1"], "force")
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    assert command(*words, "--laplacian 1 --force") == 0
-    name = "sub-small101d_model-mapmri_param-rtop_dwimap.nii.gz"
-    assert (out / name).read_bytes() != before[name]
-
-
 def test_output_that_cannot_be_made(brain, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    fails(capsys, ["fit", brain, "--out", tmp_path / "file" / "o", "--radial-order", 2], "file")
-    fails(capsys, ["fit", brain, "--out", tmp_path / "file", "--radial-order", 2], "file")
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (file, file / "o"):
+        fails(capsys, ["fit", brain, "--out", out, "--radial-order 2"], "file")
 
 
 @pytest.mark.parametrize("name", ["indices", "odf", "report"])
 def test_folder_that_is_no_fit(tmp_path, capsys, name):
-    fails(capsys, [name, tmp_path / "nowhere"], "nowhere")
     (tmp_path / "empty").mkdir()
-    fails(capsys, [name, tmp_path / "empty"], "empty")
+    for folder in ("nowhere", "empty"):
+        fails(capsys, [name, tmp_path / folder], folder)
     dwi = data.sample_dwi("catcord")
     fails(capsys, [name, dwi], "sub-cord_dwi.nii.gz", "not the JSON of a saved fit")
 
 
-def test_fit_of_an_unknown_version_is_refused(fitted, tmp_path, capsys):
-    shutil.copytree(fitted[0], tmp_path / "fit")
-    for path in (tmp_path / "fit").glob("*.json"):
-        content = json.loads(path.read_text())
-        content |= {key: 999 for key in content if "version" in key.lower()}
-        path.write_text(json.dumps(content))
-    fails(capsys, ["indices", tmp_path / "fit", "--out", tmp_path / "o"], "version")
-
-
-def test_interrupt(brain, tmp_path, capsys, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(mapmri.MapmriModel, "fit", stop)
-    assert command("fit", brain, "--out", tmp_path / "o") == 130
-    err = capsys.readouterr().err
-    assert "interrupted" in err
-    assert "Traceback" not in err
-
-
-def test_bugs_are_not_hidden(brain, tmp_path, monkeypatch):
+def test_bugs_are_not_hidden_and_logging_is_left_as_it_was(brain, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise IndexError("a bug of ours")
 
+    log = logging.getLogger("mapmri_nb")
+    before = (list(log.handlers), log.level)
     monkeypatch.setattr(mapmri.MapmriModel, "fit", broken)
     with pytest.raises(IndexError):
         command("fit", brain, "--out", tmp_path / "o")
-
-
-def test_logging_is_left_as_it_was(capsys):
-    log = logging.getLogger("mapmri_nb")
-    before = (list(log.handlers), log.level)
-    command("info")
-    command("indices", "nowhere")
+    assert command("indices", "nowhere") == 1
+    assert command("info") == 0
     assert (list(log.handlers), log.level) == before
 
 
@@ -670,13 +562,10 @@ def test_logging_is_left_as_it_was(capsys):
 def test_samples_are_whole():
     for name, voxels, volumes in (("small101d", 600, 102), ("catcord", 1901, 168)):
         folder, dwi = data.sample(name), data.sample_dwi(name)
-        assert (folder / "LICENSE.txt").is_file()
-        assert (folder / "README.md").is_file()
-        assert nib.load(dwi).shape[-1] == len(mapmri.GradientTable.from_bids(dwi)) == volumes
-        (mask,) = folder.glob("*_mask.nii.gz")
-        assert np.count_nonzero(load(mask)) == voxels
-    with pytest.raises(ValueError, match="nobody"):
-        data.sample("nobody")
+        assert {"LICENSE.txt", "README.md"} < {path.name for path in folder.iterdir()}
+        assert load(dwi).shape[-1] == len(mapmri.GradientTable.from_bids(dwi)) == volumes
+        assert np.count_nonzero(load(next(folder.glob("*_mask.nii.gz")))) == voxels
+    refused("nobody", data.sample, "nobody")
 
 
 @pytest.mark.parametrize(
@@ -698,5 +587,5 @@ def test_samples_are_whole():
 def test_results_that_cannot_be(fitted, tmp_path, capsys, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     name, _, more = words.partition(" ")
-    fails(capsys, [name, fitted[0], more], expected)
+    fails(capsys, [name, fitted, more], expected)
     assert list(tmp_path.iterdir()) == []

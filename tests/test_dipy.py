@@ -2,13 +2,13 @@
 
 import inspect
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
+import phantom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from shell import refused
 
 import mapmri_nb
 from mapmri_nb import directions
@@ -18,7 +18,6 @@ pytest.importorskip("dipy")
 from dipy.core.gradients import gradient_table
 from dipy.core.sphere import Sphere
 from dipy.reconst import mapmri as theirs
-from dipy.sims.voxel import multi_tensor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*legacy.*:PendingDeprecationWarning"),
@@ -43,18 +42,8 @@ def scheme(big_delta=0.0365, small_delta=0.0157, b0_threshold=50):
 GTAB = scheme()
 
 
-def crossings(shape=(2, 3), noise=2.0):
-    """Crossings of random angles and shares (*shape, n) with Rician noise."""
-    rng = np.random.default_rng(3)
-    evals = np.array([[1.6e-3, 0.4e-3, 0.3e-3], [1.4e-3, 0.5e-3, 0.25e-3]])
-    angles, shares, turns = rng.uniform([[30], [30], [0]], [[90], [70], [180]], (3, 6))
-    rows = []
-    for angle, share, turn in zip(angles, shares, turns, strict=True):
-        pair = {"angles": [(turn, 20), (turn + angle, 70)], "fractions": [share, 100 - share]}
-        rows.append(multi_tensor(GTAB, evals, S0=100.0, snr=None, **pair)[0])
-    data = np.array(rows).reshape(*shape, -1)
-    parts = noise * rng.standard_normal((2, *data.shape))
-    return np.hypot(data + parts[0], parts[1])
+def crossings(noise=0.02):
+    return phantom.signals(6, GTAB.bvals, GTAB.bvecs, seed=3, noise=noise).reshape(2, 3, -1)
 
 
 DATA = crossings()
@@ -62,20 +51,15 @@ MASK = np.array([[True, False, True], [True, True, False]])
 
 
 def both(data=DATA, mask=MASK, gtab=GTAB, **options):
-    """The same fit by DIPY and by us."""
-    models = (theirs.MapmriModel(gtab, **options), MapmriModel(gtab, **options))
+    """The same fit by DIPY and by us, with DIPY's index formulas."""
+    models = theirs.MapmriModel(gtab, **options), MapmriModel(gtab, dipy_compat=True, **options)
     return [model.fit(data, mask=mask) for model in models]
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Fits by DIPY and by us in both bases, DIPY's index formulas on our side."""
-    out = {}
-    for basis in BASES:
-        options = {"anisotropic_scaling": basis == "anisotropic", "bval_threshold": 2100}
-        ours = MapmriModel(GTAB, dipy_compat=True, **options)
-        out[basis] = [m.fit(DATA, mask=MASK) for m in (theirs.MapmriModel(GTAB, **options), ours)]
-    return out
+    """Fits by DIPY and by us in both bases."""
+    return {b: both(anisotropic_scaling=b == BASES[0], bval_threshold=2100) for b in BASES}
 
 
 # ---- interface
@@ -90,13 +74,12 @@ def test_constructor_has_the_same_arguments_and_defaults():
 
 
 def test_every_public_name_of_the_fit_and_its_arguments_exist():
-    ours = MapmriModel(GTAB).fit(DATA[0, 0])
-    dipy = theirs.MapmriModel(GTAB).fit(DATA[0, 0])
+    dipy, ours = both(data=DATA[0, 0], mask=None)
     for name in (n for n in dir(dipy) if not n.startswith("__")):
         assert hasattr(ours, name), name
         if inspect.isroutine(getattr(dipy, name)):
-            arguments = list(inspect.signature(getattr(dipy, name)).parameters)
-            assert list(inspect.signature(getattr(ours, name)).parameters) == arguments, name
+            one, two = (inspect.signature(getattr(fit, name)).parameters for fit in (dipy, ours))
+            assert list(one) == list(two), name
 
 
 @pytest.mark.parametrize("anisotropic", [True, False])
@@ -109,21 +92,7 @@ def test_model_attributes(anisotropic):
         want = getattr(dipy, name)
         assert_allclose(getattr(ours, name), want, rtol=1e-12, atol=1e-10, err_msg=name)
     assert ours.gtab is GTAB
-    with pytest.raises(AttributeError, match="no_such"):
-        ours.no_such  # noqa: B018
-
-
-def test_import_without_dipy():
-    code = (
-        "import sys; sys.modules['dipy'] = None; import mapmri_nb.dipy as d; assert d.MapmriModel"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_positional_arguments_as_in_older_versions():
-    fit = MapmriModel(GTAB, 4, True, 0.1).fit(DATA, MASK)
-    assert fit.mapmri_coeff.shape == (2, 3, 22)
-    assert fit.odf(SPHERE, 0).shape == (2, 3, 100)
+    refused("no_such", getattr, ours, "no_such", error=AttributeError)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +105,11 @@ def test_positional_arguments_as_in_older_versions():
         ({"positivity_constraint": True, "pos_radius": "endless"}, "pos_radius"),
         ({"positivity_constraint": True, "pos_radius": -1}, "pos_radius"),
         ({"positivity_constraint": True, "pos_grid": 1}, "pos_grid"),
+        ({"gtab": mapmri_nb.GradientTable(GTAB.bvals[5:], GTAB.bvecs[5:], tau=1)}, "b0"),
     ],
 )
 def test_bad_arguments_are_refused(options, name):
-    with pytest.raises(ValueError, match=name):
-        MapmriModel(GTAB, **options)
-
-
-def test_a_table_without_b0_is_refused():
-    b, g = GTAB.bvals[5:], GTAB.bvecs[5:]
-    with pytest.raises(ValueError, match="b0"):
-        MapmriModel(gradient_table(b, bvecs=g, big_delta=0.03, small_delta=0.01))
+    refused(name, MapmriModel, **{"gtab": GTAB} | options)
 
 
 # ---- numbers
@@ -155,18 +118,12 @@ def test_a_table_without_b0_is_refused():
 @pytest.mark.parametrize("basis", BASES)
 def test_indices_equal_dipys(pairs, basis):
     dipy, ours = pairs[basis]
-    for name in (*INDICES, "qiv"):
+    for name in (*INDICES, "qiv", *(NON_GAUSSIANITY if basis == "anisotropic" else ())):
         found = getattr(ours, name)()
-        assert_allclose(found, getattr(dipy, name)(), rtol=1e-9, err_msg=name)
+        assert_allclose(found, getattr(dipy, name)(), rtol=1e-8, err_msg=name)
         assert_array_equal(found[~MASK], 0)
-
-
-@pytest.mark.parametrize("name", NON_GAUSSIANITY)
-def test_non_gaussianity_equals_dipys(pairs, name):
-    dipy, ours = pairs["anisotropic"]
-    assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-8)
-    with pytest.raises(ValueError, match="anisotropic_scaling"):
-        getattr(pairs["isotropic"][1], name)()
+    for name in NON_GAUSSIANITY if basis == "isotropic" else ():
+        refused("anisotropic_scaling", getattr(ours, name))
 
 
 @pytest.mark.parametrize("name", ["qiv", "ng_parallel", "ng_perpendicular"])
@@ -199,13 +156,13 @@ def test_scales_frames_and_coefficients(pairs, basis):
 def test_odf_propagator_and_signal(pairs, basis):
     dipy, ours = pairs[basis]
     points = theirs.create_rspace(7, 0.02).astype(float)
-    q, other, S0 = 20.0 * SPHERE.vertices[:9], scheme(), np.arange(6.0).reshape(2, 3)
+    q, S0 = 20.0 * SPHERE.vertices[:9], np.arange(6.0).reshape(2, 3)
     for call in (
         lambda fit: fit.odf(SPHERE),
         lambda fit: fit.odf(SPHERE, s=0),
         lambda fit: fit.pdf(points),
         lambda fit: fit.fitted_signal(),
-        lambda fit: fit.fitted_signal(gtab=other),
+        lambda fit: fit.fitted_signal(gtab=scheme()),
         lambda fit: fit.predict(GTAB),
         lambda fit: fit.predict(GTAB, S0=7.0),
         lambda fit: fit.predict(GTAB, S0=S0),
@@ -223,8 +180,7 @@ def test_harmonics_of_the_odf(pairs):
     for s in (0, 2):
         expected = dipy.odf_sh(s=s)
         assert_allclose(ours.odf_sh(s=s), expected, rtol=0, atol=1e-10 * np.abs(expected).max())
-    with pytest.raises(ValueError, match="anisotropic_scaling=False"):
-        pairs["anisotropic"][1].odf_sh()
+    refused("anisotropic_scaling=False", pairs["anisotropic"][1].odf_sh)
 
 
 STATIC = {"anisotropic_scaling": False, "dti_scale_estimation": False}
@@ -265,8 +221,7 @@ def test_weights():
 
     assert_array_equal(lopt(laplacian_weighting=0.1), 0.1 * MASK)
     assert_array_equal(lopt(laplacian_regularization=False), 0)
-    choices = np.linspace(0.05, 1, 20)
-    chosen = lopt(laplacian_weighting=None)
+    chosen, choices = lopt(laplacian_weighting=None), np.linspace(0.05, 1, 20)
     assert np.isin(chosen[MASK], choices).all()
     assert_array_equal(chosen, lopt(laplacian_weighting=list(choices)))
 
@@ -276,13 +231,16 @@ def test_weights():
 
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1)])
 def test_shapes(shape):
-    model = MapmriModel(GTAB, radial_order=4)
-    fit = model.fit(DATA.reshape(*shape, -1))
-    assert fit.shape == shape
-    assert fit.rtop().shape == shape
+    """And positional arguments, as in older versions."""
+    model = MapmriModel(GTAB, 4, True, 0.1)
+    fit = model.fit(DATA.reshape(*shape, -1), np.ones(shape, bool))
+    assert fit.shape == fit.rtop().shape == shape
     assert fit.mapmri_coeff.shape == (*shape, 22)
     assert fit.pdf(np.zeros((2, 3))).shape == (*shape, 2)
-    assert_array_equal(fit.rtop().ravel(), model.fit(DATA).rtop().ravel())
+    assert fit.odf(SPHERE, 0).shape == (*shape, 100)
+    own = mapmri_nb.GradientTable.of(GTAB)  # our own tables are tables too
+    named = MapmriModel(own, radial_order=4, laplacian_weighting=0.1).fit(DATA)
+    assert_allclose(fit.rtop().ravel(), named.rtop().ravel(), rtol=1e-12)
 
 
 def test_one_voxel_gives_numbers_and_rows():
@@ -307,8 +265,7 @@ def test_indexing():
     assert_array_equal(fit[1][1:].mask, MASK[1][1:])
     assert_array_equal(fit[MASK].rtpp(), fit.rtpp()[MASK])
     assert [row.shape for row in fit] == [(3,), (3,)]
-    with pytest.raises(IndexError):
-        fit[2, 0]
+    refused("2", fit.__getitem__, (2, 0), error=IndexError)
 
 
 def test_masks_of_other_types_and_shapes():
@@ -317,18 +274,15 @@ def test_masks_of_other_types_and_shapes():
     found = model.fit(DATA, mask=MASK.astype(np.uint8), verbose=False, **options).rtop()
     assert_array_equal(found, expected)
     assert_array_equal(model.fit(DATA, mask=np.zeros((2, 3), bool)).rtop(), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="mask"):
-        model.fit(DATA, mask=MASK.T)
+    refused("mask", model.fit, DATA, mask=MASK.T)
 
 
 def test_a_bad_voxel_is_nan_with_a_code_and_costs_no_other():
     data = DATA.copy()
-    data[0, 0] = 0
-    data[1, 1, 7] = np.nan
+    data[0, 0], data[1, 1, 7] = 0, np.nan
     fit = MapmriModel(GTAB).fit(data, mask=MASK)
     assert_array_equal(fit.errorcode, [[1, 0, 0], [0, 0, 0]])
-    assert np.isnan(fit.rtop()[0, 0])
-    assert np.isfinite(fit.rtop()[1]).all()
+    assert np.isnan(fit.rtop()).tolist() == [[True, False, False], [False] * 3]
     assert fit.rtop()[0, 2] == MapmriModel(GTAB).fit(DATA).rtop()[0, 2]
 
 
@@ -370,21 +324,18 @@ def test_warnings_of_the_model():
         ({}, scheme(36.5, 15.7), "milliseconds"),
         ({"radial_order": 8, "laplacian_regularization": False}, GTAB, "radial_order: 8"),
     ):
-        found = warned(lambda gtab=gtab, options=options: MapmriModel(gtab, **options))
-        assert len(found) == 1
-        assert text in found[0][0]
-        assert found[0][1] == __file__
+        ((said, file),) = warned(lambda gtab=gtab, options=options: MapmriModel(gtab, **options))
+        assert text in said
+        assert file == __file__
 
 
 def test_non_gaussianity_warns_above_2000():
+    text = "bval_threshold must be lower than 2000"
     for threshold, count in ((np.inf, 1), (2100, 1), (2000, 0), (None, 1)):
         fit = MapmriModel(GTAB, radial_order=2, bval_threshold=threshold).fit(DATA)
         for name in NON_GAUSSIANITY:
             found = warned(getattr(fit, name))
-            assert len(found) == count
-            for text, file in found:
-                assert "bval_threshold must be lower than 2000" in text
-                assert file == __file__
+            assert [(text in said, file) for said, file in found] == [(True, __file__)] * count
 
 
 @pytest.mark.parametrize("deltas", [(None, None), (5.0, 3.0)])
@@ -408,11 +359,6 @@ def test_prediction_at_another_diffusion_time_uses_that_time():
     assert_allclose(assumed.predict(longer), assumed.predict(GTAB), rtol=1e-13)
 
 
-def test_our_own_tables_are_tables_too():
-    own = MapmriModel(mapmri_nb.GradientTable.of(GTAB)).fit(DATA).rtop()
-    assert_allclose(own, MapmriModel(GTAB).fit(DATA).rtop(), rtol=1e-12)
-
-
 # ---- positivity
 
 
@@ -428,7 +374,7 @@ def test_our_own_tables_are_tables_too():
 def test_grid_constraint_equals_dipys_problem(options):
     pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
-    y = crossings(noise=6.0)[0, 1]
+    y = crossings(noise=0.06)[0, 1]
     given = {"positivity_constraint": True, **options}
     dipy = theirs.MapmriModel(GTAB, cvxpy_solver="CLARABEL", **given).fit(y)
     ours = MapmriModel(GTAB, **given).fit(y)
@@ -442,13 +388,13 @@ def test_grid_constraint_equals_dipys_problem(options):
     ball = theirs.create_rspace(options.get("pos_grid", 15), radius).astype(float)
     if options.get("anisotropic_scaling", True):
         ball = ball @ ours.R.T
-    peak = free.pdf(np.zeros((1, 3)))[0]
+    peak = ours.pdf(np.zeros((1, 3)))[0]
     assert ours.pdf(ball).min() > -0.1 - 1e-8 * peak
     assert free.pdf(ball).min() < -1e-3 * peak
 
 
 def test_global_constraint_keeps_the_laplacian():
-    y = crossings(noise=6.0)[0]
+    y = crossings(noise=0.06)[0]
     options = {"positivity_constraint": True, "global_constraints": True}
     weak, strong = (MapmriModel(GTAB, laplacian_weighting=w, **options).fit(y) for w in (0.05, 0.5))
     core = mapmri_nb.MapmriModel(
@@ -464,13 +410,10 @@ def test_global_constraint_keeps_the_laplacian():
 
 
 def test_fit_array_is_that_of_a_multi_voxel_fit():
-    expected, found = both()
-    assert found.fit_array.shape == expected.fit_array.shape == MASK.shape
-    for index in np.ndindex(MASK.shape):
-        one, other = found.fit_array[index], expected.fit_array[index]
-        assert (one is None) == (other is None) == (not MASK[index])
-        if one is not None:
-            assert_allclose(one.rtop(), other.rtop(), rtol=1e-6)
+    expected, found = (fit.fit_array for fit in both())
+    assert_array_equal([[one is not None for one in row] for row in found], MASK)
+    for one, other in zip(found[MASK], expected[MASK], strict=True):
+        assert_allclose(one.rtop(), other.rtop(), rtol=1e-6)
 
 
 def test_infinite_radius_is_positivity_everywhere():

@@ -16,7 +16,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:dipy"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-ORDER, MU, U0 = 6, np.array([7e-3, 4e-3, 3.5e-3]), 5e-3
+ORDER, U0 = 6, 5e-3
+MU = np.array([7e-3, 4e-3, 3.5e-3])
 RNG = np.random.default_rng(5)
 Q, R = RNG.normal(0, 30, (40, 3)), RNG.normal(0, 8e-3, (40, 3))
 DIRECTIONS = directions.sphere(100).vertices

@@ -23,13 +23,8 @@ PIPELINES = ROOT / "docs" / "pipelines.md"
 PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {PIPELINES})]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\|.*\| `(\w+)\.(\w+)` \| (.*) \|$", re.MULTILINE)
-NEEDS = {
-    "Nipype": "nipype",
-    "nilearn": "nilearn",
-    "QSIRecon": "qsirecon",
-    "MRtrix": "tckgen",
-    "DIPY's trackers": "dipy",
-}
+NEEDS = {"Nipype": "nipype", "nilearn": "nilearn", "QSIRecon": "qsirecon"}
+NEEDS |= {"MRtrix": "tckgen", "DIPY's trackers": "dipy"}
 INSTALLS = "-m venv"  # the blocks that install: .ci/run runs their very lines
 
 
@@ -43,13 +38,9 @@ def files_of(name, folder, monkeypatch):
 
 def recipe_files(folder):
     """The files of the recipes: a sample under the names of HCP, UK Biobank and a cohort."""
-    names = {
-        "_dwi.nii.gz": ("data", "data_ud"),
-        "_mask.nii.gz": ("nodif_brain_mask", "nodif_brain_mask_ud"),
-    }
-    for source, targets in names.items():
-        for target in targets:
-            shutil.copy(f"sub-01{source}", f"{target}.nii.gz")
+    for source, target in (("dwi", "data"), ("mask", "nodif_brain_mask")):
+        for ending in ("", "_ud"):
+            shutil.copy(f"sub-01_{source}.nii.gz", f"{target}{ending}.nii.gz")
     for kind in ("bval", "bvec"):
         shutil.copy(f"sub-01_dwi.{kind}", f"{kind}s")
     mask = nib.load("sub-01_mask.nii.gz")
@@ -70,9 +61,8 @@ def run_blocks(text, page):
             assert code.startswith("python3 -m venv"), "what .ci/run takes from README and runs"
             assert code.count("\n") == 1
         elif kind == "bash":
-            words = ["bash", "-ec", code]
-            env = os.environ | {"PATH": path}
-            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+            more = {"env": os.environ | {"PATH": path}, "capture_output": True, "text": True}
+            done = subprocess.run(["bash", "-ec", code], check=False, **more)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         else:
             exec(compile(code, str(page), "exec"), names)
@@ -137,9 +127,8 @@ def test_equations_name_their_functions():
         function = getattr(importlib.import_module(f"mapmri_nb.kernels.{room}"), name)
         source = inspect.getsource(getattr(function, "py_func", inspect.unwrap(function)))
         for letter in re.findall(r"`(\w+)`", letters):
-            assert re.search(rf"\b{letter}\b", source.split(":", 1)[1]), (
-                f"{room}.{name} has no {letter}"
-            )
+            found = re.search(rf"\b{letter}\b", source.split(":", 1)[1])
+            assert found, f"{room}.{name} has no {letter}"
 
 
 @pytest.mark.nojit

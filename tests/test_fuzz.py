@@ -14,7 +14,6 @@ import mapmri_nb as mapmri
 
 pytestmark = pytest.mark.filterwarnings("error")  # NumPy's would be lines on the terminal
 
-# validation/fuzz.py runs all of them
 SOME = [  # validation/fuzz.py runs all of them
     mode
     for mode in damage.MODES

@@ -8,6 +8,7 @@ import numpy as np
 import phantom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from shell import refused
 
 from mapmri_nb.gradients import FRAMES, GradientTable, same_directions, to_scanner, turned
 from mapmri_nb.readers import undirected, volumes
@@ -22,13 +23,6 @@ BVECS[0] = 0
 
 def table(**changes):
     return GradientTable(**{"bvals": BVALS, "bvecs": BVECS, **TIMES, **changes})
-
-
-def same(one, two):
-    return one.to_dict() == two.to_dict() and all(
-        np.array_equal(getattr(one, k), getattr(two, k))
-        for k in ("bvals", "bvecs", "qvecs", "taus", "b0s_mask")
-    )
 
 
 def write_fsl(folder, stem="dwi", bvals=BVALS, bvecs=BVECS, columns=False):
@@ -58,19 +52,18 @@ def test_each_volume_has_its_own_tau():
     assert_allclose(gtab.taus, big - 0.0106 / 3)
     assert_allclose(4 * np.pi**2 * gtab.qvals**2 * gtab.taus, BVALS, rtol=1e-14)
     assert gtab.tau == pytest.approx(gtab.taus.mean())
-    assert same(gtab[2:5], table(bvals=BVALS[2:5], bvecs=BVECS[2:5], big_delta=big[2:5]))
+    assert gtab[2:5] == table(bvals=BVALS[2:5], bvecs=BVECS[2:5], big_delta=big[2:5])
 
 
 def test_mixed_diffusion_times_are_taken_apart():
     big = np.where(np.arange(7) % 2, 0.02, 0.06)
     gtab = table(big_delta=big)
-    with pytest.raises(ValueError, match=r"big_delta .* 0\.01647 to 0\.05647"):
-        _ = gtab.tau
+    refused(r"big_delta .* 0\.01647 to 0\.05647", getattr, gtab, "tau")
     assert gtab[big == 0.06].tau == pytest.approx(0.06 - 0.0106 / 3, rel=1e-15)
-    edge = np.array([0.1, 0.105])  # spread 4.88 % of the mean: allowed; 5.2 %: not
-    assert GradientTable([0, 0], np.zeros((2, 3)), tau=edge).tau == pytest.approx(0.1025)
-    with pytest.raises(ValueError, match="one fit needs one"):
-        _ = GradientTable([0, 0], np.zeros((2, 3)), tau=[0.1, 0.1053]).tau
+    # A spread of 4.88 % of the mean is allowed, 5.2 % not.
+    below, above = (GradientTable([0, 0], np.zeros((2, 3)), tau=[0.1, t]) for t in (0.105, 0.1053))
+    assert below.tau == pytest.approx(0.1025)
+    refused("one fit needs one", getattr, above, "tau")
 
 
 def again(gtab):
@@ -78,13 +71,13 @@ def again(gtab):
     return GradientTable.from_dict(json.loads(json.dumps(gtab.to_dict())))
 
 
-def test_tau_alone():
-    gtab = table(big_delta=None, small_delta=None, tau=0.04)
-    assert gtab.tau == 0.04
-    assert gtab.big_delta is None
-    assert same(gtab, again(gtab))
-    with pytest.raises(ValueError, match=r"tau = 0\.04 came with"):
-        table(tau=0.04)
+def test_dictionary_is_bit_exact():
+    bvecs = BVECS * (1 + 0.009 * RNG.uniform(-1, 1, size=(7, 1)))
+    alone = table(big_delta=None, small_delta=None, tau=0.04)
+    assert (alone.tau, alone.big_delta) == (0.04, None)
+    more = table(big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner")
+    for gtab in (alone, table(bvecs=bvecs), more):
+        assert gtab == again(gtab)
 
 
 @pytest.mark.parametrize(
@@ -94,26 +87,15 @@ def test_tau_alone():
 )
 def test_subsets(select):
     keep = np.arange(7)[select]
-    assert same(table()[select], table(bvals=BVALS[keep], bvecs=BVECS[keep]))
+    more = {"b0_threshold": 3, "frame": "scanner"}
+    assert table(**more)[select] == table(bvals=BVALS[keep], bvecs=BVECS[keep], **more)
 
 
 def test_one_volume_and_iteration():
     assert [float(one.bvals[0]) for one in table()] == BVALS.tolist()
     assert len(table()[-1]) == 1
-    with pytest.raises(IndexError):
-        table()[7]
-    with pytest.raises(ValueError, match="bvals must be a list"):
-        table()[7:]
-
-
-def test_dictionary_is_bit_exact():
-    bvecs = BVECS * (1 + 0.009 * RNG.uniform(-1, 1, size=(7, 1)))
-    one, two = (
-        table(bvecs=bvecs),
-        table(big_delta=np.full(7, 0.05), b0_threshold=3, frame="scanner"),
-    )
-    assert same(one, again(one))
-    assert same(two, again(two))
+    refused("7", table().__getitem__, 7, error=IndexError)
+    refused("bvals must be a list", table().__getitem__, slice(7, None))
 
 
 def test_directions_are_normalised_in_either_layout():
@@ -129,10 +111,10 @@ def test_a_volume_at_b0_needs_no_direction(junk):
     """What is there and is no direction like the others' is not used."""
     bvecs = BVECS.copy()
     bvecs[:2, 0], bvecs[:2, 1:] = junk, 0
-    assert same(table(bvecs=bvecs), table(bvecs=changed(BVECS, 1, 0)))
+    assert table(bvecs=bvecs) == table(bvecs=changed(BVECS, 1, 0))
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"bvecs\[4, 0\] = .*: volume 4 at b = 1010 needs a d"):
-            table(bvecs=changed(bvecs, 4, bad))
+        words = r"bvecs\[4, 0\] = .*: volume 4 at b = 1010 needs a d"
+        refused(words, table, bvecs=changed(bvecs, 4, bad))
 
 
 def text_of(folder, gtab, bvecs):
@@ -167,8 +149,7 @@ def test_lengths_with_two_readings():
     nominal, lengths = np.r_[0, 0, np.full(5, 3000.0)], np.r_[0, 0.1, 0.577, 0.5, 0.9, 1, 1]
     bvecs = BVECS * lengths[:, None]
     words = r"bvecs\[2\] = .* b = 3000 .*'normalise'.* = 998\.8.*'amp"
-    with pytest.raises(ValueError, match=words):
-        table(bvals=nominal, bvecs=bvecs)
+    refused(words, table, bvals=nominal, bvecs=bvecs)
     one = table(bvals=nominal, bvecs=bvecs, bvec_scaling="normalise")
     assert_allclose(one.bvecs, table(bvals=nominal).bvecs, atol=1e-15)
     assert_array_equal(one.bvals, nominal)
@@ -176,9 +157,8 @@ def test_lengths_with_two_readings():
     assert_allclose(two.bvals, 3000 * lengths**2)
     assert two.b0s_mask.tolist() == [True, True] + [False] * 5
     assert_allclose(two.bvecs[2:], BVECS[2:], atol=1e-15)
-    assert same(two, again(two))
-    with pytest.raises(ValueError, match=r"bvec_scaling must be one of .*, not 'guess'"):
-        table(bvec_scaling="guess")
+    assert two == again(two)
+    refused(r"bvec_scaling must be one of .*, not 'guess'", table, bvec_scaling="guess")
 
 
 @pytest.mark.parametrize("gap", [None, np.nan, 0])
@@ -187,8 +167,8 @@ def test_times_with_gaps_at_b0_and_lists_of_one(tmp_path, gap):
     gtab = table(big_delta=big, small_delta=small)
     assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert table(big_delta=[0.0431], small_delta=np.array([0.0106])) == table()
-    with pytest.raises(ValueError, match=r"big_delta\[3\] = "):
-        table(big_delta=changed(np.array(big, float), 3, np.nan if gap is None else gap))
+    bad = changed(np.array(big, float), 3, np.nan if gap is None else gap)
+    refused(r"big_delta\[3\] = ", table, big_delta=bad)
     write_fsl(tmp_path)
     times = {"LargeDelta": [1e3 * b if b else gap for b in big], "SmallDelta": [10.6]}
     (tmp_path / "dwi.json").write_text(json.dumps(times))
@@ -206,8 +186,7 @@ def test_one_delta_from_the_sidecar_one_from_the_caller(tmp_path, caplog, given,
         gtab = GradientTable.from_bids(tmp_path / "dwi.nii", **{given: TIMES[given]})
     assert_allclose(gtab.taus, table().taus, rtol=1e-15)
     assert f"read as {'s' if unit == 1 else 'ms'}" in caplog.text
-    with pytest.raises(ValueError, match=rf"no pair .* without {given}"):
-        GradientTable.from_bids(tmp_path / "dwi.nii")
+    refused(f"no pair .* without {given}", GradientTable.from_bids, tmp_path / "dwi.nii")
 
 
 def test_inherited_files(tmp_path):
@@ -224,16 +203,14 @@ def test_inherited_files(tmp_path):
     write_fsl(folder, "sub-1_acq-a_dwi", bvals=BVALS + 1)
     assert GradientTable.from_bids(series).bvals[0] == 1
     write_fsl(folder, "sub-1_run-1_dwi")
-    with pytest.raises(ValueError, match=r"run-1_dwi.bval both go with .*: name one with bval"):
-        GradientTable.from_bids(series)
+    refused(r"run-1_dwi.bval both go with .*: name one with bval", GradientTable.from_bids, series)
     write_fsl(folder, "sub-1_ses-2_acq-a_run-1_dwi", bvals=BVALS + 2)
     assert GradientTable.from_bids(series).bvals[0] == 2
 
 
 def test_bvals_and_bvecs_beside_the_data(tmp_path):
-    write_fsl(tmp_path)
-    (tmp_path / "dwi.bval").rename(tmp_path / "bvals")
-    (tmp_path / "dwi.bvec").rename(tmp_path / "bvecs")
+    for path in write_fsl(tmp_path):
+        path.rename(tmp_path / f"{path.suffix[1:]}s")
     assert GradientTable.from_bids(tmp_path / "data.nii.gz", **TIMES) == table()
     write_fsl(tmp_path, "data", bvals=BVALS + 1)
     assert GradientTable.from_bids(tmp_path / "data.nii.gz", **TIMES).bvals[0] == 1
@@ -251,23 +228,25 @@ def test_encodings(tmp_path, encoding):
 
 
 def test_tables_of_four(tmp_path):
-    path = tmp_path / "dwi.b"
-    rows = np.c_[BVECS, BVALS]
+    path, rows = tmp_path / "dwi.b", np.c_[BVECS, BVALS]
+    lines = (",".join(map(repr, row)) for row in rows.tolist())
+    path.write_text("# command_history: none\n" + "\n".join(lines))
+    assert GradientTable.from_mrtrix(path, **TIMES) == table(frame="scanner")
     np.savetxt(path, rows.T)
     assert GradientTable.from_mrtrix(path, **TIMES) == table(frame="scanner")
     bval, _ = write_fsl(tmp_path)
-    with pytest.raises(ValueError, match=r"dwi\.b has four rows, x y z b"):
-        GradientTable.from_fsl(bval, path, **TIMES)
+    refused(r"dwi\.b has four rows, x y z b", GradientTable.from_fsl, bval, path, **TIMES)
     np.savetxt(path, np.roll(rows, 1, axis=1))
-    with pytest.raises(ValueError, match="b is in the first column, as in DSI Studio"):
-        GradientTable.from_mrtrix(path, **TIMES)
+    refused("b is in the first column, as in DSI Studio", GradientTable.from_mrtrix, path, **TIMES)
+    path.write_text("1 0 0\n0 1 0\n")
+    refused(r"4 columns \(x y z b\), this one 3", GradientTable.from_mrtrix, path, **TIMES)
 
 
 def test_trace_volume(tmp_path):
     """No direction at b = 3000: refused with its likely cause, unless it is left out."""
     bvals, bvecs = np.r_[BVALS, 3000], np.r_[BVECS, np.zeros((1, 3))]
-    with pytest.raises(ValueError, match=r"bvecs\[7\].* b = 3000 .*trace or ADC.*\(volumes="):
-        GradientTable(bvals, bvecs, **TIMES)
+    words = r"bvecs\[7\].* b = 3000 .*trace or ADC.*\(volumes="
+    refused(words, GradientTable, bvals, bvecs, **TIMES)
     files = write_fsl(tmp_path, bvals=bvals, bvecs=bvecs)
     assert GradientTable.from_fsl(*files, volumes="0:7", **TIMES) == table()
     assert undirected(bvals, bvecs).tolist() == [False] * 7 + [True]
@@ -281,6 +260,7 @@ def test_trace_volume(tmp_path):
         ("0:3,6", [0, 1, 2, 6]),
         ("b>=50, b<2000", [2, 3, 4]),
         ("-1", [6]),
+        ("-7", [0]),
         ("::3", [0, 3, 6]),
         ("1:,b==2995", [5]),
         ([6, 0], [0, 6]),
@@ -291,8 +271,7 @@ def test_trace_volume(tmp_path):
 def test_choice_of_volumes(choice, expected):
     """Or an error where it names none."""
     if expected is None:
-        with pytest.raises(ValueError, match="volumes: "):
-            volumes(choice, BVALS)
+        refused("volumes: ", volumes, choice, BVALS)
     else:
         assert volumes(choice, BVALS).tolist() == expected
 
@@ -300,12 +279,11 @@ def test_choice_of_volumes(choice, expected):
 def test_choice_of_volumes_by_a_file(tmp_path):
     path = tmp_path / "keep.txt"
     path.write_text("0 1\n4")
-    assert volumes(path, BVALS).tolist() == [0, 1, 4]
-    assert volumes(str(path), BVALS).tolist() == [0, 1, 4]
+    for name in (path, str(path)):
+        assert volumes(name, BVALS).tolist() == [0, 1, 4]
     for content, message in (("0 7", r"7 in .* one of 7"), ("1 1 0 1", "twice"), ("1.5", r"1\.5")):
         path.write_text(content)
-        with pytest.raises(ValueError, match=f"volumes: .*{message}"):
-            volumes(path, BVALS)
+        refused(f"volumes: .*{message}", volumes, path, BVALS)
 
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"1 2\n" + b"1 2 3\n" * 900, b"\x93" * 9000])
@@ -314,15 +292,14 @@ def test_messages_stay_short_whatever_a_file_holds(tmp_path, content):
     good, side = write_fsl(tmp_path, "dwi2")[1], tmp_path / "other.json"
     bvec.write_bytes(content)
     side.write_bytes(b'{"BigDelta": ["' + b"x" * 5000 + b'"], "SmallDelta": 1}')
-    for call in (
-        lambda: GradientTable.from_fsl(bval, bvec, **TIMES),
-        lambda: GradientTable.from_mrtrix(bvec, **TIMES),
-        lambda: GradientTable.from_fsl(bval, bval, json=bvec),
-        lambda: GradientTable.from_fsl(bval, good, json=side),
+    fsl, mrtrix = GradientTable.from_fsl, GradientTable.from_mrtrix
+    for error in (
+        refused("not|holds", fsl, bval, bvec, **TIMES),
+        refused("not|holds", mrtrix, bvec, **TIMES),
+        refused("not|holds", fsl, bval, bval, json=bvec),
+        refused("not|holds", fsl, bval, good, json=side),
     ):
-        with pytest.raises(ValueError, match=r"not|holds") as caught:
-            call()
-        assert len(str(caught.value)) < 300 + 3 * len(str(tmp_path))
+        assert len(str(error)) < 300 + 3 * len(str(tmp_path))
 
 
 def test_equality():
@@ -334,11 +311,10 @@ def test_equality():
 
 def test_caller_arrays_stay_untouched():
     bvals, bvecs = BVALS.copy(), BVECS * 1.005
-    before = bvecs.copy()
     gtab = GradientTable(bvals, bvecs, **TIMES)
     gtab.bvals[3] = 7
-    assert np.array_equal(bvecs, before)
-    assert np.array_equal(bvals, BVALS)
+    assert_array_equal(bvecs, BVECS * 1.005)
+    assert_array_equal(bvals, BVALS)
 
 
 def changed(array, where, value):
@@ -358,15 +334,13 @@ def changed(array, where, value):
         ({"bvals": ["a"] * 7}, "bvals must be numbers"),
         ({"bvecs": BVECS[:, :2]}, r"bvecs of shape \(7, 2\)"),
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
-        (
-            {"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)},
-            r"bvecs\[4\] .* 1010 has length 1\.02, not",
-        ),
+        ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] .* 1010 has length 1\.02, n"),
         ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
         # found by fuzz: NumPy warned as well
         ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),
         ({"big_delta": None}, "big_delta is missing"),
         ({"small_delta": None}, "small_delta is missing"),
+        ({"tau": 0.04}, r"tau = 0\.04 came with"),
         ({"big_delta": None, "small_delta": None}, "big_delta is missing.* or tau"),
         ({"big_delta": 43.1}, r"big_delta = 43\.1 .*milliseconds\?"),
         ({"big_delta": 43.1, "small_delta": 10.6}, r"big_delta = 43\.1 .*milliseconds\?"),
@@ -384,24 +358,24 @@ def changed(array, where, value):
 )
 @pytest.mark.filterwarnings("error")
 def test_refusals_name_argument_and_value(changes, message):
-    with pytest.raises(ValueError, match=message):
-        table(**changes)
+    refused(message, table, **changes)
 
 
 @pytest.mark.parametrize("columns", [False, True])
 def test_fsl_files(tmp_path, columns):
-    files = write_fsl(tmp_path, columns=columns)
-    assert same(GradientTable.from_fsl(*files, **TIMES), table())
-    np.savetxt(files[0], BVALS[:, None])  # one b-value a line
-    assert same(GradientTable.from_fsl(*files, **TIMES), table())
+    bval, bvec = write_fsl(tmp_path, columns=columns)
+    for layout in (BVALS[None], BVALS[:, None]):  # or one b-value a line
+        np.savetxt(bval, layout)
+        assert GradientTable.from_fsl(bval, bvec, **TIMES) == table()
 
 
 def test_broken_files(tmp_path):
     bval, bvec = write_fsl(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"none\.bvec"):
-        GradientTable.from_fsl(bval, tmp_path / "none.bvec", **TIMES)
-    with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        GradientTable.from_fsl(bval, bvec, json=tmp_path / "none.json")
+    read = GradientTable.from_fsl
+    gone = {"error": FileNotFoundError}
+    refused(r"none\.bvec", read, bval, tmp_path / "none.bvec", **gone)
+    refused(r"none\.json", read, bval, bvec, json=tmp_path / "none.json", **gone)
+    refused(r"x\.bval", GradientTable.from_bids, tmp_path / "x.nii", bvec=bvec, **gone)
     for content, words in (
         (b"0 5 1000", r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"),
         (b"0 b 1000", r"dwi\.bval is not a table of numbers: .*'b'"),
@@ -410,18 +384,7 @@ def test_broken_files(tmp_path):
         (b"1 0 0\n0 1\n0 0 1\n", r"lines hold \[3, 2, 3\] numbers"),
     ):
         bval.write_bytes(content)
-        with pytest.raises(ValueError, match=words):
-            GradientTable.from_fsl(bval, bvec, **TIMES)
-
-
-def test_mrtrix_table(tmp_path):
-    path = tmp_path / "dwi.b"
-    rows = (",".join(map(repr, row)) for row in np.c_[BVECS, BVALS].tolist())
-    path.write_text("# command_history: none\n" + "\n".join(rows))
-    assert same(GradientTable.from_mrtrix(path, **TIMES), table(frame="scanner"))
-    path.write_text("1 0 0\n0 1 0\n")
-    with pytest.raises(ValueError, match=r"4 columns \(x y z b\), this one 3"):
-        GradientTable.from_mrtrix(path, **TIMES)
+        refused(words, read, bval, bvec, **TIMES)
 
 
 @pytest.mark.parametrize(
@@ -449,14 +412,10 @@ def test_sidecar_deltas(tmp_path, caplog, sidecar, unit):
 def test_deltas_are_never_guessed(tmp_path, caplog):
     write_fsl(tmp_path)
     side = tmp_path / "dwi.json"
-    with pytest.raises(ValueError, match="big_delta is missing"):
-        GradientTable.from_bids(tmp_path / "dwi.nii.gz")
+    refused("big_delta is missing", GradientTable.from_bids, tmp_path / "dwi.nii.gz")
     for content, words in (
         ('{"SmallDelta": 0.01}', "no pair of BigDelta"),
-        (
-            '{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}',
-            "0.04 but LargeDelta = 0.05",
-        ),
+        ('{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}', "but LargeDelta = 0.05"),
         ('{"BigDelta": "long", "SmallDelta": 0.01}', "BigDelta must be numbers"),
         ('{"BigDelta": 0.04,', r"dwi\.json is not a JSON sidecar"),
         ("[0.04, 0.01]", "holds a list, not names and values"),
@@ -464,44 +423,24 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
         ('{"BigDelta": 43100, "SmallDelta": 10600}', r"nor in ms. In us\? Then it is 0\.0431 s"),
     ):
         side.write_text(content)
-        with pytest.raises(ValueError, match=words):
-            GradientTable.from_bids(side)
+        refused(words, GradientTable.from_bids, side)
     side.write_text('{"SmallDelta": 0.01}')
     assert not caplog.text  # the error says it all
-    assert same(GradientTable.from_bids(side, **TIMES), table())
+    assert GradientTable.from_bids(side, **TIMES) == table()
     assert GradientTable.from_bids(side, tau=0.03).tau == 0.03
-
-
-def test_files_named_apart(tmp_path):
-    bval, bvec = write_fsl(tmp_path, "other")
-    named = {"bval": bval, "bvec": bvec}
-    assert same(GradientTable.from_bids(tmp_path / "dwi.nii", **named, **TIMES), table())
-    with pytest.raises(FileNotFoundError, match=r"dwi\.bval"):
-        GradientTable.from_bids(tmp_path / "dwi.nii", bvec=bvec, **TIMES)
 
 
 def test_of_anything_like_a_table():
     gtab = table()
     assert GradientTable.of(gtab) is gtab
     like = SimpleNamespace(bvals=BVALS, bvecs=BVECS, **TIMES)
-    assert same(GradientTable.of(like), table(frame="voxel"))  # the meaning of a DIPY table
+    assert GradientTable.of(like) == table(frame="voxel")  # the meaning of a DIPY table
     like.big_delta = like.small_delta = None
     like.b0_threshold = 2
     assert GradientTable.of(like, tau=0.025).tau == 0.025
     assert GradientTable.of(like, tau=0.025).b0s_mask.sum() == 1
-    with pytest.raises(ValueError, match="big_delta is missing"):
-        GradientTable.of(like)
-    with pytest.raises(ValueError, match="not a list"):
-        GradientTable.of([1, 2])
-
-
-def test_of_a_dipy_table():
-    gradients = pytest.importorskip("dipy.core.gradients")
-    theirs = gradients.gradient_table(BVALS, bvecs=BVECS, b0_threshold=50, **TIMES)
-    ours = GradientTable.of(theirs)
-    assert_allclose(ours.qvals, theirs.qvals, rtol=1e-13)
-    assert_allclose(ours.bvecs[2:], theirs.bvecs[2:], atol=1e-14)
-    assert np.array_equal(ours.b0s_mask, theirs.b0s_mask)
+    refused("big_delta is missing", GradientTable.of, like)
+    refused("not a list", GradientTable.of, [1, 2])
 
 
 @pytest.mark.nojit
@@ -521,22 +460,18 @@ def test_scanner_axes_of_hand_made_images():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scanner_axes_of_oblique_images(sign):
     turn, affine = phantom.random_rotation(np.random.default_rng(3)), np.eye(4)
-    affine[:3, :3] = turn @ np.diag([sign * 1.5, 2.0, 4.0])
-    affine[:3, 3] = 30, -20, 10
+    affine[:3] = np.c_[turn @ np.diag([sign * 1.5, 2.0, 4.0]), [30, -20, 10]]
     voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
-    found, expected = to_scanner(BVECS, affine), voxel_axes @ (turn @ np.diag([sign, 1, 1])).T
-    assert_allclose(found, expected, atol=1e-14)
+    found = to_scanner(BVECS, affine)
+    assert_allclose(found, voxel_axes @ (turn @ np.diag([sign, 1, 1])).T, atol=1e-14)
     assert_allclose(turned(found, affine, "scanner", "image"), BVECS, atol=1e-14)
     assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
 
 
 def test_bad_affines_and_frames():
-    with pytest.raises(ValueError, match=r"affine\[0, 1\] = nan"):
-        to_scanner(BVECS, changed(np.eye(4), (0, 1), np.nan))
-    with pytest.raises(ValueError, match="affine is singular"):
-        turned(BVECS, np.diag([1.0, 0, 1, 1]), "scanner", "image")
-    with pytest.raises(ValueError, match="frame must be"):
-        to_scanner(BVECS, np.eye(4), "bvec")
+    refused(r"affine\[0, 1\] = nan", to_scanner, BVECS, changed(np.eye(4), (0, 1), np.nan))
+    refused("affine is singular", turned, BVECS, np.diag([1.0, 0, 1, 1]), "scanner", "image")
+    refused("frame must be", to_scanner, BVECS, np.eye(4), "bvec")
 
 
 def test_shells_of_a_cartesian_grid_stay_apart():
@@ -547,12 +482,10 @@ def test_shells_of_a_cartesian_grid_stay_apart():
 
 
 def test_bounds_belong_to_what_is_allowed():
-    """A time of 1 s, the first volume counted from the end, a direction missing on either side."""
+    """A time of 1 s, a direction missing on either side."""
     assert table(big_delta=1.0).big_delta == 1.0
-    assert volumes("-7", BVALS).tolist() == [0]
-    one = {"bvals": BVALS, "bvecs": BVECS}
-    other = {"bvals": BVALS, "bvecs": changed(BVECS, 4, 0)}
-    for pair in ((one, one), (one, other), (other, one)):
+    whole, hole = ({"bvals": BVALS, "bvecs": g} for g in (BVECS, changed(BVECS, 4, 0)))
+    for pair in ((whole, whole), (whole, hole), (hole, whole)):
         angles = same_directions(*pair, np.eye(4))
         assert set(angles) == set(FRAMES)
         assert angles["scanner"] < 1e-5

@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import load
+from shell import load, refused
 
-import mapmri_nb
 from mapmri_nb import io
-from mapmri_nb.fit import ATTRIBUTES, MapmriFit
+from mapmri_nb.fit import MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 from mapmri_nb.use import folder as fits
@@ -44,14 +41,10 @@ def fit():
     mask = RNG.random(SHAPE) < 0.6
     mask[0, 0, 0], mask[1, 1, 1] = True, False
     v = int(mask.sum())
-    rows = {
-        "coef": RNG.normal(size=(v, 7)),
-        "mu": RNG.random((v, 3)),
-        "mu_tensor": RNG.random((v, 3)),
-    }
-    rows |= {"R": RNG.normal(size=(v, 3, 3)), "S0": RNG.random(v) * 1000}
-    rows |= {"laplacian_weight": np.full(v, 0.2), "rmse": RNG.random(v), "r2": RNG.random(v)}
-    rows |= {"iterations": RNG.integers(0, 90, v), "status": RNG.integers(0, 8, v)}
+    shapes = {"coef": (v, 7), "mu": (v, 3), "mu_tensor": (v, 3), "R": (v, 3, 3)}
+    shapes |= dict.fromkeys(("S0", "laplacian_weight", "rmse", "r2"), (v,))
+    rows = {name: RNG.normal(size=shape) for name, shape in shapes.items()}
+    rows |= {name: RNG.integers(0, 8, v) for name in ("iterations", "status")}
     rows["coef"][3] = np.nan
     gtab = GradientTable([0, 1000], [[0, 0, 0], [0.6, 0, 0.8]], 0.0431, 0.0106)
     options = {"radial_order": 2, "basis": "anisotropic", "positivity": None}
@@ -81,12 +74,12 @@ def test_series_is_mapped_not_read(tmp_path, ending, dtype):
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_scaled_series(tmp_path, ending):
     data = RNG.integers(0, 2000, (*SHAPE, 6)).astype(np.int16)
-    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=(0.5, 3)))
+    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=(0.5, 3))).data
     stored = nib.load(tmp_path / f"dwi{ending}").get_fdata()
     assert stored.max() > 1000  # the slope is in use
-    assert read.data.shape == (*SHAPE, 6)
-    assert np.array_equal(read.data[:, :, 2:4], stored[:, :, 2:4])
-    assert np.array_equal(np.asarray(read.data), stored)
+    assert read.shape == (*SHAPE, 6)
+    for part in (np.s_[:, :, 2:4], np.s_[:]):
+        assert_array_equal(read[part], stored[part])
 
 
 def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
@@ -98,52 +91,45 @@ def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
     assert read.data.sum() == 120
     usage = SimpleNamespace(free=100)
     monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"MB needed to unpack .*TMPDIR.*scratch"):
-        io.load_dwi(tmp_path / "dwi.nii.gz")
+    words = "MB needed to unpack .*TMPDIR.*scratch"
+    refused(words, io.load_dwi, tmp_path / "dwi.nii.gz", error=OSError)
 
 
 def damaged(tmp_path):
-    """Broken images: name -> what the message must say."""
+    """Broken images, one for each message: name -> what it must say."""
     data, unread = np.ones((*SHAPE, 2), np.float32), "not a readable NIfTI"
     good = image(tmp_path / "good.nii", RNG.integers(0, 9999, data.shape).astype(np.int16))
     good = good.read_bytes()
     packed = gzip.compress(good, mtime=0)
-    flipped = packed[:200] + bytes(b ^ 255 for b in packed[200:260]) + packed[260:]
     made = nib.Nifti1Image(data, AFFINE)
     made.header.set_qform(None)
     made.header["srow_x"][1], made.header["sform_code"] = np.nan, 1
     nib.save(nib.MGHImage(data[..., 0], AFFINE), tmp_path / "other.mgz")
+    image(tmp_path / "complex.nii", data.astype(np.complex64))
     files = {
         "text.nii": (b"this is a letter, not an image\n" * 40, unread),
-        "text.nii.gz": (b"this is a letter, not an image\n" * 40, unread),
-        "empty.nii": (b"", unread),
         "notes.txt": (b"hello", r"must be \.nii"),
         "short.nii": (good[:-30], "truncated, holds .* promises"),
         "header.nii": (good[:200], unread),
         "short.nii.gz": (packed[: len(packed) // 2], "damaged or truncated|not a readable"),
-        "flipped.nii.gz": (flipped, "damaged|readable"),
         "cut.nii.gz": (gzip.compress(good[:-30]), "truncated, holds"),
-        "type.nii": (good[:70] + b"\x77\x77" + good[72:], unread),
         "affine.nii": (made.header.binaryblock + bytes(4) + data.tobytes(), "affine is not finite"),
         "other.nii.gz": ((tmp_path / "other.mgz").read_bytes(), f"{unread}|not a NIfTI"),
     }
     for name, (raw, _) in files.items():
         (tmp_path / name).write_bytes(raw)
-    image(tmp_path / "complex.nii", data.astype(np.complex64))
-    files["complex.nii"] = b"", "complex64, not a NIfTI image of real"
+    files["complex.nii"] = None, "complex64, not a NIfTI image of real"
     return {name: message for name, (_, message) in files.items()}
 
 
 def test_damaged_files_are_named(tmp_path):
     for name, message in damaged(tmp_path).items():
-        with pytest.raises(ValueError, match=f"{name}.*({message})"):
-            io.load_dwi(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"no such file.*none\.nii"):
-        io.load_dwi(tmp_path / "none.nii")
-    with pytest.raises(IsADirectoryError, match="a folder, not an image"):
-        io.load_dwi(tmp_path)
-    with pytest.raises(ValueError, match=r"4 dimensions, this image has shape \(4, 3, 5\)"):
-        io.load_dwi(image(tmp_path / "b0.nii", np.ones(SHAPE, np.float32)))
+        refused(f"{name}.*({message})", io.load_dwi, tmp_path / name)
+    gone = tmp_path / "none.nii"
+    refused(r"no such file.*none\.nii", io.load_dwi, gone, error=FileNotFoundError)
+    refused("a folder, not an image", io.load_dwi, tmp_path, error=IsADirectoryError)
+    path = image(tmp_path / "b0.nii", np.ones(SHAPE, np.float32))
+    refused(r"4 dimensions, this image has shape \(4, 3, 5\)", io.load_dwi, path)
 
 
 # Names
@@ -157,10 +143,7 @@ PARAM = "_model-mapmri_param-ngpar_dwimap.nii.gz"
     ("source", "name"),
     [
         ("data/sub-01_ses-2_desc-x_dwi.nii.gz", "sub-01_ses-2" + PARAM),
-        (
-            "sub-01_desc-preproc_run-2_space-T1w_odd-1_acq-a_dwi.nii",
-            "sub-01_acq-a_run-2_odd-1_space-T1w" + PARAM,
-        ),
+        ("sub-1_desc-x_run-2_space-T_o-1_acq-a_dwi.nii", "sub-1_acq-a_run-2_o-1_space-T" + PARAM),
         ("dwi.nii", PARAM[1:]),
         ("scan7.nii.gz", "scan7" + PARAM),
         (None, PARAM[1:]),
@@ -223,11 +206,11 @@ def test_index_maps_and_their_units(tmp_path):
     assert rtop[0, 0, 0] == 0
     assert sidecar(paths[1])["Units"] == "um^2"
     assert sidecar(paths[1])["FillValue"] == 0
-    with pytest.raises(ValueError, match="units must be"):
-        io.write_maps(tmp_path / "bad", "", two, AFFINE, units="nm")
-    with pytest.raises(ValueError, match=r"affine must have shape \(4, 4\), not \(3, 3\)"):
-        io.write_maps(tmp_path / "bad", "", two, np.eye(3))
-    assert not (tmp_path / "bad").exists()
+    bad = tmp_path / "bad"
+    refused("units must be", io.write_maps, bad, "", two, AFFINE, units="nm")
+    words = r"affine must have shape \(4, 4\), not \(3, 3\)"
+    refused(words, io.write_maps, bad, "", two, np.eye(3))
+    assert not bad.exists()
 
 
 def test_nothing_is_overwritten_without_force(tmp_path):
@@ -236,10 +219,9 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     io.write_maps(tmp_path, "", ones, AFFINE)
     before = content(tmp_path)
     fits.check_output(tmp_path, "sub-2")
-    with pytest.raises(FileExistsError, match="are there already"):
-        fits.check_output(tmp_path, "")
-    with pytest.raises(FileExistsError, match=r"not overwritten without force.*param-rtop"):
-        io.write_maps(tmp_path, "", twos, AFFINE)
+    refused("are there already", fits.check_output, tmp_path, "", error=FileExistsError)
+    words, given = "not overwritten without force.*param-rtop", (tmp_path, "", twos, AFFINE)
+    refused(words, io.write_maps, *given, error=FileExistsError)
     assert content(tmp_path) == before  # nor is the other map there
     fits.check_output(tmp_path, "", force=True)
     io.write_maps(tmp_path, "", twos, AFFINE, force=True)
@@ -275,32 +257,10 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failure, folder):
         assert str(tmp_path / folder) in str(caught.value)
 
 
-FULL = """
-import resource, sys, numpy as np
-from mapmri_nb import io
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    io.write_maps(sys.argv[1], "", {"ng": np.zeros((2, 2, 2)), "rtop": np.random.default_rng(1).random((50, 50, 50))},
-                  np.eye(4))
-except OSError as error:
-    print("refused:", error)
-"""
-
-
-def test_a_full_disk_is_an_error_with_no_leftovers(tmp_path):
-    """A file that may not grow stands for a disk that is full."""
-    out = tmp_path / "out"
-    out.mkdir()
-    command = [sys.executable, "-c", FULL, str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.stdout.startswith("refused: [Errno 27] cannot write results: File too large"), run
-    assert list(out.iterdir()) == []
-
-
 def test_space_is_asked_for_first(tmp_path, monkeypatch, fit):
     monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"cannot write results: .* MB needed to save, 0 MB free"):
-        io.save_fit(fit, tmp_path / "fit")
+    words = "cannot write results: .* MB needed to save, 0 MB free"
+    refused(words, io.save_fit, fit, tmp_path / "fit", error=OSError)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,31 +298,6 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     assert np.array_equal(coefs.get_fdata(), volume, equal_nan=True)
 
 
-def test_load_fit_gives_a_fit(tmp_path, fit):
-    rows = fit.rows()
-    nothing = np.full(len(rows["S0"]), np.nan)
-    rows = dict.fromkeys((*ATTRIBUTES, "rmse", "r2", "margin"), nothing) | rows
-    made = MapmriFit(rows, fit.mask, fit.options, fit.gtab)
-    made.save(tmp_path, affine=AFFINE)
-    read = mapmri_nb.load_fit(tmp_path)
-    assert isinstance(read, MapmriFit)
-    same_rows(read.rows(), rows)
-    for name in ("rtop", "qiv", "ng_perp", "rmse"):
-        assert np.array_equal(getattr(read, name)(), getattr(made, name)(), equal_nan=True)
-    assert np.isnan(read.rtop()[~fit.mask]).all()
-
-
-def test_only_the_run_section_tells_two_saves_apart(tmp_path, fit):
-    for name, threads in (("a", 1), ("b", 2)):
-        io.save_fit(fit, tmp_path / name, run={"Threads": threads})
-    a, b = content(tmp_path / "a"), content(tmp_path / "b")
-    model = io.map_name("", "", ".json")
-    one, two = json.loads(a.pop(model)), json.loads(b.pop(model))
-    assert a == b
-    assert one.pop("Run") != two.pop("Run")
-    assert one == two
-
-
 def test_part_of_a_fit(tmp_path, fit):
     io.save_fit(fit, tmp_path)
     slab = np.zeros(SHAPE, bool)
@@ -372,26 +307,14 @@ def test_part_of_a_fit(tmp_path, fit):
     assert np.array_equal(saved.fit.mask, slab & fit.mask)
     assert len(io.load_fit(tmp_path, within=np.zeros(SHAPE, bool)).coef) == 0
     words = r"within: its shape \(3, 5\) differs from the fit's \(4, 3, 5\)"
-    with pytest.raises(ValueError, match=words):
-        io.load_fit(tmp_path, within=slab[0])
-
-
-@pytest.mark.parametrize("shape", [(60,), (6, 10)])
-def test_fits_of_lists_of_voxels(tmp_path, fit, shape):
-    fit.mask = fit.mask.reshape(shape)
-    io.save_fit(fit, tmp_path)
-    saved = io.read_fit(tmp_path / io.map_name("", "", ".json"))
-    same_rows(saved.fit.rows(), fit.rows())
-    assert np.array_equal(saved.fit.mask, fit.mask)
+    refused(words, io.load_fit, tmp_path, within=slab[0])
 
 
 def test_one_folder_many_fits(tmp_path, fit):
-    with pytest.raises(FileNotFoundError, match="no saved fit"):
-        io.read_fit(tmp_path)
+    refused("no saved fit", io.read_fit, tmp_path, error=FileNotFoundError)
     for prefix in ("", "sub-1", "sub-2"):
         io.save_fit(fit, tmp_path, prefix=prefix)
-    with pytest.raises(ValueError, match=r"several fits, name one by its prefix: .*sub-1"):
-        io.read_fit(tmp_path)
+    refused("several fits, name one by its prefix: .*sub-1", io.read_fit, tmp_path)
     assert [io.read_fit(tmp_path, prefix).prefix for prefix in ("sub-1", "")] == ["sub-1", ""]
 
 
@@ -401,8 +324,7 @@ def test_a_new_fit_replaces_all_of_the_old_one(tmp_path, fit):
     maps = {"ng_par": np.ones(SHAPE)}
     io.write_maps(tmp_path, "", maps, AFFINE)
     io.write_maps(tmp_path, "sub-1", maps, AFFINE)
-    with pytest.raises(FileExistsError):
-        io.save_fit(fit, tmp_path)
+    refused("without force", io.save_fit, fit, tmp_path, error=FileExistsError)
     io.save_fit(fit, tmp_path, force=True)
     assert not (tmp_path / io.map_name("", "ngpar")).exists()  # of the old fit
     assert (tmp_path / io.map_name("sub-1", "ngpar")).exists()
@@ -429,18 +351,14 @@ def test_foreign_and_damaged_fits_are_refused(tmp_path, fit):
         ({"CoefficientOrder": order}, "coefficients are in an unknown order"),
     ):
         path.write_text(json.dumps(good | changes))
-        with pytest.raises(ValueError, match=words):
-            io.read_fit(tmp_path)
+        refused(words, io.read_fit, tmp_path)
     path.write_text(json.dumps(good))
     io.read_fit(tmp_path)
     mu.write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"param-mu_dwimap\.nii: not a readable"):
-        io.read_fit(tmp_path)
+    refused(r"param-mu_dwimap\.nii: not a readable", io.read_fit, tmp_path)
     mu.unlink()
-    with pytest.raises(FileNotFoundError, match="param-mu"):
-        io.read_fit(tmp_path)
+    refused("param-mu", io.read_fit, tmp_path, error=FileNotFoundError)
     for raw in (b"{}", b"[1]", b"{", b'{"FormatVersion": 1}', b"\x1f\x8b" * 5000):
         path.write_bytes(raw)
-        with pytest.raises(ValueError, match="not the JSON of a saved fit") as caught:
-            io.read_fit(tmp_path)
-        assert len(str(caught.value)) < 1000, "of bytes that are no text, not all"
+        error = refused("not the JSON of a saved fit", io.read_fit, tmp_path)
+        assert len(str(error)) < 1000, "of bytes that are no text, not all"

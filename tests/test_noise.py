@@ -3,17 +3,20 @@
 import logging
 
 import numpy as np
+import oracle
+import phantom
 import pytest
 import truth
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
-from mapmri_nb import checks, positivity, uncertainty
-from mapmri_nb.kernels import origin, qp
+from mapmri_nb import uncertainty
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
 TAU = 0.03
-GAUSSIAN = truth.MIXTURES["(1.7,.3,.3)"]
+GAUSSIANS = [
+    truth.MIXTURES[name] for name in ("(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0")
+]
 MODES = [(None, 1e-9), ("grid", 1e-5), ("global", 1e-3)]
 
 
@@ -37,44 +40,27 @@ def rician(clean, sigma, voxels, seed=0, coils=1):
 
 
 @pytest.mark.parametrize(("mode", "bound"), MODES)
-@pytest.mark.parametrize("laplacian", [0.2, 5.0, "gcv", [0.1, 1.0]])
 @pytest.mark.parametrize("rule", ["fit", "free", "b0"])
+@pytest.mark.parametrize("laplacian", [None, 0.2, 5.0, "gcv", [0.1, 1.0]])
 def test_gaussians_are_exact(table, mode, bound, laplacian, rule):
-    """At any weight and by every rule for S0."""
-    y = 100.0 * truth.mixture_signal(*GAUSSIAN, table.bvals, table.bvecs)[None]
-    want = truth.mixture_truth(*GAUSSIAN, TAU)
-    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=laplacian, S0=rule).fit(y)
-    for name in ("rtop", "rtap", "rtpp", "msd"):
-        assert abs(fit.index_rows(name)[0] / want[name] - 1) < bound
-    assert abs(fit.S0[0] / 100.0 - 1) < bound
-
-
-@pytest.mark.parametrize(("mode", "bound"), MODES[1:])
-@pytest.mark.parametrize("name", ["(1.7,.3,.3)", "(1.7,.5,.2)", "(.9,.8,.75)", "CSF 3.0"])
-def test_gaussians_are_exact_without_a_weight(table, mode, bound, name):
-    """They lie on the edge of the cones, and no residual contradicts the tensor's scale."""
-    y = 100.0 * truth.mixture_signal(*truth.MIXTURES[name], table.bvals, table.bvecs)[None]
-    fit = mapmri.MapmriModel(table, positivity=mode, laplacian=None).fit(y)
-    assert (
-        abs(fit.index_rows("rtop")[0] / truth.mixture_truth(*truth.MIXTURES[name], TAU)["rtop"] - 1)
-        < bound
-    )
-    assert_array_equal(fit.mu, fit.mu_tensor)
-
-
-@pytest.mark.parametrize(("mode", "bound"), MODES)
-def test_isotropic_gaussian_is_exact_in_the_isotropic_basis(table, mode, bound):
-    """The deviation is from the basis' own first function."""
-    y = 50.0 * np.exp(-0.8e-3 * table.bvals)[None]
-    fit = mapmri.MapmriModel(table, basis="isotropic", positivity=mode, laplacian=1.0).fit(y)
-    want = (4 * np.pi * 0.8e-3 * TAU) ** -1.5
-    assert abs(fit.index_rows("rtop")[0] / want - 1) < bound
+    """At any weight and by every rule for S0: they lie on the edge of the cones, and no residual
+    contradicts the tensor's scale. The deviation is from the basis' own first function.
+    """
+    y = [100 * truth.mixture_signal(*m, table.bvals, table.bvecs) for m in GAUSSIANS]
+    for basis in phantom.BASES if laplacian == 5.0 else phantom.BASES[:1]:
+        options = {"positivity": mode, "laplacian": laplacian, "S0": rule, "basis": basis}
+        fit = mapmri.MapmriModel(table, **options).fit(np.array(y))
+        exact = [len(y) - 1] if basis == "isotropic" else range(len(y) if rule == "fit" else 1)
+        for v in exact:
+            want = truth.mixture_truth(*GAUSSIANS[v], TAU)
+            for name in ("rtop", "rtap", "rtpp", "msd"):
+                assert abs(fit.index_rows(name)[v] / want[name] - 1) < bound
+            assert abs(fit.S0[v] / 100.0 - 1) < bound
+            assert_allclose(fit.mu[v], fit.mu_tensor[v], rtol=1e-7)
 
 
 def test_deviation_solves_its_normal_equations(table, crossing):
     """(M'M + w L + k B B') c = M'y + w S0 L e_0 + k S0 B, written out in NumPy."""
-    import oracle
-
     y = rician(crossing, 3.0, 1)
     fit = mapmri.MapmriModel(table, laplacian=0.3).fit(y)
     M = oracle.phi_matrix(6, fit.mu[0], table.qvecs @ fit.R[0])
@@ -94,39 +80,13 @@ def test_deviation_solves_its_normal_equations(table, crossing):
 def test_b0_rule_is_the_limit_of_the_row(table, crossing, mode):
     """E(0) = S0 holds exactly; a free fit that meets the mean b0 is the same fit."""
     y = rician(crossing, 4.0, 3)
-    nailed = mapmri.MapmriModel(table, positivity=mode, S0="b0").fit(y)
-    one = mapmri.MapmriModel(table, positivity=mode, S0="fit").fit(y)
-    free = mapmri.MapmriModel(table, positivity=mode, S0="free").fit(y)
+    nailed, one, free = (
+        mapmri.MapmriModel(table, positivity=mode, S0=rule).fit(y) for rule in ("b0", "fit", "free")
+    )
     gap_one, gap_free = (np.abs(f.S0 / nailed.S0 - 1) for f in (one, free))
     assert (gap_one < gap_free).all()
     assert (gap_free > 1e-6).all()
-    assert np.abs(nailed.coef @ mapmri.kernels.ordering.origin_values(
-        mapmri.kernels.ordering.index_table(6)) - 1).max() < 1e-9  # fmt: skip
-
-
-def test_free_cone_by_osqp_and_by_the_active_set(table, crossing):
-    """Both routes give one answer where E(0) is free."""
-    y = rician(crossing, 5.0, 4)
-    a = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02).fit(y)
-    b = mapmri.MapmriModel(table, positivity="grid", laplacian=0.02, solver="osqp").fit(y)
-    assert (b.status & mapmri.Status.BY_OSQP != 0).all()
-    assert_allclose(a.coef, b.coef, atol=2e-6)
-    assert_allclose(a.S0, b.S0, rtol=1e-7)
-
-
-def test_free_cone_is_optimal():
-    """KKT residual of the compiled answer without the equality, by the function that OSQP's is judged by."""
-    rng, order = np.random.default_rng(5), 4
-    grid, B = positivity.normalised_grid(order), mapmri.kernels.ordering.origin_values(
-        mapmri.kernels.ordering.index_table(order)
-    )  # fmt: skip
-    n, m = grid.rows.values.shape
-    A = rng.standard_normal((60, n))
-    H, g = A.T @ A, A.T @ rng.standard_normal(60)
-    work, c, info = qp.workspace(n, m), np.empty(n), np.empty(3)
-    assert qp.solve(H, g, qp.GridProblem(B, 0, grid.rows, 2000), work, c, info) == qp.SOLVED
-    assert positivity.kkt_residual(H, g, B, grid.K, c, fixed=False) < 1e-8
-    assert positivity.kkt_residual(H, g, B, grid.K, 1.01 * c, fixed=False) > 1e-4
+    assert_allclose(nailed.coef @ oracle.aniso_origin(6), 1, rtol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [None, "grid", "global"])
@@ -149,33 +109,6 @@ def test_bias_no_longer_depends_on_the_noise(table, crossing, mode, given):
         )
     assert abs(medians[0] / medians[1] - 1) < 0.04
     assert plain[0] / plain[1] - 1 > 0.08
-
-
-def test_non_linear_gradients(table, crossing):
-    """A field is the table that it makes, in the steps with M'M kept too."""
-    F = np.array([[0.03, 0.01, 0.0], [-0.02, -0.04, 0.01], [0.005, 0.0, 0.02]])
-    bent = table.bvecs @ (np.eye(3) + F).T
-    length = np.linalg.norm(bent, axis=1)
-    unit = bent / np.where(length > 0, length, 1.0)[:, None]
-    other = mapmri.GradientTable(table.bvals * length**2, unit, tau=TAU)
-    options = {"noise": "rician", "bval_threshold": 2500}
-    y = rician(crossing, 8.0, 5)
-    fit = mapmri.MapmriModel(table, **options).fit(y, sigma=8.0, grad_dev=np.tile(F, (5, 1, 1)))
-    want = mapmri.MapmriModel(other, **options).fit(y, sigma=8.0)
-    np.testing.assert_allclose(fit.index_rows("rtop"), want.index_rows("rtop"), rtol=1e-10)
-
-
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-def test_voxels_are_alone(table, crossing, basis):
-    """An answer is the same bits beside other voxels, which settle sooner or later."""
-    y = np.concatenate([rician(crossing, s, 40, seed=int(s)) for s in (2.0, 10.0, 25.0)])
-    model = mapmri.MapmriModel(table, basis=basis, noise="rician")
-    whole = model.fit(y)
-    for v in (3, 50, 110):
-        one = model.fit(y[v : v + 1])
-        assert np.array_equal(one.coef[0], whole.coef[v])
-        assert one.sigma[0] == whole.sigma[v]
-        assert one.status[0] == whole.status[v]
 
 
 def test_noise_free_data_stay(table, crossing):
@@ -234,30 +167,17 @@ def test_negative_samples_stay(table, crossing):
 
 
 def test_errors(table, crossing):
-    """Each names its argument and the value."""
+    """Each names its argument; those of options are in test_model.py."""
     y = crossing[None]
-    for options, words in (
-        ({"noise": "gauss"}, "noise must be one of"),
-        ({"noise": "rician", "coils": 0}, "coils must be"),
-        ({"coils": 4}, "coils = 4"),
-        ({"laplacian_of": "signals"}, "laplacian_of must be"),
-        ({"S0": "mean"}, "S0 must be"),
-        ({"bval_threshold": "all"}, "bval_threshold must be"),
-        ({"preset": "dipy"}, "preset must be"),
-        ({"preset": "paper", "noise": "rician"}, "preset='paper' sets noise"),
+    with pytest.raises(ValueError, match="noisy=True needs"):
+        mapmri.MapmriModel(table).fit(y).predict(noisy=True)
+    for noise, sigma, words in (
+        ("denoised", None, "sigma: noise='denoised' needs it"),
+        ("rician", -1.0, "finite and positive"),
+        ("rician", np.ones(5), "number or have shape"),
     ):
         with pytest.raises(ValueError, match=words):
-            mapmri.MapmriModel(table, **options)
-    model = mapmri.MapmriModel(table)
-    with pytest.raises(ValueError, match="sigma is for noise"):
-        model.fit(y, sigma=2.0)
-    with pytest.raises(ValueError, match="noisy=True needs"):
-        model.fit(y).predict(noisy=True)
-    with pytest.raises(ValueError, match="sigma: noise='denoised' needs it"):
-        mapmri.MapmriModel(table, noise="denoised").fit(y)
-    for sigma, words in ((-1.0, "finite and positive"), (np.ones(5), "number or have shape")):
-        with pytest.raises(ValueError, match=words):
-            mapmri.MapmriModel(table, noise="rician").fit(y, sigma=sigma)
+            mapmri.MapmriModel(table, noise=noise).fit(y, sigma=sigma)
 
 
 def test_preset(table):
@@ -268,34 +188,30 @@ def test_preset(table):
     assert mapmri.MapmriModel(table, preset="paper", positivity="grid").options["S0"] == "b0"
 
 
-def test_threshold_follows_the_table():
+def shells(*counts, seed=0):
+    """A table of (b, number of directions)."""
+    b = np.concatenate([np.full(count, float(value)) for value, count in counts])
+    g = phantom.unit(np.random.default_rng(seed).standard_normal((len(b), 3)))
+    return mapmri.GradientTable(b, g, tau=TAU)
+
+
+def test_threshold_follows_the_table(table):
     """2100 where that determines the tensor, more where it does not, and nothing but the table decides."""
-    full = mapmri.GradientTable(*truth.scheme_hcp(), tau=TAU)
-    assert scale_threshold(full) == 2100.0
-    rng = np.random.default_rng(0)
-
-    def made(*shells):
-        b = np.concatenate([np.full(count, float(value)) for value, count in shells])
-        g = rng.standard_normal((len(b), 3))
-        return mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
-
-    thin = made((0, 2), (1500, 9), (3500, 30), (6000, 60))
+    assert scale_threshold(table) == 2100.0
+    thin = shells((0, 2), (1500, 9), (3500, 30), (6000, 60))
     assert tensor_spread(thin, 2100) > 2.0
     assert 3500 < scale_threshold(thin) < 6000
-    fixed = made((0, 4), (304, 20), (10504, 60), (22391, 90))
+    fixed = shells((0, 4), (304, 20), (10504, 60), (22391, 90))
     assert 10504 < scale_threshold(fixed) < 22391
     assert mapmri.MapmriModel(thin).options["bval_threshold"] == scale_threshold(thin)
-    assert tensor_spread(made((0, 1), (1000, 3)), 2100) == np.inf
-    assert scale_threshold(made((0, 1), (1000, 3), (3000, 1), (4000, 1))) == 4200.0
+    assert tensor_spread(shells((0, 1), (1000, 3)), 2100) == np.inf
+    assert scale_threshold(shells((0, 1), (1000, 3), (3000, 1), (4000, 1))) == 4200.0
 
 
 def test_thin_threshold_warns(caplog):
     """A threshold that the caller gave is kept, and said to be thin."""
-    b = np.concatenate([[0.0], np.full(8, 1500.0), np.full(60, 4000.0)])
-    g = np.random.default_rng(1).standard_normal((len(b), 3))
-    table = mapmri.GradientTable(b, g / np.linalg.norm(g, axis=1)[:, None], tau=TAU)
     with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
-        mapmri.MapmriModel(table, 4, bval_threshold=2100)
+        mapmri.MapmriModel(shells((0, 1), (1500, 8), (4000, 60)), 4, bval_threshold=2100)
     assert "thin" in caplog.text
 
 
@@ -336,53 +252,22 @@ def test_positivity_without_a_weight_needs_as_many_samples(table):
         assert mapmri.MapmriModel(table[few], positivity=mode).n_coef == 50
 
 
-def test_rules_are_a_tuple_of_plain_values(table):
-    """Kernels take them as they are."""
-    rules = mapmri.MapmriModel(table).plan.rules
-    assert isinstance(rules, origin.Rules)
-    assert rules[:3] == (1.0, False, True)
-
-
-def test_dipys_options_give_dipys_mapl(table, crossing):
-    """MapmriModel with DIPY's options spelled out: its MAPL to 1e-5."""
-    dipy = pytest.importorskip("dipy.reconst.mapmri")
-    from dipy.core.gradients import gradient_table
-
-    y = rician(crossing, 4.0, 3)
-    fit = mapmri.MapmriModel(
-        table, laplacian=0.2, laplacian_of="signal", S0="free", bval_threshold=2100,
-        eigenvalue_threshold=1e-4, noise=None,
-    ).fit(y)  # fmt: skip
-    gtab = gradient_table(
-        table.bvals, bvecs=table.bvecs, big_delta=TAU + 0.01 / 3, small_delta=0.01, b0_threshold=50
-    )
-    model = dipy.MapmriModel(gtab, radial_order=6, laplacian_weighting=0.2, bval_threshold=2100)
-    for v in range(len(y)):
-        theirs = model.fit(y[v])
-        for name in ("rtop", "rtap", "rtpp", "msd"):
-            assert abs(fit.index_rows(name)[v] / float(getattr(theirs, name)()) - 1) < 1e-5
-
-
 def test_many_negative_samples_are_a_warning(table, caplog):
-    y = np.full((5, len(table)), 10.0)
-    y[:, 1::40] = -1.0
+    y, model = np.full((5, len(table)), 10.0), mapmri.MapmriModel(table, 2)
     y[4] = 0.0  # no signal: not counted
-    model = mapmri.MapmriModel(table, 2)
-    zeros, negative, voxels = checks.count_odd(y)
-    assert (zeros.sum(), negative, voxels) == (0, 4 * len(y[0, 1::40]), 4)
-    with caplog.at_level(logging.WARNING, "mapmri_nb"):
-        model.judge_samples(zeros, negative, voxels)
-        assert f"{100 * negative / y[:4].size:.2g} % of the samples are negative" in caplog.text
+    for rows, said in ((slice(0, 4), True), (slice(0, 1), False)):
+        some = y.copy()
+        some[rows, 1::40] = -1.0
         caplog.clear()
-        model.judge_samples(zeros, negative // 4, voxels)
-        assert not caplog.text
+        model.fit(some)
+        share = f"{100 * (some < 0).sum() / y[:4].size:.2g} % " if said else ""
+        assert (f"{share}of the samples are negative" in caplog.text) == said
 
 
-@pytest.mark.parametrize("noise", [None, "rician"])
-def test_error_bars_are_the_scatter(table, crossing, noise):
-    """Of magnitudes with and without a model of their noise; the posterior has the prior besides."""
+def test_error_bars_are_the_scatter(table, crossing):
+    """Of magnitudes with a model of their noise; the posterior has the prior besides."""
     y = rician(crossing, 5.0, 200)
-    model = mapmri.MapmriModel(table, noise=noise)
+    model = mapmri.MapmriModel(table, noise="rician")
     fit, some = model.fit(y), y[:12]
     found = uncertainty.bootstrap(model, some, n=60, hold=False, indices="rtop,msd,ng")
     wide = uncertainty.posterior(model, some, indices="rtop,msd,ng")

@@ -1,4 +1,4 @@
-"""Kernels of the noise of magnitudes against SciPy, and against drawn noise."""
+"""Kernels of the noise of magnitudes against SciPy."""
 
 import numpy as np
 import oracle
@@ -74,18 +74,6 @@ def test_limits():
 
 
 @pytest.mark.parametrize("coils", [1, 4])
-def test_drawn(coils):
-    """Means of drawn magnitudes: the definition."""
-    rng = np.random.default_rng(3)
-    for signal in (0.0, 0.8, 3.0):
-        parts = rng.standard_normal((2 * coils, 200_000))
-        parts[0] += signal
-        drawn = np.sqrt((parts**2).sum(0))
-        want = noise.expected_magnitude(signal, 1.0, coils)
-        assert abs(drawn.mean() - want) < 5 * drawn.std() / np.sqrt(drawn.size)
-
-
-@pytest.mark.parametrize("coils", [1, 4])
 def test_a_fit_is_its_own_expectation(coils):
     """Signal and sigma of a settled fit, written out in NumPy: one more step changes neither."""
     b, g = truth.scheme([20, 30], [1000, 3000])
@@ -111,3 +99,23 @@ def test_a_fit_is_its_own_expectation(coils):
         free = 2 * coils * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
         want = (y[v] ** 2 - 2 * y[v] * A * r + A**2).sum() / free
         assert square == pytest.approx(want, rel=noise.SETTLED)
+
+
+@pytest.mark.nojit
+def test_sigma_counts_the_row_of_S0():
+    """sigma^2 over 2 L n - tr S, S with the sample of S0_b at q = 0 that the fit has added."""
+    b, g = truth.scheme([20, 30], [1000, 3000])
+    mu, rng = np.array([8e-3, 5e-3, 4e-3]), np.random.default_rng(4)
+    y = np.hypot(
+        12 * np.exp(-1e-3 * b) + rng.normal(size=(2, len(b))), rng.normal(size=(2, len(b)))
+    )
+    model = MapmriModel(phantom.table(b, g), 2, laplacian_of="signal", noise="rician", preset=None)
+    fit = model.fit(y, scale=(mu, np.eye(3)))
+    M, B = oracle.phi_matrix(2, mu, oracle.qvectors(b, g, phantom.TAU)), oracle.aniso_origin(2)
+    G = M.T @ M + 0.2 * oracle.laplacian_matrix(2, mu) + (b == 0).sum() * np.outer(B, B)
+    A, square = np.maximum(fit.S0[:, None] * fit.coef @ M.T, 0), fit.sigma[:, None] ** 2
+    r = ive(1, y * A / square) / ive(0, y * A / square)
+    want = (y**2 - 2 * y * A * r + A**2).sum(1) / (
+        2 * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
+    )
+    assert square[:, 0] == pytest.approx(want, rel=noise.SETTLED)

@@ -7,9 +7,8 @@ import numpy as np
 import oracle
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import eval_hermite, factorial
 
-from mapmri_nb.kernels import hermite, ordering
+from mapmri_nb.kernels import ordering
 
 pytestmark = pytest.mark.nojit  # nothing here is compiled
 ORDERS = range(0, ordering.MAX_ORDER + 1, 2)
@@ -41,12 +40,10 @@ def test_parity_classes(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_origin_values_and_norms(order):
-    values, u = ordering.origin_values(ordering.index_table(order)), 6e-3
+def test_origin_values(order):
+    values = ordering.origin_values(ordering.index_table(order))
     assert_allclose(values, oracle.aniso_origin(order), rtol=1e-14)
     assert_allclose(ordering.iso_origin_values(order), oracle.iso_origin(order), rtol=1e-14)
-    norms = oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3
-    assert_allclose(ordering.iso_norms(order), norms, rtol=1e-13)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -55,31 +52,13 @@ def test_map_between_the_bases(order):
     assert_allclose(t, oracle.iso_to_aniso(order), atol=1e-11)  # the quadrature's error at order 10
     assert_allclose(back @ t, np.eye(len(t)), atol=1e-12)
     assert_allclose(t @ back, np.eye(len(t)), atol=1e-12)
-    n, jlm, norms = oracle.aniso_table(order).sum(1), oracle.iso_table(order), ordering.iso_norms
+    n, jlm = oracle.aniso_table(order).sum(1), oracle.iso_table(order)
     other = n[:, None] != jlm[:, 1] + 2 * jlm[:, 0] - 2
     assert np.abs(t[other]).max(initial=0.0) < 1e-13  # degree by degree
-    assert_allclose(t.T @ t, np.diag(norms(order)), atol=1e-12 * norms(order).max())
+    u, norms = 6e-3, ordering.iso_norms(order)
+    assert_allclose(norms, oracle.iso_norms(order, u) * 8 * pi**1.5 * u**3, rtol=1e-13)
+    assert_allclose(t.T @ t, np.diag(norms), atol=1e-12 * norms.max())
     assert_allclose(t.T @ oracle.aniso_origin(order), oracle.iso_origin(order), atol=1e-12)
-
-
-def test_printed_block_of_the_map():
-    """Reference section 4, N = 2: every printed digit."""
-    want, row = np.zeros((6, 6)), (0.684653, -0.395285, 0.707107)
-    want[0, [0, 2, 5]], want[2, [0, 2, 5]] = row, (-row[0], *row[1:])
-    want[1, 4], want[3, 1], want[4, 3] = 0.968246, -0.968246, -0.968246
-    want[5, [2, 5]] = 0.790569, 0.707107
-    assert_allclose(ordering.iso_to_aniso(2)[1:, 1:], want, atol=5.01e-7)
-
-
-@pytest.mark.parametrize("el", range(0, 11, 2))
-def test_solid_harmonics(el, rng):
-    x = rng.normal(size=(20, 3))
-    r, theta, phi = oracle.angles(x)
-    for m in range(-el, el + 1):
-        terms = ordering.solid_harmonic(el, m).items()
-        value = sum(c * np.prod(x ** np.array(p), axis=1) for p, c in terms)
-        want = r**el * oracle.real_sh(el, m, theta, phi)
-        assert_allclose(value, want, atol=1e-12 * r.max() ** el)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -97,11 +76,3 @@ def test_hermite_to_monomial(order, rng):
 def test_shared_tables_cannot_be_changed(function):
     with pytest.raises(ValueError, match="read-only"):
         getattr(ordering, function)(4)[0] = 0
-
-
-def test_hermite_functions():
-    """(2^n n! sqrt(pi))^(-1/2) H_n(t) exp(-t^2 / 2)."""
-    out, n = np.empty(9), np.arange(9)
-    hermite.hermite_functions(0.7, out)
-    norm = np.sqrt(2.0**n * factorial(n) * np.sqrt(np.pi))
-    assert_allclose(out, eval_hermite(n, 0.7) * np.exp(-0.245) / norm, rtol=1e-13)

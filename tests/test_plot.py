@@ -1,17 +1,14 @@
 """Pictures by their content: values, extents, labels, units, missing voxels."""
 
-import os
 import re
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import phantom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from shell import refused
 
 import mapmri_nb as mapmri
 from mapmri_nb import gradients
@@ -55,7 +52,8 @@ def data(gtab):
 @pytest.fixture(scope="module")
 def fit(gtab, data):
     mask = np.ones(SHAPE, bool)
-    mask[3, 0, 1] = mask[0, 0, 0] = mask[0, 1, 0] = False
+    mask[3, 0, 1] = False
+    mask[0, :2, 0] = False
     return mapmri.MapmriModel(gtab, radial_order=4).fit(data, mask)
 
 
@@ -65,18 +63,16 @@ def panels(figure):
     return shown, [a for a in figure.axes if a not in shown]
 
 
-def test_values_under_the_pixels_and_where_they_lie(fit):
-    figure = plot.compare_maps([fit], ["rtop"], index=0)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_values_under_the_pixels_and_where_they_lie(fit, axis):
+    figure = plot.compare_maps([fit], ["rtpp"], axis=axis, index=1)
     (axes,), _ = panels(figure)
-    image = axes.images[0]
-    shown = image.get_array()
-    assert shown.shape == (SHAPE[1], SHAPE[0])
-    assert tuple(image.get_extent()) == (-0.5, SHAPE[0] - 0.5, -0.5, SHAPE[1] - 0.5)
-    rtop = fit.rtop()
-    for i, j in ((3, 0), (2, 2), (0, 2)):
-        assert shown[j, i] == rtop[i, j, 0]
-    assert image.origin == "lower"
-    assert bool(shown.mask[0, 0])
+    shown = axes.images[0].get_array()
+    assert_array_equal(shown.filled(np.nan), np.take(fit.rtpp(), 1, axis).T)
+    height, width = shown.shape
+    assert tuple(axes.images[0].get_extent()) == (-0.5, width - 0.5, -0.5, height - 0.5)
+    assert axes.images[0].origin == "lower"
+    assert f"slice {'xyz'[axis]} = 1" in figure.get_supxlabel()
 
 
 def test_missing_voxels_are_seen(fit):
@@ -92,18 +88,7 @@ def test_missing_voxels_are_seen(fit):
     no_fit, outside = (matplotlib.colors.to_rgb(c) for c in (plot.NO_FIT, plot.OUTSIDE))
     assert at(1, 2) == pytest.approx(no_fit, abs=0.01)
     assert at(3, 0) == pytest.approx(outside, abs=0.01)
-    assert np.ptp(at(2, 1)) > 0.05
     assert at(2, 1) != pytest.approx(no_fit, abs=0.05)
-
-
-@pytest.mark.parametrize(("axis", "shape"), [(0, (2, 3)), (1, (2, 4)), (2, (3, 4))])
-def test_any_axis(fit, axis, shape):
-    figure = plot.compare_maps([fit], ["rtpp"], axis=axis, index=1)
-    (axes,), _ = panels(figure)
-    shown = axes.images[0].get_array()
-    assert shown.shape == shape
-    assert_array_equal(shown.filled(np.nan), np.take(fit.rtpp(), 1, axis).T)
-    assert f"slice {'xyz'[axis]} = 1" in figure.get_supxlabel()
 
 
 def test_default_slice_and_bad_ones(fit):
@@ -111,31 +96,19 @@ def test_default_slice_and_bad_ones(fit):
     assert plot.view_of(np.ones((5, 1, 7), bool))[1:3] == (1, 0)
     assert plot.view_of(np.ones((5, 6, 7), bool))[1:3] == (2, 3), "of equals the middle one"
     assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or one of .*, not 3"):
-        plot.view_of(fit.mask, axis=3)
-    with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 2"):
-        plot.view_of(fit.mask, index=2)
-    with pytest.raises(ValueError, match="3 dimensions"):
-        plot.view_of(np.ones((2, 2, 2, 2), bool))
-
-
-def test_proportions_of_voxels(fit):
-    affine = np.diag([1.0, 1.0, 5.0, 1.0])
-    figure = plot.compare_maps([fit], ["rtpp"], axis=0, affine=affine)
-    assert panels(figure)[0][0].get_aspect() == pytest.approx(5)
+    refused(r"axis must be 0, 1 or 2, or one of .*, not 3", plot.view_of, fit.mask, axis=3)
+    refused(r"index must lie in 0 .. 1 along axis 2, not 2", plot.view_of, fit.mask, index=2)
+    refused("3 dimensions", plot.view_of, np.ones((2, 2, 2, 2), bool))
 
 
 def test_one_range_for_all_fits_and_robust(gtab, data, fit):
-    other = mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)
-    figure = plot.compare_maps([fit, other], ["rtop", "ng"], ["one", "two"], index=0)
-    shown, bars = panels(figure)
-    assert len(shown) == 4
-    assert len(bars) == 2
-    for name in ("rtop", "ng"):
-        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in (fit, other)])
-        limits = [a.images[0].get_clim() for a in shown if a.images[0].get_array().max() in pooled]
-        assert len(set(limits)) == 1
-        assert limits[0] == pytest.approx(views.limits(pooled))
+    fits = [fit, mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)]
+    shown, bars = panels(plot.compare_maps(fits, ["rtop", "ng"], ["one", "two"], index=0))
+    assert (len(shown), len(bars)) == (4, 2)
+    for column, name in enumerate(("rtop", "ng")):
+        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in fits])
+        for axes in shown[column::2]:
+            assert axes.images[0].get_clim() == pytest.approx(views.limits(pooled))
 
 
 def test_layout_and_labels_as_the_tutorial_has_them(fit):
@@ -173,45 +146,41 @@ def test_tick_labels_of_narrow_bars_do_not_touch(fit, tall):
 
 
 @pytest.mark.parametrize(
-    ("name", "units", "unit", "value"),
+    ("name", "label", "units", "unit", "value"),
     [
-        ("ng_parallel", "mm", "1", lambda f: f.ng_par()),
-        ("ng_perpendicular", "mm", "1", lambda f: f.ng_perp()),
-        ("msd", "um", "µm²", lambda f: f.msd() * 1e6),
-        ("rtop^(1/3)", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
-        ("rtap^(1/2)", "mm", "mm⁻¹", lambda f: np.sqrt(f.rtap())),
-        ("rmse", "um", "units of the data", lambda f: f.rmse()),
-        ("negative_mass", "um", "1", lambda f: f.negative()[1]),
-        ("md", "um", "µm²/s", lambda f: f.index("md") * 1e6),
-        ("rtop_root", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
-        ("theta_po", "um", "rad", lambda f: f.theta_po()),
+        ("ng_parallel", r"NG$_\parallel$", "mm", "1", lambda f: f.ng_par()),
+        ("ng_perpendicular", r"NG$_\perp$", "mm", "1", lambda f: f.ng_perp()),
+        ("msd", "MSD", "um", "µm²", lambda f: f.msd() * 1e6),
+        ("rtop^(1/3)", "RTOP$^{1/3}$", "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
+        ("rtap^(1/2)", "RTAP$^{1/2}$", "mm", "mm⁻¹", lambda f: np.sqrt(f.rtap())),
+        ("rmse", "RMSE", "um", "units of the data", lambda f: f.rmse()),
+        ("negative_mass", None, "um", "1", lambda f: f.negative()[1]),
+        ("md", "MD", "um", "µm²/s", lambda f: f.index("md") * 1e6),
+        ("rtop_root", None, "um", "µm⁻¹", lambda f: np.cbrt(f.rtop()) * 1e-3),
+        ("theta_po", None, "um", "rad", lambda f: f.theta_po()),
+        ("pa_dti", r"PA$_{DTI}$", "um", "1", lambda f: f.pa_dti()),
+        ("lapnorm", r"$\|\Delta E\|^2$", "mm", "mm", lambda f: f.lapnorm()),
     ],
 )
-def test_maps_by_name(fit, name, units, unit, value):
+def test_maps_by_name(fit, name, label, units, unit, value):
     found = plot.map_of(fit, name, units)
     assert found.unit == unit
+    assert label in (None, found.label)
     assert_allclose(found.values, value(fit), rtol=1e-12)
 
 
-def test_wrong_calls_are_named(fit, gtab, data):
-    with pytest.raises(ValueError, match="'rtxp'"):
-        plot.compare_maps([fit], ["rtxp"])
+def test_wrong_calls_are_named(fit, data):
+    maps = plot.compare_maps
+    refused("'rtxp'", maps, [fit], ["rtxp"])
     for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume", "v1"):
-        with pytest.raises(ValueError, match=re.escape(repr(name))):
-            plot.map_of(fit, name)
-    with pytest.raises(ValueError, match="at least one of each, not 0 and 1"):
-        plot.compare_maps([], ["rtop"])
-    with pytest.raises(ValueError, match=r"index must lie in 0 .. 1 along axis 2, not 0.5"):
-        plot.odf_slice(fit, index=0.5)
-    with pytest.raises(ValueError, match="fit_labels: 1 given for 2"):
-        plot.compare_maps([fit, fit], ["rtop"], ["one"])
-    with pytest.raises(ValueError, match="map_kwargs"):
-        plot.compare_maps([fit], ["rtop"], map_kwargs=[{}, {}])
+        refused(re.escape(repr(name)), plot.map_of, fit, name)
+    refused("at least one of each, not 0 and 1", maps, [], ["rtop"])
+    refused("index must lie in 0 .. 1 along axis 2, not 0.5", plot.odf_slice, fit, index=0.5)
+    refused("fit_labels: 1 given for 2", maps, [fit, fit], ["rtop"], ["one"])
+    refused("map_kwargs", maps, [fit], ["rtop"], map_kwargs=[{}, {}])
     for voxel in ((0, 0, 0), (9, 0, 0), (1, 2, 1), (1,)):
-        with pytest.raises(ValueError, match="voxel"):
-            plot.propagator(fit, voxel)
-    with pytest.raises(ValueError, match="120 volumes"):
-        plot.signal(fit, (1, 1, 1), data[..., :50])
+        refused("voxel", plot.propagator, fit, voxel)
+    refused("120 volumes", plot.signal, fit, (1, 1, 1), data[..., :50])
 
 
 # ---- glyphs
@@ -283,46 +252,35 @@ def test_regions_of_glyphs(fit):
     assert "RTPP" in mirrored.axes[0].get_title()
     masks = np.ones((2, 2), bool), np.zeros(SHAPE, bool)
     for region in ((0, 9, 0, 2), (2, 1, 0, 2), (0, 1, 0), *masks):
-        with pytest.raises(ValueError, match="region"):
-            plot.odf_slice(fit, index=0, region=region)
+        refused("region", plot.odf_slice, fit, index=0, region=region)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("frame", ["image", "voxel", "scanner"])
-def test_glyphs_follow_the_affine(gtab, sign, frame):
-    """A fibre along the voxel direction (1, 1, 0) is drawn so in any affine and frame."""
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_glyphs_follow_the_affine(gtab, sign, frame, axis):
+    """A fibre along the voxel direction (1, 1, 0) is drawn so in any affine, frame and view."""
     affine = np.eye(4)
     affine[:3, :3] = phantom.random_rotation(np.random.default_rng(2)) * [2 * sign, 2, 2]
     along = affine[:3, :3] @ [1, 1, 0] / np.linalg.norm([2, 2])
     e1 = gradients.turned(along, affine, "scanner", frame)
-    times = {"big_delta": gtab.big_delta, "small_delta": gtab.small_delta}
-    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, frame=frame, **times)
+    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, tau=gtab.tau, frame=frame)
     one = mapmri.MapmriModel(table, radial_order=4).fit(tensor_signal(table, e1)[None, None, None])
-    figure = plot.odf_slice(one, axis=2, affine=affine)
-    ((axis, _),) = glyph_axes(figure).values()
-    view = plot.view_of(one.mask, axis=2, affine=affine)
+    ((long, _),) = glyph_axes(plot.odf_slice(one, axis=axis, affine=affine)).values()
+    view = plot.view_of(one.mask, axis=axis, affine=affine)
     stored = np.zeros((3, 3))
     for c, (a, flip) in enumerate(zip(view.orientation.order, view.orientation.flip, strict=True)):
         stored[c, a] = -1 if flip else 1
     expected = (view.screen @ stored @ [1, 1, 0])[:2]
     assert np.linalg.norm(expected) > 0.9, "the fibre is seen"
-    assert abs(axis @ expected) / np.linalg.norm(expected) > 0.98
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_glyphs_from_the_side(fit, axis):
-    """Seen along x or y, fibres in the x-y plane lie flat."""
-    glyphs = glyph_axes(plot.odf_slice(fit, axis=axis))
-    assert all(abs(long[0]) > 0.95 for long, _ in glyphs.values())
+    assert abs(long @ expected) / np.linalg.norm(expected) > 0.98
 
 
 def test_background_is_gfa(fit):
     (axes,), _ = panels(plot.odf_slice(fit, index=0))
     shown = axes.images[0].get_array()
-    assert shown.min() > 0.3
-    assert shown.max() <= 1
-    assert "GFA" in axes.get_title()
-    assert "s = 2" in axes.get_title()
+    assert 0.3 < shown.min() < shown.max() <= 1
+    assert all(word in axes.get_title() for word in ("GFA", "s = 2"))
 
 
 # ---- one voxel
@@ -371,21 +329,6 @@ def test_overview(fit, tmp_path):
     assert_allclose(msd, fit.msd()[..., 1].T * 1e6)
 
 
-def test_no_state_of_pyplot_is_touched(tmp_path):
-    code = (
-        "import sys, numpy as np, mapmri_nb as m\n"
-        "from mapmri_nb.data import sample_dwi\n"
-        "g = m.GradientTable.from_bids(sample_dwi('catcord'))\n"
-        "f = m.MapmriModel(g, 2).fit(np.exp(-g.bvals * 1e-3)[None])\n"
-        "from mapmri_nb import plot\n"
-        "plot.compare_maps([f], ['rtop'], filename='a.png')\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    env = os.environ | {"PYTHONPATH": str(Path(mapmri.__file__).parents[1]), "DISPLAY": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
-    assert (tmp_path / "a.png").stat().st_size > 1000
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
     """The tutorial's call, with a fit of DIPY's own in the row."""
@@ -416,13 +359,11 @@ def reoriented(volume, affine, codes):
 @pytest.fixture(scope="module")
 def stored(gtab):
     """One phantom without a symmetry, fitted from four storage orders, its affine oblique."""
-    rng, shape, affine = np.random.default_rng(5), (6, 7, 5), np.eye(4)
-    e1 = rng.normal(size=(*shape, 3))
-    e1 /= np.linalg.norm(e1, axis=-1, keepdims=True)
+    rng, shape = np.random.default_rng(5), (6, 7, 5)
+    e1, affine = phantom.unit(rng.normal(size=(*shape, 3))), np.eye(4)
     affine[:3, :3] = rotation(2, np.degrees(0.2)) * [2.0, 2.0, 3.0]
     affine[:3, 3] = -7, 5, 11
-    times = {"big_delta": gtab.big_delta, "small_delta": gtab.small_delta}
-    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, frame="scanner", **times)
+    table = mapmri.GradientTable(gtab.bvals, gtab.bvecs, tau=gtab.tau, frame="scanner")
     series = tensor_signal(table, e1) * rng.uniform(1, 2, (*shape, 1))
     mask = rng.uniform(size=shape) > 0.2
     mask[:, :, 3] = True
@@ -467,30 +408,27 @@ def test_storage_order_does_not_show(stored, kind, where):
 def test_letters_and_conventions(stored):
     """Radiological: the patient's left is on the right. The value under each letter is that side's."""
     for fit, A in stored.values():
-        sides, axes = {}, map(np.arange, fit.mask.shape)
-        place = np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ A[:3, :3].T
-        for convention in views.CONVENTIONS:
+        place = np.moveaxis(np.indices(fit.mask.shape), 0, -1) @ A[:3, :3].T
+        for convention, letters in (("radiological", "RLPA"), ("neurological", "LRPA")):
             view = plot.view_of(fit.mask, affine=A, convention=convention)
-            sides[convention] = view.letters
+            assert view.letters == letters
             sign = 1 if view.letters[1] == "R" else -1
             assert np.all(np.diff(view.cut(place[..., 0]), axis=1) * sign > 0)
             assert np.all(np.diff(view.cut(place[..., 1]), axis=0) > 0)
-        assert sides == {"radiological": "RLPA", "neurological": "LRPA"}
-        figure = plot.compare_maps([fit], ["msd"], affine=A)
-        assert "".join(t.get_text() for t in figure.axes[0].texts) == "RLPA"
-        assert "axial slice, z = " in figure.get_supxlabel()
-        assert "radiological" in figure.get_supxlabel()
         side = plot.view_of(fit.mask, "sagittal", affine=A)
         assert side.letters == "PAIS"
         assert side.size == pytest.approx([2, 3])
-    fit.affine = A  # the fit's own is taken
-    own = plot.compare_maps([fit], ["msd"])
-    assert "".join(t.get_text() for t in own.axes[0].texts) == "RLPA"
-    del fit.affine
-    with pytest.raises(ValueError, match=r"convention must be one of .*, not 'left'"):
-        plot.view_of(fit.mask, convention="left")
-    with pytest.raises(ValueError, match="affine"):
-        plot.view_of(fit.mask, affine=np.zeros((4, 4)))
+        side = plot.compare_maps([fit], ["msd"], axis="sagittal", affine=A)
+        assert side.axes[0].get_aspect() == pytest.approx(1.5)
+        for more in ({"affine": A}, {}):
+            figure = plot.compare_maps([fit], ["msd"], **more)
+            fit.affine = A  # which is taken where none is given
+            assert "".join(t.get_text() for t in figure.axes[0].texts) == "RLPA"
+            assert "axial slice, z = " in figure.get_supxlabel()
+            assert "radiological" in figure.get_supxlabel()
+        del fit.affine
+    refused(r"convention must be one of .*, not 'left'", plot.view_of, fit.mask, convention="left")
+    refused("affine", plot.view_of, fit.mask, affine=np.zeros((4, 4)))
 
 
 # ---- paper
@@ -518,16 +456,15 @@ def test_long_tails_do_not_stretch_a_range():
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "page"),
+    ("label", "page"),
     [
-        ("rtop^(1/3)", "RTOP$^{1/3}$", "RTOP<sup>1/3</sup>"),
-        ("ng_par", r"NG$_\parallel$", "NG<sub>∥</sub>"),
-        ("ng_perp", r"NG$_\perp$", "NG<sub>⊥</sub>"),
-        ("pa_dti", r"PA$_{DTI}$", "PA<sub>DTI</sub>"),
-        ("lapnorm", r"$\|\Delta E\|^2$", "‖ΔE‖<sup>2</sup>"),
-        ("msd", "MSD", "MSD"),
+        ("RTOP$^{1/3}$", "RTOP<sup>1/3</sup>"),
+        (r"NG$_\parallel$", "NG<sub>∥</sub>"),
+        (r"NG$_\perp$", "NG<sub>⊥</sub>"),
+        (r"PA$_{DTI}$", "PA<sub>DTI</sub>"),
+        (r"$\|\Delta E\|^2$", "‖ΔE‖<sup>2</sup>"),
+        ("MSD", "MSD"),
     ],
 )
-def test_names_are_typeset(fit, name, label, page):
-    assert plot.map_of(fit, name).label == label
+def test_names_are_typeset(label, page):
     assert views.html(label) == page

@@ -36,7 +36,8 @@ def test_order_0():
 def test_gaussian_has_no_non_gaussianity():
     """Zero exactly, not the 1e-8 of the difference form; NaN for NaN coefficients."""
     a = np.zeros((3, 50))
-    a[::2, 0], a[1], a[2, 7] = 1.0, np.nan, 1e-12
+    a[::2, 0], a[1] = 1.0, np.nan
+    a[2, 7] = 1e-12
     fit = Ours().made("anisotropic", a, np.array([9e-3, 5e-3, 4e-3]), np.eye(3))
     for name in ("ng", "ng_par", "ng_perp"):
         assert fit.index(name)[0] == 0.0

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import oracle
+import phantom
 import pytest
 import truth
 from numpy.testing import assert_allclose, assert_array_equal
@@ -20,56 +21,42 @@ from mapmri_nb.kernels.ordering import (
     n_coef,
     positions,
 )
+from mapmri_nb.testing import Case, check
 from mapmri_nb.testing.algebra import squares
+from mapmri_nb.testing.programs import Ours
 
-TAU = 0.0365 - 0.0157 / 3
 SIZES = {2: (1, 3), 4: (7, 3), 6: (7, 13), 8: (22, 13), 10: (22, 34)}
 
 
-def voxel(seed, snr=20.0):
-    """Crossing fibres and free water in the tensor's frame: signal (m,) with Rician noise, mu (3,), q (m, 3)."""
-    rng, (b, g) = np.random.default_rng(seed), truth.scheme([90] * 3, [1000, 2000, 3000], 18)
-    count, f = int(rng.integers(0, 3)), rng.uniform(0.1, 0.4)
-    tensors = [rng.choice([0.7e-3, 1.2e-3, 2.5e-3]) * np.eye(3)]
-    for _ in range(count):
-        u, radial = rng.normal(size=3), rng.uniform(0.1e-3, 0.5e-3)
-        along = rng.uniform(1.3e-3, 2e-3) - radial
-        tensors.append(radial * np.eye(3) + along * np.outer(u, u) / (u @ u))
-    weights = np.r_[f, (1 - f) * rng.dirichlet([2] * count)] if count else np.ones(1)
-    y = truth.mixture_signal(weights, tensors, b, g)
-    y = np.hypot(y + rng.normal(size=len(y)) / snr, rng.normal(size=len(y)) / snr)
-    mu, R = truth.mixture_frame(weights, tensors, TAU)
-    return y, np.maximum(mu, np.sqrt(2e-4 * TAU)), oracle.qvectors(b, g, TAU) @ R
-
-
 def problem(order, weight, seed):
-    """H, g of a voxel, and y'y."""
-    y, mu, q = voxel(seed)
-    M = oracle.phi_matrix(order, mu, q)
-    return M.T @ M + weight * oracle.laplacian_matrix(order, mu), M.T @ y, y @ y
+    """H, g and y'y of a noisy voxel."""
+    b, g = truth.scheme_hcp()
+    y = phantom.signals(1, b, g, seed, noise=0.05)[0]
+    H, rhs, _, square = phantom.problem(y, b, g, order, weight)
+    return H, rhs, square
 
 
 @np.errstate(all="ignore")
-def solve_lanes(order, problems, work=None, tol=1e-9, max_iter=50, at=None):
-    """Some problems (H, g) in lanes `at` (0 on) of whole groups, copies of the last one, not solved, in the others."""
-    place, V = class_permutation(order), -(-max(len(problems), *(at or [0])) // WIDTH) * WIDTH
-    at, (i, j) = list(range(len(problems))) if at is None else at, np.tril_indices(len(place))
-    G, g = lanes.empty(len(i), V), lanes.empty(len(place), V)
+def solve_lanes(order, problems):
+    """Problems (H, g), a lane each, copies of the last one filling the group; work besides."""
+    place, count = class_permutation(order), len(problems)
+    t, V = cones.tables(order), -(-count // WIDTH) * WIDTH
+    G, g = lanes.empty(len(place) * (len(place) + 1) // 2, V), lanes.empty(len(place), V)
+    for l in range(V):
+        H, g[:, l] = problems[min(l, count - 1)][0], problems[min(l, count - 1)][1][place]
+        G[:, l] = H[np.ix_(place, place)][np.tril_indices(len(place))]
     answer = sdp.Answer(lanes.empty(len(place), V), np.zeros((4, V)), np.full(V, sdp.UNANSWERED))
-    for l in [*range(V), *at]:
-        one = problems[at.index(l)] if l in at else problems[-1]
-        G[:, l], g[:, l] = one[0][np.ix_(place, place)][i, j], one[1][place]
-    answer.status[at] = sdp.CERTIFIED
-    work = sdp.workspace(cones.tables(order)) if work is None else work
-    sdp.solve(G, g, cones.tables(order), 1, max_iter, tol, work, answer)
-    c = np.empty((len(at), len(place)))
-    c[:, place] = answer.c.T[at]
-    return answer.status[at], c, answer.info.T[at], work
+    answer.status[:count] = sdp.CERTIFIED
+    work = sdp.workspace(t)
+    sdp.solve(G, g, t, 1, 50, 1e-9, work, answer)
+    c = np.empty((count, len(place)))
+    c[:, place] = answer.c.T[:count]
+    return answer.status[:count], c, answer.info.T[:count], work
 
 
-def solve(order, H, g, work=None, tol=1e-9, max_iter=50):
+def solve(order, H, g):
     """One problem alone."""
-    status, c, info, work = solve_lanes(order, [(H, g)], work, tol, max_iter)
+    status, c, info, work = solve_lanes(order, [(H, g)])
     return int(status[0]), c[0], info[0], work
 
 
@@ -102,26 +89,14 @@ def gram_polynomial(order, grams):
     return out
 
 
-def origin(order):
-    return oracle.aniso_origin(order)
-
-
-def random_squares(order, rng):
-    """Hermite coefficients of a random sum of squares with E(0) = 1."""
-    return squares(order, rng)[0]
-
-
-def motzkin():
-    return np.array([truth.MOTZKIN.get(tuple(n), 0.0) for n in oracle.aniso_table(6).tolist()])
-
-
 # ---- the cone
 
 
 @pytest.mark.nojit
 @pytest.mark.parametrize("order", SIZES)
 def test_gram_sizes_and_tables(order):
-    t, n, place = cones.tables(order), n_coef(order), class_permutation(order)
+    t, n = cones.tables(order), n_coef(order)
+    place = class_permutation(order)
     assert tuple(t.sizes) == SIZES[order] == tuple(map(len, cones.gram_exponents(order)))
     assert_array_equal(t.monomial, hermite_to_monomial(order)[:, place])
     assert np.linalg.cond(t.K[:n]) < 60
@@ -145,7 +120,7 @@ def test_gram_sizes_and_tables(order):
 @pytest.mark.parametrize("weight", [0.0, 0.2])
 @pytest.mark.parametrize(("order", "voxels"), [(4, 4), (6, 4), (8, 3), (10, 1)])
 def test_no_sum_of_squares_is_better(order, voxels, weight):
-    B = origin(order)
+    B = oracle.aniso_origin(order)
     for seed in range(voxels):
         H, g, yy = problem(order, weight, seed)
         status, c, info, _ = solve(order, H, g)
@@ -161,7 +136,7 @@ def test_no_sum_of_squares_is_better(order, voxels, weight):
 
 @pytest.mark.nojit
 def test_certified_free_optimum_is_kept():
-    c0 = random_squares(4, np.random.default_rng(3))
+    c0 = squares(4, np.random.default_rng(3))[0]
     H = np.diag(1.0 + np.arange(22.0))
     status, c, _, _ = solve(4, H, ridged(H) @ c0)
     assert status == sdp.CERTIFIED
@@ -187,39 +162,11 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
                     A[i] = [x - f * y for x, y in zip(A[i], A[k], strict=True)]
 
 
-@pytest.mark.jit_only
-@pytest.mark.parametrize("order", [2, 4, 6, 8])
-def test_bits_do_not_depend_on_the_neighbours(order):
-    """Alone, in a full group, at another lane, beside easy and hard voxels and such as have no answer."""
-    pairs = ((0, 0.0), (1, 0.2), (2, 0.0), (3, 0.05))
-    good = [problem(order, weight, seed)[:2] for seed, weight in pairs]
-    H, g = good[0]
-    indefinite, flat = H - 2 * np.trace(H) * np.eye(len(H)) / len(H), np.zeros_like(H)
-    spoiled = np.where(np.eye(len(H)) > 0, H, np.nan)
-    bad = [(H, np.nan * g), (H, 0 * g), (indefinite, g), (-H, g), (np.nan * H, g), (flat, g), (spoiled, g), (H, np.inf * g),
-           (1e300 * H, 1e300 * g), (H, np.where(np.arange(len(g)) == 1, np.nan, g)), (H, -g)]  # fmt: skip
-    alone = [solve(order, *one) for one in good]
-    for group in (good, good + bad, bad[:5] + good + bad[5:], (good * WIDTH)[: 2 * WIDTH]):
-        status, c, info, _ = solve_lanes(order, group)
-        for l, one in enumerate(group):
-            for which, expected in zip(good, alone, strict=True):
-                if one is which:
-                    assert status[l] == expected[0] == sdp.CERTIFIED
-                    assert_array_equal(c[l], expected[1])
-                    assert_array_equal(info[l], expected[2])
-    status, c, _, _ = solve_lanes(order, good + bad)
-    none = status == sdp.UNANSWERED
-    assert none[4:12].all()
-    assert_array_equal(np.isnan(c).all(1), none)
-    for l in (1, WIDTH - 1):
-        assert_array_equal(solve_lanes(order, good[1:2], at=[l])[1][0], alone[1][1])
-
-
 @pytest.mark.nojit
 def test_a_lane_without_answer_leaves_its_neighbour_alone():
     """Without the compiler too."""
     H = np.diag(1.0 + np.arange(7.0))
-    g = H @ random_squares(2, np.random.default_rng(3))
+    g = H @ squares(2, np.random.default_rng(3))[0]
     alone, both = solve(2, H, g), solve_lanes(2, [(H, g), (-H, g)])
     assert list(both[0]) == [sdp.CERTIFIED, sdp.UNANSWERED]
     assert_array_equal(both[1][0], alone[1])
@@ -232,7 +179,11 @@ def test_a_lane_without_answer_leaves_its_neighbour_alone():
 @pytest.mark.jit_only
 def test_motzkin_has_no_certificate():
     """Nonnegative, and no sum of squares; no constant makes it one. validation/ has the distances."""
-    c = motzkin()
+    c = np.array([truth.MOTZKIN.get(tuple(n), 0.0) for n in oracle.aniso_table(6).tolist()])
+    r = np.random.default_rng(0).normal(size=(500, 3))
+    x, y, _ = r.T**2
+    p = 0.25 * (x * x * y + x * y * y - 3 * x * y + 1) * np.exp(-(r**2).sum(1) / 2)
+    assert_allclose((2 * np.pi) ** 1.5 * oracle.psi_matrix(6, np.ones(3), r) @ c, p, atol=1e-13)
     for constant in (0.0, 1.0):
         answer = sos.certify(c + constant * np.eye(50)[0], 6)
         assert not answer.certified[0]
@@ -243,21 +194,12 @@ def test_motzkin_has_no_certificate():
 @pytest.mark.jit_only
 @pytest.mark.parametrize("order", SIZES)
 def test_squares_are_certified_and_less_than_nothing_is_not(order):
+    check(Ours(), "certificates", Case(order=order))
     rng = np.random.default_rng(order)
-    c = np.array([random_squares(order, rng) for _ in range(5)])
-    answer = sos.certify(c, order)
+    answer = sos.certify(np.vstack([squares(order, rng) for _ in range(5)]), order)
     assert answer.certified.all()
     assert (answer.distance == 0).all()
     assert (answer.margin > 0).all()
-    x = np.r_[np.zeros((1, 3)), rng.normal(size=(5000, 3))]
-    p = (oracle.hermite3d(order, x) @ c.T) * np.exp(0.5 * np.sum(x * x, 1))[:, None]
-    less = c.copy()
-    less[:, 0] -= p.min(0) + 1e-3
-    B = origin(order)
-    answer = sos.certify(less[less @ B > 0], order)
-    assert not answer.certified.any()
-    assert (answer.margin < 0).all()
-    assert (answer.distance > 0).all()
 
 
 @pytest.mark.jit_only
@@ -277,9 +219,8 @@ def test_boundary_points(order):
     assert (told.distance[1:] == 0).all()
     assert (told.margin[1:] == margins).all()
     # beyond the boundary by more than the tolerance
-    t = cones.tables(order)
-    polynomial = gram_polynomial(order, cones.blocks(t, t.Q))
-    reference = np.linalg.solve(hermite_to_monomial(order), polynomial)
+    t, reference = cones.tables(order), np.empty(n_coef(order))
+    reference[class_permutation(order)] = t.hermite[: len(reference)] @ t.Q[: len(t.gram)]
     beyond = sos.certify((coef - 1e-2 * reference) / 0.99, order)
     assert not beyond.certified[:2].any()
     assert_allclose(beyond.margin[0], -1e-2 / 0.99, rtol=1e-2)
@@ -290,9 +231,10 @@ def test_boundary_points(order):
 def test_certificates_of_many_rows(order):
     """Row by row the same bits, on one thread and on two, whatever lies between."""
     rng = np.random.default_rng(1)
-    c = np.array([random_squares(order, rng) for _ in range(101)])
+    c = np.array([squares(order, rng)[0] for _ in range(101)])
     c[::3] += 0.05 * rng.normal(size=c[::3].shape)
-    c[5], c[6], c[7] = np.nan, 0.0, -c[7]
+    c[5], c[6] = np.nan, 0.0
+    c[7] = -c[7]
     many = sos.certify(c, order)
     with one_thread():
         for a, b in zip(many, sos.certify(c, order), strict=True):
@@ -307,7 +249,7 @@ def test_certificates_of_many_rows(order):
 @pytest.mark.nojit
 def test_proof_ends_at_zero():
     """p = |x|^2 + level is a sum of squares from level 0 on; below, no rounding may turn into a proof."""
-    B, where = origin(2), positions(monomials(2))
+    B, where = oracle.aniso_origin(2), positions(monomials(2))
     for level in (-1e-6, -1e-9, -1e-12, -1e-15, 0.0, 1e-17, 1e-4, 1e-2):
         p = np.zeros(7)
         p[[where[2, 0, 0], where[0, 2, 0], where[0, 0, 2]]] = 1.0
@@ -325,7 +267,8 @@ def test_certify_refuses_and_skips():
     with pytest.raises(ValueError, match="22 columns at order 4"):
         sos.certify(np.ones((2, 7)), 4)
     rows = np.zeros((4, 7))
-    rows[0], rows[1, 0], rows[2, 0], rows[3, 0] = np.nan, -1.0, 1.0, 5.0
+    rows[0], rows[1, 0] = np.nan, -1.0
+    rows[2, 0], rows[3, 0] = 1.0, 5.0
     answer = sos.certify(rows, 2)
     assert_array_equal(answer.certified, [False, False, False, False])
     assert (answer.distance[2:] < sos.NEAR).all()  # the Gaussian: on the boundary
@@ -353,7 +296,7 @@ def test_osqp_route_reaches_the_optimum():
             H, g, yy = problem(order, weight, seed)
             g, yy = size * g, size**2 * yy  # 1.2: E(0) = 1 binds from above
             _, best, _, _ = solve(order, H, g)
-            status, c, info = sos.solve_osqp(H, g, origin(order), order)
+            status, c, info = sos.solve_osqp(H, g, oracle.aniso_origin(order), order)
             assert status in (sdp.CERTIFIED, sdp.BLENDED)
             assert info[2] > 0
             values = [0.5 * x @ ridged(H) @ x - g @ x + 0.5 * yy for x in (best, c)]
@@ -361,7 +304,7 @@ def test_osqp_route_reaches_the_optimum():
     assert min(excess) > -1e-6
     assert np.median(excess) < 1e-3
     assert max(excess) < 5e-3
-    again = sos.solve_osqp(H, g, origin(6), 6)[1]
+    again = sos.solve_osqp(H, g, oracle.aniso_origin(6), 6)[1]
     assert_array_equal(again, c)
 
 
@@ -370,11 +313,11 @@ def test_osqp_route_refuses():
     H, g, _ = problem(4, 0.2, 0)
     assert sos.GlobalSolver(2, "osqp").kernel is None
     with pytest.raises(ValueError, match="2, 4 or 6: 8"):
-        sos.solve_osqp(np.eye(95), np.ones(95), origin(8), 8)
-    status, c, _ = sos.solve_osqp(-H, g, origin(4), 4)
+        sos.solve_osqp(np.eye(95), np.ones(95), oracle.aniso_origin(8), 8)
+    status, c, _ = sos.solve_osqp(-H, g, oracle.aniso_origin(4), 4)
     assert status == sdp.UNANSWERED
     assert np.isnan(c).all()
-    status, c, info = sos.solve_osqp(H, g, origin(4), 4, rounds=1, tol=1e-12)
+    status, c, info = sos.solve_osqp(H, g, oracle.aniso_origin(4), 4, rounds=1, tol=1e-12)
     assert status == sdp.INEXACT
     assert info[2] > 0
 
@@ -385,7 +328,8 @@ def test_elimination_of_the_origin(fixed, rng):
     """P and c0 of the least squares |x - g|^2 / 2 with B'x = 1 (or without), rows K of x."""
     n = 4
     X = rng.normal(size=(n + 2, 7))
-    K, B, g = X[:n], X[n], X[n + 1]
+    K, B = X[:n], X[n]
+    g = X[n + 1]
     P = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], WIDTH, 1)
     c0, scale = np.empty((n, WIDTH)), np.empty((1, WIDTH))
     cones.eliminate_origin(P, n, fixed, c0, scale)
@@ -401,11 +345,11 @@ def test_elimination_of_the_origin(fixed, rng):
     want = keep * Q + amount * reference[:, None]
     cones.blend(reference, keep, amount, Q)
     assert_allclose(Q, want, atol=1e-14)
-    work, t, c = sdp.workspace(cones.tables(2)), cones.tables(2), rng.normal(size=(7, WIDTH))
+    work, t = sdp.workspace(cones.tables(2)), cones.tables(2)
+    c = rng.normal(size=(7, WIDTH))
     sdp._margin_problem(c, 0, t, work)
-    assert_allclose(
-        work.c0[:7], t.K[:7, :7] @ c - t.reference[:7, None], atol=1e-12
-    )  # p - m reference from m = 1
+    want = t.K[:7, :7] @ c - t.reference[:7, None]  # p - m reference from m = 1
+    assert_allclose(work.c0[:7], want, atol=1e-12)
     G, c = np.repeat((X @ X.T)[np.tril_indices(n + 2)][:, None], 3, 1), rng.normal(size=(n + 2, 3))
     assert constrained._best_scale(G, X[:, :3].copy(), c, 1) == pytest.approx(
         X[:, 1] @ c[:, 1] / np.sum((X.T @ c[:, 1]) ** 2), rel=1e-12

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 from mapmri_nb.cli import main
-from shell import MODEL, content, load, make_series, save, words
+from shell import MODEL, content, fails, load, make_series, save, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream
@@ -24,12 +24,21 @@ HIDDEN = ".x_model-mapmri_dwimap.partial"
 SLAB = 7
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(series, files of a fit of it)."""
+    base = tmp_path_factory.mktemp("whole")
+    dwi = make_series(base)
+    assert main(words(dwi, base / "out")) == 0
+    return dwi, content(base / "out")
+
+
 @pytest.fixture
-def dwi(tmp_path, monkeypatch):
-    """`make_series`, fitted in slabs."""
+def dwi(whole, monkeypatch):
+    """The series, fitted in slabs."""
     monkeypatch.setattr(stream, "SLAB", SLAB)
     monkeypatch.setattr(stream, "SYNC", 0.0)
-    return make_series(tmp_path)
+    return whole[0]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,7 @@ def dwi(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, ending):
     monkeypatch.setattr(stream, "SLAB", SLAB)
-    dwi, slabs, whole = make_series(tmp_path, ending), tmp_path / "slabs", tmp_path / "whole"
+    dwi, slabs = make_series(tmp_path, ending), tmp_path / "slabs"
     options = ["--basis", basis, "--indices", "rtop,ng,pa", "--units", "um", "--fill", 0]
     assert main(words(dwi, slabs, *options)) == 0
     image = io.load_dwi(dwi)
@@ -46,6 +55,7 @@ def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, endin
     model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), 2, basis=basis)
     fit = model.fit(image.data, mask)
     common = {"affine": image.affine, "prefix": "x"}
+    whole = tmp_path / "whole"
     io.save_fit(fit, whole, sources=[dwi, tmp_path / "x_mask.nii.gz"], **common)
     maps, section = {n: fit.index(n) for n in ("rtop", "ng", "pa")}, folder.model_section
     more = {"units": "um", "fill": 0.0, "model": section(fit.options)}
@@ -115,36 +125,32 @@ def killed_at(last, arguments):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """(series, files of its fit, steps that its fit takes)."""
+def steps(whole, tmp_path_factory):
+    """How many steps the fit of the series takes."""
     base = tmp_path_factory.mktemp("kill")
-    dwi = make_series(base)
-    killed_at(0, words(dwi, base / "warm"))  # the writing of a kernel cache would count
-    code, steps = killed_at(0, words(dwi, base / "out"))
+    killed_at(0, words(whole[0], base / "warm"))  # the writing of a kernel cache would count
+    code, steps = killed_at(0, words(whole[0], base / "out"))
     assert code == 0
-    return dwi, content(base / "out"), int(steps)
+    return int(steps)
 
 
 @pytest.mark.jit_only
 @pytest.mark.parametrize("phase", ["slabs", "images", "moving"])
-def test_resume_after_kill_9(uninterrupted, tmp_path, monkeypatch, phase):
-    dwi, expected, steps = uninterrupted
-    moves = len(expected)
-    phases = {
+def test_resume_after_kill_9(dwi, whole, steps, tmp_path, phase):
+    before, out = steps - len(whole[1]), tmp_path / "out"  # of the moves
+    first, final = {
         "slabs": (3 * steps // 10, 7 * steps // 10),
-        "images": (steps - moves - 20, steps - moves),
-    }
-    first, final = phases.get(phase, (steps - moves + 1, steps))
+        "images": (before - 20, before),
+        "moving": (before + 1, steps),
+    }[phase]
     last = np.random.default_rng().integers(first, final, endpoint=True)
-    out = tmp_path / "out"
     assert killed_at(last, words(dwi, out))[0] == -signal.SIGKILL, (last, steps)
     assert not (out / MODEL).exists()
     with pytest.raises(FileNotFoundError, match="no saved fit"):
         mapmri.load_fit(out)
-    monkeypatch.setattr(stream, "SLAB", SLAB)
     assert main(words(dwi, out)) == 1, "an interrupted fit is neither mixed nor thrown away unasked"
     assert main(words(dwi, out, "--resume")) == 0, (last, steps)
-    assert content(out) == expected
+    assert content(out) == whole[1]
     assert [p.name for p in out.glob(".*")] == [".bidsignore"]
     fitted = json.loads((out / MODEL).read_text())["Run"]["FittedNow"]
     assert 0 < fitted < 6 if phase == "slabs" else fitted == 0
@@ -164,28 +170,30 @@ def interrupt(monkeypatch, at, action):
     return slabs
 
 
-def test_ctrl_c_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
-    assert main(words(dwi, tmp_path / "whole")) == 0
+def test_ctrl_c_keeps_finished_slabs(dwi, whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(words(dwi, tmp_path / "out")) == 130
-    found = re.search(r"(\d) of 6 slabs are kept", capsys.readouterr().err)
-    kept = int(found[1])  # a slab is written while the next one is fitted
+        assert main(words(dwi, out)) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    kept = int(re.search(r"(\d) of 6 slabs are kept", err)[1])  # one is written beside the next
     assert 2 <= kept <= 4
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
+    assert [p.name for p in out.iterdir()] == [HIDDEN]
     slabs = interrupt(monkeypatch, 99, None)
-    assert main(words(dwi, tmp_path / "out", "--resume")) == 0
+    assert main(words(dwi, out, "--resume")) == 0
     assert slabs == list(range(kept, 6))
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert content(out) == whole[1]
 
 
 def no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
-    assert main(words(dwi, tmp_path / "whole")) == 0
-    pwrite, calls = os.pwrite, []
+def test_a_full_disk_keeps_finished_slabs(dwi, whole, tmp_path, monkeypatch, capsys):
+    calls, out = [], tmp_path / "out"
+    pwrite = os.pwrite
 
     def full(file, content, offset):
         calls.append(offset)
@@ -193,18 +201,18 @@ def test_a_full_disk_keeps_finished_slabs(dwi, tmp_path, monkeypatch, capsys):
             no_space()
         return pwrite(file, content[:5] if len(calls) == 100 else content, offset)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        assert main(words(dwi, tmp_path / "out")) == 1
-    err = capsys.readouterr().err
-    assert "No space left" in err
-    assert "slabs are kept" in err
-    with monkeypatch.context() as patch:  # nor does the writing of the results lose them
-        patch.setattr(io, "write_nii", no_space)
-        assert main(words(dwi, tmp_path / "out", "--resume")) == 1
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [HIDDEN]
-    assert main(words(dwi, tmp_path / "out", "--resume")) == 0
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    more = []  # nor does the writing of the results lose what is kept
+    for place, name, call in ((os, "pwrite", full), (io, "write_nii", no_space)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, call)
+            assert main(words(dwi, out, *more)) == 1
+        err = capsys.readouterr().err
+        assert "No space left" in err
+        assert "slabs are kept" in err
+        more = ["--resume"]
+    assert [p.name for p in out.iterdir()] == [HIDDEN]
+    assert main(words(dwi, out, "--resume")) == 0
+    assert content(out) == whole[1]
 
 
 def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, capsys):
@@ -212,15 +220,13 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # a file that may not grow
     try:
-        assert main(words(dwi, tmp_path / "a" / "b")) == 1
+        fails(capsys, words(dwi, tmp_path / "a" / "b"), "File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "File too large" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(io, "load_dwi", lambda path, header=False: io.Image(load(path), np.eye(4)))
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
-    assert main(words(dwi, tmp_path / "a" / "b")) == 1
-    assert "MB needed to fit" in capsys.readouterr().err
+    fails(capsys, words(dwi, tmp_path / "a" / "b"), "MB needed to fit")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -237,19 +243,19 @@ def files(folder):
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_changed_is_refused(dwi, interrupted, tmp_path, capsys):
+def test_what_changed_is_refused(dwi, interrupted, capsys):
     def refused(what, *more):
-        before = {p: p.read_bytes() for p in files(interrupted)}
-        assert main(words(dwi, interrupted, "--resume", *more)) == 1
-        assert f"changed since the fit was interrupted: {what}; " in capsys.readouterr().err
-        assert {p: p.read_bytes() for p in files(interrupted)} == before
+        before = [kept for kept, _ in files(interrupted).values()]
+        text = f"changed since the fit was interrupted: {what}; "
+        fails(capsys, words(dwi, interrupted, "--resume", *more), text)
+        assert [kept for kept, _ in files(interrupted).values()] == before
 
     refused("model", "--laplacian", 0.3)
     refused("model, indices", "--basis", "isotropic")
     refused("indices", "--indices", "rtop")
     refused("indices", "--units", "um")
     refused("gradient table", "--big-delta", 0.031, "--small-delta", 0.003)
-    mask = tmp_path / "x_mask.nii.gz"
+    mask = dwi.with_name("x_mask.nii.gz")
     good = mask.read_bytes()
     save(mask, 1 - load(mask), np.diag([1.0, 2, 3, 1]))
     refused("mask")
@@ -262,8 +268,7 @@ def test_what_changed_is_refused(dwi, interrupted, tmp_path, capsys):
 
 
 def test_starting_anew(dwi, interrupted, tmp_path, capsys):
-    assert main(words(dwi, interrupted, "--laplacian", 0.3)) == 1
-    assert "an interrupted fit is there" in capsys.readouterr().err
+    fails(capsys, words(dwi, interrupted, "--laplacian", 0.3), "an interrupted fit is there")
     assert main(words(dwi, interrupted, "--laplacian", 0.3, "--force")) == 0
     assert main(words(dwi, tmp_path / "whole", "--laplacian", 0.3)) == 0
     assert content(interrupted) == content(tmp_path / "whole")
@@ -271,15 +276,14 @@ def test_starting_anew(dwi, interrupted, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2])
-def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, interrupted, tmp_path, lines):
+def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, whole, interrupted, lines):
     journal = interrupted / HIDDEN / "journal"
-    whole = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs at least
-    journal.write_bytes(b"".join(whole[:lines]) + whole[lines][:-1])
+    full = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs at least
+    journal.write_bytes(b"".join(full[:lines]) + full[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
     run = json.loads((interrupted / MODEL).read_text())["Run"]
     assert run["FittedNow"] == 6 - max(0, lines - 1)
-    assert main(words(dwi, tmp_path / "whole")) == 0
-    assert content(interrupted) == content(tmp_path / "whole")
+    assert content(interrupted) == whole[1]
 
 
 def test_resume_of_what_is_done_and_of_what_never_began(dwi, tmp_path, capsys):
@@ -287,9 +291,8 @@ def test_resume_of_what_is_done_and_of_what_never_began(dwi, tmp_path, capsys):
     assert main(words(dwi, out, "--resume")) == 0
     before = files(out)
     assert main(words(dwi, out, "--resume")) == 0
-    assert files(out) == before
-    assert main(words(dwi, out, "--resume", "--laplacian", 0.3)) == 1
-    assert "results are there already" in capsys.readouterr().err
+    more = ["--resume", "--laplacian", 0.3]
+    fails(capsys, words(dwi, out, *more), "results are there already", "--force")
     assert files(out) == before
 
 

@@ -42,14 +42,6 @@ def test_eigenproblem(rng):
         assert tensor.determinant(frame) == pytest.approx(1, abs=1e-14)
 
 
-def test_tensor_elements(rng):
-    out = np.full((6, 2), np.nan)
-    frame = phantom.random_rotation(rng)
-    tensor.tensor_elements(frame, np.array([1.7, 0.5, 0.2]), out, 1)
-    assert_allclose(out[:, 1], (frame @ np.diag([1.7, 0.5, 0.2]) @ frame.T)[PACKED], atol=1e-15)
-    assert np.isnan(out[:, 0]).all()
-
-
 @pytest.mark.nojit
 def test_isotropic_scale(rng):
     for _ in range(300):
@@ -62,7 +54,6 @@ def test_isotropic_scale(rng):
         square = mu**2
         overlap = (square - u) / (square + u)  # of the two Gaussians: stationary
         assert abs(overlap.sum()) <= 1e-11
-        assert mu.min() * (1 - 1e-15) <= np.sqrt(u) <= mu.max() * (1 + 1e-15)
         assert np.sqrt(u) == pytest.approx(oracle.isotropic_scale(mu), rel=1e-11)
     assert tensor.isotropic_scale(np.full(3, 6e-3)) == 6e-3
     truth.assert_digits(tensor.isotropic_scale(np.array([8e-3, 5e-3, 4e-3])), "5.41124834449e-3")

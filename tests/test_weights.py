@@ -46,11 +46,12 @@ def assert_same(one, two, rtol, also=("S0", "laplacian_weight", "mu", "mu_tensor
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_weight_0_is_a_missing_sample(options, rng):
-    """Weight 0, NaN, and a table without the sample are one thing, in every mode and number."""
+    """Weight 0 or NaN, a NaN sample, and a table without it are one thing, in every mode and number."""
     gtab, gone = table(10.0), [1, 8, 30]
     y, weights = noisy(gtab, rng), np.ones(len(gtab))
-    holes, wild, keep = y.copy(), y.copy(), np.setdiff1d(np.arange(len(gtab)), gone)
-    weights[gone], holes[:, gone] = 0.0, np.nan
+    holes, wild = y.copy(), y.copy()
+    keep = np.setdiff1d(np.arange(len(gtab)), gone)
+    weights[gone], holes[:, gone] = [0.0, np.nan, 0.0], np.nan
     wild[:, gone] *= 50
     options = options | {"bval_threshold": 2100}  # "auto" judges the table, not the samples
     model = mapmri.MapmriModel(gtab, 4, **options)
@@ -95,17 +96,10 @@ def test_gcv_with_weights(basis, rng):
         root = np.sqrt(weights[v][keep])
         M = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs[keep] @ fit.R[v])
         L = oracle.laplacian_matrix(4, fit.mu[v])
-        want = oracle.gcv_weight(root[:, None] * M, L, root * y[v][keep], fit.mu[v])
-        assert fit.laplacian_weight[v] == pytest.approx(want, rel=1e-4)
-
-
-def test_weights_of_the_tensor(rng):
-    """Scales of a fit with weights are those of the weighted two-pass tensor fit."""
-    gtab = table(10.0)
-    y, w = noisy(gtab, rng, 1)[0], rng.uniform(0.2, 3.0, len(gtab))
-    fit = mapmri.MapmriModel(gtab, 4, bval_threshold=None).fit(y[None], weights=w)
-    mu, *_ = oracle.fit_tensor(y, gtab.bvals, gtab.bvecs, TAU, np.inf, weights=w)
-    assert_allclose(fit.mu_tensor[0], mu, rtol=1e-9)
+        size = np.prod(fit.mu[v]) ** (1 / 3)
+        tried = np.r_[fit.laplacian_weight[v], np.geomspace(5e-8, 5e-2, 400) / size]
+        score = [oracle.gcv(root[:, None] * M, L, root * y[v][keep], w)[0] for w in tried]
+        assert score[0] <= min(score) * (1 + 1e-9)
 
 
 # ---- gradient non-linearity
@@ -123,33 +117,20 @@ def fields(rng, count=3):
     return 0.06 * rng.standard_normal((count, 3, 3))
 
 
-def test_weights_and_fields_that_cannot_be(rng):
-    gtab = table()
-    model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
-    for name, values, words in (
-        ("weights", np.ones(5), r" must have shape \(56,\) or the data's \(3, 56\), not \(5,\)"),
-        ("weights", -np.ones(len(gtab)), " must be finite and >= 0; found -1"),
-        ("weights", np.full(y.shape, np.inf), " must be finite and >= 0; found inf"),
-        ("grad_dev", np.zeros((3, 8)), r" must have shape \(3, 9\) or \(3, 3, 3\), not \(3, 8\)"),
-        ("grad_dev", np.full((3, 9), 0.7), ": .* finite and below 0.5 inside the mask; .* is 0.7"),
-        ("grad_dev", np.full((3, 9), np.nan), ": entries must be finite"),
-    ):
-        with pytest.raises(ValueError, match=name + words):
-            model.fit(y, **{name: values})
-    hole, zero = np.ones((2, len(gtab)))
-    hole[9], zero[9] = np.nan, 0
-    assert_array_equal(model.fit(y, weights=hole).coef, model.fit(y, weights=zero).coef)
-
-
 @pytest.mark.parametrize(
     ("order", "options"),
-    [pytest.param(2, MODES[1], marks=pytest.mark.nojit), *((4, options) for options in MODES)],
+    [
+        pytest.param(2, MODES[1], marks=pytest.mark.nojit),
+        *((4, options) for options in [*MODES, {"noise": "rician"}]),
+    ],
     ids=str,
 )
 def test_field_is_a_table_a_voxel(order, options, rng):
     """The fit on the corrected table, coefficient by coefficient, at held scale and fitted ones."""
-    gtab, F, options = table(15.0), fields(rng), {"bval_threshold": None} | options
+    gtab, F = table(15.0), fields(rng)
+    options = {"bval_threshold": None} | options
     y, scale = noisy(gtab, rng), turned(rng)
+    other = gtab[::3]
     model = mapmri.MapmriModel(gtab, order, **options)
     exact = options.get("positivity") != "global" and options.get("laplacian") != "gcv"
     for given in (scale, None):
@@ -167,21 +148,14 @@ def test_field_is_a_table_a_voxel(order, options, rng):
                 tolerance = (1e-10 if exact else 1e-6) * np.abs(one.coef[0]).max()
                 assert_allclose(fit.coef[v], one.coef[0], atol=tolerance)
             rtol = 1e-8 if exact else 1e-4
-            assert_allclose(fit.predict()[v], one.predict()[0], rtol=rtol, atol=1e-6)
+            for found, at in (
+                (fit.predict(), own.gtab),
+                (fit.predict(other), corrected(other, F[v])),
+            ):
+                assert_allclose(found[v], one.predict(at)[0], rtol=rtol, atol=1e-6)
     plain = model.fit(y, scale=scale)
-    assert np.abs(fit.index("rtop") / plain.index("rtop") - 1).max() > 1e-2  # it matters
-
-
-@pytest.mark.parametrize("options", MODES, ids=str)
-def test_no_field_no_difference(options, rng):
-    gtab = table(15.0)
-    model, y = mapmri.MapmriModel(gtab, 4, **options), noisy(gtab, rng)
-    plain, zero = model.fit(y), model.fit(y, grad_dev=np.zeros((3, 9)))
-    loose = 1e-6 if {"global", "gcv"} & set(options.values()) else 1e-12
-    assert_allclose(zero.coef, plain.coef, atol=loose * np.abs(plain.coef).max())
-    assert_same(zero, plain, max(loose, 1e-11))
     assert plain.field is None
-    assert_allclose(zero.predict(), plain.predict(), rtol=max(10 * loose, 1e-10))
+    assert np.abs(fit.index("rtop") / plain.index("rtop") - 1).max() > 1e-2  # it matters
 
 
 @pytest.mark.nojit
@@ -198,18 +172,6 @@ def test_hcp_order(rng):
     assert not np.allclose(one.coef, model.fit(y, grad_dev=np.swapaxes(F, 1, 2)).coef, rtol=1e-3)
 
 
-@pytest.mark.parametrize("basis", ["anisotropic", "isotropic"])
-def test_predict_knows_the_field(basis, rng):
-    gtab, other = table(), mapmri.GradientTable(*truth.scheme([15], [1500]), tau=TAU)
-    F = fields(rng)
-    fit = mapmri.MapmriModel(gtab, 4, basis=basis).fit(noisy(gtab, rng), grad_dev=F)
-    coef, found = fit.hermite_coef(), fit.predict(other, S0=1)
-    for v in range(3):
-        q = other.qvecs @ (np.eye(3) + F[v]).T @ fit.R[v]
-        want = oracle.phi_matrix(4, fit.mu[v], q) @ coef[v]
-        assert_allclose(found[v], want, rtol=1e-9, atol=1e-12)
-
-
 def test_a_saved_fit_keeps_its_field(rng, tmp_path):
     gtab, F = table(), fields(rng, 4).reshape(2, 1, 2, 3, 3)
     y, mask = noisy(gtab, rng, 4).reshape(2, 1, 2, -1), np.array([[[True, True]], [[False, True]]])
@@ -219,21 +181,6 @@ def test_a_saved_fit_keeps_its_field(rng, tmp_path):
     assert list(tmp_path.glob("*param-graddev*")), "its own part"
     assert_array_equal(again.field, F[mask])
     assert_array_equal(again.predict(), fit.predict())
-
-
-def test_fields_that_cannot_be(rng):
-    gtab = table()
-    model, y = mapmri.MapmriModel(gtab, 4), noisy(gtab, rng)
-    for field, words in (
-        (np.zeros((3, 8)), r"grad_dev must have shape \(3, 9\) or \(3, 3, 3\), not \(3, 8\)"),
-        (
-            np.full((3, 9), 0.7),
-            "grad_dev: entries must be finite and below 0.5 inside the mask; the largest is 0.7",
-        ),
-        (np.full((3, 9), np.nan), "grad_dev: entries must be finite"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            model.fit(y, grad_dev=field)
 
 
 @pytest.mark.nojit

@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import NullCache
 from numba.core.runtime import rtsys
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
@@ -91,7 +93,7 @@ class _Cache:
 
     @cached_property
     def _opened(self) -> Any:
-        from numba.core.caching import FunctionCache, NullCache
+        from numba.core.caching import FunctionCache
 
         previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
         try:
@@ -105,7 +107,8 @@ class _Cache:
         """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
         linear algebra included, which takes half a second and which compiled code does not need.
         """
-        rtsys.initialize(context)  # the references that compiled code counts
+        if self._dispatcher.allocates:
+            rtsys.initialize(context)  # the references that compiled code counts
         opened = self._opened
         return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
@@ -114,7 +117,7 @@ def kernel(
     fastmath: frozenset[str] = frozenset(),
     inline: bool = False,
     wrapper: bool = True,
-    allocates: bool = True,
+    allocates: bool = False,
 ) -> Callable[[F], F]:
     """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
@@ -123,8 +126,8 @@ def kernel(
     No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates=False` promises that neither it nor what it calls makes an array: references to its
-    arguments are then not counted.
+    `allocates` is for those that make an array, or call by name one inlined that does; only they
+    count references.
     """
 
     def decorate(function: F) -> F:
@@ -140,7 +143,8 @@ def kernel(
         flags = set(fastmath) if fastmath else False
         dispatcher = numba.njit(fastmath=flags, **options)(function)
         if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher._cache = _Cache(dispatcher)
+            dispatcher.allocates = allocates
+            dispatcher._cache = _Cache(dispatcher) if wrapper else NullCache()
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
@@ -150,12 +154,36 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """Addresses (k,) of kernels compiled for some types, for `call`; uncompiled: the kernels."""
     if numba.config.DISABLE_JIT:
         return list(functions)
-    found = []
-    for function in functions:
-        function.compile(kinds)
-        compiled = function.overloads[kinds]
-        found.append(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
-    return np.array(found, np.uint64)
+    return np.array([_address(function, kinds) for function in functions], np.uint64)
+
+
+@cache
+def _address(function: Any, kinds: tuple[Any, ...]) -> int:
+    """The address of a stage, from its machine code on disk or compiled: what Numba would keep of
+    it besides takes three times as long to load.
+    """
+    codegen, name = function.targetctx.codegen(), function.py_func.__qualname__
+    words = function.py_func.__module__, name, kinds, codegen.magic_tuple()
+    digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+    path = CACHE_DIR / f"{name}-{digest}.o" if CACHE_DIR else None
+    if path and path.exists():
+        symbol, code = path.read_bytes().split(b"\0", 1)
+        if function.allocates:
+            rtsys.initialize(function.targetctx)
+        engine = codegen._engine._ee
+        engine.add_object_file(ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return int(engine.get_function_address(symbol.decode()))
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    library, symbol = compiled.library, compiled.fndesc.llvm_func_name
+    address = int(library.get_pointer_to_function(symbol))
+    if path:
+        with suppress(OSError):  # as without a cache
+            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            part.write_bytes(symbol.encode() + b"\0" + library._get_compiled_object())
+            os.replace(part, path)
+    return address
 
 
 def call(function: Any, arguments: Any) -> None:

@@ -66,14 +66,14 @@ class Job(NamedTuple):
     voxels: int  # of a block
 
 
-@kernel(allocates=False)
+@kernel()
 def run_stages(stages: Unsigned, places: Unsigned, i0: int, stop: int) -> None:
     """Some stages of the block of voxels that begins at i0."""
     for k in range(len(stages)):
         call(stages[k], (places[1], places[2], places[3], places[4], i0, stop))
 
 
-@kernel(allocates=False)
+@kernel()
 def run(job: Job, start: int, stop: int) -> None:
     """Fit rows start to stop of the data into the output.
 

@@ -42,7 +42,7 @@ class QpWork(NamedTuple):
     x_tiles: Array  # x by pieces
 
 
-@kernel()
+@kernel(allocates=True)
 def workspace(n: int, m: int) -> QpWork:
     """Scratch for n coefficients and m octant points."""
     pieces = (n + WIDTH - 1) // WIDTH

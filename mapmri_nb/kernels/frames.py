@@ -97,7 +97,7 @@ def scales(plan: Any, block: Any) -> None:
             block.stretched[i, l] = mu[i, l]
 
 
-@kernel()
+@kernel(allocates=True)
 def congruence(m: Array, a: Array, lane: int) -> None:
     """a (6, V), a symmetric A as xx xy yy xz yz zz, becomes m'A m at one lane."""
     out = np.empty(6)
@@ -113,7 +113,7 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def undo_field(field: Array, i0: int, b: Array) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
@@ -131,7 +131,7 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel(inline=True)
+@kernel(inline=True, allocates=True)
 def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
     """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
     voxel's frame, R'(I+F), in its scratch.
@@ -177,7 +177,7 @@ def parity_sign(index: IntArray, sign: Array, l: int) -> float:
     return s
 
 
-@kernel()
+@kernel(allocates=True)
 def turn(coef: Array, R: Array, t: moments.OrderTables, index: IntArray, root: Array) -> None:
     """Rotate rows of Hermite coefficients (V, n) at equal scales, in place, DIPY's order.
 
@@ -217,7 +217,7 @@ class Turning(NamedTuple):
     root: Array
 
 
-@kernel()
+@kernel(allocates=True)
 def hermite_rows(t: Turning, coef: Array, R: Array, out: Array, start: int, stop: int) -> None:
     """Rows start to stop of isotropic coefficients (V, n) to Hermite coefficients, turned by R."""
     n = t.root.size

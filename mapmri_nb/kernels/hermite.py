@@ -29,7 +29,7 @@ def hermite_functions(t: float, out: Array) -> None:
         out[n + 1] = math.sqrt(2.0 / (n + 1)) * t * out[n] - math.sqrt(n / (n + 1.0)) * out[n - 1]
 
 
-@kernel()
+@kernel(allocates=True)
 def _rows(
     points: Array, scale: Array, factor: float, alternate: bool, index: IntArray, out: Array
 ) -> None:
@@ -54,7 +54,7 @@ def _rows(
             out[k, a] = value
 
 
-@kernel()
+@kernel(allocates=True)
 def signal_rows(q: Array, mu: Array, index: IntArray, out: Array) -> None:
     """Rows of the signal basis Phi_n(q) [Ozarslan 2013, Eq. 22].
 
@@ -69,7 +69,7 @@ def signal_rows(q: Array, mu: Array, index: IntArray, out: Array) -> None:
     _rows(q, 2.0 * math.pi * mu, math.pi**0.75, True, index, out)
 
 
-@kernel()
+@kernel(allocates=True)
 def propagator_rows(r: Array, mu: Array, index: IntArray, out: Array) -> None:
     """Rows of the propagator basis Psi_n(r), 1/mm^3 [Ozarslan 2013, Eq. 23].
 

@@ -13,7 +13,7 @@ from .lanes import WIDTH, every, fraction, octave, pick, power_of_two, rows, sqr
 Array = NDArray[np.float64]
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def exp(x: float) -> float:
     """exp to 2e-16 of lanes or a float, without branches; clamps |x| at 700."""
     x = pick(x, 700.0, 700.0, pick(-700.0, x, -700.0, x))
@@ -37,7 +37,7 @@ def exp(x: float) -> float:
     return p * power_of_two(shifted)
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def log(x: float) -> float:
     """Natural log to 2e-16 of lanes or a float, positive and normal, without branches."""
     m = fraction(x)
@@ -55,7 +55,7 @@ def log(x: float) -> float:
     return octave(x) * 0.6931471805599453 + 2.0 * (s + s * z * p)
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_product(P: Array, X: Array, out: Array) -> None:
     """out = P @ X with V lanes, four rows at a time: some 90 % of the core's rate.
 
@@ -81,7 +81,7 @@ def pad4(a: Array) -> Array:
     return np.ascontiguousarray(np.pad(a, [(0, -len(a) % 4), (0, 0)]))
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_cholesky(A: Array, n: int, pivot: Array) -> None:
     """Cholesky of V packed matrices, rows A[i(i+1)/2+j]; the diagonal becomes 1/L_ii.
 
@@ -127,7 +127,7 @@ def block_cholesky(A: Array, n: int, pivot: Array) -> None:
         rows(pivot, l)[0] = smallest
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_forward(A: Array, n: int, b: Array) -> None:
     """Solve L x = b (n, V) into row n of a `block_cholesky` factor."""
     for l in range(0, A.shape[1], WIDTH):
@@ -140,7 +140,7 @@ def block_forward(A: Array, n: int, b: Array) -> None:
             a[first + i] = total * a[r + i]
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_backsolve(A: Array, n: int, out: Array) -> None:
     """Solve L' x = (row n of a `block_cholesky` factor) into the first n rows of out (.., V)."""
     for l in range(0, A.shape[1], WIDTH):
@@ -155,7 +155,7 @@ def block_backsolve(A: Array, n: int, out: Array) -> None:
                 x[j] -= a[r + j] * xi
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_invert(A: Array, n: int) -> None:
     """The inverse of a `block_cholesky` factor, packed likewise, in its place."""
     for l in range(0, A.shape[1], WIDTH):
@@ -170,7 +170,7 @@ def block_invert(A: Array, n: int) -> None:
                 a[r + j] = x * diagonal
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> None:
     """Sums of all rows of A (m, V) with signs, into out (B, V): bit j of bits[r, g] (B, m / 16
     rounded up, times 2) is 1 where row 8 g + j counts positive in sum r. V is a multiple of WIDTH.
@@ -198,7 +198,7 @@ def signed_sums(A: Array, bits: NDArray[np.uint8], table: Array, out: Array) -> 
                 sums[r] += (t[x & 15] + t[16 + (x >> 4)]) + (t[32 + (y & 15)] + t[48 + (y >> 4)])
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_set(out: Array, value: float) -> None:
     """Fill rows with a value (a whole-row assignment would compile string formatting, two seconds
     of it).
@@ -209,7 +209,7 @@ def block_set(out: Array, value: float) -> None:
             a[r] = every(value)
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_copy(source: Array, out: Array, count: int) -> None:
     """Copy the first `count` rows."""
     for l in range(0, out.shape[1], WIDTH):
@@ -257,7 +257,7 @@ def sparse_map(
     )
 
 
-@kernel(fastmath=CONTRACT, allocates=False)
+@kernel(fastmath=CONTRACT)
 def block_map(m: SparseMap, x: Array, out: Array) -> None:
     """Apply a SparseMap to V lanes."""
     for l in range(0, x.shape[1], WIDTH):

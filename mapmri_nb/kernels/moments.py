@@ -23,9 +23,9 @@ from .linalg import SparseMap, block_map, block_product, exp, pad4, sparse_map
 from .rotation import Pairs, shear_pairs
 from .tensor import UNIT, design_matrix
 
-LARGEST_ROUNDING = (
-    1e-7  # of M'M, relative; beyond it a voxel's moments are taken in its own frame, 5-10 us more
-)
+# Of M'M, relative; beyond it a voxel's moments are taken in its own frame (12, 23, 40 us more at
+# orders 6, 8, 10). Coefficients lose a few times it, an index up to thirty times what they lose.
+LARGEST_ROUNDING = 1e-9
 LARGEST_ROUNDING_ALONE = 1e-10  # where no Laplacian bounds what an ill-conditioned M'M makes of it
 
 
@@ -33,6 +33,8 @@ class OrderTables(NamedTuple):
     """Constants of one radial order; coefficients in block order (`ordering.block_index_table`)."""
 
     exponents: Unsigned  # (n2, 3) monomials of degree <= 2N
+    steps: Array  # (2N + 1, 2) sqrt(2 / (n + 1)), sqrt(n / (n + 1)) of the recurrence of h_n
+    by_axes: Unsigned  # (n2,) their positions in the order of n2, n3, n1
     exponents_low: Unsigned  # (n, 3) monomials of degree <= N
     # (5, p2, 2) for x += t y, y += t x, y += t z, z += t y, z += t x on moments of degree <= 2N
     shears: Pairs
@@ -106,7 +108,7 @@ def _gram_map(index: IntArray, order: int) -> SparseMap:
     dst, src = [], []
     coef = []
     for t in np.ndindex((order + 1,) * 3):
-        on = np.flatnonzero((most >= t).all(1))
+        on = np.flatnonzero((most >= t).all(1)) if sum(t) <= order else ()
         if len(on) == 0:
             continue
         p = n[on] + m[on] - 2 * np.array(t)
@@ -131,6 +133,8 @@ def order_tables(order: int) -> OrderTables:
     right = _hermite_map(index, (-1.0) ** (index.sum(1) // 2))
     return OrderTables(
         high.astype(np.uint64),
+        np.sqrt([[2 / (n + 1), n / (n + 1)] for n in range(2 * order + 1)]),
+        np.lexsort((high[:, 0], high[:, 2], high[:, 1])).astype(np.uint64),
         low.astype(np.uint64),
         shear_pairs(2 * order),
         shear_pairs(order),
@@ -185,7 +189,7 @@ class MomentWork(NamedTuple):
     own: Array  # (n2, V) `hermite` from q in each voxel's frame
     hermite: Array  # (n2, V)
     low: Array  # (n_coef 4, V)
-    # (3 (2N+1), V) powers of 2 pi mu_i q_ref, or the Hermite polynomials of one q in each voxel's
+    # (12 (2N+1), V) powers of 2 pi mu_i q_ref, or the Hermite polynomials of four q in each voxel's
     # frame
     power: Array
     angles: Array  # (6, V) tan(half) and sin of the three rotations
@@ -197,7 +201,7 @@ class MomentWork(NamedTuple):
 def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     """Scratch for the kernels below."""
     n, n2 = len(s.points), len(t.exponents)
-    sizes = (n, n, len(s.low_t), len(s.high), n2, n2, len(s.low), 3 * (2 * order + 1), 6, 3, 3, 1)
+    sizes = (n, n, len(s.low_t), len(s.high), n2, n2, len(s.low), 12 * (2 * order + 1), 6, 3, 3, 1)
     return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
@@ -277,53 +281,66 @@ def expected_rounding(
 
 
 @kernel(fastmath=CONTRACT, inline=True)
-def own_frame(t: OrderTables, s: Scheme, bent: bool, mu: Array, l: int, work: MomentWork) -> None:
+def own_frame(
+    t: OrderTables, s: Scheme, degree: int, bent: bool, mu: Array, l: int, work: MomentWork
+) -> None:
     """Hermite moments of voxels l to l + WIDTH - 1 straight from q in each voxel's frame, without
-    cancellation, where `work.strain` asks for it. `bent`: with the shears of `work.skew`.
+    cancellation, where `work.strain` asks for it; degree = 2N. `bent`: with the shears of
+    `work.skew`.
     """
-    degree = work.power.shape[0] // 3 - 1
-    stride = np.uint64(degree + 1)
+    size, count = degree + 1, s.points.shape[0]
     own, power = rows(work.own, l), rows(work.power, l)
     weight = rows(work.gg, l)
     angles, scale = rows(work.angles, l), rows(mu, l)
     shears = rows(work.skew, l)
     for r in range(t.exponents.shape[0]):
         own[r] = every(0.0)
-    for k in range(s.points.shape[0]):
-        x, y = every(s.points[k, 0]), every(s.points[k, 1])
-        z = every(s.points[k, 2])
-        for i in range(3):  # the shears of `rotate` and `skew_moments`
-            tan, sin = angles[2 * i], angles[2 * i + 1]
-            a, b = (y, z) if i == 1 else (x, y)
-            a += tan * b
-            b -= sin * a
-            a += tan * b
-            if i == 1:
-                y, z = a, b
-            else:
-                x, y = a, b
-        if bent:
-            z += shears[0] * y + shears[1] * x
-            y += shears[2] * x
-        x, y = s.wave * scale[0] * x, s.wave * scale[1] * y
-        z = s.wave * scale[2] * z
-        a, b = weight[k], every(1.0)
-        c = every(1.0)
-        a0, b0 = every(0.0), every(0.0)
-        c0 = every(0.0)
-        for e in range(degree + 1):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
-            power[e], power[degree + 1 + e] = a, b
-            power[2 * degree + 2 + e] = c
-            up, down = math.sqrt(2.0 / (e + 1.0)), math.sqrt(e / (e + 1.0))
-            a, a0 = up * x * a - down * a0, a
-            b, b0 = up * y * b - down * b0, b
-            c, c0 = up * z * c - down * c0, c
-        for r in range(t.exponents.shape[0]):
-            p, q = power[t.exponents[r, 0]], power[stride + t.exponents[r, 1]]
-            own[r] += p * q * power[stride + stride + t.exponents[r, 2]]
+    for k0 in range(0, count, 4):  # of four points at once, so that each sum is loaded once
+        for j in range(4):
+            k = min(k0 + j, count - 1)
+            x, y = every(s.points[k, 0]), every(s.points[k, 1])
+            z = every(s.points[k, 2])
+            for i in range(3):  # the shears of `rotate` and `skew_moments`
+                tan, sin = angles[2 * i], angles[2 * i + 1]
+                a, b = (y, z) if i == 1 else (x, y)
+                a += tan * b
+                b -= sin * a
+                a += tan * b
+                if i == 1:
+                    y, z = a, b
+                else:
+                    x, y = a, b
+            if bent:
+                z += shears[0] * y + shears[1] * x
+                y += shears[2] * x
+            x, y = s.wave * scale[0] * x, s.wave * scale[1] * y
+            z = s.wave * scale[2] * z
+            a, b = weight[k] if k0 + j < count else every(0.0), every(1.0)
+            c = every(1.0)
+            a0, b0 = every(0.0), every(0.0)
+            c0 = every(0.0)
+            for e in range(size):  # H_n / sqrt(2^n n!) of each axis, the first times the weight
+                power[4 * e + j], power[4 * (size + e) + j] = a, b
+                power[4 * (2 * size + e) + j] = c
+                up, down = t.steps[e, 0], t.steps[e, 1]
+                a, a0 = up * x * a - down * a0, a
+                b, b0 = up * y * b - down * b0, b
+                c, c0 = up * z * c - down * c0, c
+        r = 0
+        for n2 in range(size):
+            for n3 in range(size - n2):
+                y2, z3 = 4 * (size + n2), 4 * (2 * size + n3)
+                p0, p1 = power[y2] * power[z3], power[y2 + 1] * power[z3 + 1]
+                p2, p3 = power[y2 + 2] * power[z3 + 2], power[y2 + 3] * power[z3 + 3]
+                for n1 in range((n2 + n3) % 2, size - n2 - n3, 2):
+                    x1 = 4 * n1
+                    near = power[x1] * p0 + power[x1 + 1] * p1
+                    own[r] += near + (power[x1 + 2] * p2 + power[x1 + 3] * p3)
+                    r += 1
     hermite, strain = rows(work.hermite, l), rows(work.strain, l)[0]
     for r in range(t.exponents.shape[0]):
-        hermite[r] = pick(strain, s.rounding, own[r], hermite[r])
+        k = t.by_axes[r]
+        hermite[k] = pick(strain, s.rounding, own[r], hermite[k])
 
 
 @kernel(fastmath=CONTRACT, inline=True)

@@ -19,7 +19,7 @@ import numpy as np
 from . import ordering
 from ._jit import CONTRACT, kernel, n_threads, spread
 from ._types import Array, IntArray
-from .lanes import WIDTH, every, pick, rows, sqrt
+from .lanes import WIDTH, empty, every, pick, rows, sqrt
 from .linalg import block_gather, block_product, exp
 
 LANES = 128  # points handled together: their one-dimensional tables stay in the first-level cache
@@ -112,7 +112,7 @@ def _gaussian(x: Array, lanes: int, factor: Array) -> None:
         factor[l] = exp(-0.5 * (a[l] * a[l] + b[l] * b[l] + c[l] * c[l]))
 
 
-@kernel()
+@kernel(allocates=True)
 def point_rows(
     coef: Array,
     mu: Array,
@@ -208,16 +208,42 @@ def even_table(order: int) -> IntArray:
     return ordering.frozen(np.column_stack([where, table[where]]))
 
 
+class RadialRoom(NamedTuple):
+    """Constants B_m (K + 1,), and scratch of `radial_cosine_rows` for one thread."""
+
+    B: Array
+    a: Array
+    scales: Array
+    overlaps: Array
+    sums: Array
+
+
+def radial_room(n: int, even: IntArray, K: int) -> RadialRoom:
+    """Room for n coefficients: the axes' parts of B are sqrt((2m)!)/(2m)!!."""
+    m = np.arange(K)
+    B = np.cumprod(np.append(1.0, np.sqrt((2 * m + 1) / (2 * m + 2))))
+    size = (even[:, 1].max() + 1) * (2 * K + 1)
+    return RadialRoom(B, *(empty(k, WIDTH) for k in (n, 6, 3 * size, 2 * K + 3)))
+
+
 @kernel()
 def radial_cosine_rows(
-    coef: Array, mu: Array, target: Array, even: IntArray, K: int, out: Array, start: int, stop: int
+    coef: Array,
+    mu: Array,
+    target: Array,
+    even: IntArray,
+    room: RadialRoom,
+    out: Array,
+    start: int,
+    stop: int,
 ) -> None:
     """cos^2 of the L2 angle between P and the span of the radial functions k = 0..K at the scales
     `target`.
 
     Parameters
     ----------
-    coef : (V, n). mu, target : (V, 3) mm. even : `even_table(order)`. out : (V,), written.
+    coef : (V, n). mu, target : (V, 3) mm. even : `even_table(order)`. room : `radial_room(n, even,
+        K)`. out : (V,), written.
 
     Notes
     -----
@@ -226,28 +252,20 @@ def radial_cosine_rows(
     that tensor's Gaussian (NG of the isotropic basis). cos^2 = sum_k g_k^2/b_k / sum a^2, g_k =
     sum_|m|=2k B_m sum_n a_n O O O, b_k = Gamma(k+3/2)/(k! Gamma(3/2)).
     """
-    degree = 0
-    for e in range(even.shape[0]):
-        degree = max(degree, even[e, 1])
-    size, count = 2 * K + 1, even.shape[0]
-    B = np.ones(K + 1)
-    for m in range(K):  # one axis of B: sqrt((2m)!)/(2m)!!
-        B[m + 1] = B[m] * math.sqrt((2 * m + 1.0) / (2 * m + 2.0))
-    here, there = np.empty((3, WIDTH)), np.empty((3, WIDTH))
-    result = np.empty((1, WIDTH))
-    a, O = np.empty((coef.shape[1], WIDTH)), np.empty((3, (degree + 1) * size, WIDTH))
-    sums = np.empty((2, K + 1, WIDTH))
+    B, sums = room.B, room.sums
+    here, there = room.scales[:3], room.scales[3:]
+    K, count = B.size - 1, even.shape[0]
+    size, length = 2 * K + 1, room.overlaps.shape[0] // 3
     for first in range(start, stop, WIDTH):
-        block_gather(coef, first, stop, a)
+        block_gather(coef, first, stop, room.a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u = rows(a, 0), rows(here, 0)
-        w = rows(there, 0)
-        x, y = rows(O[0], 0), rows(O[1], 0)
-        z, inner = rows(O[2], 0), rows(sums[0], 0)
-        g = rows(sums[1], 0)
         for axis in range(3):
-            overlaps(u[axis], w[axis], degree, size, rows(O[axis], 0))
+            O = rows(room.overlaps[axis * length : (axis + 1) * length], 0)
+            overlaps(rows(here, 0)[axis], rows(there, 0)[axis], length // size - 1, size, O)
+        x, y = rows(room.overlaps[:length], 0), rows(room.overlaps[length : 2 * length], 0)
+        z, c = rows(room.overlaps[2 * length :], 0), rows(room.a, 0)
+        inner, g = rows(sums[: K + 1], 0), rows(sums[K + 1 :], 0)
         norm, total = every(0.0), every(0.0)
         b = 1.0
         for n in range(coef.shape[1]):
@@ -272,9 +290,9 @@ def radial_cosine_rows(
         for k in range(K + 1):
             total += g[k] * g[k] / b
             b *= (k + 1.5) / (k + 1.0)
-        rows(result, 0)[0] = pick(norm, 0.0, total / norm, math.nan)
+        g[K + 1] = pick(norm, 0.0, total / norm, math.nan)
         for l in range(min(WIDTH, stop - first)):
-            out[first + l] = result[0, l]
+            out[first + l] = sums[2 * K + 2, l]
 
 
 def gaussian_cosine(mu: Array, u0: Array) -> Array:
@@ -351,7 +369,7 @@ def _extremes(parts: Array, weight: Array, state: Array) -> None:
         now[2] = negative
 
 
-@kernel()
+@kernel(allocates=True)
 def negative_rows(coef: Array, grid: DenseGrid, out: Array, start: int, stop: int) -> None:
     """How far each row's propagator is from positive, on a dense grid.
 

@@ -303,7 +303,7 @@ def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
     return q
 
 
-@kernel()
+@kernel(allocates=True)
 def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntArray) -> None:
     """`solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be
     used.

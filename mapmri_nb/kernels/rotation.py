@@ -41,7 +41,7 @@ def shear_pairs(degree: int) -> Pairs:
     return np.array(out, np.uint64).reshape(5, -1, 2)
 
 
-@kernel(allocates=False)
+@kernel()
 def frame_angles(R: Array, angles: Array, lane: int) -> None:
     """Flip pairs of columns of R (determinant +1) so that R = Rz(a) Rx(b) Rz(c) with all angles
     within 90 degrees.
@@ -77,7 +77,7 @@ def frame_angles(R: Array, angles: Array, lane: int) -> None:
     angles[5, lane] = sc
 
 
-@kernel()
+@kernel(allocates=True)
 def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: int) -> None:
     """Split a linear map s -> A s (3, 3) into rotations (as `frame_angles`), three shears and three
     scales, at one lane.
@@ -132,7 +132,7 @@ def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> N
             m[pairs[k, 1]] += f * m[pairs[k, 0]]
 
 
-@kernel(allocates=False)
+@kernel()
 def rotate(shears: Pairs, angles: Array, M: Array) -> None:
     """Moments to the voxel's frame, s' = R's: rotations by -a, -b, -c about z, x, z."""
     for k in range(3):
@@ -156,7 +156,7 @@ def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
         _shear_adjoint(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
-@kernel(allocates=False)
+@kernel()
 def rotate_back(shears: Pairs, angles: Array, M: Array) -> None:
     """The transpose of `rotate`: a polynomial in the voxel's frame to the fixed frame."""
     for r in range(3):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import laplacian, ordering
+from . import lanes, laplacian, ordering
 from ._jit import kernel
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, pick, rows, sqrt
@@ -95,17 +95,25 @@ def _sine(x: Array, first: int, stop: int) -> float:
     return pick(total, 0.0, sqrt(rest / total), math.nan)
 
 
+def room(order: int) -> Array:
+    """Scratch for `index_rows`."""
+    t = tables(order)
+    return lanes.empty(ordering.n_coef(order) + t.sums.ptr.size + 11, WIDTH)
+
+
 @kernel()
-def index_rows(coef: Array, mu: Array, t: IndexTables, out: Array, start: int, stop: int) -> None:
+def index_rows(
+    coef: Array, mu: Array, t: IndexTables, room: Array, out: Array, start: int, stop: int
+) -> None:
     """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian of rows start to stop
-    into out (V, 9), by Hermite coefficients (V, n) and scales (V, 3).
+    into out (V, 9), by Hermite coefficients (V, n) and scales (V, 3); room is `room(order)`.
 
     [Ozarslan 2013, Eq. 36, 40, 42, 58; Fick 2016, Eq. D1, 10; Hosseinbor 2013, Eq. 22]. NG_par is
     that of P(x, 0, 0); NG_perp of P(0, y, z), odd pairs too: no rotation about e1 changes it.
     """
-    n, groups = coef.shape[1], t.sums.ptr.size - 1
-    a, m = np.empty((n, WIDTH)), np.empty((3, WIDTH))
-    sums, values = np.empty((groups, WIDTH)), np.empty((out.shape[1], WIDTH))
+    n = coef.shape[1]
+    a, m = room[:n], room[n : n + 3]
+    values, sums = room[n + 3 : n + 12], room[n + 12 :]
     c, u = rows(a, 0), rows(m, 0)
     s, index = rows(sums, 0), rows(values, 0)
     for i0 in range(start, stop, WIDTH):

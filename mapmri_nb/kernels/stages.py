@@ -217,7 +217,8 @@ def own_frame(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             strained |= block.status[v] & STRAINED
             block.status[v] &= ~STRAINED
         if strained != 0:
-            moments.own_frame(plan.moments, plan.scheme, bent, block.stretched, l, block.moments)
+            t, s = plan.moments, plan.scheme
+            moments.own_frame(t, s, 2 * plan.order, bent, block.stretched, l, block.moments)
 
 
 @stage(CONTRACT)

@@ -182,7 +182,7 @@ def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
     _weighted_solve(t, work.weight, work, work.b)
 
 
-@kernel(allocates=False)
+@kernel()
 def eigen3(a: Array, values: Array, R: Array) -> None:
     """Eigenvalues (descending) and eigenvectors (columns of R, determinant +1) of a symmetric 3 x 3
     matrix.
@@ -239,7 +239,7 @@ def eigen3(a: Array, values: Array, R: Array) -> None:
             R[k, 2] = -R[k, 2]
 
 
-@kernel(allocates=False)
+@kernel()
 def determinant(R: Array) -> float:
     """Determinant of a 3 x 3 matrix."""
     return (
@@ -278,7 +278,7 @@ def isotropic_scales(mu: Array, out: Array) -> None:
         out[v] = isotropic_scale(mu[v])
 
 
-@kernel(allocates=False)
+@kernel()
 def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
     """D = R diag(values) R' into rows xx xy yy xz yz zz of out (6, V) at one lane."""
     r = 0

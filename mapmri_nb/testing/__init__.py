@@ -4,12 +4,11 @@
 Needs Hypothesis: ``pip install "mapmri_nb[testing]"``.
 """
 
-__all__ = ["PROPERTIES", "Case", "Lacks", "Program", "Result", "Table", "cases", "check", "program",
-           "search"]  # fmt: skip
-
 from . import algebra as algebra
-from . import invariants as invariants
 from .programs import Lacks, Program, program
 from .properties import PROPERTIES, check
 from .search import Result, search
 from .strategies import Case, Table, cases
+
+__all__ = ["PROPERTIES", "Case", "Lacks", "Program", "Result", "Table", "cases", "check", "program"]
+__all__ += ["search"]

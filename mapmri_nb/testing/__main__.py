@@ -16,16 +16,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Print one line a property; 1 if one fails."""
     parser = argparse.ArgumentParser(
         prog="python -m mapmri_nb.testing",
-        description="What holds for a MAP-MRI program, and the smallest counterexample where it does not.",
-        epilog="A counterexample runs after: from mapmri_nb.testing import Case, check, program",
+        description="What holds for a MAP-MRI program; where it does not, the smallest example.",
+        epilog="An example runs after: from mapmri_nb.testing import Case, check, program",
     )
-    parser.add_argument("program", nargs="?", default="mapmri_nb", metavar="PROGRAM",
-                        help=f"{', '.join(PROGRAMS)} or module:Adapter (default: mapmri_nb)")  # fmt: skip
-    parser.add_argument("--examples", type=int, default=20, help="cases of each property")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases")
-    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for each property")
-    parser.add_argument("--only", help="names of properties, with commas between")
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of lines")
+    known = f"{', '.join(PROGRAMS)} or module:Adapter (default: mapmri_nb)"
+    add = parser.add_argument
+    add("program", nargs="?", default="mapmri_nb", metavar="PROGRAM", help=known)
+    add("--examples", type=int, default=20, help="cases of each property")
+    add("--seed", type=int, default=0, help="of the cases")
+    add("--seconds", type=float, default=60.0, help="at most, for each property")
+    add("--only", help="names of properties, with commas between")
+    add("--json", action="store_true", help="a JSON list instead of lines")
     given = parser.parse_args(arguments)
     numbered = sorted(PROPERTIES, key=lambda name: int(PROPERTIES[name].number))
     names = numbered if given.only is None else given.only.split(",")
@@ -37,13 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
         one = program(given.program)
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"PROGRAM: {error}")
-    log = logging.getLogger("mapmri_nb")
-    before, results = log.level, []
+    log, results = logging.getLogger("mapmri_nb"), []
+    before = log.level
     log.setLevel(logging.ERROR)  # its remarks on odd tables
+    way = {"examples": given.examples, "seed": given.seed, "seconds": given.seconds}
     try:
         for name in names:
-            found = search(one, name, examples=given.examples, seed=given.seed, seconds=given.seconds,
-                           of=given.program, **one.cases)  # fmt: skip
+            found = search(one, name, of=given.program, **way, **one.cases)
             results.append(found)
             if not given.json:
                 label = f"{PROPERTIES[name].number:>2} {name:28} {found.word}"

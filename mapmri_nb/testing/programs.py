@@ -12,27 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mapmri_nb
-from mapmri_nb.kernels import laplacian, ordering
+from mapmri_nb.kernels import ordering
 
-from .strategies import Case, Table
-
-Array = NDArray[np.float64]
+from .strategies import Array, Case, Table, design
 
 
 class Lacks(Exception):
     """The program has no such thing."""
 
 
-ASKED = ("fit", "indices", "predict", "pdf", "odf", "scales", "coefficients", "weight", "S0", "made", "laplacian",
-         "certified", "spread")  # fmt: skip
+ASKED = "fit indices predict pdf odf scales coefficients weight S0 made laplacian certified spread"
 
 
 class Program:
     """What the invariants ask. Inherit and write what the program has; the rest raises `Lacks` and
     is reported so.
 
-    Lengths are in mm, rows are voxels, directions are in the frame of the b-vectors, coefficients in
-    DIPY's order. A `fit` is whatever the program likes.
+    Lengths are in mm, rows are voxels, directions are in the frame of the b-vectors, coefficients
+    in DIPY's order. A `fit` is whatever the program likes.
 
     Methods
     -------
@@ -40,8 +37,8 @@ class Program:
         Fit signals (V, n). basis "anisotropic" or "isotropic"; laplacian None, a weight in 1/mm, a
         tuple of them to choose from, or "gcv"; positivity None, "grid" or "global". Some invariants
         also give bval_threshold (s/mm2 or None), eigenvalue_threshold, static_diffusivity (mm2/s)
-        and laplacian_of="signal", S0="free", scale="tensor" (the published penalty, E(0) fitted, the
-        basis' scale that of the tensor). Other options: Lacks.
+        and laplacian_of="signal", S0="free", scale="tensor" (the published penalty, E(0) fitted,
+        the basis' scale that of the tensor). Other options: Lacks.
     indices(fit)
         Maps (V,) by the names rtop rtap rtpp msd qiv lapnorm ng ng_par ng_perp pa pa_dti.
     predict(fit, q)
@@ -68,7 +65,7 @@ class Program:
     cases: dict[str, Any] = {}  # noqa: RUF012 - fields of the cases that it can have
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ASKED:
+        if name not in ASKED.split():
             raise AttributeError(name)
 
         def lacks(*_: Any, **__: Any) -> None:
@@ -86,67 +83,55 @@ class Ours(Program):
     """mapmri_nb."""
 
     name = "mapmri_nb"
-
-    def _model(self, table: Table, order: int, options: dict[str, Any]) -> mapmri_nb.MapmriModel:
-        return mapmri_nb.MapmriModel(gradient_table(table), order, **options)
+    pdf, odf = (staticmethod(getattr(mapmri_nb.MapmriFit, name)) for name in ("pdf", "odf"))
+    scales, coefficients = attrgetter("mu", "R"), attrgetter("coef")
+    weight, S0 = attrgetter("laplacian_weight"), attrgetter("S0")
 
     def fit(self, table: Table, signals: Array, *, order: int, **options: Any) -> Any:
-        return self._model(table, order, options).fit(signals)
+        return mapmri_nb.MapmriModel(gradient_table(table), order, **options).fit(signals)
 
     def indices(self, fit: Any) -> dict[str, Array]:
-        skip = ("ng_par", "ng_perp") if fit.isotropic else ()
+        skip = mapmri_nb.indices.ANISOTROPIC_ONLY if fit.isotropic else ()
         return {name: fit.index(name) for name in mapmri_nb.INDICES if name not in skip}
 
     def predict(self, fit: Any, q: Array) -> Array:
-        length = np.linalg.norm(q, axis=1)
-        g = q / np.where(length > 0, length, 1.0)[:, None]
-        tau = fit.gtab.tau
-        return fit.predict(mapmri_nb.GradientTable((2 * pi * length) ** 2 * tau, g, tau=tau), S0=1)
-
-    def pdf(self, fit: Any, r: Array) -> Array:
-        return fit.pdf(r)
-
-    def odf(self, fit: Any, v: Array, s: float) -> Array:
-        return fit.odf(v, s)
-
-    def scales(self, fit: Any) -> tuple[Array, Array]:
-        return fit.mu, fit.R
-
-    def coefficients(self, fit: Any) -> Array:
-        return fit.coef
-
-    def weight(self, fit: Any) -> Array:
-        return fit.laplacian_weight
-
-    def S0(self, fit: Any) -> Array:
-        return fit.S0
+        return fit.predict(gradient_table(Table.of(q, fit.gtab.tau)), S0=1)
 
     def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
-        n, nothing = len(coef), np.full(len(coef), np.nan)
-        rows: dict[str, Any] = dict.fromkeys(
-            ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin"), nothing
-        )
-        rows |= {"coef": coef, "mu": np.tile(mu, (n, 1)), "mu_tensor": np.tile(mu, (n, 1))}
-        rows |= {"R": np.tile(R, (n, 1, 1)), "S0": np.ones(n), "status": np.zeros(n, np.int64)}
+        n = len(coef)
+        names = ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")
+        rows: dict[str, Any] = dict.fromkeys(names, np.full(n, np.nan))
+        rows |= dict.fromkeys(("mu", "mu_tensor"), np.tile(mu, (n, 1)))
+        rows |= {"coef": coef, "R": np.tile(R, (n, 1, 1)), "S0": np.ones(n)}
+        rows["status"] = np.zeros(n, np.int64)
         options = {"radial_order": order_of(coef), "basis": basis}
         table = gradient_table(Table(np.zeros(1), np.zeros((1, 3))))
         return mapmri_nb.MapmriFit(rows, np.ones(n, bool), options, table)
 
     def laplacian(self, basis: str, order: int, mu: Array) -> Array:
-        index = ordering.index_table(order)
-        L = np.empty((len(index), len(index)))
-        laplacian.matrix(np.ascontiguousarray(mu), index, L)
+        L = design(np.zeros((1, 3)), order, mu, np.eye(3))[1]
         T = ordering.iso_to_aniso(order) if basis == "isotropic" else np.eye(len(L))
         return T.T @ L @ T
 
     def certified(self, coef: Array, order: int) -> NDArray[np.bool_]:
-        from mapmri_nb import sos
-
-        return sos.certify(coef, order).certified
+        return mapmri_nb.sos.certify(coef, order).certified
 
     def spread(self, table: Table, signals: Array, seed: int, **options: Any) -> dict[str, Array]:
-        model = self._model(table, options.pop("order"), options)
+        model = mapmri_nb.MapmriModel(gradient_table(table), options.pop("order"), **options)
         return mapmri_nb.uncertainty.bootstrap(model, signals, n=8, seed=seed).sd
+
+
+def each(name: str, **options: Any) -> Any:
+    """A method that asks every voxel's fit for an attribute or a method's answer."""
+
+    def ask(self: Program, fit: Any, *given: Any) -> Array:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = (getattr(one, name) for one in fit)
+            answers = [one(*given, **options) if callable(one) else one for one in found]
+        return np.array(answers, dtype=float)
+
+    return ask
 
 
 class Dipy(Program):
@@ -154,10 +139,12 @@ class Dipy(Program):
 
     name = "dipy"
     module = "dipy.reconst.mapmri"
-    index_names = {  # noqa: RUF012 - read only
-        "rtop": "rtop", "rtap": "rtap", "rtpp": "rtpp", "msd": "msd", "qiv": "qiv", "ng": "ng",
-        "ng_par": "ng_parallel", "ng_perp": "ng_perpendicular", "lapnorm": "norm_of_laplacian_signal",
+    index_names = dict.fromkeys(("rtop", "rtap", "rtpp", "msd", "qiv", "ng"), "") | {
+        "ng_par": "ng_parallel", "ng_perp": "ng_perpendicular",
+        "lapnorm": "norm_of_laplacian_signal",
     }  # fmt: skip
+    predict, pdf = each("predict", S0=1.0), each("pdf")
+    coefficients, weight = each("mapmri_coeff"), each("lopt")
 
     def __init__(self) -> None:
         self.rooms = importlib.import_module(self.module)
@@ -165,22 +152,21 @@ class Dipy(Program):
     def gradients(self, table: Table) -> Any:
         from dipy.core.gradients import gradient_table as of_dipy
 
-        return of_dipy(
-            table.b, bvecs=table.g, big_delta=table.tau, small_delta=0.0,
-            b0_threshold=table.b0_threshold, btens="LTE",
-        )  # fmt: skip
+        times = {"big_delta": table.tau, "small_delta": 0.0, "b0_threshold": table.b0_threshold}
+        return of_dipy(table.b, bvecs=table.g, btens="LTE", **times)
 
     def fit(
         self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
         laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        given: dict[str, Any] = {"anisotropic_scaling": basis == "anisotropic"}
-        given["laplacian_regularization"] = laplacian is not None
-        if laplacian is not None:
-            weights = np.array(laplacian) if isinstance(laplacian, tuple) else laplacian
-            given["laplacian_weighting"] = "GCV" if laplacian == "gcv" else weights
-        given["positivity_constraint"] = positivity is not None
-        given["global_constraints"] = positivity == "global"
+        weights = np.array(laplacian) if isinstance(laplacian, tuple) else laplacian or 0.2
+        given: dict[str, Any] = {
+            "anisotropic_scaling": basis == "anisotropic",
+            "laplacian_regularization": laplacian is not None,
+            "laplacian_weighting": "GCV" if laplacian == "gcv" else weights,
+            "positivity_constraint": positivity is not None,
+            "global_constraints": positivity == "global",
+        }
         for name, value in options.items():
             if (name, value) in (("laplacian_of", "signal"), ("S0", "free"), ("scale", "tensor")):
                 continue  # what it does
@@ -196,57 +182,35 @@ class Dipy(Program):
             model = self.rooms.MapmriModel(self.gradients(table), radial_order=order, **given)
             return [model.fit(y) for y in signals]
 
-    def _each(self, fit: Any, ask: Any) -> Array:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.array([ask(one) for one in fit], dtype=float)
-
     def indices(self, fit: Any) -> dict[str, Array]:
-        names = self.index_names
-        if not fit[0].model.anisotropic_scaling:
-            names = {k: name for k, name in names.items() if not k.startswith("ng")}
-        return {
-            k: self._each(fit, lambda one, name=name: getattr(one, name)())
-            for k, name in names.items()
-        }
-
-    def predict(self, fit: Any, q: Array) -> Array:
-        return self._each(fit, lambda one: one.predict(q, S0=1.0))
-
-    def pdf(self, fit: Any, r: Array) -> Array:
-        return self._each(fit, lambda one: one.pdf(r))
+        skip = () if fit[0].model.anisotropic_scaling else ("ng", "ng_par", "ng_perp")
+        names = self.index_names.items()
+        return {k: each(name or k)(self, fit) for k, name in names if k not in skip}
 
     def odf(self, fit: Any, v: Array, s: float) -> Array:
         sphere = type("Sphere", (), {"vertices": v, "theta": np.arccos(np.clip(v[:, 2], -1, 1)),
                                      "phi": np.arctan2(v[:, 1], v[:, 0])})  # fmt: skip
         for one in fit:  # its matrices are kept by the sphere's identity
             getattr(one.model, "_cache", {}).clear()
-        return self._each(fit, lambda one: one.odf(sphere, s=s))
+        return each("odf", s=s)(self, fit, sphere)
 
     def scales(self, fit: Any) -> tuple[Array, Array]:
-        mu, R = (self._each(fit, attrgetter(name)) for name in ("mapmri_mu", "mapmri_R"))
-        return mu, R
-
-    def coefficients(self, fit: Any) -> Array:
-        return self._each(fit, attrgetter("mapmri_coeff"))
-
-    def weight(self, fit: Any) -> Array:
-        return self._each(fit, attrgetter("lopt"))
+        return each("mapmri_mu")(self, fit), each("mapmri_R")(self, fit)
 
     def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
-        model = self.rooms.MapmriModel(
-            self.gradients(Case().table), radial_order=order_of(coef),
-            anisotropic_scaling=basis == "anisotropic",
-        )  # fmt: skip
+        table, scaling = self.gradients(Case().table), basis == "anisotropic"
+        model = self.rooms.MapmriModel(table, order_of(coef), anisotropic_scaling=scaling)
+        return self._fits(model, basis, coef, mu, R)
+
+    def _fits(self, model: Any, basis: str, coef: Array, mu: Array, R: Array) -> Any:
         return [self.rooms.MapmriFit(model, a, mu, R, 0.2) for a in coef]
 
     def laplacian(self, basis: str, order: int, mu: Array) -> Array:
         if basis == "isotropic":
             return self.rooms.mapmri_isotropic_laplacian_reg_matrix(order, mu[0])
-        index, parts = (
-            getattr(self.rooms, f"mapmri_{n}") for n in ("index_matrix", "STU_reg_matrices")
-        )
-        return self.rooms.mapmri_laplacian_reg_matrix(index(order), mu, *parts(order))
+        index = self.rooms.mapmri_index_matrix(order)
+        parts = self.rooms.mapmri_STU_reg_matrices(order)
+        return self.rooms.mapmri_laplacian_reg_matrix(index, mu, *parts)
 
 
 class DropIn(Dipy):
@@ -258,19 +222,16 @@ class DropIn(Dipy):
     def gradients(self, table: Table) -> Any:
         return gradient_table(table)
 
-    def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
-        model = self.rooms.MapmriModel(
-            gradient_table(Case().table), order_of(coef), anisotropic_scaling=basis == "anisotropic"
-        )
-        whole = Ours().made(basis, coef, mu, R)
-        parts = ({k: rows[v : v + 1] for k, rows in whole.rows().items()} for v in range(len(coef)))
-        fits = (mapmri_nb.MapmriFit(p, np.ones((), bool), whole.options, whole.gtab) for p in parts)
-        return [self.rooms.MapmriFit(model, one) for one in fits]
+    def _fits(self, model: Any, basis: str, coef: Array, mu: Array, R: Array) -> Any:
+        whole, one = Ours().made(basis, coef, mu, R), np.ones((), bool)
+        parts = [{k: rows[v : v + 1] for k, rows in whole.rows().items()} for v in range(len(coef))]
+        fits = (mapmri_nb.MapmriFit(p, one, whole.options, whole.gtab) for p in parts)
+        return [self.rooms.MapmriFit(model, fit) for fit in fits]
 
 
 class CsDmri(Program):
     """cs_dmri's 3D-SHORE with its L2 penalty: an isotropic basis of one scale and its own order, in
-    single precision. No Laplacian, so of `laplacian` None alone; RTAP and RTPP are along its tensor.
+    single precision. No Laplacian, so `laplacian` None alone; RTAP and RTPP are along its tensor.
     """
 
     name = "cs_dmri"
@@ -280,15 +241,11 @@ class CsDmri(Program):
         self.rooms = importlib.import_module("cs_dmri")
 
     def gradients(self, table: Table) -> Any:
-        times = {"big_delta": table.tau, "small_delta": 0.0}
-        return self.rooms.GradientTable(table.b, table.g, b0_threshold=table.b0_threshold, **times)
+        times = {"big_delta": table.tau, "small_delta": 0.0, "b0_threshold": table.b0_threshold}
+        return self.rooms.GradientTable(table.b, table.g, **times)
 
-    def fit(
-        self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
-        laplacian: Any = None, positivity: str | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
-        given = {"basis": basis, "laplacian": laplacian, "positivity": positivity} | options
-        lacking = {k: v for k, v in given.items() if self.cases.get(k) != v}
+    def fit(self, table: Table, signals: Array, *, order: int, **options: Any) -> Any:
+        lacking = {k: v for k, v in options.items() if self.cases.get(k) != v}
         lacking |= {} if order else {"order": order}
         if lacking:
             raise Lacks("fit with " + ", ".join(f"{k}={v!r}" for k, v in lacking.items()))
@@ -307,10 +264,8 @@ class CsDmri(Program):
         return {name: values.ravel().astype(float) for name, values in maps.items()}
 
     def predict(self, fit: Any, q: Array) -> Array:
-        length = np.r_[0, np.linalg.norm(q, axis=1)]
-        g = np.vstack([np.zeros(3), q]) / np.where(length > 0, length, 1.0)[:, None]
-        table = Table((2 * pi * length) ** 2 * Case().table.tau, g, 0.0)
-        E = fit[0].predict(self.gradients(table), clip=False, n_threads=1)[:, 0, 0].astype(float)
+        table = self.gradients(Table.of(np.vstack([np.zeros(3), q]), b0_threshold=0.0))
+        E = fit[0].predict(table, clip=False, n_threads=1)[:, 0, 0].astype(float)
         return E[:, 1:] / E[:, :1]
 
     def scales(self, fit: Any) -> tuple[Array, Array]:
@@ -324,12 +279,7 @@ def order_of(coef: Array) -> int:
     return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[1])
 
 
-PROGRAMS: dict[str, type[Program]] = {
-    "mapmri_nb": Ours,
-    "dropin": DropIn,
-    "dipy": Dipy,
-    "cs_dmri": CsDmri,
-}
+PROGRAMS: dict[str, type[Program]] = {one.name: one for one in (Ours, DropIn, Dipy, CsDmri)}
 
 
 def program(name: str) -> Program:

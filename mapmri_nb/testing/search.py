@@ -38,12 +38,12 @@ def search(
     """
     known: dict[Case, str] = {}
     lacking: set[str] = set()
-    start, exercised = time.monotonic(), 0
+    end, exercised = time.monotonic() + seconds, 0
 
     def fails(case: Case) -> bool:
         nonlocal exercised
         if case not in known:
-            if time.monotonic() - start > seconds:
+            if time.monotonic() > end:
                 return False
             known[case] = ""
             try:
@@ -67,10 +67,9 @@ def search(
     try:
         case = find(drawn, fails, settings=options, random=random.Random(seed))
     except NoSuchExample:
-        if exercised:
-            return Result(name, "holds", cases=exercised)
-        if lacking:
-            return Result(name, "lacks", ", ".join(sorted(lacking)))
-        return Result(name, "holds", "no case says anything about it")
+        if exercised or not lacking:
+            what = "" if exercised else "no case says anything about it"
+            return Result(name, "holds", what, cases=exercised)
+        return Result(name, "lacks", ", ".join(sorted(lacking)))
     code = f'check(program("{of or program.name}"), "{name}", {case!r})'
     return Result(name, "fails", " ".join(known[case].split()), code, len(known))

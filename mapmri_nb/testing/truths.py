@@ -1,12 +1,10 @@
 """Closed forms, in plain NumPy and SciPy: mixtures of Gaussians, restricted diffusion, golden
-vectors.
-
-Nothing here calls the library's kernels, so that a truth is one for mapmri_nb too. Units: mm, s,
-1/mm.
+vectors. Nothing here calls the library's kernels. Units: mm, s, 1/mm.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from math import pi, sqrt
 from typing import Any
 
@@ -39,17 +37,20 @@ GOLDEN_Q = np.array([[30.0, -20.0, 10.0]])
 GOLDEN_R = np.array([[2e-3, 3e-3, 4e-3]])
 GOLDEN_V = np.ones((1, 3)) / sqrt(3)
 GOLDEN_A = {
-    "sum": 1.082352578660, "rtop": 326432.436054, "rtap": 10480.3330715, "rtpp": 38.7994511795, "msd": 1.31596925011e-4,
-    "qiv": 1.25209676209e-9, "ng": 0.444613601462, "ng_par": 0.362770496055, "ng_perp": 0.277172427877,
-    "lapnorm": 3.92573605962, "e2": 149272.831127, "pa_dti": 0.863923269805, "pa": 0.987093912327,
-    "u0": 5.41124834449e-3, "cos_dti": 0.94051535878, "E": 0.0102010844917, "P": 174126.2331,
-    "odf0": 0.0513568844363, "odf2": 5.28230337636e-6,
-    "cos": {0: 0.805034085507, 3: 0.807887119472, 5: 0.807931055888, 10: 0.807931731219, 20: 0.807931737448},
+    "sum": 1.082352578660, "rtop": 326432.436054, "rtap": 10480.3330715, "rtpp": 38.7994511795,
+    "msd": 1.31596925011e-4, "qiv": 1.25209676209e-9, "ng": 0.444613601462,
+    "ng_par": 0.362770496055, "ng_perp": 0.277172427877, "lapnorm": 3.92573605962,
+    "e2": 149272.831127, "pa_dti": 0.863923269805, "pa": 0.987093912327, "u0": 5.41124834449e-3,
+    "cos_dti": 0.94051535878, "E": 0.0102010844917, "P": 174126.2331, "odf0": 0.0513568844363,
+    "odf2": 5.28230337636e-6,
+    "cos": {0: 0.805034085507, 3: 0.807887119472, 5: 0.807931055888, 10: 0.807931731219,
+            20: 0.807931737448},
 }  # fmt: skip
 GOLDEN_B = {
-    "sum": 1.057406742819, "rtop": 253383.210424, "rtap": 4995.88673236, "rtpp": 62.6518404155, "msd": 1.14892663669e-4,
-    "qiv": 2.23935494435e-9, "lapnorm": 1.32365881722, "E": 0.311102531111, "P": 187417.599797,
-    "odf0": 0.0533343038278, "odf2": -1.71933881342e-6, "cos": 0.965278541684,
+    "sum": 1.057406742819, "rtop": 253383.210424, "rtap": 4995.88673236, "rtpp": 62.6518404155,
+    "msd": 1.14892663669e-4, "qiv": 2.23935494435e-9, "lapnorm": 1.32365881722,
+    "E": 0.311102531111, "P": 187417.599797, "odf0": 0.0533343038278, "odf2": -1.71933881342e-6,
+    "cos": 0.965278541684,
 }  # fmt: skip
 
 # ---------------------------------------------------------------- propagator anisotropy
@@ -64,8 +65,8 @@ def pa_rescale(cos2: float, eps: float = 0.4) -> float:
 def isotropic_scale(mu: Any) -> float:
     """u0: positive root of the cubic, closed form."""
     x, y, z = np.square(mu)
-    a, b, c = (x + y + z) / 3, -(x * y + x * z + y * z) / 3, -x * y * z
-    p, s = b - a**2 / 3, 2 * a**3 / 27 - a * b / 3 + c
+    a, b = (x + y + z) / 3, -(x * y + x * z + y * z) / 3
+    p, s = b - a**2 / 3, 2 * a**3 / 27 - a * b / 3 - x * y * z
     angle = np.arccos(np.clip(3 * s / (2 * p) * sqrt(-3 / p), -1, 1))
     return sqrt(2 * sqrt(-p / 3) * np.cos(angle / 3) - a / 3)
 
@@ -76,15 +77,11 @@ def isotropic_scale(mu: Any) -> float:
 def rotation(axis: int, degrees: float) -> Array:
     """Rotation matrix about a coordinate axis (0, 1, 2)."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    out, (i, j) = np.eye(3), [(1, 2), (2, 0), (0, 1)][axis]
-    out[i, i], out[j, j], out[i, j], out[j, i] = c, c, -s, s
-    return out
+    return np.roll([[1, 0, 0], [0, c, -s], [0, s, c]], (axis, axis), (0, 1))
 
 
 def axis_tensor(values: Any, turn: Array | None = None) -> Array:
-    """Tensor (3, 3) in mm2/s from eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation
-    matrix.
-    """
+    """Tensor (3, 3) in mm2/s: eigenvalues in 1e-3 mm2/s along x, y, z, turned by a rotation."""
     turn = np.eye(3) if turn is None else turn
     return turn @ np.diag(np.broadcast_to(values, 3) * 1e-3) @ turn.T
 
@@ -93,9 +90,8 @@ def crossing(
     half_angle: float, values: Any = (1.7, 0.3, 0.3), fraction: float = 0.5
 ) -> tuple[list[float], list[Array]]:
     """Fractions and tensors of two bundles at +-half_angle degrees around x in the xy plane."""
-    return [fraction, 1 - fraction], [
-        axis_tensor(values, rotation(2, s * half_angle)) for s in (1, -1)
-    ]
+    turns = [rotation(2, s * half_angle) for s in (1, -1)]
+    return [fraction, 1 - fraction], [axis_tensor(values, turn) for turn in turns]
 
 
 def mixture_signal(fractions: Any, tensors: Any, bvals: Any, bvecs: Any) -> Array:
@@ -122,19 +118,17 @@ def mixture_truth(
     f, d = np.asarray(fractions, float), np.asarray(tensors, float)
     if mu is None:
         mu, frame = mixture_frame(f, d, tau)
-    e, det, inv = frame[:, 0], np.linalg.det(d), np.linalg.inv(d)
+    e, cov = frame[:, 0], 2 * tau * d
+    det, inv = np.linalg.det(d), np.linalg.inv(d)
     at_zero = f * (4 * pi * tau) ** -1.5 * det**-0.5
-    cov = 2 * tau * d
     p2 = lap = 0.0
-    for fi, si in zip(f, cov, strict=True):
-        for fj, sj in zip(f, cov, strict=True):
-            c = np.linalg.inv(np.linalg.inv(si) + np.linalg.inv(sj))
-            overlap = fi * fj * (2 * pi) ** -1.5 * np.linalg.det(si + sj) ** -0.5
-            p2 += overlap
-            lap += 16 * pi**4 * overlap * (np.trace(c) ** 2 + 2 * np.trace(c @ c))
-    weight = f * np.linalg.det(cov) ** -0.5
+    for (fi, si), (fj, sj) in product(zip(f, cov, strict=True), repeat=2):
+        c = np.linalg.inv(np.linalg.inv(si) + np.linalg.inv(sj))
+        overlap = fi * fj * (2 * pi) ** -1.5 * np.linalg.det(si + sj) ** -0.5
+        p2 += overlap
+        lap += 16 * pi**4 * overlap * (np.trace(c) ** 2 + 2 * np.trace(c @ c))
+    weight, s0 = f * np.linalg.det(cov) ** -0.5, np.diag(1 / np.square(mu))
     s = frame.T @ np.linalg.inv(cov) @ frame
-    s0 = np.diag(1 / np.square(mu))
 
     def sine(axes: list[int]) -> float:
         part, part0 = s[:, axes][:, :, axes], s0[axes][:, axes]
@@ -164,31 +158,26 @@ def spherical_mean_norm2(fractions: Any, covariances: Array) -> float:
     """4 pi int r^2 Pbar(r)^2 dr; Pbar by angular quadrature over an octant, long axis on z: turning
     changes nothing.
     """
-    z, wz = special.roots_legendre(300)
+    (z, wz), (r, wr) = (special.roots_legendre(count) for count in (300, 400))
     z, wz = (z + 1) / 2, wz / 2
     phi = (np.arange(24) + 0.5) * pi / 48
     top = 9 * sqrt(np.max(np.linalg.eigvalsh(covariances)))
-    r, wr = special.roots_legendre(400)
     r, wr = (r + 1) * top / 2, wr * top / 2
     mean = np.zeros_like(r)
     for f, cov in zip(fractions, covariances, strict=True):
-        c, b, a = 1 / np.linalg.eigvalsh(
-            cov
-        )  # inverse variances, ascending eigenvalues: a belongs to the long axis
-        x2 = (1 - z[:, None] ** 2) * (b * np.cos(phi) ** 2 + c * np.sin(phi) ** 2) + a * z[
-            :, None
-        ] ** 2
+        c, b, a = 1 / np.linalg.eigvalsh(cov)  # inverse variances: a belongs to the long axis
+        across = b * np.cos(phi) ** 2 + c * np.sin(phi) ** 2
+        x2 = (1 - z[:, None] ** 2) * across + a * z[:, None] ** 2
         profile = np.exp(-(r[:, None, None] ** 2) * x2 / 2).mean(2) @ wz
         mean += f * (2 * pi) ** -1.5 * sqrt(a * b * c) * profile
     return 4 * pi * np.sum(wr * r**2 * mean**2)
 
 
-# ---------------------------------------------------------------- restricted; x = 2 pi q R
-# (planes: L)
+# ---------------------------------------------------------------- restricted diffusion
 
 
 def restricted_signal(geometry: str, x: Any) -> Array:
-    """Long-time narrow-pulse signal of 'planes', 'cylinder', 'sphere'."""
+    """Long-time narrow-pulse signal of 'planes' (x = 2 pi q L), 'cylinder', 'sphere' (2 pi q R)."""
     x = np.where(np.abs(x) < 1e-4, 1e-4, x)
     if geometry == "planes":
         return 2 * (1 - np.cos(x)) / x**2
