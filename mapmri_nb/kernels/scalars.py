@@ -61,9 +61,11 @@ def tables(order: int) -> IndexTables:
     """Constants of the index formulas at a radial order."""
     n = ordering.index_table(order)
     origin, twice = ordering.origin_values(n), 1.0 + 2.0 * n.T
-    at_zero, on_axis, on_plane = (
-        origin * (-1.0) ** (n[:, axes].sum(1) // 2) for axes in ([0, 1, 2], [1, 2], [0])
-    )
+
+    def signed(*axes: int) -> Array:
+        return np.asarray(origin * (-1.0) ** (n[:, axes].sum(1) // 2))
+
+    at_zero = signed(0, 1, 2)
     one = np.array([ordering.axis_origin_value(k) for k in range(order + 1)])
     one *= np.where(np.arange(order + 1) % 4 == 2, -1.0, 1.0)  # (-1)^(n/2) sqrt(n!)/n!!
     sections = []
@@ -72,8 +74,8 @@ def tables(order: int) -> IndexTables:
         (n[:, 1] * (order + 1) + n[:, 2], one[n[:, 0]]),
     ):
         sections.append([np.where(keys == k, weight, 0.0) for k in np.unique(keys[weight != 0.0])])
-    sums = np.array([at_zero, on_axis, on_plane, *(origin * twice), *(at_zero * twice)])
-    sums = np.vstack([sums, *sections])
+    linear = [at_zero, signed(1, 2), signed(0), *(origin * twice), *(at_zero * twice)]
+    sums = np.vstack([*linear, *sections[0], *sections[1]])
     i, j = np.nonzero(sums)
     return IndexTables(
         sparse_map(i, j, sums[i, j], len(sums)),
