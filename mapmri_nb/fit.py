@@ -38,7 +38,7 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
 
 
 RADIAL = 5  # K of PA: its counterpart is made of K + 1 radial functions
-PIECE = 128  # voxels, at least, that a thread takes at once: Python is between them
+PIECE = 512  # voxels, at least, that a thread takes at once: Python is between them
 ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
 
 
