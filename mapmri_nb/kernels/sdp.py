@@ -294,12 +294,12 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active
     lanes.
 
-    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference:
+    Primal-dual path following from the given eta and scale (of w.lane), Q from `t.start`:
     predictor, corrector, one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute)
     and ITERATIONS of w.lane are written.
     """
     block_set(w.total, 1.0)
-    symmetric.fill(t.Q, w.total, w.Q)
+    symmetric.fill(t.start[1], w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
         if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
@@ -395,7 +395,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
 def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
     n, lane = t.B.size, w.lane
-    cones.ridged(G, l0, n, w.S)
+    cones.ridged(G, l0 % G.shape[1], n, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(lane, w.pivot)
     cones.whiten(w.S, t.K, g, l0, w.T)
@@ -403,10 +403,10 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     cones.eliminate_origin(w.P, n, fixed, w.c0, w.total)
     for l in range(WIDTH):
         lane[SCALE, l] = w.total[0, l]
-        w.total[0, l] = 0.03 * lane[SCALE, l]
+        w.total[0, l] = lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
             lane[ACTIVE, l] = 0.0
-    symmetric.fill(t.eta, w.total, w.eta)
+    symmetric.fill(t.start[0], w.total, w.eta)
 
 
 @kernel()
@@ -418,8 +418,8 @@ def solve(
 
     Parameters
     ----------
-    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g :
-        (n, V).
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, or (.., WIDTH) where
+        all voxels share it; a ridge is added. g : (n, V).
     t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in
         w.Q.
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
@@ -444,6 +444,21 @@ def solve(
                 answer.info[1, l0 + l] = lane[ITERATIONS, l]
                 if not lane[CONVERGED, l] > 0.0:
                     status[l0 + l] = INEXACT
+
+
+@kernel()
+def approach(G: Array, g: Array, t: Tables, fixed: int, w: Work, start: tuple[Array, Array]) -> None:
+    """A `Tables.start` for problems like the first of G, g (.., WIDTH): eta and Q of a step on the
+    way to its optimum, where the gap has become small beside what the cones cost (`_judge`).
+    """
+    eta, Q = start
+    block_set(w.lane, 1.0)
+    _pose(G, g, 0, t, fixed, w)
+    interior_point(t, 50, 1.0, w)
+    for i in range(eta.size):
+        eta[i] = w.eta[i, 0] / w.lane[SCALE, 0]
+    for e in range(Q.size):
+        Q[e] = w.Q[e, 0]
 
 
 @kernel(fastmath=CONTRACT)
