@@ -75,7 +75,7 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
     peak = 0.0
     for j in range(s.size):
         even, odd = s[j] + t[j], s[j] - t[j]
-        peak = max(peak, even + abs(v[j] + w[j]))
+        peak = max(peak, even + abs(v[j] + w[j]), odd + abs(v[j] - w[j]))
         low = min(even - abs(v[j] + w[j]), odd - abs(v[j] - w[j]))
         if low < worst:
             worst, p = low, j
@@ -108,8 +108,9 @@ def _judge(
     """Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
     rows, signs of u.
 
-    Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
-    factors at hand.
+    Where it is above DRIFT, c and u take a Newton step on the active rows with the factors at hand:
+    for residuals w of stationarity and r of the rows, t = R^-T r and d = J w, by which u gains
+    R^-1 (d[:q] - t) and c loses J'(t, d[q:]).
     """
     fixed = problem.fixed
     d, z = work.d, work.z
@@ -137,13 +138,14 @@ def _judge(
         size += z[k] * z[k]
     residual += math.sqrt(drift / size)
     if residual > DRIFT:
-        back(work.R, q, d, z)
+        for i in range(q):
+            for k in range(i):
+                r[i] -= work.R[k, i] * r[k]
+            r[i] /= work.R[i, i]
+            w[i], d[i] = d[i] - r[i], r[i]
+        back(work.R, q, w, z)
         for i in range(q):
             u[i] += z[i]
-            s = r[i]
-            for k in range(i):
-                s -= work.R[k, i] * d[k]
-            d[i] = s / work.R[i, i]
         combine(work.J, NONE, d, z)
         for k in range(c.size):
             c[k] -= z[k]
