@@ -183,7 +183,6 @@ def test_many_right_hand_sides_have_the_answers_of_each(fixed, rng):
     assert_allclose(some[3:], c[2:], atol=1e-4 * np.abs(c).max())
 
 
-
 @pytest.mark.nojit
 def test_a_lane_without_answer_leaves_its_neighbour_alone():
     """Without the compiler too."""

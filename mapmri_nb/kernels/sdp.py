@@ -154,9 +154,6 @@ def _residuals(t: Tables, w: Work) -> None:
     for k in range(2):
         symmetric.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-    inverse = rows(w.W, 0)
-    for e in range(t.gram.size):
-        inverse[e] = -inverse[e]
     symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
@@ -263,7 +260,6 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e = w.lane, t.gram.size
-    size = t.sizes[0] + t.sizes[1]
     symmetric.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
     symmetric.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
     symmetric.inner(t.times, w.L, w.R, w.total)
@@ -271,7 +267,11 @@ def _centre(t: Tables, w: Work) -> None:
         lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
             ratio = w.total[0, l] / lane[GAP, l]
-            lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+            lane[NU, l] = (
+                lane[GAP, l]
+                / (t.sizes[0] + t.sizes[1])
+                * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+            )
     symmetric.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse = rows(w.R, 0), rows(w.W, 0)
     nu = rows(lane, 0)[NU]
@@ -338,7 +338,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     symmetric.fill(t.Q, margin, w.W)
     symmetric.inner(t.times, w.L, w.W, w.total)
     for l in range(WIDTH):
-        lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
+        lane[MARGIN, l] = 1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
 
 @kernel(inline=True)
@@ -447,18 +447,19 @@ def solve(
 
 
 @kernel()
-def approach(G: Array, g: Array, t: Tables, fixed: int, w: Work, start: tuple[Array, Array]) -> None:
+def approach(
+    G: Array, g: Array, t: Tables, fixed: int, w: Work, start: tuple[Array, Array]
+) -> None:
     """A `Tables.start` for problems like the first of G, g (.., WIDTH): eta and Q of a step on the
     way to its optimum, where the gap has become small beside what the cones cost (`_judge`).
     """
-    eta, Q = start
     block_set(w.lane, 1.0)
     _pose(G, g, 0, t, fixed, w)
     interior_point(t, 50, 1.0, w)
-    for i in range(eta.size):
-        eta[i] = w.eta[i, 0] / w.lane[SCALE, 0]
-    for e in range(Q.size):
-        Q[e] = w.Q[e, 0]
+    for i in range(t.B.size):
+        start[0][i] = w.eta[i, 0] / w.lane[SCALE, 0]
+    for e in range(t.gram.size):
+        start[1][e] = w.Q[e, 0]
 
 
 @kernel(fastmath=CONTRACT)
