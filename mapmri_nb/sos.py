@@ -267,7 +267,7 @@ class GlobalSolver(Solver):
         t, _, work, most, tol = self.problem()
         mean = _in_lanes(np.broadcast_to(g[:, place].mean(0), (WIDTH, len(self.B))))
         start = np.zeros_like(t.eta), np.zeros_like(t.Q)
-        sdp.approach(G, mean[:, :WIDTH].copy(), t, int(self.fixed), work, start)
+        sdp.approach(G, mean[:, :WIDTH].copy(), t, int(self.fixed), work, *start)
         if np.isfinite(np.concatenate(start)).all():
             t = t._replace(start=start)
         answer = sdp.answers(len(self.B), len(g))

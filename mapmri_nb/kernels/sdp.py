@@ -266,12 +266,8 @@ def _centre(t: Tables, w: Work) -> None:
     for l in range(WIDTH):
         lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
-            ratio = w.total[0, l] / lane[GAP, l]
-            lane[NU, l] = (
-                lane[GAP, l]
-                / (t.sizes[0] + t.sizes[1])
-                * min(max(ratio * ratio * ratio, 1e-6), 1.0)
-            )
+            ratio = min(max((w.total[0, l] / lane[GAP, l]) ** 3, 1e-6), 1.0)
+            lane[NU, l] = lane[GAP, l] / (t.sizes[0] + t.sizes[1]) * ratio
     symmetric.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse = rows(w.R, 0), rows(w.W, 0)
     nu = rows(lane, 0)[NU]
@@ -328,8 +324,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     lane, margin = w.lane, w.step
     cones.share_residual(t, c, w.Q, w.gradient, w.point)
     cones.lower(t, w.Q, w.point, w.L)
-    for l in range(WIDTH):
-        margin[0, l] = 1.0
+    block_set(margin, 1.0)
     for k in range(2):
         symmetric.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
@@ -447,9 +442,7 @@ def solve(
 
 
 @kernel()
-def approach(
-    G: Array, g: Array, t: Tables, fixed: int, w: Work, start: tuple[Array, Array]
-) -> None:
+def approach(G: Array, g: Array, t: Tables, fixed: int, w: Work, eta: Array, Q: Array) -> None:
     """A `Tables.start` for problems like the first of G, g (.., WIDTH): eta and Q of a step on the
     way to its optimum, where the gap has become small beside what the cones cost (`_judge`).
     """
@@ -457,9 +450,9 @@ def approach(
     _pose(G, g, 0, t, fixed, w)
     interior_point(t, 50, 1.0, w)
     for i in range(t.B.size):
-        start[0][i] = w.eta[i, 0] / w.lane[SCALE, 0]
+        eta[i] = w.eta[i, 0] / w.lane[SCALE, 0]
     for e in range(t.gram.size):
-        start[1][e] = w.Q[e, 0]
+        Q[e] = w.Q[e, 0]
 
 
 @kernel(fastmath=CONTRACT)
