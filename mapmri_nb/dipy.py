@@ -87,10 +87,8 @@ class MapmriModel:
         taus = _taus(gtab)
         self.deltas_given = taus is not None
         if taus is None:
-            _warn(
-                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices "
-                "have no true units"
-            )
+            text = "tau = 1/(4 pi^2) s is assumed, so indices have no true units"
+            _warn(f"gtab has no big_delta and small_delta: {text}")
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
         positivity = ("global" if global_constraints else "grid") if positivity_constraint else None
@@ -179,10 +177,9 @@ class MapmriFit:
             return None
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
-        return MapmriFit(
-            self.model,
-            core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab, self._fit.affine),
-        )
+        whole = self._fit
+        part_of = core_fit.MapmriFit(rows, inside, whole.options, whole.gtab, whole.affine)
+        return MapmriFit(self.model, part_of)
 
     @property
     def fit_array(self) -> NDArray[Any]:
@@ -214,13 +211,10 @@ class MapmriFit:
     def odf_sh(self, s: float = 2) -> Any:
         """Isotropic basis: the ODF's harmonics, legacy descoteaux07 [Fick 2016, Eq. C8]."""
         if self.model.anisotropic_scaling:
-            raise ValueError(
-                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both "
-                "bases"
-            )
-        return self._rows(
-            directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy")
-        )
+            text = "mapmri_nb.MapmriFit.odf_sh serves both bases"
+            raise ValueError(f"odf_sh needs anisotropic_scaling=False; {text}")
+        field = self._fit.odf_field(s)
+        return self._rows(directions.odf_sh(field, self.radial_order, "descoteaux07_legacy"))
 
     rtop = _index("rtop", "Return-to-origin probability (...), 1/mm^3.")
     rtap = _index("rtap", "Return-to-axis probability (...), 1/mm^2.")
@@ -273,15 +267,11 @@ class MapmriFit:
 
     def _check_non_gaussianity(self) -> None:
         if self.model.bval_threshold > 2000.0:
-            _warn(
-                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be "
-                "physically meaningful"
-            )
+            text = "for the non-Gaussianity to be physically meaningful"
+            _warn(f"model bval_threshold must be lower than 2000 {text}")
         if not self.model.anisotropic_scaling:
-            raise ValueError(
-                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves "
-                "both bases"
-            )
+            text = "mapmri_nb.MapmriFit.ng serves both bases"
+            raise ValueError(f"non-Gaussianity needs anisotropic_scaling=True; {text}")
 
     def fitted_signal(self, gtab: Any = None) -> Any:
         """E (..., n) at the model's gradient table or another one."""
@@ -393,10 +383,8 @@ def _table(gtab: Any, taus: Array) -> GradientTable:
     unit = max(float(taus.max()), 1.0)
     table = GradientTable.of(gtab, tau=taus / unit)
     if unit > 1.0:
-        _warn(
-            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as "
-            "seconds"
-        )
+        text = "are big_delta and small_delta in milliseconds? They are taken as seconds"
+        _warn(f"tau = {unit:.4g} s: {text}")
         table.taus, table.qvals = table.taus * unit, table.qvals / unit**0.5
         table.qvecs = table.qvecs / unit**0.5
         table._timing["tau"] = table.taus
