@@ -76,8 +76,8 @@ def fitted(program: Program, case: Case, **given: Any) -> Any:
 
 
 def indices(program: Program, fit: Any) -> dict[str, Array]:
-    """The indices in a form that keeps their digits: 1/QIV, since QIV may pass through infinity, and
-    squares of NG and PA, which are roots of 1 - cos^2.
+    """The indices in a form that keeps their digits: 1/QIV, since QIV may pass through infinity,
+    and squares of NG and PA, which are roots of 1 - cos^2.
     """
     square, given = ("ng", "ng_par", "ng_perp", "pa", "pa_dti"), program.indices(fit)
     return {n: 1 / x if n == "qiv" else x**2 if n in square else x for n, x in given.items()}
