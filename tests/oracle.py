@@ -282,13 +282,6 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
     return out | {"S0": S0, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
 
 
-def constrained_lstsq(m, y, b):
-    """Argmin |y - m a|^2 subject to b'a = 1."""
-    a0 = b / (b @ b)
-    null = np.linalg.svd(b[None])[2][1:].T
-    return a0 + null @ np.linalg.lstsq(m @ null, y - m @ a0, rcond=None)[0]
-
-
 def gcv(m, lap, y, weight):
     """V(weight) and tr S by the definition."""
     smoother = m @ np.linalg.solve(m.T @ m + weight * lap, m.T)

@@ -39,13 +39,6 @@ CHEAP = ("clean", "constant", "missing", "infinite", "negative", "zeros", "all m
          "tinier", "b0 alone")  # fmt: skip
 
 
-def solved_frame(fit, v):
-    """Hermite coefficients and R of row v where it was solved: isotropic along the b-vectors."""
-    if fit.isotropic:
-        return oracle.iso_to_aniso(fit.order) @ fit.coef[v], np.eye(3)
-    return fit.coef[v], fit.R[v]
-
-
 def objective(fit, v, y, c, R):
     """|M c - d|^2 + weight c'Lc of row v, dense."""
     residual = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ R) @ c - y / fit.S0[v]
@@ -55,21 +48,16 @@ def objective(fit, v, y, c, R):
 
 def check_rows(fit):
     """Every row has a feasible answer or NaN with a status; returns which have an answer."""
-    B, certified = oracle.aniso_origin(fit.order), None
-    answered = (fit.status & Status.NO_FIT) == 0
-    if fit.options["positivity"] == "global":
-        certified = fit.certificate().certified
-    K = positivity.normalised_grid(fit.order).K
-    for v in range(len(fit.coef)):
-        if not answered[v]:
-            assert np.isnan(fit.coef[v]).all()
-            continue
-        c, _ = solved_frame(fit, v)
+    B, K = oracle.aniso_origin(fit.order), positivity.normalised_grid(fit.order).K
+    to_hermite = oracle.iso_to_aniso(fit.order) if fit.isotropic else np.eye(len(B))
+    answered, mode = (fit.status & Status.NO_FIT) == 0, fit.options["positivity"]
+    assert np.isnan(fit.coef[~answered]).all()
+    assert mode != "global" or fit.certificate().certified[answered].all()
+    for v in np.flatnonzero(answered):
+        c = to_hermite @ fit.coef[v]  # where it was solved: isotropic along the b-vectors
         assert np.isfinite(c).all()
         assert abs(B @ c - 1) < 1e-10 or fit.S0[v] < 1e-300  # which has no digits left
-        if certified is not None:
-            assert certified[v]
-        elif fit.options["positivity"] == "grid":
+        if mode == "grid":
             p = K @ c
             assert p.min() >= -1e-10 * p.max()  # 1e-12 but for the hardest inputs
     for volume in (fit.rtop(), fit.msd(), fit.ng(), fit.negative()[1]):
@@ -251,9 +239,9 @@ def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     fit = model.fit(y)
     for v in range(len(y)):
         M = oracle.phi_matrix(4, fit.mu[v], gtab.qvecs @ fit.R[v])
-        root = np.linalg.cholesky(oracle.laplacian_matrix(4, fit.mu[v])).T
-        stacked = np.vstack([M, np.sqrt(weight) * root])
-        free = oracle.constrained_lstsq(stacked, np.r_[y[v] / fit.S0[v], np.zeros(len(root))], B)
+        H = M.T @ M + weight * oracle.laplacian_matrix(4, fit.mu[v])
+        bordered = np.block([[H, B[:, None]], [B, np.zeros(1)]])
+        free = np.linalg.solve(bordered, np.r_[M.T @ y[v] / fit.S0[v], 1.0])[:-1]
         best, ours = (objective(fit, v, y[v], c, fit.R[v]) for c in (free, fit.coef[v]))
         assert ours >= best * (1 - 1e-12)
         if sos.certify(free, 4).certified[0]:

@@ -42,7 +42,7 @@ def acquire(folder, affine, frame, *, b_file=False, made_by=None):
         np.savetxt(folder / f"{NAME}.b", np.c_[G, B], fmt="%.6f")
     if made_by:
         entries = {"Name": "x", "BIDSVersion": "1.9.0", "GeneratedBy": [{"Name": made_by}]}
-        (folder / "dataset_description.json").write_text(json.dumps(entries))
+        (folder.parents[1] / "dataset_description.json").write_text(json.dumps(entries))
     return dwi
 
 
@@ -66,9 +66,7 @@ def test_qsiprep_against_its_twin_of_fsl(tmp_path, capsys, affine):
     affine = AFFINES[affine]
     twin, _ = peak(capsys, tmp_path / "one", acquire(tmp_path / "fsl", affine, "image"))
     assert apart(twin, FIBRE) < NEAR
-    dwi = acquire(tmp_path / "qsiprep" / "sub-01" / "dwi", affine, "voxel")
-    description = {"GeneratedBy": [{"Name": "QSIPrep", "Version": "1.0"}]}
-    (tmp_path / "qsiprep" / "dataset_description.json").write_text(json.dumps(description))
+    dwi = acquire(tmp_path / "qsiprep/sub-01/dwi", affine, "voxel", made_by="QSIPrep")
     found, said = peak(capsys, tmp_path / "two", dwi)
     assert apart(found, twin) < 0.1
     assert "made by QSIPrep, so its b-vectors run along the voxel axes" in said
@@ -120,7 +118,7 @@ def test_what_was_assumed_is_said_where_it_matters(tmp_path, capsys):
         told, said = peak(capsys, tmp_path / name / "told", dwi, "--frame voxel")
         assert apart(told, FIBRE) < NEAR
         assert "convention" not in said
-    other = acquire(tmp_path / "fmriprep", AFFINES["LPS+"], "image", made_by="fMRIPrep")
+    other = acquire(tmp_path / "prep/sub-01/dwi", AFFINES["LPS+"], "image", made_by="fMRIPrep")
     assert apart(peak(capsys, tmp_path / "o", other)[0], FIBRE) < NEAR
     mixed = acquire(tmp_path / "both", AFFINES["LPS+"], "voxel", b_file=True)
     _, said = peak(capsys, tmp_path / "p", mixed, "--frame image")

@@ -239,14 +239,12 @@ def test_bad_data_is_named(gtab, data, given, message):
 
 
 def test_infinite_samples_are_missing(gtab, data):
-    fits = []
-    for value in (np.nan, np.inf, -np.inf):
-        y = data[:3].copy()
-        y[:, [3, 40, 77]] = value
-        fits.append(mapmri.MapmriModel(gtab, 4).fit(y))
-    assert phantom.same(fits[0], fits[1])
-    assert phantom.same(fits[0], fits[2])
-    assert (fits[0].status & Status.DROPPED).all()
+    y = np.tile(data[0], (3, 1))
+    y[:, [3, 40, 77]] = [[np.nan], [np.inf], [-np.inf]]
+    fit = mapmri.MapmriModel(gtab, 4).fit(y)
+    for name, rows in fit.rows().items():
+        assert np.array_equal(rows, rows[[0, 0, 0]], equal_nan=True), name
+    assert (fit.status == Status.DROPPED).all()
 
 
 def test_samples_below_zero_stay_in_the_linear_fit(scheme, gtab, data):
@@ -328,7 +326,7 @@ def test_plain_map_asks_for_more_exact_moments(gtab):
     assert plain < regularised
 
 
-def test_an_old_name_warns_and_works():
-    model = mapmri.MapmriModel(phantom.table(*phantom.small_scheme()), 4)
+def test_an_old_name_warns_and_works(gtab):
+    model = mapmri.MapmriModel(gtab, 4)
     with pytest.warns(DeprecationWarning, match="laplacian_weights"):
         assert model.weights is model.laplacian_weights

@@ -12,15 +12,21 @@ from mapmri_nb.kernels import frames, lanes, moments, ordering, rotation, tensor
 from mapmri_nb.kernels.linalg import block_map
 
 PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
-ODD_FRAMES = [np.eye(3)] + [
-    truth.rotation(a, d) for a in range(3) for d in (90, 180, -90, 1e-8, 89.9999999)
-]
+ODD = (0, 90, 180, -90, 1e-8, 89.9999999)
+ODD_FRAMES = [truth.rotation(axis, degrees) for axis in range(3) for degrees in ODD]
 
 
 def filled(x):
     """Voxels first to lanes last, the first voxel repeated in lanes without one."""
     rest = np.repeat(x[:1], lanes.padded(len(x)) - len(x), 0)
     return np.ascontiguousarray(np.concatenate([x, rest]).T)
+
+
+def turn(angles):
+    """The rotation about z, x, z that the tangents of half of the angles in rows 0, 2 and 4 make."""
+    degrees = 2 * np.degrees(np.arctan(angles[::2, 0]))
+    z1, x, z2 = (truth.rotation(k, a) for k, a in zip((2, 0, 2), degrees, strict=True))
+    return z1 @ x @ z2
 
 
 class Block:
@@ -46,9 +52,8 @@ class Block:
         self.work = moments.workspace(self.t, self.s, order, lanes.padded(count))
         self.D = np.empty((count, 6))
         for l in range(count):
-            rotation.frame_angles(
-                self.R[l], self.work.angles, l
-            )  # flips columns in pairs: R is what is used
+            # flips columns in pairs: R is what is used
+            rotation.frame_angles(self.R[l], self.work.angles, l)
             tensor.tensor_elements(self.R[l], self.mu[l] ** 2 / (2 * TAU), self.D.T, l)
         self.work.angles[:] = filled(self.work.angles[:, :count].T)
         self.place = ordering.class_permutation(order)
@@ -152,12 +157,8 @@ def test_frame_angles_only_flip_columns(rng):
         assert_array_equal(used, frame * np.sign(sign))
         assert np.prod(sign) > 0
         assert np.abs(angles[::2]).max() <= 1 + 1e-15  # tan(half angle): the shears stay stable
-        turns = [np.arctan(x) * 2 for x in angles[::2, 0]]
-        assert_allclose(np.sin(turns), angles[1::2, 0], atol=1e-15)
-        z1, x, z2 = (
-            truth.rotation(axis, np.degrees(a)) for axis, a in zip((2, 0, 2), turns, strict=True)
-        )
-        assert_allclose(z1 @ x @ z2, used, atol=3e-15)
+        assert_allclose(np.sin(2 * np.arctan(angles[::2, 0])), angles[1::2, 0], atol=1e-15)
+        assert_allclose(turn(angles), used, atol=3e-15)
 
 
 @pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.nojit), 6, 10])
@@ -186,10 +187,6 @@ def test_a_linear_map_is_three_shears_and_scales_after_a_turn(rng):
         angles, skew = np.zeros((6, 1)), np.zeros((3, 1))
         stretch = np.zeros((3, 1))
         rotation.linear_angles(A, angles, skew, stretch, 0)
-        z1, x, z2 = (
-            truth.rotation(k, 2 * np.degrees(np.arctan(angles[2 * i, 0])))
-            for i, k in enumerate((2, 0, 2))
-        )
-        (s,), T = skew.T, np.eye(3)
-        T[2, 1], T[2, 0], T[1, 0] = s
-        assert_allclose(stretch * T @ (z1 @ x @ z2).T, A, atol=1e-12)
+        T = np.eye(3)
+        T[[2, 2, 1], [1, 0, 0]] = skew[:, 0]
+        assert_allclose(stretch * T @ turn(angles).T, A, atol=1e-12)

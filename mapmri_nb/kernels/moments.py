@@ -108,7 +108,7 @@ def _gram_map(index: IntArray, order: int) -> SparseMap:
     dst, src = [], []
     coef = []
     for t in np.ndindex((order + 1,) * 3):
-        on = np.flatnonzero((most >= t).all(1))
+        on = np.flatnonzero((most >= t).all(1)) if sum(t) <= order else ()
         if len(on) == 0:
             continue
         p = n[on] + m[on] - 2 * np.array(t)

@@ -252,21 +252,20 @@ def radial_cosine_rows(
     that tensor's Gaussian (NG of the isotropic basis). cos^2 = sum_k g_k^2/b_k / sum a^2, g_k =
     sum_|m|=2k B_m sum_n a_n O O O, b_k = Gamma(k+3/2)/(k! Gamma(3/2)).
     """
-    B, a, sums = room.B, room.a, room.sums
+    B, sums = room.B, room.sums
     here, there = room.scales[:3], room.scales[3:]
     K, count = B.size - 1, even.shape[0]
     size, length = 2 * K + 1, room.overlaps.shape[0] // 3
     for first in range(start, stop, WIDTH):
-        block_gather(coef, first, stop, a)
+        block_gather(coef, first, stop, room.a)
         block_gather(mu, first, stop, here)
         block_gather(target, first, stop, there)
-        c, u, w = rows(a, 0), rows(here, 0), rows(there, 0)
         for axis in range(3):
-            there_to = rows(room.overlaps[axis * length : (axis + 1) * length], 0)
-            overlaps(u[axis], w[axis], length // size - 1, size, there_to)
+            O = rows(room.overlaps[axis * length : (axis + 1) * length], 0)
+            overlaps(rows(here, 0)[axis], rows(there, 0)[axis], length // size - 1, size, O)
         x, y = rows(room.overlaps[:length], 0), rows(room.overlaps[length : 2 * length], 0)
-        z, inner = rows(room.overlaps[2 * length :], 0), rows(sums[: K + 1], 0)
-        g, result = rows(sums[K + 1 : -1], 0), rows(sums[-1:], 0)
+        z, c = rows(room.overlaps[2 * length :], 0), rows(room.a, 0)
+        inner, g = rows(sums[: K + 1], 0), rows(sums[K + 1 :], 0)
         norm, total = every(0.0), every(0.0)
         b = 1.0
         for n in range(coef.shape[1]):
@@ -291,7 +290,7 @@ def radial_cosine_rows(
         for k in range(K + 1):
             total += g[k] * g[k] / b
             b *= (k + 1.5) / (k + 1.0)
-        result[0] = pick(norm, 0.0, total / norm, math.nan)
+        g[K + 1] = pick(norm, 0.0, total / norm, math.nan)
         for l in range(min(WIDTH, stop - first)):
             out[first + l] = sums[2 * K + 2, l]
 

@@ -269,7 +269,8 @@ def index_rows(
     (n + 12, WIDTH) is scratch.
     """
     n = coef.shape[1]
-    a, m, values = room[:n], room[n : n + 3], room[n + 3 :]
+    a, m = room[:n], room[n : n + 3]
+    values = room[n + 3 :]
     for i0 in range(start, stop, WIDTH):
         block_gather(coef, i0, stop, a)
         block_gather(mu, i0, stop, m)

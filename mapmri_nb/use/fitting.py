@@ -16,11 +16,21 @@ Companions = dict[str, tuple[Path | None, Any]]  # file and numbers, by `MapmriM
 
 
 def fit(args: argparse.Namespace) -> list[Path]:
+    from . import stream
+
+    _check_together(args)
+    run: dict[str, Any] = {}
+    with stream.compiling(run):
+        return _fit(args, run)
+
+
+def _fit(args: argparse.Namespace, run: dict[str, Any]) -> list[Path]:
+    """The fit, with entries of its run section."""
     from ..kernels._jit import n_threads
     from . import folder, stream
 
-    _check_together(args)
     job, keep, chosen = _job(args)
+    job = job._replace(opening=max(0.0, job.opening - run["Compiling"]))
     engine = stream.on_threads(args.threads)
     if args.engine == "dask":
         from .distributed import on_cluster
@@ -29,7 +39,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
     start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
     told = {k: v for k, v in vars(args).items() if k not in ("run", "command", "typed")}
     told["volumes"] = args.volumes and keep
-    run = {
+    run |= {
         "Threads": n_threads(args.threads),
         "Engine": args.engine,
         "Options": {k: str(v) if isinstance(v, Path) else v for k, v in told.items()},
@@ -69,6 +79,8 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
     """Everything read and checked: the job, the numbers of the volumes to be fitted, and whether
     these are a part of the series.
     """
+    import numpy as np
+
     from .. import checks
     from ..indices import select
     from ..model import MapmriModel
@@ -85,7 +97,8 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
             checks.field_frame(gtab.frame, image.affine)
         names = select(args.indices, args.basis)
         model = MapmriModel(gtab, **arguments(args, MapmriModel))
-        stream.layout(model)  # loads or compiles the kernels
+        if not more:  # loads or compiles the kernels
+            stream.values(model, names, np.exp(-1e-3 * gtab.bvals)[None], threads=1)
         image = coming.result()
     opening = time.perf_counter() - start
     if chosen := len(keep) < count:

@@ -94,6 +94,7 @@ def write_maps(
     how: dict[str, Any] = {"units": units, "fill": fill, "sidecars": sidecars, "model": model}
     with staged(folder, force) as stage:
         names = stage_maps(stage, prefix, maps.items(), affine, **how)
+        write_description(stage)
     return [Path(folder) / name for name in names]
 
 
@@ -154,9 +155,7 @@ def stage_maps(
         write_json(stage / map_name(prefix, label, ".json"), entries)
         return map_name(prefix, label)
 
-    names = list(side_by_side(write, maps))
-    write_description(stage)
-    return names
+    return list(side_by_side(write, maps))
 
 
 def model_entries(

@@ -9,10 +9,10 @@ import gzip
 import json
 import logging
 import math
-import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,10 +29,14 @@ from .names import prefix_of as prefix_of
 
 Mask = NDArray[np.bool_]
 
+READ = 8_000_000  # bytes that are read at once
 # of packing: zlib 6 takes longer over noisy floats and gains nothing
 LEVELS = {"gzip": 4, "isal.igzip": 2}
 
 log = logging.getLogger(__name__)
+
+# of maps: the file, and what makes an offset in it of an address
+_FILES: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 if TYPE_CHECKING:
     from .folder import load_fit as load_fit
@@ -68,7 +72,11 @@ class Scaled:
         self._inter = inter
 
     def __getitem__(self, key: Any) -> NDArray[np.float64]:
-        return np.asarray(self._raw[key] * np.float64(self._slope) + self._inter)
+        return self.applied(self._raw[key])
+
+    def applied(self, raw: NDArray[Any]) -> NDArray[np.float64]:
+        """Slope and intercept on values of the file."""
+        return np.asarray(raw * np.float64(self._slope) + self._inter)
 
     def reshape(self, *shape: int, order: Any) -> Scaled:
         """Another shape of the same map."""
@@ -102,16 +110,30 @@ class Chosen:
         return self[...].astype(dtype or self.dtype, copy=False)
 
 
-def release(data: Any) -> None:
-    """Give back the memory behind what was read of an `Image`'s data: pages of a map count as the
-    process's own.
+def runs(data: Any, start: int, stop: int, volumes: Any = None) -> Iterator[NDArray[Any]]:
+    """Voxels start to stop - 1, in file order, of some volumes after others (volumes, voxels) of an
+    `Image`'s data (..., n), to be used before the next ones come. They are read, not mapped: mapped
+    pages count as memory of the process, 2 MB for each place that is touched.
     """
-    while isinstance(data, Scaled | Chosen):
-        data = data._raw
-    while isinstance(data, np.ndarray):
-        data = data.base
-    if isinstance(data, mmap.mmap):
-        data.madvise(mmap.MADV_DONTNEED)
+    if isinstance(data, Chosen):
+        yield from runs(data._raw, start, stop, data._keep)
+    elif isinstance(data, Scaled):
+        yield from map(data.applied, runs(data._raw, start, stop, volumes))
+    else:
+        flat = data.reshape(-1, data.shape[-1], order="F")
+        known = getattr(flat, "_mmap", None)  # None of an array that is no map, or a copy
+        file, shift = (None, 0) if known is None else _FILES.get(known, (None, 0))
+        first = flat.ctypes.data + shift + start * flat.itemsize
+        volumes = np.arange(flat.shape[1]) if volumes is None else volumes
+        size = min(len(volumes), max(1, READ // ((stop - start) * flat.itemsize)))
+        block = np.empty((size, stop - start), flat.dtype)
+        for some in np.split(volumes, range(size, len(volumes), size)):
+            for run, k in zip(block, some.tolist(), strict=False):
+                if file is None:
+                    run[:] = flat[start:stop, k]
+                elif os.preadv(file, [run], first + k * flat.strides[1]) < run.nbytes:
+                    raise OSError(errno.EIO, "the series became shorter while it was read")
+            yield block[: len(some)]
 
 
 def _packer() -> Any:
@@ -185,6 +207,9 @@ def read_nii(path: File, header: bool = False) -> Image:
                 f"{path}: truncated, holds {found} bytes where its header promises {size}"
             )
         raw = np.memmap(source, dtype, "r", offset, shape, order="F")
+        file = os.open(path, os.O_RDONLY) if source is path else os.dup(source.fileno())
+        weakref.finalize(raw._mmap, os.close, file)  # type: ignore[attr-defined]
+        _FILES[raw._mmap] = file, offset - raw.ctypes.data  # type: ignore[attr-defined]
     return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine)
 
 

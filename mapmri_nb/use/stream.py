@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -129,7 +130,7 @@ class Store:
         self.folder, self.count = folder, count
         self.slab, self._key = _slab(count), key
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
-        self._waiting: dict[int, list[float]] = {}  # the same of those not in the journal yet
+        self._waiting: list[int] = []  # those not in the journal yet
         self._synced = time.perf_counter()
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,8 @@ class Store:
         self.seconds = {slab: seconds for slab, *seconds in notes[1:] if [slab] != PUBLISH}
 
     def note(self, *entries: Any) -> None:
-        """Lines of the journal, on the disk when this returns."""
+        """Lines of the journal, after its key, on the disk when this returns."""
+        entries = entries if self._end else (self._key, *entries)
         lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
         _write(self._journal, lines, self._end)
         os.fsync(self._journal)
@@ -173,7 +175,8 @@ class Store:
         start = time.perf_counter()
         for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
             _write(self._rows, run.data, 8 * (k * self.count + slab * self.slab))
-        self._waiting[slab] = [reading, fitting, time.perf_counter() - start]
+        self.seconds[slab] = [reading, fitting, time.perf_counter() - start]
+        self._waiting.append(slab)
         if time.perf_counter() - self._synced >= SYNC:
             self.sync()
 
@@ -181,10 +184,8 @@ class Store:
         """All that was put is on the disk, and in the journal, when this returns."""
         if self._waiting:
             os.fsync(self._rows)
-            done = [[slab, *np.round(s, 4).tolist()] for slab, s in self._waiting.items()]
-            self.note(*([] if self._end else [self._key]), *done)
-            self.seconds |= self._waiting
-            self._waiting = {}
+            self.note(*([k, *np.round(self.seconds[k], 4).tolist()] for k in self._waiting))
+            self._waiting = []
         self._synced = time.perf_counter()
 
     def column(self, k: int) -> Array:
@@ -199,13 +200,9 @@ class Store:
             with suppress(OSError):
                 self.sync()
         os.close(self._rows)
-        if kind and self.seconds:
-            log.warning(
-                "%d of %d slabs are kept in %s for resume",
-                len(self.seconds),
-                -(-self.count // self.slab),
-                self.folder,
-            )
+        if kind and (kept := len(self.seconds) - len(self._waiting)):
+            whole = -(-self.count // self.slab)
+            log.warning("%d of %d slabs are kept in %s for resume", kept, whole, self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             for parent in self._made[1:] if kind else []:
@@ -272,17 +269,19 @@ def _read(
 
 def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
     """Samples (v, n) of voxels at some places of a file, in the order and type of the file."""
-    n, run = data.shape[-1], slice(at[0], at[-1] + 1)
-    flat, inside = data.reshape(-1, n, order="F"), at - at[0]
-    samples = np.empty((n, len(at)), data.dtype.newbyteorder("="))
-    for volume in range(n):
-        samples[volume] = flat[run, volume][inside]
-    io.release(data)
+    samples = np.empty((data.shape[-1], len(at)), data.dtype.newbyteorder("="))
+    cuts = [0, *(np.flatnonzero(np.diff(at) > 1) + 1).tolist(), len(at)]
+    first, inside = 0, (at - at[0]).tolist()
+    for block in io.runs(data, int(at[0]), int(at[-1]) + 1):
+        part = samples[first : first + len(block)]
+        for k, stop in itertools.pairwise(cuts):  # neighbours along x
+            part[:, k:stop] = block[:, inside[k] : inside[stop - 1] + 1]
+        first += len(block)
     return samples.T
 
 
 @contextmanager
-def _compiling(run: dict[str, Any]) -> Iterator[None]:
+def compiling(run: dict[str, Any]) -> Iterator[None]:
     """Keep the seconds that the compiler takes in `run`."""
     from numba.core import event
 
@@ -319,15 +318,15 @@ def fit_series(
     engine : what fits the slabs, in any order: `on_threads`, or that of `distributed`.
     resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what
         is there.
-    run : more entries for the run section of the JSON, which tells the seconds spent on reading,
-        fitting, writing.
+    run : more entries for the run section of the JSON, as they are in the end; it tells the seconds
+        spent on reading, fitting, writing.
 
     Returns status (V,) in file order (x fastest; the rows of a fit are in C order), None where
     `resume` found the job done. Results, or an
     interrupted fit, that are there are a FileExistsError; input or options that changed since the
     interruption a ValueError.
     """
-    key, run = job.key(), dict(run)
+    key = job.key()
     digest = _digest(json.dumps(key).encode())
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
@@ -357,7 +356,6 @@ def fit_series(
     with (
         Store(hidden, key, len(where), resume) as store,
         progress_bar(len(where), progress) as advance,
-        _compiling(run),
     ):
         advance(min(len(where), store.slab * len(store.seconds)))
         rest = 8 * columns * (len(where) - store.slab * len(store.seconds))
@@ -381,7 +379,6 @@ def fit_series(
                 advance(table.shape[1])
             if kept is not None:
                 kept.result()
-        store.sync()
         first = dict(zip(blank, np.cumsum([0, *sizes]).tolist(), strict=False))
         status = store.column(first["status"]).astype(np.int64)
         if todo:
@@ -423,18 +420,22 @@ def fit_series(
             given = summary.gathered(maps(), within, job.units, rows)
             how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
             to, place = (stage, job.prefix), (where, job.mask.shape)
-            folder.stage_maps(*to, given, job.image.affine, place=place, **how)
+            with ThreadPoolExecutor(1) as beside:
+                staged = beside.submit(
+                    folder.stage_maps, *to, given, job.image.affine, place=place, **how
+                )
+                section = folder.run_section(
+                    Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
+                )
+                entries = folder.model_entries(
+                    job.model.options,
+                    job.model.gtab,
+                    job.mask.shape,
+                    Sources=list(job.sources),
+                    Run=section,
+                )
+                folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
+                staged.result()
             summary.write(stage / summary.name_of(job.prefix), rows)
-            section = folder.run_section(
-                Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
-            )
-            entries = folder.model_entries(
-                job.model.options,
-                job.model.gtab,
-                job.mask.shape,
-                Sources=list(job.sources),
-                Run=section,
-            )
-            folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
             store.note(PUBLISH)
         return status
