@@ -40,6 +40,7 @@ def made(scheme, mode, order=4):
 def run(model, y, voxels, start=0, stop=None):
     """Rows of the output for blocks of `voxels`."""
     out = blocks.new_rows(len(y), model.n_coef)
+    out.coef[:] = 0
     work = model.engine.work(phantom.rows_of(y), out, voxels)
     blocks.run(work.job, start, len(y) if stop is None else stop)
     return out

@@ -220,21 +220,20 @@ def test_peaks_are_stationary_points_of_the_harmonics():
 
 
 def test_thresholds_of_peaks():
-    coef, mu, R = draw(6, 40, 8, ratio=1.2)
-    odf = field(coef, mu, R)
-    _, high = directions.peaks(odf, relative=0.0, separation=0.0)
-    found, heights = directions.peaks(odf, relative=0.5, separation=25.0)
-    few, _ = directions.peaks(odf, n_peaks=1)
-    assert few.shape == (40, 1, 3)
-    assert np.array_equal(few[:, 0], found[:, 0])
-    assert np.isfinite(high).sum() > np.isfinite(heights).sum()
-    floor = np.maximum(odf(directions.sphere().vertices).min(1), 0)
-    relative = (heights - floor[:, None]) / (heights[:, :1] - floor[:, None])
-    assert np.nanmin(relative) >= 0.5
+    odf = field(*draw(6, 40, 8, ratio=1.2))
+    near = {"n_peaks": 20, "separation": 1.0}
+    high, half = (directions.peaks(odf, relative=r, **near)[1] for r in (0.0, 0.5))
+    grid = directions.sh_matrix(directions.sphere().vertices, directions.DEGREE)
+    floor = np.maximum((directions.odf_sh(odf, directions.DEGREE) @ grid.T).min(1), 0)[:, None]
+    share = (high - floor) / (high[:, :1] - floor)
+    assert np.array_equal(np.isfinite(half).sum(1), (share >= 0.5).sum(1))
+    apart, heights = directions.peaks(odf, relative=0.0, separation=60.0)
+    assert np.isfinite(high).sum() > max(np.isfinite(x).sum() for x in (half, heights))
     assert np.all(np.diff(np.nan_to_num(heights), axis=1) <= 0)
-    cosines = np.abs(np.einsum("vik,vjk->vij", found, found))
+    cosines = np.abs(np.einsum("vik,vjk->vij", apart, apart))
     cosines[:, np.arange(5), np.arange(5)] = 0
-    assert np.nanmax(cosines) <= math.cos(math.radians(25))
+    assert np.nanmax(cosines) <= 0.5
+    assert np.array_equal(directions.peaks(odf, n_peaks=1)[0], apart[:, :1])
 
 
 @pytest.mark.parametrize("s", [0.0, 2.0])

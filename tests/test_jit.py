@@ -65,6 +65,18 @@ print(hits, misses)
 
 
 @pytest.mark.jit_only
+def test_damaged_machine_code_is_compiled_anew(warm, tmp_path):
+    shutil.copytree(warm, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("solve_linear-*.o")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    code = FIT + "print(maps(1).tobytes().hex())"
+    found = [run(code, tmp_path, NUMBA_CACHE_DIR=folder) for folder in (tmp_path / "cache", warm)]
+    assert found[0] == found[1]
+    assert len(path.read_bytes()) > len(whole) // 2 + 1  # written anew
+
+
+@pytest.mark.jit_only
 def test_nothing_is_left_to_compile_after_warmup(warm, tmp_path):
     code = "from mapmri_nb.cli import main; assert main(['warmup']) == 0"
     run(code, tmp_path, NUMBA_CACHE_DIR=warm)

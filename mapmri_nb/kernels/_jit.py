@@ -166,8 +166,12 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
     words = function.py_func.__module__, name, kinds, codegen.magic_tuple()
     digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
     path = CACHE_DIR / f"{name}-{digest}.o" if CACHE_DIR else None
-    if path and path.exists():
-        symbol, code = path.read_bytes().split(b"\0", 1)
+    stored = b""
+    if path:
+        with suppress(OSError):  # there is none
+            stored = path.read_bytes()
+    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:  # a damaged one kills
+        symbol, code = stored[32:].split(b"\0", 1)
         if function.allocates:
             rtsys.initialize(function.targetctx)
         engine = codegen._engine._ee
@@ -181,7 +185,8 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
     if path:
         with suppress(OSError):  # as without a cache
             part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            part.write_bytes(symbol.encode() + b"\0" + library._get_compiled_object())
+            stored = symbol.encode() + b"\0" + library._get_compiled_object()
+            part.write_bytes(hashlib.sha256(stored).digest() + stored)
             os.replace(part, path)
     return address
 

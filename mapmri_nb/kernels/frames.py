@@ -215,7 +215,7 @@ class Turning(NamedTuple):
     root: Array
 
 
-@kernel()
+@kernel(allocates=True)
 def hermite_rows(t: Turning, coef: Array, R: Array, out: Array, start: int, stop: int) -> None:
     """Rows start to stop of isotropic coefficients (V, n) to Hermite coefficients, turned by R."""
     n = t.root.size

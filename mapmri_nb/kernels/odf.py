@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import frames, moments
 from ._jit import CONTRACT, kernel, n_threads, spread
@@ -238,24 +237,26 @@ def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
     return out
 
 
-@kernel()
-def local_maxima(
-    f: Array, neighbours: IntArray, rows: IntArray, columns: IntArray, found: NDArray[np.bool_]
-) -> None:
-    """Which (M,) of some places of f (V, K), given by row and column, are local maxima of their
-    row.
+@kernel(allocates=False)
+def local_maxima(f: Array, least: Array, neighbours: IntArray, found: IntArray) -> int:
+    """How many local maxima there are in the rows of f (V, K), not below least (V,); their places
+    v K + k, ascending, into found (V K,).
 
-    Parameters
-    ----------
     neighbours : (K, n), a direction itself where it has fewer. Of equal ones the first counts.
-    found : (M,), written.
     """
-    for i in range(rows.size):
-        row, k = f[rows[i]], columns[i]
-        found[i] = True
-        for other in neighbours[k]:
-            if row[other] > row[k] or (row[other] == row[k] and other < k):
-                found[i] = False
+    count = 0
+    for v in range(f.shape[0]):
+        row = f[v]
+        for k in range(row.size):
+            if not row[k] >= least[v]:
+                continue
+            for other in neighbours[k]:
+                if row[other] > row[k] or (row[other] == row[k] and other < k):
+                    break
+            else:
+                found[count] = v * row.size + k
+                count += 1
+    return count
 
 
 @kernel(allocates=True)

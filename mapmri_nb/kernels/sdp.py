@@ -69,7 +69,7 @@ class Work(NamedTuple):
     dM: Array
     R: Array
     L: Array
-    full: Array  # (3, m m) whole matrices of a block
+    full: Array  # (4, m m) whole matrices of a block
     T: Array  # see `cones.whiten`
     U: Array  # (4 m,) products with four points, or a column
     V: Array
@@ -104,7 +104,7 @@ def workspace(t: Tables) -> Work:
 
     packed = (empty(e) for _ in range(7))
     P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
-    full = empty(3, m * m)
+    full = empty(4, m * m)
     vectors = (empty(len(t.K)) for _ in range(5))
     columns = empty(t.K.size), empty(4 * m), empty(4 * m)
     numbers = (empty(1) for _ in range(4))
@@ -154,7 +154,9 @@ def _residuals(t: Tables, w: Work) -> None:
     for k in range(2):
         symmetric.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-    symmetric.combine(-1.0, w.W, 0.0, w.M, t.gram.size, w.W)
+    inverse = rows(w.W, 0)
+    for e in range(t.gram.size):
+        inverse[e] = -inverse[e]
     symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
@@ -191,13 +193,7 @@ def _newton_matrix(t: Tables, w: Work) -> None:
     """The Cholesky factor of P + S into w.S."""
     n = t.B.size
     block_copy(w.P, w.S, n * (n + 1) // 2)
-    for k in range(2):
-        o, s = t.starts[k], t.sizes[k]
-        Z = t.Z[k]
-        for first in range(0, n, 4):
-            symmetric.four_columns(w.Q, o, s, Z, first, w.U)
-            symmetric.four_columns(w.W, o, s, Z, first, w.V)
-            symmetric.add_entrywise(w.U, w.V, s, Z, first, n, w.S)
+    symmetric.add_schur(t, w.Q, w.W, w.U, w.V, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(w.lane, w.pivot)
 
@@ -205,14 +201,17 @@ def _newton_matrix(t: Tables, w: Work) -> None:
 @kernel(inline=True)
 def _direction(t: Tables, w: Work) -> None:
     """deta, dM and dQ for the right-hand side R."""
-    n, e = t.B.size, t.gram.size
+    deta, gradient = rows(w.deta, 0), rows(w.gradient, 0)
+    dQ, point = rows(w.dQ, 0), rows(w.point, 0)
+    r, q = rows(w.R, 0), rows(w.Q, 0)
     block_product(t.values, w.R, w.point)
-    symmetric.combine(1.0, w.point, -1.0, w.gradient, n, w.deta)
-    symmetric.substitute(w.S, n, w.deta)
+    for i in range(t.B.size):
+        deta[i] = point[i] - gradient[i]
+    symmetric.substitute(w.S, t.B.size, w.deta)
     block_product(t.moments, w.deta, w.dM)
     symmetric.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
-    symmetric.combine(1.0, w.R, -1.0, w.dQ, e, w.dQ)
-    symmetric.combine(1.0, w.dQ, -1.0, w.Q, e, w.dQ)
+    for e in range(t.gram.size):
+        dQ[e] = r[e] - q[e] - dQ[e]
 
 
 @kernel()

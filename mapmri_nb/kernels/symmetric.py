@@ -74,111 +74,100 @@ def substitute(L: Array, n: int, x: Array) -> None:
 
 
 @kernel(fastmath=CONTRACT)
-def four_columns(Q: Array, o: int, s: int, Z: Array, t: int, out: Array) -> None:
-    """out[k s + i] = (Q z_(t+k))_i of four points, Q packed from row o."""
-    q, u = rows(Q, 0), rows(out, 0)
-    for i in range(s):
-        a = b = every(0.0)
-        c = d = every(0.0)
-        e = o + i * (i + 1) // 2
-        for j in range(s):
-            x = q[e]
-            a += Z[t, j] * x
-            b += Z[t + 1, j] * x
-            c += Z[t + 2, j] * x
-            d += Z[t + 3, j] * x
-            e += 1 if j < i else j + 1
-        u[i], u[s + i] = a, b
-        u[2 * s + i], u[3 * s + i] = c, d
-
-
-@kernel(fastmath=CONTRACT)
-def add_entrywise(U: Array, V: Array, s: int, Z: Array, t: int, n: int, S: Array) -> None:
-    """S_tu += (z_t'Q z_u) (z_t'W z_u) for four points t; U, V: their `four_columns` with Q, W."""
+def add_schur(t: Tables, Q: Array, W: Array, U: Array, V: Array, S: Array) -> None:
+    """S_tu += (z_t'Q z_u) (z_t'W z_u) of both blocks; U, V (4 s,) take Q z and W z of four points t
+    at a time.
+    """
+    q, w = rows(Q, 0), rows(W, 0)
     x, y = rows(U, 0), rows(V, 0)
-    out = rows(S, 0)
-    for k in range(min(4, n - t)):
-        last = t + k
-        r = last * (last + 1) // 2
-        for u in range(0, last + 1, 2):
-            u1 = min(u + 1, last)
-            a = b = every(0.0)
-            c = d = every(0.0)
-            for i in range(s):
-                f, g = x[k * s + i], y[k * s + i]
-                first, second = Z[u, i], Z[u1, i]
-                a += first * f
-                b += first * g
-                c += second * f
-                d += second * g
-            out[r + u] += a * b
-            if u1 > u:
-                out[r + u1] += c * d
+    out, n = rows(S, 0), t.B.size
+    for block in range(2):
+        o, s, Z = t.starts[block], t.sizes[block], t.Z[block]
+        for first in range(0, n, 4):
+            for A, product in ((q, x), (w, y)):
+                for i in range(s):
+                    a = b = every(0.0)
+                    c = d = every(0.0)
+                    e = o + i * (i + 1) // 2
+                    for j in range(s):
+                        f = A[e]
+                        a += Z[first, j] * f
+                        b += Z[first + 1, j] * f
+                        c += Z[first + 2, j] * f
+                        d += Z[first + 3, j] * f
+                        e += 1 if j < i else j + 1
+                    product[i], product[s + i] = a, b
+                    product[2 * s + i], product[3 * s + i] = c, d
+            for k in range(min(4, n - first)):
+                last = first + k
+                r = last * (last + 1) // 2
+                for u in range(0, last + 1, 2):
+                    u1 = min(u + 1, last)
+                    a = b = every(0.0)
+                    c = d = every(0.0)
+                    for i in range(s):
+                        f, g = x[k * s + i], y[k * s + i]
+                        a += Z[u, i] * f
+                        b += Z[u, i] * g
+                        c += Z[u1, i] * f
+                        d += Z[u1, i] * g
+                    out[r + u] += a * b
+                    if u1 > u:
+                        out[r + u1] += c * d
 
 
 @kernel(fastmath=CONTRACT)
-def _unpack(A: Array, o: int, s: int, out: Array) -> None:
-    """A packed symmetric block as a whole matrix."""
-    a, b = rows(A, 0), rows(out, 0)
-    for i in range(s):
-        for j in range(i + 1):
-            x = a[o + i * (i + 1) // 2 + j]
-            b[i * s + j] = x
-            b[j * s + i] = x
-
-
-@kernel(fastmath=CONTRACT)
-def _product(X: Array, Y: Array, s: int, out: Array) -> None:
-    """X Y' of whole matrices, in tiles of 2 x 2 (the last of an odd s is written twice)."""
-    x, y = rows(X, 0), rows(Y, 0)
-    z = rows(out, 0)
-    for i in range(0, s, 2):
-        p, q = i * s, min(i + 1, s - 1) * s
-        for j in range(0, s, 2):
-            u, v = j * s, min(j + 1, s - 1) * s
-            a = b = every(0.0)
-            c = d = every(0.0)
-            for k in range(s):
-                a += x[p + k] * y[u + k]
-                b += x[p + k] * y[v + k]
-                c += x[q + k] * y[u + k]
-                d += x[q + k] * y[v + k]
-            j1 = min(j + 1, s - 1)
-            z[p + j], z[p + j1] = a, b
-            z[q + j], z[q + j1] = c, d
-
-
-@kernel(fastmath=CONTRACT)
-def _symmetrise(X: Array, o: int, s: int, out: Array) -> None:
-    """Packed (X + X') / 2."""
-    x, y = rows(X, 0), rows(out, 0)
-    for i in range(s):
-        for j in range(i + 1):
-            y[o + i * (i + 1) // 2 + j] = 0.5 * (x[i * s + j] + x[j * s + i])
-
-
-@kernel()
 def symmetric_product(t: Tables, A: Array, B: Array, C: Array, full: Array, out: Array) -> None:
-    """out = sym(A B C) of both blocks."""
-    first, second = full[0], full[1]
-    third = full[2]
-    for k in range(2):
-        o, s = t.starts[k], t.sizes[k]
-        _unpack(A, o, s, first)
-        _unpack(B, o, s, second)
-        _product(first, second, s, third)
-        _unpack(C, o, s, first)
-        _product(third, first, s, second)
-        _symmetrise(second, o, s, out)
+    """out = sym(A B C) of both blocks; full (4, m m): A, B, C and A B as whole matrices.
 
-
-@kernel(fastmath=CONTRACT)
-def combine(a: float, X: Array, b: float, Y: Array, count: int, out: Array) -> None:
-    """out = a X + b Y, the first `count` rows."""
-    x, y = rows(X, 0), rows(Y, 0)
-    z = rows(out, 0)
-    for i in range(count):
-        z[i] = a * x[i] + b * y[i]
+    Tiles of 2 x 2 entries; the last ones of an odd s have a row or a column twice.
+    """
+    a, b = rows(A, 0), rows(B, 0)
+    c, y = rows(C, 0), rows(out, 0)
+    first, second = rows(full[0], 0), rows(full[1], 0)
+    third, product = rows(full[2], 0), rows(full[3], 0)
+    for block in range(2):
+        o, s = t.starts[block], t.sizes[block]
+        for source, whole in ((a, first), (b, second), (c, third)):
+            e = o
+            for i in range(s):
+                for j in range(i + 1):
+                    x = source[e]
+                    whole[i * s + j], whole[j * s + i] = x, x
+                    e += 1
+        for i in range(0, s, 2):
+            p, q = i * s, min(i + 1, s - 1) * s
+            for j in range(0, s, 2):
+                j1 = min(j + 1, s - 1)
+                u, v = j * s, j1 * s
+                w = x = every(0.0)
+                f = g = every(0.0)
+                for k in range(s):
+                    w += first[p + k] * second[u + k]
+                    x += first[p + k] * second[v + k]
+                    f += first[q + k] * second[u + k]
+                    g += first[q + k] * second[v + k]
+                product[p + j], product[p + j1] = w, x
+                product[q + j], product[q + j1] = f, g
+        for i in range(0, s, 2):
+            i1 = min(i + 1, s - 1)
+            p, q = i * s, i1 * s
+            r, h = o + i * (i + 1) // 2, o + i1 * (i1 + 1) // 2
+            for j in range(0, i + 1, 2):
+                j1 = min(j + 1, i1)
+                u, v = j * s, j1 * s
+                w = x = every(0.0)
+                f = g = every(0.0)
+                for left, right in ((product, third), (third, product)):
+                    for k in range(s):
+                        w += left[p + k] * right[u + k]
+                        x += left[p + k] * right[v + k]
+                        f += left[q + k] * right[u + k]
+                        g += left[q + k] * right[v + k]
+                y[r + j], y[h + j] = 0.5 * w, 0.5 * f
+                y[h + j1] = 0.5 * g
+                if j1 < i:
+                    y[r + j1] = 0.5 * x
 
 
 @kernel(fastmath=CONTRACT)

@@ -159,13 +159,14 @@ class Dipy(Program):
         self, table: Table, signals: Array, *, order: int, basis: str = "anisotropic",
         laplacian: Any = 0.2, positivity: str | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        given: dict[str, Any] = {"anisotropic_scaling": basis == "anisotropic"}
-        given["laplacian_regularization"] = laplacian is not None
-        if laplacian is not None:
-            weights = np.array(laplacian) if isinstance(laplacian, tuple) else laplacian
-            given["laplacian_weighting"] = "GCV" if laplacian == "gcv" else weights
-        given["positivity_constraint"] = positivity is not None
-        given["global_constraints"] = positivity == "global"
+        weights = np.array(laplacian) if isinstance(laplacian, tuple) else laplacian or 0.2
+        given: dict[str, Any] = {
+            "anisotropic_scaling": basis == "anisotropic",
+            "laplacian_regularization": laplacian is not None,
+            "laplacian_weighting": "GCV" if laplacian == "gcv" else weights,
+            "positivity_constraint": positivity is not None,
+            "global_constraints": positivity == "global",
+        }
         for name, value in options.items():
             if (name, value) in (("laplacian_of", "signal"), ("S0", "free"), ("scale", "tensor")):
                 continue  # what it does

@@ -19,6 +19,7 @@ from ..kernels.odf import (
     powers_of_degree,
     refine_rows,
 )
+from ..kernels.ordering import frozen
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -238,6 +239,7 @@ def _projection(points: Array, weights: Array, sh_order: int, sh_basis: str) -> 
     return out
 
 
+@lru_cache
 def quadrature(n: int) -> tuple[Array, Array]:
     """Product quadrature on half of the sphere for even functions: Gauss-Legendre in z times n
     uniform angles.
@@ -252,7 +254,7 @@ def quadrature(n: int) -> tuple[Array, Array]:
     points = np.stack(
         [radius * np.cos(phi), radius * np.sin(phi), np.broadcast_to(z[:, None], (n, n))], -1
     )
-    return points.reshape(-1, 3), np.repeat(2 * pi / n * w, n)
+    return frozen(points.reshape(-1, 3)), frozen(np.repeat(2 * pi / n * w, n))
 
 
 def odf_sh(odf: OdfField, sh_order: int = 8, sh_basis: str = "tournier07") -> Array:
@@ -370,28 +372,22 @@ def sh_peaks(
         high, floor = f.max(1), np.maximum(f.min(1), 0.0)
         least = floor + 0.8 * relative * (high - floor)  # slack: heights grow in the refinement
         least[~(high - floor > 1e-9 * high)] = np.inf  # flat, or NaN
-        rows, columns = np.nonzero(f >= least[:, None])
-        found = np.empty(len(rows), bool)
-        local_maxima(f, neighbours, rows, columns, found)
-        rows, columns = rows[found], columns[found]
+        found = np.empty(f.size, np.int64)
+        rows, columns = np.divmod(found[: local_maxima(f, least, neighbours, found)], f.shape[1])
         if rows.size == 0:
             continue
         d, height = _refine(coef[first + rows], sh_order, vertices[columns])
         order = np.lexsort((-height, rows))
         rows, d = rows[order], d[order]
         height = height[order]
-        start = np.searchsorted(
-            rows, rows
-        )  # the first, that is highest, candidate of the same voxel
+        start = np.searchsorted(rows, rows)  # the highest candidate of the same voxel
         kept = height - floor[rows] >= relative * (height[start] - floor[rows])
         rank, rows = np.arange(len(rows)) - start, rows + first
         for k in range(int(rank.max()) + 1):
             at = np.flatnonzero(kept & (rank == k) & (count[rows] < n_peaks))
             cosines = np.abs(np.einsum("mkj,mj->mk", directions[rows[at]], d[at]))
             at = at[~(cosines > np.cos(np.deg2rad(separation))).any(1)]
-            directions[rows[at], count[rows[at]]], values[rows[at], count[rows[at]]] = (
-                d[at],
-                height[at],
-            )
+            place = rows[at], count[rows[at]]
+            directions[place], values[place] = d[at], height[at]
             count[rows[at]] += 1
     return directions, values

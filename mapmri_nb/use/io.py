@@ -121,7 +121,8 @@ def runs(data: Any, start: int, stop: int, volumes: Any = None) -> Iterator[NDAr
         yield from map(data.applied, runs(data._raw, start, stop, volumes))
     else:
         flat = data.reshape(-1, data.shape[-1], order="F")
-        file, shift = _FILES.get(getattr(flat, "_mmap", None), (None, 0))
+        known = getattr(flat, "_mmap", None)  # None of an array that is no map, or a copy
+        file, shift = (None, 0) if known is None else _FILES.get(known, (None, 0))
         first = flat.ctypes.data + shift + start * flat.itemsize
         volumes = np.arange(flat.shape[1]) if volumes is None else volumes
         size = min(len(volumes), max(1, READ // ((stop - start) * flat.itemsize)))
