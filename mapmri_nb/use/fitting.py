@@ -27,7 +27,8 @@ def compiling(run: dict[str, Any] | None = None) -> Iterator[None]:
     from ..kernels._jit import CACHE_DIR
 
     class Listener(event.Listener):
-        depth, start, said = 0, 0.0, run is not None
+        depth, start = 0, 0.0
+        said = run is not None
 
         def on_start(self, event: Any) -> None:
             if not self.said:
