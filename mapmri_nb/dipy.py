@@ -28,7 +28,7 @@ from .engine import Solver
 from .gradients import GradientTable
 from .kernels import blocks, constrained, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
-from .positivity import GridSolver, half_ball
+from .positivity import GridSolver, half_ball, octant_rows
 from .status import Status
 from .use import directions
 
@@ -87,10 +87,8 @@ class MapmriModel:
         taus = _taus(gtab)
         self.deltas_given = taus is not None
         if taus is None:
-            _warn(
-                "gtab has no big_delta and small_delta: tau = 1/(4 pi^2) s is assumed, so indices "
-                "have no true units"
-            )
+            text = "tau = 1/(4 pi^2) s is assumed, so indices have no true units"
+            _warn(f"gtab has no big_delta and small_delta: {text}")
             taus = np.full(len(gtab.bvals), TAU_WITHOUT_DELTAS)
         weights = np.linspace(0.05, 1, 20) if laplacian_weighting is None else laplacian_weighting
         positivity = ("global" if global_constraints else "grid") if positivity_constraint else None
@@ -179,10 +177,9 @@ class MapmriFit:
             return None
         inside = part >= 0
         rows = {name: value[part[inside]] for name, value in self._fit.rows().items()}
-        return MapmriFit(
-            self.model,
-            core_fit.MapmriFit(rows, inside, self._fit.options, self._fit.gtab, self._fit.affine),
-        )
+        whole = self._fit
+        part_of = core_fit.MapmriFit(rows, inside, whole.options, whole.gtab, whole.affine)
+        return MapmriFit(self.model, part_of)
 
     @property
     def fit_array(self) -> NDArray[Any]:
@@ -214,13 +211,10 @@ class MapmriFit:
     def odf_sh(self, s: float = 2) -> Any:
         """Isotropic basis: the ODF's harmonics, legacy descoteaux07 [Fick 2016, Eq. C8]."""
         if self.model.anisotropic_scaling:
-            raise ValueError(
-                "odf_sh needs anisotropic_scaling=False; mapmri_nb.MapmriFit.odf_sh serves both "
-                "bases"
-            )
-        return self._rows(
-            directions.odf_sh(self._fit.odf_field(s), self.radial_order, "descoteaux07_legacy")
-        )
+            text = "mapmri_nb.MapmriFit.odf_sh serves both bases"
+            raise ValueError(f"odf_sh needs anisotropic_scaling=False; {text}")
+        field = self._fit.odf_field(s)
+        return self._rows(directions.odf_sh(field, self.radial_order, "descoteaux07_legacy"))
 
     rtop = _index("rtop", "Return-to-origin probability (...), 1/mm^3.")
     rtap = _index("rtap", "Return-to-axis probability (...), 1/mm^2.")
@@ -273,15 +267,11 @@ class MapmriFit:
 
     def _check_non_gaussianity(self) -> None:
         if self.model.bval_threshold > 2000.0:
-            _warn(
-                "model bval_threshold must be lower than 2000 for the non-Gaussianity to be "
-                "physically meaningful"
-            )
+            text = "for the non-Gaussianity to be physically meaningful"
+            _warn(f"model bval_threshold must be lower than 2000 {text}")
         if not self.model.anisotropic_scaling:
-            raise ValueError(
-                "non-Gaussianity needs anisotropic_scaling=True; mapmri_nb.MapmriFit.ng serves "
-                "both bases"
-            )
+            text = "mapmri_nb.MapmriFit.ng serves both bases"
+            raise ValueError(f"non-Gaussianity needs anisotropic_scaling=True; {text}")
 
     def fitted_signal(self, gtab: Any = None) -> Any:
         """E (..., n) at the model's gradient table or another one."""
@@ -353,8 +343,7 @@ class _Ball(GridSolver):
         self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
-        place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
-        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
+        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(self.B)))
         for l in range(count):
             if constrained.skipped(block, l):
                 continue
@@ -362,8 +351,7 @@ class _Ball(GridSolver):
             propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
             K += SLACK * self.B
             K /= np.linalg.norm(K, axis=1)[:, None]
-            octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
-            grid = qp.GridRows(octant, place, bounds)
+            grid = octant_rows(self.order, K[np.all(r >= 0, axis=1)])
             constrained.on_grid(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED
@@ -395,10 +383,8 @@ def _table(gtab: Any, taus: Array) -> GradientTable:
     unit = max(float(taus.max()), 1.0)
     table = GradientTable.of(gtab, tau=taus / unit)
     if unit > 1.0:
-        _warn(
-            f"tau = {unit:.4g} s: are big_delta and small_delta in milliseconds? They are taken as "
-            "seconds"
-        )
+        text = "are big_delta and small_delta in milliseconds? They are taken as seconds"
+        _warn(f"tau = {unit:.4g} s: {text}")
         table.taus, table.qvals = table.taus * unit, table.qvals / unit**0.5
         table.qvecs = table.qvecs / unit**0.5
         table._timing["tau"] = table.taus

@@ -323,13 +323,7 @@ def _angular(order: int, points: ArrayLike, radial: Callable[[int, int, Array], 
     Y = directions.sh_matrix(unit, order, BASIS)
     index = ordering.iso_index_table(order)
     columns = [(l * (l + 1)) // 2 + m for _, l, m in index]
-    return np.stack(
-        [
-            radial(int(j), int(l), length) * Y[:, column]
-            for (j, l, _), column in zip(index, columns, strict=True)
-        ],
-        axis=-1,
-    )
+    return _radial(order, lambda j, l: radial(j, l, length)) * Y[:, columns]
 
 
 def _odf(order: int, mu: ArrayLike, s: float) -> directions.OdfField:

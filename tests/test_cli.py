@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from damage import cut
-from mapmri_nb.cli import _announced, main
+from mapmri_nb.cli import main
 from mapmri_nb.directions import tracking_factor
 from numpy.testing import assert_allclose, assert_array_equal
 from shell import command, fails, load, read, refused, save
@@ -22,6 +22,7 @@ from shell import command, fails, load, read, refused, save
 import mapmri_nb as mapmri
 from mapmri_nb import data
 from mapmri_nb.kernels import _jit
+from mapmri_nb.use import fitting
 
 
 @pytest.fixture
@@ -258,12 +259,12 @@ def test_info_says_what_a_bug_report_needs(capsys):
 def test_compilation_is_announced_when_it_happens_and_once(caplog, monkeypatch):
     monkeypatch.setattr(_jit, "CACHE_DIR", None)  # or a second run has nothing to compile
     kernel = _jit.kernel()(lambda x: x + 1)
-    with caplog.at_level(logging.INFO), _announced():
+    with caplog.at_level(logging.INFO), fitting.compiling():
         assert kernel(1) == 2
         assert kernel(1.5) == 2.5
     assert sum("compiling" in line for line in caplog.messages) == 1
     caplog.clear()
-    with caplog.at_level(logging.INFO), _announced():
+    with caplog.at_level(logging.INFO), fitting.compiling():
         assert kernel(2) == 3
     assert not caplog.messages
 

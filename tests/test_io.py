@@ -82,6 +82,28 @@ def test_scaled_series(tmp_path, ending):
         assert_array_equal(read[part], stored[part])
 
 
+@pytest.mark.parametrize("few", [8_000_000, 100])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slope", [(1, 0), (0.5, 3)])
+def test_runs_of_volumes_are_those_of_the_series(tmp_path, monkeypatch, ending, slope, few):
+    monkeypatch.setattr(io, "READ", few)
+    data = RNG.integers(0, 2000, (*SHAPE, 6)).astype(np.int16)
+    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=slope)).data
+    keep = np.array([5, 0, 3])
+    for series in (read, io.Chosen(read, keep), np.asarray(read), read[::-1]):
+        flat = np.asarray(series).reshape(-1, series.shape[-1], order="F")[7:31].T
+        found = np.concatenate([block.copy() for block in io.runs(series, 7, 31)])
+        assert found.dtype == flat.dtype
+        assert np.array_equal(found, flat)
+
+
+def test_a_series_that_became_shorter_is_an_error(tmp_path):
+    read = io.load_dwi(image(tmp_path / "dwi.nii", np.ones((*SHAPE, 6), np.int16))).data
+    os.truncate(tmp_path / "dwi.nii", 500)
+    with pytest.raises(OSError, match="shorter"):
+        next(io.runs(read, 0, 10))
+
+
 def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -20,6 +20,7 @@ from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import NullCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
@@ -154,7 +155,8 @@ def addresses(functions: Sequence[Any], *kinds: Any) -> Any:
     """Addresses (k,) of kernels compiled for some types, for `call`; uncompiled: the kernels."""
     if numba.config.DISABLE_JIT:
         return list(functions)
-    return np.array([_address(function, kinds) for function in functions], np.uint64)
+    with global_compiler_lock:  # threads may ask for the same one
+        return np.array([_address(function, kinds) for function in functions], np.uint64)
 
 
 @cache

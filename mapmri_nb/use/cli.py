@@ -7,8 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -242,31 +241,6 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-@contextmanager
-def _announced() -> Iterator[None]:
-    """Say so when a kernel is really compiled: not when it comes from the cache, and once."""
-    from numba.core import event
-
-    from ..kernels._jit import CACHE_DIR
-
-    class Announcement(event.Listener):
-        said = False
-
-        def on_start(self, event: Any) -> None:
-            if not self.said:
-                log.info(
-                    "compiling kernels, once per machine and version (into %s)",
-                    CACHE_DIR or "memory",
-                )
-            self.said = True
-
-        def on_end(self, event: Any) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Announcement()):
-        yield
-
-
 def _spoken(text: str) -> str:
     """A message of the library in the words of the command line, one line, 300 characters."""
     options = sorted(
@@ -274,13 +248,8 @@ def _spoken(text: str) -> str:
     )
     for option in options:
         name = option.removeprefix("--").replace("-", "_")
-        alone = (
-            r"(?= must\b)"
-            if name == "s"
-            else ""
-            if "_" in name
-            else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
-        )
+        alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
+        alone = r"(?= must\b)" if name == "s" else alone
         text = re.sub(rf"(?<![-\w./'\"]){name}=(\.\.\.|'?[\w.+-]+'?)", _as_option, text)
         text = re.sub(rf"(?<![-\w./'\"]){name}\b(?![-.\w/='\"]){alone}", option, text)
     for words, others in WORDS:
@@ -331,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
     try:
-        with _announced():
+        with fitting.compiling():
             files = args.run(args)
         if getattr(args, "list_outputs", False):
             print(json.dumps([str(path.absolute()) for path in files or []], indent=0))
@@ -339,11 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("interrupted")
         return INTERRUPTED
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        text = (
-            f"{error.strerror}: {error.filename}"
-            if isinstance(error, OSError) and error.filename
-            else str(error)
-        )
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.strerror}: {error.filename}"
         log.error("error: %s", _spoken(text) or type(error).__name__)
         return 1
     finally:

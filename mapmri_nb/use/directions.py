@@ -9,25 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..gradients import GradientTable
+from ..kernels import odf as kernels
 from ..kernels._jit import n_threads, spread
-from ..kernels.odf import (
-    Forms,
-    forms,
-    local_maxima,
-    odf_at,
-    powers_at,
-    powers_of_degree,
-    refine_rows,
-)
+from ..kernels.odf import Forms, forms, odf_at, powers_at, powers_of_degree
 from ..kernels.ordering import frozen
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SH_BASES = ("tournier07", "descoteaux07", "tournier07_legacy", "descoteaux07_legacy")
-MAX_SH_ORDER = (
-    32  # ODFs of order 10 have nothing visible above it, and memory grows with its square
-)
+MAX_SH_ORDER = 32  # ODFs of order 10 have nothing visible above it; memory grows with its square
 MAX_MOMENT = 100.0  # s: mm^s and Gamma(s) leave the range of double precision some way above
 CHUNK = 1024  # voxels handled together: their values stay in the cache
 # Of an ODF in harmonics, and of its peaks. The exact ODF of s = 2 is a crater: up to 1 % higher on
@@ -67,14 +58,12 @@ def gfa(values: ArrayLike) -> Array:
     """Generalised FA of ODF values along the last axis: sqrt(n sum (f-mean)^2/((n-1) sum f^2))."""
     f = np.asarray(values, float)
     if f.ndim == 0 or f.shape[-1] < 2:
-        raise ValueError(
-            f"values must hold at least 2 directions along the last axis: got shape {f.shape}"
-        )
+        text = "values must hold at least 2 directions along the last axis"
+        raise ValueError(f"{text}: got shape {f.shape}")
     n, square = f.shape[-1], (f**2).sum(-1)
     spread = ((f - f.mean(-1, keepdims=True)) ** 2).sum(-1)
-    out: Array = np.sqrt(
-        n / (n - 1) * np.divide(spread, square, out=np.zeros_like(square), where=square != 0)
-    )
+    ratio = np.divide(spread, square, out=np.zeros_like(square), where=square != 0)
+    out: Array = np.sqrt(n / (n - 1) * ratio)
     return out
 
 
@@ -98,10 +87,8 @@ class OdfField:
 
     def __init__(self, coef: Array, mu: Array, R: Array, order: int, s: float = 2.0) -> None:
         if not -3 < float(s) <= MAX_MOMENT:
-            raise ValueError(
-                "s must be a number above -3, where the integral diverges, and up to "
-                f"{MAX_MOMENT:g}: got {s!r}"
-            )
+            text = "s must be a number above -3, where the integral diverges, and up to"
+            raise ValueError(f"{text} {MAX_MOMENT:g}: got {s!r}")
         self.coef, self.mu = coef, mu
         self.R, self.order = R, order
         self.s = float(s)
@@ -113,9 +100,8 @@ class OdfField:
         length = np.linalg.norm(points, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
         if bad.size:
-            raise ValueError(
-                f"directions must be finite and not zero: direction {bad[0]} is {points[bad[0]]}"
-            )
+            text = f"direction {bad[0]} is {points[bad[0]]}"
+            raise ValueError(f"directions must be finite and not zero: {text}")
         half = len(points) // 2
         even = half > 0 and np.array_equal(points[:half], -points[half:])  # a whole set
         rows = np.arange(len(self.mu))
@@ -145,9 +131,8 @@ class OdfField:
 def _columns(sh_order: int, sh_basis: str) -> tuple[IntArray, Array]:
     """Each basis by ``tournier07``: Y_i = factor_i * tournier07[column_i]."""
     if sh_order % 2 or not 0 <= sh_order <= MAX_SH_ORDER:
-        raise ValueError(
-            f"sh_order must be an even number from 0 to {MAX_SH_ORDER}: got {sh_order!r}"
-        )
+        text = f"sh_order must be an even number from 0 to {MAX_SH_ORDER}"
+        raise ValueError(f"{text}: got {sh_order!r}")
     if sh_basis not in SH_BASES:
         raise ValueError(f"sh_basis must be one of {', '.join(SH_BASES)}: got {sh_basis!r}")
     l, m = np.array([(l, m) for l in range(0, sh_order + 1, 2) for m in range(-l, l + 1)]).T
@@ -185,9 +170,8 @@ def sh_matrix(points: Array, sh_order: int, sh_basis: str = "tournier07") -> Arr
     for m in range(sh_order + 1):
         if m:
             diagonal *= -sqrt((2 * m + 1) / (2 * m))
-        planar = (x + 1j * y) ** m * (
-            sqrt(2) if m else 1.0
-        )  # sin^m(theta) exp(i m phi): no angles, no poles
+        # sin^m(theta) exp(i m phi): no angles, no poles
+        planar = (x + 1j * y) ** m * (sqrt(2) if m else 1.0)
         before, now = np.zeros_like(z), np.full_like(z, diagonal)
         scale = 1.0
         for l in range(m, sh_order + 1):
@@ -329,7 +313,7 @@ def _refine(coef: Array, sh_order: int, start: Array) -> tuple[Array, Array]:
     """Peaks (M, 3) and values, by `refine_rows`, of harmonics (M, n_sh) from directions (M, 3)."""
     second = (coef @ _derivatives(sh_order)).reshape(len(start), 6, -1)
     best, value = np.ascontiguousarray(start), np.empty(len(start))
-    call = partial(refine_rows, second, powers_of_degree(sh_order - 2), best, value)
+    call = partial(kernels.refine_rows, second, powers_of_degree(sh_order - 2), best, value)
     spread(call, len(start), 64, n_threads(None))
     return best, value
 
@@ -373,7 +357,9 @@ def sh_peaks(
         least = floor + 0.8 * relative * (high - floor)  # slack: heights grow in the refinement
         least[~(high - floor > 1e-9 * high)] = np.inf  # flat, or NaN
         found = np.empty(f.size, np.int64)
-        rows, columns = np.divmod(found[: local_maxima(f, least, neighbours, found)], f.shape[1])
+        rows, columns = np.divmod(
+            found[: kernels.local_maxima(f, least, neighbours, found)], f.shape[1]
+        )
         if rows.size == 0:
             continue
         d, height = _refine(coef[first + rows], sh_order, vertices[columns])

@@ -4,7 +4,9 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +17,61 @@ log = logging.getLogger("mapmri_nb")
 Companions = dict[str, tuple[Path | None, Any]]  # file and numbers, by `MapmriModel.fit`'s names
 
 
+@contextmanager
+def compiling(run: dict[str, Any] | None = None) -> Iterator[None]:
+    """Say so when a kernel is really compiled: not when it comes from the cache, and once. With
+    `run`, keep the seconds that the compiler takes in it instead.
+    """
+    from numba.core import event
+
+    from ..kernels._jit import CACHE_DIR
+
+    class Listener(event.Listener):
+        depth, start = 0, 0.0
+        said = run is not None
+
+        def on_start(self, event: Any) -> None:
+            if not self.said:
+                text = "compiling kernels, once per machine and version (into %s)"
+                log.info(text, CACHE_DIR or "memory")
+            self.said = True
+            self.start = self.start if self.depth else time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if run is not None and not self.depth:
+                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
+
+    if run is not None:
+        run["Compiling"] = 0.0
+    with event.install_listener("numba:compile", Listener()):
+        yield
+
+
 def fit(args: argparse.Namespace) -> list[Path]:
-    from . import stream
-
-    _check_together(args)
-    run: dict[str, Any] = {}
-    with stream.compiling(run):
-        return _fit(args, run)
-
-
-def _fit(args: argparse.Namespace, run: dict[str, Any]) -> list[Path]:
-    """The fit, with entries of its run section."""
     from ..kernels._jit import n_threads
     from . import folder, stream
 
-    job, keep, chosen = _job(args)
-    job = job._replace(opening=max(0.0, job.opening - run["Compiling"]))
-    engine = stream.on_threads(args.threads)
-    if args.engine == "dask":
-        from .distributed import on_cluster
+    _check_together(args)
+    run: dict[str, Any] = {}
+    with compiling(run):
+        job, keep, chosen = _job(args)
+        job = job._replace(opening=max(0.0, job.opening - run["Compiling"]))
+        engine = stream.on_threads(args.threads)
+        if args.engine == "dask":
+            from .distributed import on_cluster
 
-        engine = on_cluster(args.scheduler, args.threads)
-    start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-    told = {k: v for k, v in vars(args).items() if k not in ("run", "command", "typed")}
-    told["volumes"] = args.volumes and keep
-    run |= {
-        "Threads": n_threads(args.threads),
-        "Engine": args.engine,
-        "Options": {k: str(v) if isinstance(v, Path) else v for k, v in told.items()},
-        "Command": getattr(args, "typed", None),
-        "Series": str(args.dwi.absolute()),
-    }
-    run |= {"Volumes": keep.tolist()} if chosen else {}
-    how = {"resume": args.resume, "force": args.force, "progress": progress, "run": run}
-    status = stream.fit_series(job, engine, **how)
+            engine = on_cluster(args.scheduler, args.threads)
+        start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
+        told = {k: v for k, v in vars(args).items() if k not in ("run", "command", "typed")}
+        told |= {"volumes": args.volumes and keep}
+        told = {k: str(v) if isinstance(v, Path) else v for k, v in told.items()}
+        run |= {"Threads": n_threads(args.threads), "Engine": args.engine, "Options": told}
+        run |= {"Command": getattr(args, "typed", None), "Series": str(args.dwi.absolute())}
+        run |= {"Volumes": keep.tolist()} if chosen else {}
+        how = {"resume": args.resume, "force": args.force, "progress": progress, "run": run}
+        status = stream.fit_series(job, engine, **how)
     if status is not None:
         _report(status, time.perf_counter() - start, args.out)
     if args.bootstrap or args.posterior:
@@ -170,17 +193,14 @@ def _companions(args: argparse.Namespace, image: Any) -> Companions:
         if name == "weights" and not path.name.endswith((".nii", ".nii.gz")):
             found, wanted[name] = read_numbers(path).ravel(), image.data.shape[-1:]
         else:
-            place = checks.Given(*io.read_nii(path))
-            found = checks.aligned(
-                f"{name} {path}", place, image.data.shape[:3], image.affine, name != "grad_dev"
-            )
+            place, turn = checks.Given(*io.read_nii(path)), name != "grad_dev"
+            found = checks.aligned(f"{name} {path}", place, shape, image.affine, turn)
             found = checks.squeezed(found, None, True)
             if name == "sigma" and found.shape == shape:
                 found = np.asarray(found)[..., None]
         if found.shape != wanted[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {path} has shape {found.shape}, not {wanted[name]}"
-            )
+            text = f"{path} has shape {found.shape}, not {wanted[name]}"
+            raise ValueError(f"--{name.replace('_', '-')}: {text}")
         more[name] = path, found
     if args.sigma is not None and not isinstance(args.sigma, Path):
         more["sigma"] = None, np.array([args.sigma])

@@ -71,12 +71,9 @@ def check_output(folder: File, prefix: str, force: bool = False) -> None:
 
 def write_description(stage: Path, links: dict[str, str] | None = None) -> None:
     """BIDS's description of a derivative data set, and what its validator is to pass over."""
-    entries: dict[str, Any] = {
-        "Name": "MAP-MRI fits",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "mapmri_nb", "Version": __version__}],
-    }
+    entries: dict[str, Any] = {"Name": "MAP-MRI fits", "BIDSVersion": "1.10.0"}
+    entries |= {"DatasetType": "derivative"}
+    entries |= {"GeneratedBy": [{"Name": "mapmri_nb", "Version": __version__}]}
     write_json(stage / DESCRIPTION, entries | ({"DatasetLinks": links} if links else {}))
     (stage / IGNORE).write_text("*_dwimap.*\n*.html\n*.png\n")
 
@@ -106,14 +103,16 @@ def load_map(path: File) -> Image:
 
 
 def side_by_side(
-    call: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int = 2
+    call: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int = 2, ahead: int = 1
 ) -> Iterator[T]:
-    """call(*item) of each item, in order, in some threads: what it does needs no GIL."""
+    """call(*item) of each item, in order, in some threads: what it does needs no GIL. `ahead` items
+    wait, so that no thread does.
+    """
     running: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             running.append(pool.submit(call, *item))
-            if len(running) > threads:  # one more waits, so that no thread does
+            if len(running) >= threads + ahead:
                 yield running.popleft().result()
         yield from (future.result() for future in running)
 
@@ -203,10 +202,8 @@ def save_fit(
     """
     affine = fit.affine if affine is None else affine
     if affine is None:
-        raise ValueError(
-            "affine is missing: the data came as an array, so pass affine= (4, 4), voxels to "
-            "scanner space in mm"
-        )
+        text = "the data came as an array, so pass affine= (4, 4), voxels to scanner space in mm"
+        raise ValueError(f"affine is missing: {text}")
     rows, where = fit.rows(), io.row_positions(fit.mask)
     count = {key: math.prod(v.shape[1:]) for key, v in rows.items()}
     flat = {key: v.reshape(len(v), count[key]).T for key, v in rows.items()}
@@ -238,9 +235,11 @@ def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
 
 def stage_fit(
     stage: Path, prefix: str, parts: Iterable[Part], where: NDArray[np.int64],
-    entries: dict[str, Any], affine: ArrayLike,
+    entries: dict[str, Any], affine: ArrayLike, written: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """A fit as `save_fit` writes it, into a stage; `where` as of `row_positions`."""
+    """A fit as `save_fit` writes it, into a stage; `where` as of `row_positions`. `written` is
+    called before the JSON is.
+    """
     shape = tuple(entries["Shape"])
 
     def write(
@@ -259,7 +258,9 @@ def stage_fit(
         write_json(stage / map_name(prefix, label, ".json"), sidecar)
         return key, {"File": name, "Shape": list(tail)}
 
-    files = dict(side_by_side(write, parts))
+    # coefficients take as long as all others
+    files = dict(side_by_side(write, parts, ahead=len(PARTS)))
+    written()
     sources, links = uris(entries.get("Sources", []))
     entries = entries | {"Sources": sources, "Parts": files}
     write_json(stage / map_name(prefix, "", ".json"), entries)

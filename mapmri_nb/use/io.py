@@ -174,11 +174,8 @@ def read_nii(path: File, header: bool = False) -> Image:
         raise
     except Exception as error:  # nibabel, gzip and zlib have a dozen ways to say it
         raise ValueError(f"{path}: not a readable NIfTI image ({error})") from None
-    if (
-        not isinstance(image, nib.Nifti1Image | nib.Nifti2Image)
-        or dtype.kind not in "iuf"
-        or min(shape, default=0) < 1
-    ):
+    kinds = nib.Nifti1Image | nib.Nifti2Image
+    if not isinstance(image, kinds) or dtype.kind not in "iuf" or min(shape, default=0) < 1:
         kind = f"{type(image).__name__} of shape {shape} and type {dtype}"
         raise ValueError(f"{path}: a {kind}, not a NIfTI image of real numbers")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
@@ -203,9 +200,8 @@ def read_nii(path: File, header: bool = False) -> Image:
             source.flush()
         found = path.stat().st_size if source is path else source.tell()
         if found < size:
-            raise ValueError(
-                f"{path}: truncated, holds {found} bytes where its header promises {size}"
-            )
+            text = f"truncated, holds {found} bytes where its header promises {size}"
+            raise ValueError(f"{path}: {text}")
         raw = np.memmap(source, dtype, "r", offset, shape, order="F")
         file = os.open(path, os.O_RDONLY) if source is path else os.dup(source.fileno())
         weakref.finalize(raw._mmap, os.close, file)  # type: ignore[attr-defined]
@@ -243,11 +239,8 @@ def require_space(folder: File, size: int, purpose: str) -> None:
     """OSError (ENOSPC) unless `folder` has room for `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(
-            errno.ENOSPC,
-            f"{size / 1e6:.0f} MB needed to {purpose}, {free / 1e6:.0f} MB free",
-            str(folder),
-        )
+        text = f"{size / 1e6:.0f} MB needed to {purpose}, {free / 1e6:.0f} MB free"
+        raise OSError(errno.ENOSPC, text, str(folder))
 
 
 def require_writable(folder: Path) -> None:

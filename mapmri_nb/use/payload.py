@@ -98,9 +98,8 @@ class Grid:
         tail = max(np.log1p(max(high - middle, 0.0) / span), 1e-12)
         even = EVEN * (np.clip(shown, low, middle) - low) / (middle - low)
         beyond = (1 - EVEN) * np.log1p(np.clip(shown - middle, 0, None) / span) / tail
-        code = np.where(
-            np.isfinite(shown), 1 + np.round((top - 1) * np.nan_to_num(even + beyond)), 0
-        )
+        steps = np.round((top - 1) * np.nan_to_num(even + beyond))
+        code = np.where(np.isfinite(shown), 1 + steps, 0)
         return {
             "label": html(m.label),
             "unit": "" if m.unit == "1" else m.unit,
@@ -216,7 +215,7 @@ def each_volume(
         chunk = np.arange(first, min(first + CHUNK, n))
         fitted = line.predict(fit.gtab[chunk], noisy=fit.sigma is not None)
         for k, volume in enumerate(chunk):
-            y = three_of(data, int(volume))[three(fit.mask)].astype(float)
+            y = three(np.asarray(data[..., int(volume)]))[three(fit.mask)].astype(float)
             samples[:, volume] = y[rows]
             use = good & np.isfinite(y)
             if not use.any():
@@ -226,8 +225,3 @@ def each_volume(
             sums = np.bincount(layer[use], square)[count >= 20] / count[count >= 20]
             out[:, volume] = np.sqrt([square.mean(), sums.max() if sums.size else np.nan])
     return out, samples
-
-
-def three_of(data: Any, volume: int) -> NDArray[Any]:
-    """One volume of a series, of three dimensions."""
-    return three(np.asarray(data[..., volume]))

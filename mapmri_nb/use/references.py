@@ -63,15 +63,12 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         keys.append(key)
         return REFERENCES[key].short
 
-    basis = f"{options['basis']} basis"
-    text = [
-        f"The mean apparent propagator ({cite('ozarslan2013')}) was fitted with mapmri_nb "
-        f"{__version__} (mode {mode(options)}; {basis}, radial order {options['radial_order']})."
-    ]
+    text: list[str] = []
+    add, order = text.append, f"{options['basis']} basis, radial order {options['radial_order']}"
+    program = f"mapmri_nb {__version__} (mode {mode(options)}; {order})"
+    add(f"The mean apparent propagator ({cite('ozarslan2013')}) was fitted with {program}.")
     if (threshold := options.get("bval_threshold")) is not None:
-        text.append(
-            f"The scale tensor was estimated from volumes with b up to {threshold:g} s/mm²."
-        )
+        add(f"The scale tensor was estimated from volumes with b up to {threshold:g} s/mm².")
     weight = options["laplacian"]
     if weight not in (None, 0, 0.0):
         how = f"a weight of {weight:g}" if isinstance(weight, int | float) else ""
@@ -82,34 +79,26 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         deviation = options.get("laplacian_of") == "deviation"
         of = "the signal" + "'s deviation from the scale tensor's Gaussian" * deviation
         norm = f"The squared norm of the Laplacian of {of}"
-        text.append(f"{norm} was penalised ({cite('fick2016')}) with {how}.")
+        add(f"{norm} was penalised ({cite('fick2016')}) with {how}.")
     if options["positivity"] == "global":
-        text.append(
-            "The propagator was constrained to be a sum of squares, hence nonnegative everywhere "
-            f"({cite('delahaije2020')})."
-        )
+        squares = f"a sum of squares, hence nonnegative everywhere ({cite('delahaije2020')})"
+        add(f"The propagator was constrained to be {squares}.")
     elif options["positivity"] == "grid":
-        text.append("The propagator was constrained to be nonnegative on a grid of displacements.")
+        add("The propagator was constrained to be nonnegative on a grid of displacements.")
     free = options.get("S0") != "b0" and not options.get("static_diffusivity")
     if options["positivity"] and options.get("scale") == "data" and free:
-        text.append(
-            "The basis' scale was that of the tensor, reduced by up to 40 % where the constraint "
-            "contradicted the data."
-        )
-    text.append(SIGNAL_AT_ORIGIN[options.get("S0", "free")])
-    floor = f"{'noncentral chi' if options.get('coils', 1) > 1 else 'Rician'}"
+        reduced = "reduced by up to 40 % where the constraint contradicted the data"
+        add(f"The basis' scale was that of the tensor, {reduced}.")
+    add(SIGNAL_AT_ORIGIN[options.get("S0", "free")])
+    floor = "noncentral chi" if options.get("coils", 1) > 1 else "Rician"
     if options.get("noise") == "rician":
-        text.append(
-            f"The {floor} law of the magnitudes was modelled by expectation and maximisation."
-        )
+        add(f"The {floor} law of the magnitudes was modelled by expectation and maximisation.")
     elif options.get("noise") == "denoised":
-        text.append(f"The {floor} expectation of the magnitudes was inverted ({cite('koay2006')}).")
+        add(f"The {floor} expectation of the magnitudes was inverted ({cite('koay2006')}).")
     if options["positivity"] and options.get("solver") == "osqp":
-        text.append(f"The quadratic programs were solved by OSQP ({cite('stellato2020')}).")
-    text.append(
-        f"The q-space inverse variance is that of {cite('hosseinbor2013')}; other indices follow "
-        f"{cite('ozarslan2013')}."
-    )
+        add(f"The quadratic programs were solved by OSQP ({cite('stellato2020')}).")
+    rest = f"other indices follow {cite('ozarslan2013')}"
+    add(f"The q-space inverse variance is that of {cite('hosseinbor2013')}; {rest}.")
     return " ".join(text), bibtex(keys)
 
 

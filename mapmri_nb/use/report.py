@@ -169,27 +169,20 @@ def _content(
     colour = np.nan_to_num(np.abs(axes)) * np.clip(strength, 0, 1)
     content["colour"] = payload.pack(np.round(255 * colour[grid.rows]).astype("u1"))
     kinds, which = np.unique(fit.status, return_inverse=True)
-    content["status"] = [
-        {"label": "status", "data": payload.pack(which.reshape(-1)[grid.rows].astype("u1"))}
-    ]
+    packed = payload.pack(which.reshape(-1)[grid.rows].astype("u1"))
+    content["status"] = [{"label": "status", "data": packed}]
     content["kinds"] = kinds_of(kinds)
     table = fit.gtab
-    content["table"] = {
-        "b": np.round(table.bvals, 2).tolist(),
-        "b0": table.b0s_mask.tolist(),
-        "g": payload.pack(np.nan_to_num(table.bvecs).astype("<f4")),
-    }
+    content["table"] = {"b": np.round(table.bvals, 2).tolist(), "b0": table.b0s_mask.tolist()}
+    content["table"]["g"] = payload.pack(np.nan_to_num(table.bvecs).astype("<f4"))
     used = len(json.dumps(content))
-    n = len(table)
     curve, plane = 6 * payload.CURVE, 2 * payload.PLANE * (payload.PLANE // 2 + 1)
-    ball = 181
-    each = (curve + plane + ball + 32 + (2 * n if data is not None else 0)) * 4 / 3
+    ball, measured = payload.SPHERE // 2, 0 if data is None else 2 * len(table)
+    each = (curve + plane + ball + 32 + measured) * 4 / 3
     rows = payload.choose(grid, fit, odd, int((payload.LIMIT - used) / each))
-    samples, volumes = None, None
+    samples = volumes = None
     if data is not None:
-        layer = np.argwhere(fit.mask.reshape((*fit.mask.shape, 1, 1)[:3]))[
-            :, grid.orientation.order[2]
-        ]
+        layer = np.argwhere(three(fit.mask))[:, grid.orientation.order[2]]
         volumes, samples = payload.each_volume(fit, data, layer, rows)
     content["voxels"] = payload.each_voxel(fit, rows, grid.orientation, samples)
     place = np.full(len(fit.coef), -1)
@@ -248,9 +241,8 @@ def _findings(
         ratio = _signal_to_residual(fit, shells[-1][0])
         what = f"Signal at b = {shells[-1][0]:.0f} over RMSE (median)"
         advice = "magnitudes there lie at the noise floor: model the noise, or leave the shell out"
-        out.append(
-            Finding(ratio >= FLOOR, what, f"{ratio:.2g} times", f"at least {FLOOR:g}", advice)
-        )
+        measured, least = f"{ratio:.2g} times", f"at least {FLOOR:g}"
+        out.append(Finding(ratio >= FLOOR, what, measured, least, advice))
     if volumes is not None:
         bad = np.flatnonzero(_outlier_volumes(fit, volumes))
         named = f"{len(bad)}: " + ", ".join(map(str, bad[:12])) + " ..." * (len(bad) > 12)
@@ -296,15 +288,11 @@ def _verdict(fit: MapmriFit, findings: list[Finding]) -> str:
         text += f"{len(doubtful)} of {len(findings)} checks ask for a look: {named}."
     else:
         text += "Nothing stands out."
-    rows = [
-        (
-            escape(f.what),
-            "<span "
-            f"class='{'fine' if f.fine else 'look'}'>{'✓ fine' if f.fine else '! look'}</span>",
-            *map(escape, (f.measured, f.threshold, "" if f.fine else f.advice)),
-        )
-        for f in sorted(findings, key=lambda f: f.fine)
-    ]
+    rows = []
+    for f in sorted(findings, key=lambda f: f.fine):
+        kind, words = ("fine", "✓ fine") if f.fine else ("look", "! look")
+        rest = map(escape, (f.measured, f.threshold, "" if f.fine else f.advice))
+        rows.append((escape(f.what), f"<span class='{kind}'>{words}</span>", *rest))
     mood = "look" if doubtful else "fine"
     table = pages.table(("check", "verdict", "measured", "threshold", "what to do"), rows)
     return f"<p class='verdict {mood}'>{escape(text)}</p>{table}"
@@ -341,25 +329,21 @@ def _volumes(fit: MapmriFit, volumes: Array | None) -> str:
         shade = "bad" if bad[k] else "b0" if fit.gtab.b0s_mask[k] else "bar"
         bar = f"M{x:.1f} {height:g}v-{h:.1f}h{0.8 * step:.2f}v{h:.1f}z"
         dash = f"M{x:.1f} {dot:.1f}h{0.8 * step:.2f}" if worst > 1.001 * mean else ""
-        parts.append(
-            f"<g class='{shade}'><title>{text}</title><path d='{bar}'/><path class='worst' "
-            f"d='{dash}'/></g>"
-        )
+        paths = f"<path d='{bar}'/><path class='worst' d='{dash}'/>"
+        parts.append(f"<g class='{shade}'><title>{text}</title>{paths}</g>")
     line = f"<path class='base' d='M0 {height - height / top:.1f}h{width:g}'/>"
     label = f"Residual of each of {n} volumes; {int(bad.sum())} stand out"
     box = f"viewBox='0 0 {width:g} {height:g}' preserveAspectRatio='none'"
-    picture = (
-        f"<svg class='volumes' {box} role='img' aria-label='{label}'>{''.join(parts)}{line}</svg>"
-    )
-    rows = [
-        (str(k), f"{fit.gtab.bvals[k]:.0f}", f"{volumes[0, k]:.2f}", f"{volumes[1, k]:.2f}")
-        for k in np.flatnonzero(bad)[:50]
-    ]
-    if not rows:
+    bars = "".join(parts) + line
+    picture = f"<svg class='volumes' {box} role='img' aria-label='{label}'>{bars}</svg>"
+    if not bad.any():
         return picture + "<p>No volume stands out.</p>"
-    return picture + pages.table(
-        ("volume that stands out", "b (s/mm²)", "residual", "worst slice"), rows
-    )
+    named = np.flatnonzero(bad)[:50]
+    rows = [
+        (f"{k}", f"{fit.gtab.bvals[k]:.0f}", *map("{:.2f}".format, volumes[:, k])) for k in named
+    ]
+    heads = ("volume that stands out", "b (s/mm²)", "residual", "worst slice")
+    return picture + pages.table(heads, rows)
 
 
 def kinds_of(kinds: Iterable[int]) -> list[Any]:

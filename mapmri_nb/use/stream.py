@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,10 +258,7 @@ def _read(
     for slab in todo:
         start = time.perf_counter()
         at = where[slab * size : (slab + 1) * size]
-        samples = {
-            name: _rows(image, at) if len(image.shape) > 1 else image
-            for name, image in inputs.items()
-        }
+        samples = {k: _rows(x, at) if len(x.shape) > 1 else x for k, x in inputs.items()}
         reading[slab] = time.perf_counter() - start
         odd[:] = (a + b for a, b in zip(odd, checks.count_odd(samples["data"]), strict=True))
         yield slab, samples
@@ -278,28 +275,6 @@ def _rows(data: Any, at: NDArray[np.int64]) -> NDArray[Any]:
             part[:, k:stop] = block[:, inside[k] : inside[stop - 1] + 1]
         first += len(block)
     return samples.T
-
-
-@contextmanager
-def compiling(run: dict[str, Any]) -> Iterator[None]:
-    """Keep the seconds that the compiler takes in `run`."""
-    from numba.core import event
-
-    class Timer(event.Listener):
-        depth, start = 0, 0.0
-
-        def on_start(self, event: Any) -> None:
-            self.start = self.start if self.depth else time.perf_counter()
-            self.depth += 1
-
-        def on_end(self, event: Any) -> None:
-            self.depth -= 1
-            if not self.depth:
-                run["Compiling"] = round(run["Compiling"] + time.perf_counter() - self.start, 3)
-
-    run["Compiling"] = 0.0
-    with event.install_listener("numba:compile", Timer()):
-        yield
 
 
 def fit_series(
@@ -340,11 +315,8 @@ def fit_series(
         log.info("nothing to resume: the fit is in %s", job.folder)
         return None
     if notes and not (resume or force):
-        raise FileExistsError(
-            errno.EEXIST,
-            "an interrupted fit is there (resume goes on, force starts anew)",
-            str(hidden),
-        )
+        text = "an interrupted fit is there (resume goes on, force starts anew)"
+        raise FileExistsError(errno.EEXIST, text, str(hidden))
     force |= resume and json.dumps(PUBLISH).encode() in notes  # what is there is its own
     folder.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
@@ -352,13 +324,12 @@ def fit_series(
     sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
     count = sum(TABLE[name].size for name in job.names)
-    columns = sum(sizes) + count
     with (
         Store(hidden, key, len(where), resume) as store,
         progress_bar(len(where), progress) as advance,
     ):
         advance(min(len(where), store.slab * len(store.seconds)))
-        rest = 8 * columns * (len(where) - store.slab * len(store.seconds))
+        rest = 8 * (sum(sizes) + count) * (len(where) - store.slab * len(store.seconds))
         io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
         count = -(-len(where) // store.slab)
         todo = [slab for slab in range(count) if slab not in store.seconds]
@@ -379,37 +350,30 @@ def fit_series(
                 advance(table.shape[1])
             if kept is not None:
                 kept.result()
-        first = dict(zip(blank, np.cumsum([0, *sizes]).tolist(), strict=False))
-        status = store.column(first["status"]).astype(np.int64)
+        ends = np.cumsum([0, *sizes, *(TABLE[name].size for name in job.names)]).tolist()
+        places = dict(zip([*blank, *job.names], itertools.pairwise(ends), strict=True))
+
+        def columns(name: str) -> Iterator[Array]:
+            return map(store.column, range(*places[name]))
+
+        status = next(columns("status")).astype(np.int64)
         if todo:
             job.model.judge_samples(*odd)
-            tensor = [store.column(first["mu_tensor"] + k) for k in range(3)]
-            scales.judge(status, np.stack(tensor, 1), job.model)
+            scales.judge(status, np.stack([*columns("mu_tensor")], 1), job.model)
         start = time.perf_counter()
-        spent = dict(
-            zip(
-                KINDS,
-                np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist(),
-                strict=True,
-            )
-        )
+        seconds = np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist()
+        spent = dict(zip(KINDS, seconds, strict=True))
 
-        def parts() -> Iterator[folder.Part]:
-            first = 0
-            for (name, row), size in zip(blank.items(), sizes, strict=True):
-                yield folder.Part(
-                    name, row.dtype, row.shape[1:], map(store.column, range(first, first + size))
-                )
-                first += size
-            spent["Writing"] += time.perf_counter() - start  # all but the JSON, which says so
+        parts = (folder.Part(n, row.dtype, row.shape[1:], columns(n)) for n, row in blank.items())
+
+        def written() -> None:  # all but the JSON, which says so
+            spent["Writing"] += time.perf_counter() - start
             spent.update({kind: round(seconds, 3) for kind, seconds in spent.items()})
 
         def maps() -> Iterator[tuple[str, Array]]:  # as rows
-            k = sum(sizes)
             for name in job.names:
-                columns = [store.column(j) for j in range(k, k + TABLE[name].size)]
-                k += len(columns)
-                found = np.stack(columns, -1) if len(columns) > 1 else columns[0]
+                found = np.stack([*columns(name)], -1)
+                found = found if TABLE[name].size > 1 else found[:, 0]
                 yield name, finished(name, found, job.image.affine, job.model.gtab.frame)
 
         with io.staged(job.folder, force, within=hidden) as stage:
@@ -419,22 +383,16 @@ def fit_series(
             within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
             how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
-            to, place = (stage, job.prefix), (where, job.mask.shape)
+            how |= {"place": (where, job.mask.shape)}
+            to, affine = (stage, job.prefix), job.image.affine
             with ThreadPoolExecutor(1) as beside:
-                staged = beside.submit(
-                    folder.stage_maps, *to, given, job.image.affine, place=place, **how
-                )
-                section = folder.run_section(
-                    Seconds=spent, Slabs=len(store.seconds), FittedNow=len(todo), Job=digest, **run
-                )
-                entries = folder.model_entries(
-                    job.model.options,
-                    job.model.gtab,
-                    job.mask.shape,
-                    Sources=list(job.sources),
-                    Run=section,
-                )
-                folder.stage_fit(stage, job.prefix, parts(), where, entries, job.image.affine)
+                staged = beside.submit(folder.stage_maps, *to, given, affine, **how)
+                counts = {"Slabs": len(store.seconds), "FittedNow": len(todo), "Job": digest}
+                more: dict[str, Any] = {"Sources": list(job.sources)}
+                more["Run"] = folder.run_section(Seconds=spent, **counts, **run)
+                of = job.model.options, job.model.gtab, job.mask.shape
+                entries = folder.model_entries(*of, **more)
+                folder.stage_fit(*to, parts, where, entries, affine, written)
                 staged.result()
             summary.write(stage / summary.name_of(job.prefix), rows)
             store.note(PUBLISH)

@@ -47,11 +47,9 @@ def table_of(
             entries["frame"] = _agreed(entries, scanner, affine, path, args.frame)
             entries = scanner if args.grad else entries
         elif not (told or frame) and np.linalg.det(affine[:3, :3]) > 0:
-            log.info(
-                "b-vectors are read in FSL's convention (x negated, as the affine's determinant is "
-                "positive); --frame voxel reads them along the voxel axes (QSIPrep, DIPY, DSI "
-                "Studio)"
-            )
+            text = "(x negated, as the affine's determinant is positive); --frame voxel reads them"
+            text = f"b-vectors are read in FSL's convention {text} along the voxel axes"
+            log.info("%s (QSIPrep, DIPY, DSI Studio)", text)
     bvals = entries["bvals"]
     if count not in (None, len(bvals)):
         raise ValueError(f"{beside} has {count} volumes, its gradient table {len(bvals)}")
@@ -71,20 +69,17 @@ def _agreed(entries: Any, scanner: Any, affine: Any, path: Path, told: str | Non
     angles = same_directions(entries, scanner, affine)
     text = "they are not of the same series"
     if max(angles.values()) <= 90:
-        text = ", ".join(
-            f"{angle:.3g} degrees read in the {name} frame" for name, angle in angles.items()
-        )
-        text = f"up to {text}"
+        text = "{:.3g} degrees read in the {} frame"
+        text = "up to " + ", ".join(text.format(angle, name) for name, angle in angles.items())
     agree = [name for name, angle in angles.items() if angle <= SAME_DIRECTION]
     if told:
         if told not in agree:
             log.warning("b-vectors read by --frame %s contradict %s: %s", told, path.name, text)
         return told
     if not agree:
-        raise ValueError(
-            f"b-vectors contradict {path.name}: {text}. Take it alone (--grad FILE --frame "
-            "scanner) or the b-vectors alone (--frame image: FSL; voxel: QSIPrep, DIPY)"
-        )
+        alone = "(--grad FILE --frame scanner) or the b-vectors alone (--frame image: FSL; voxel:"
+        text = f"b-vectors contradict {path.name}: {text}. Take it alone {alone} QSIPrep, DIPY)"
+        raise ValueError(text)
     log.info("b-vectors agree with %s read in the %s frame", path.name, " or ".join(agree))
     return agree[0]
 
