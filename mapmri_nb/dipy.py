@@ -28,7 +28,7 @@ from .engine import Solver
 from .gradients import GradientTable
 from .kernels import blocks, constrained, laplacian, ordering, propagator, qp, status
 from .kernels.hermite import propagator_rows
-from .positivity import GridSolver, half_ball
+from .positivity import GridSolver, half_ball, octant_rows
 from .status import Status
 from .use import directions
 
@@ -343,8 +343,7 @@ class _Ball(GridSolver):
         self.points = half_ball(1.0, 1.0 / (int(pos_grid) // 2), False)
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
-        place, bounds = ordering.class_permutation(self.order), ordering.class_bounds(self.order)
-        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(place)))
+        index, K = ordering.index_table(self.order), np.empty((len(self.points), len(self.B)))
         for l in range(count):
             if constrained.skipped(block, l):
                 continue
@@ -352,8 +351,7 @@ class _Ball(GridSolver):
             propagator_rows(r, np.ascontiguousarray(block.mu[:, l]), index, K)
             K += SLACK * self.B
             K /= np.linalg.norm(K, axis=1)[:, None]
-            octant = ordering.frozen(np.ascontiguousarray(K[np.all(r >= 0, axis=1)][:, place].T))
-            grid = qp.GridRows(octant, place, bounds)
+            grid = octant_rows(self.order, K[np.all(r >= 0, axis=1)])
             constrained.on_grid(qp.GridProblem(self.B, 1, grid, self.max_iter), block, l, l + 1)
             if block.status[l] & status.NOT_CONVERGED:
                 block.status[l] &= ~status.NOT_CONVERGED

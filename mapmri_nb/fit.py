@@ -15,7 +15,6 @@ from .gradients import GradientTable, axes, turned
 from .indices import ANISOTROPIC_ONLY, INDICES, ON_REQUEST, TABLE
 from .kernels import blocks, frames, moments, noise, ordering, propagator, scalars, tensor
 from .kernels._jit import n_threads, spread
-from .kernels.lanes import WIDTH, empty
 from .kernels.linalg import sparse_map
 from .status import Status as Status
 
@@ -39,7 +38,7 @@ def fit_rows(out: blocks.Out) -> dict[str, NDArray[Any]]:
 
 
 RADIAL = 5  # K of PA: its counterpart is made of K + 1 radial functions
-PIECE = 128  # voxels, at least, that a thread takes at once: Python is between them
+PIECE = 512  # voxels, at least, that a thread takes at once: Python is between them
 ATTRIBUTES = ("coef", "mu", "mu_tensor", "R", "S0", "laplacian_weight", "status")
 
 
@@ -194,9 +193,7 @@ class MapmriFit:
             self._nine = np.empty((len(self.coef), 9))
             coef, mu = np.ascontiguousarray(self.hermite_coef()), np.ascontiguousarray(self.mu)
             given = coef, mu, scalars.tables(self.order)
-            _in_room(
-                scalars.index_rows, given, lambda: empty(coef.shape[1] + 12, WIDTH), self._nine
-            )
+            _in_room(scalars.index_rows, given, partial(scalars.room, self.order), self._nine)
             factor = mu[:, 0] / self.mu_tensor[:, 0]
             factor[np.abs(factor - 1.0) < 1e-12] = 1.0
             if not self.isotropic and (factor != 1.0).any():

@@ -30,6 +30,7 @@ from .engine import Solver
 from .kernels import blocks, constrained, ordering, qp, status
 from .kernels.factors import RIDGE
 from .kernels.hermite import propagator_rows
+from .kernels.lanes import GRAIN
 
 Array = NDArray[np.float64]
 
@@ -86,15 +87,17 @@ def constraint_rows(order: int, points: Array) -> Array:
     return np.ascontiguousarray(K / np.linalg.norm(K, axis=1)[:, None])
 
 
+def octant_rows(order: int, K: Array) -> qp.GridRows:
+    """The kernel's rows from those of an octant's points, K (m, n); the last one fills them up."""
+    place = ordering.class_permutation(order)
+    values = np.pad(K[:, place].T, [(0, 0), (0, -len(K) % GRAIN)], mode="edge")
+    return qp.GridRows(ordering.frozen(values.copy("C")), place, ordering.class_bounds(order))
+
+
 def make_grid(order: int, points: Array) -> Grid:
     """Rows of both solvers for half-space points symmetric under a change of sign of any axis."""
     octant = points[np.all(points >= 0, axis=1)]
-    values = np.ascontiguousarray(
-        constraint_rows(order, octant)[:, ordering.class_permutation(order)].T
-    )
-    rows = qp.GridRows(
-        ordering.frozen(values), ordering.class_permutation(order), ordering.class_bounds(order)
-    )
+    rows = octant_rows(order, constraint_rows(order, octant))
     return Grid(ordering.frozen(points), ordering.frozen(constraint_rows(order, points)), rows)
 
 

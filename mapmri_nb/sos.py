@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .engine import Solver
 from .kernels import blocks, cones, constrained, sdp, status
 from .kernels._jit import n_threads, spread
-from .kernels.lanes import columns, padded
+from .kernels.lanes import WIDTH, columns, padded
 from .kernels.ordering import MAX_ORDER, class_permutation, index_table, n_coef, origin_values
 
 Array = NDArray[np.float64]
@@ -253,6 +253,27 @@ class GlobalSolver(Solver):
         return constrained.GlobalProblem(
             t, int(self.fixed), sdp.workspace(t), self.max_iter, self.TOLERANCE
         )
+
+    @QUIET
+    def many(self, H: Array, g: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """As `Solver.many`. All rows start from one point, on the way to the answer for their mean:
+        so a row's last digits depend on the other rows (1e-5, what the gap of TOLERANCE leaves).
+        """
+        if self.kernel is None or self.order == 0:
+            return super().many(H, g)
+        place, c = class_permutation(self.order), np.empty_like(g)
+        one = H[np.ix_(place, place)][np.tril_indices(len(self.B))]
+        G = _in_lanes(np.broadcast_to(one, (WIDTH, len(one))))[:, :WIDTH].copy()
+        t, _, work, most, tol = self.problem()
+        mean = _in_lanes(np.broadcast_to(g[:, place].mean(0), (WIDTH, len(self.B))))
+        start = np.zeros_like(t.eta), np.zeros_like(t.Q)
+        sdp.approach(G, mean[:, :WIDTH].copy(), t, int(self.fixed), work, *start)
+        if np.isfinite(np.concatenate(start)).all():
+            t = t._replace(start=start)
+        answer = sdp.answers(len(self.B), len(g))
+        sdp.solve(G, _in_lanes(g[:, place]), t, int(self.fixed), most, tol, work, answer)
+        c[:, place] = answer.c.T[: len(g)]
+        return c, answer.status[: len(g)] >= sdp.INEXACT
 
     def answer(self, plan: blocks.Plan, block: blocks.Block, count: int) -> None:
         place, n = plan.moments.permutation, len(self.B)

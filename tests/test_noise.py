@@ -10,7 +10,7 @@ import truth
 from numpy.testing import assert_allclose
 
 import mapmri_nb as mapmri
-from mapmri_nb import uncertainty
+from mapmri_nb import scales, uncertainty
 from mapmri_nb.scales import scale_threshold, tensor_spread
 
 TAU = 0.03
@@ -286,3 +286,22 @@ def test_replicates_choose_again_what_the_voxels_chose(table):
         assert uncertainty.held_by_default(mapmri.MapmriModel(table, 4, **options)) is held
     strong = mapmri.GradientTable(3 * table.bvals, table.bvecs, tau=TAU)
     assert not uncertainty.held_by_default(mapmri.MapmriModel(strong, 4))
+
+
+@pytest.mark.nojit
+def test_fixed_tissue_is_told_with_its_numbers(table, caplog):
+    """Of many voxels too, of which some are looked at; volumes at the threshold itself are below."""
+    limit = float(table.bvals[table.bvals < 2100].max())
+    mu = np.tile(np.sqrt(2 * TAU * np.array([0.25e-3, 0.05e-3, 0.05e-3])), (1500, 1))
+    model = mapmri.MapmriModel(table, bval_threshold=limit)
+    with caplog.at_level(logging.WARNING, logger="mapmri_nb"):
+        scales.judge(np.zeros(1500, int), mu, model)
+    assert "diffusivity is 0.00012 mm2/s" in caplog.text
+    assert f"and {(table.bvals > limit).sum()} volumes have more" in caplog.text
+
+
+@pytest.mark.nojit
+def test_a_static_diffusivity_is_the_scale(table):
+    """u0 = sqrt(2 d tau) [Fick 2016]."""
+    model = mapmri.MapmriModel(table, 2, basis="isotropic", static_diffusivity=0.7e-3)
+    assert model.plan.static_scale == pytest.approx(np.sqrt(2 * 0.7e-3 * TAU), rel=1e-14)

@@ -172,8 +172,8 @@ def test_not_a_problem_is_a_status():
 
 @pytest.mark.nojit
 def test_the_solver_judges_itself_as_dense_algebra_does(rng):
-    """Off the optimum the residual is that of the KKT conditions; a first step leads back to the
-    optimum, a second one to its multipliers.
+    """Off the optimum the residual is that of the KKT conditions; one step leads back to the optimum
+    and its multipliers.
     """
     b, g = scheme(2)
     grid = positivity.normalised_grid(2)
@@ -199,13 +199,12 @@ def test_the_solver_judges_itself_as_dense_algebra_does(rng):
     want = abs(B @ c - 1) - v[1:].min() / v[1:].max() + sqrt(square)
     assert qp._judge(H, rhs, held, ridge, q, work, c) == pytest.approx(want, rel=1e-9)
     assert_allclose(c, optimum, atol=1e-9)
-    qp._judge(H, rhs, held, ridge, q, work, c)
     assert_allclose(work.u[:q], u[:q], atol=1e-9 * np.abs(u[:q]).max())
 
 
 @pytest.mark.nojit
 def test_the_worst_row_is_that_of_the_dense_grid(rng):
-    """Its number, its value and the peak of half of the rows; -1 where it is held already. Row 0 is
+    """Its number, its value and the peak; -1 where it is held already. Row 0 is
     one of them.
     """
     rows = positivity.normalised_grid(4).rows
@@ -215,7 +214,7 @@ def test_the_worst_row_is_that_of_the_dense_grid(rng):
         qp._row(rows, p, K[p])
     for c in rng.normal(size=(20, n)):
         p, worst, peak = qp._worst(rows, c, work, 0)
-        want = [(K @ c).min(), (K @ c).min(), (K @ c)[: 2 * m].max()]
+        want = [(K @ c).min(), (K @ c).min(), (K @ c).max()]
         assert_allclose([K[p] @ c, worst, peak], want, rtol=1e-12)
         work.active[0] = p
         assert qp._worst(rows, c, work, 1)[0] == -1

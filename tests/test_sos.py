@@ -162,6 +162,27 @@ def test_gram_matrices_are_positive_in_exact_arithmetic():
                     A[i] = [x - f * y for x, y in zip(A[i], A[k], strict=True)]
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_many_right_hand_sides_have_the_answers_of_each(fixed, rng):
+    """One that has no answer leaves the others theirs."""
+    H, g, _ = problem(4, 0.2, 5)
+    many = g * rng.uniform(0.95, 1.05, (WIDTH + 3, len(g)))
+    many[2] = np.nan
+    solver = sos.GlobalSolver(4, fixed=fixed)
+    c, failed = solver.many(H, many[[0, 1, *range(3, len(many))]])
+    assert not failed.any()
+    for row, right in zip(c[:4], many[[0, 1, 3, 4]], strict=True):
+        alone, bad = solver.many(H, right[None])
+        assert not bad.any()
+        assert_allclose(row, alone[0], atol=1e-4 * np.abs(row).max())
+    if fixed:
+        want = solve(4, H, many[0])[1]
+        assert_allclose(c[0], want, atol=1e-4 * np.abs(want).max())
+    some, failed = solver.many(H, many)
+    assert_array_equal(np.flatnonzero(failed), [2])
+    assert_allclose(some[3:], c[2:], atol=1e-4 * np.abs(c).max())
+
+
 @pytest.mark.nojit
 def test_a_lane_without_answer_leaves_its_neighbour_alone():
     """Without the compiler too."""

@@ -85,6 +85,8 @@ def test_signs_of_directions_change_no_bit(mode):
                                      laplacian=(0.01, 0.05, 0.2))),
         ("order_of_samples", Case(seed=44419, order=10, scheme="b0 anywhere", positivity="grid")),
         ("linearity", Case(seed=1, order=10, basis="isotropic")),  # its functions grow with the order
+        ("linearity",  # its ODF is a sum over powers
+         Case(seed=1849, order=8, volumes=28, b_max=6000.0, noise="chi", snr=200.0, laplacian=None)),
         ("doubled_samples",  # turned moments lost 1e-8 of M'M, and these indices have conditions of 20
          Case(seed=13168, order=10, shells=2, volumes=355, b_max=6000.0, tissue="water", noise="spikes")),
         ("doubled_samples", Case(seed=3042715578, order=10, volumes=232, b0s=10, b_max=10000.0,

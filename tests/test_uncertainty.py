@@ -109,8 +109,7 @@ def test_bootstrap_meets_the_closed_form(basis, hc, rng):
     mean, origin = A @ (M @ (A @ y[0])), oracle.aniso_origin(4)
     # Rows of the indices, of coefficients that need not have E(0) = 1.
     values, mu = np.empty((len(A), 9)), np.tile(fit.mu[0], (len(A), 1))
-    room = lanes.empty(len(A) + 12, lanes.WIDTH)
-    scalars.index_rows(np.eye(len(A)), mu, scalars.tables(4), room, values, 0, len(A))
+    scalars.index_rows(np.eye(len(A)), mu, scalars.tables(4), scalars.room(4), values, 0, len(A))
     for name in LINEAR:
         row, sd = values[:, INDICES[name].column], found.sd[name][0]
         value = row @ mean / (origin @ mean)

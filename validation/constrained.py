@@ -93,7 +93,8 @@ def problem(fit, v, y):
     c = oracle.iso_to_aniso(fit.order) @ fit.coef[v] if fit.isotropic else fit.coef[v]
     M = oracle.phi_matrix(fit.order, fit.mu[v], fit.gtab.qvecs @ R)
     L = oracle.laplacian_matrix(fit.order, fit.mu[v])
-    return Voxel(M, L, y / fit.S0[v], float(fit.laplacian_weight[v])), c
+    kept = y != 0  # a sample of exactly 0 is missing
+    return Voxel(M[kept], L, y[kept] / fit.S0[v], float(fit.laplacian_weight[v])), c
 
 
 @lru_cache

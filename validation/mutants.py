@@ -1,7 +1,7 @@
 """Can each test fail? Breaks the method's code at one place after the other and runs the tests that
 reach it.
 
-    python validation/mutants.py [--count 150] [--seeds 0] [--seconds 60] [--only FILE:LINE] [--survivors]
+    python validation/mutants.py [--count 150] [--seeds 0] [--seconds 60] [--only FILE:LINE] [--survivors] [--plain]
 
 A mutant has another sign, index, constant or comparison. Each seed draws `count` over core and
 kernels, in a copy of package and tests. One run of the tests says which of them reach a mutant:
@@ -322,6 +322,9 @@ def main():
         help="only survivors without a reason, and what was not run",
     )
     parser.add_argument("--only", default="", help="only mutants whose name has this in it")
+    parser.add_argument(
+        "--plain", action="store_true", help="the core too by tests without the compiler"
+    )
     given = parser.parse_args()
     kernels = [
         p
@@ -354,7 +357,7 @@ def main():
         if path.is_file():
             shutil.copy(path, copy)
     for interpreted in (True, False):
-        part = [(k, s) for k, s in chosen if ("/kernels/" in s.file) == interpreted]
+        part = [(k, s) for k, s in chosen if (given.plain or "/kernels/" in s.file) == interpreted]
         if not part:
             continue
         tests, times = reaching(copy, part, interpreted)

@@ -244,7 +244,7 @@ def _lower_take(context: Any, builder: Any, signature: Any, values: Any) -> Any:
 
 
 def stage(fastmath: frozenset[str] = frozenset(), allocates: bool = False) -> Callable[[F], F]:
-    """A kernel that is called by its address alone."""
+    """A stage of the pass or a step of one, which Python never calls."""
     return kernel(fastmath, wrapper=False, allocates=allocates)
 
 

@@ -131,6 +131,8 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
     later += [stages.equations, *where(rules.row > 0.0, origin_rule.sample_at_origin)]
     later += where(rules.rescale, rescale.gaussian)
     later += [*where(plan.laplacian_weights.size != 1, stages.choose_weight), stages.regularise]
+    attract = origin_rule.attract_gaussian if rules.rescale else origin_rule.attract
+    later += where(rules.deviation, attract)
     fitted = [stages.synthesise, *where(field, stages.unskew), noise.signals]
     first = [
         stages.read,
@@ -147,7 +149,8 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
     shrink = where(choice, *fitted, rescale.squares, step)
     after = [*fitted, *where(rician, noise.expected_signals), stages.residuals, stages.write]
     correct = where(rician, *fitted, noise.correct)
-    return before, [*scales, *later], where(rician, noise.right_side), shrink, correct, after
+    again = where(rician, noise.right_side, *where(rules.deviation, attract))
+    return before, [*scales, *later], again, shrink, correct, after
 
 
 def compiled(solvers: list[Callable[..., None]], rare: int, memory: tuple[Memory, ...]) -> Stages:

@@ -46,6 +46,7 @@ class Tables(NamedTuple):
     eta: Array  # (n,) dual unknowns that give the Gaussian's moments
     Q: Array  # (e4,) reference Gram matrices
     reference: Array  # (n,) values of the reference polynomial
+    start: tuple[Array, Array]  # where `sdp` begins: eta (n,) in units of g'H^-1 g / 2, Q (e4,)
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
@@ -118,11 +119,11 @@ def tables(order: int) -> Tables:
     hermite = np.linalg.inv(C)[:, gram_all] * times_all
     K_B = pad4(np.concatenate([K, B[None], 0.0 * B[None]]))
     share = 1.0 / np.bincount(gram_all, times_all, n)[gram_all]
+    eta, reference = np.asarray(np.linalg.solve(K.T, B)), np.pad(Q_all, (0, -len(Q_all) % 4))
     return Tables(
         sizes, np.array([0, sizes[0] * (sizes[0] + 1) // 2]), B.copy(), K_B, Z, pad4(A),
         pad4(values), pad4(hermite), np.ascontiguousarray(C), gram_all.astype(np.uint64), times_all,
-        share, np.asarray(np.linalg.solve(K.T, B)), np.pad(Q_all, (0, -len(Q_all) % 4)),
-        values @ Q_all,
+        share, eta, reference, values @ Q_all, (0.03 * eta, reference),
     )  # fmt: skip
 
 

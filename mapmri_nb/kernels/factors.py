@@ -14,7 +14,7 @@ import numpy as np
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
 from .lanes import WIDTH, every, rows, total
-from .linalg import block_cholesky
+from .linalg import block_cholesky, block_invert
 
 # of the mean diagonal of H, a part of the problem: H may be singular (order 8, three shells)
 RIDGE = 1e-9
@@ -36,6 +36,7 @@ class QpWork(NamedTuple):
     w: Array  # (n,) reflection vector, gradient or difference
     u: Array  # (n,) multipliers of the active rows
     sums: Array  # (4, m) the parts of p(u) of each parity class
+    extremes: Array  # (3, WIDTH) smallest p(u) by lanes, where they are, largest
     active: IntArray  # (n,) rows held, -1 for B
     x: Array  # (n padded,) what J is multiplied with
     tiles: Array  # J by pieces of WIDTH, (n padded / WIDTH times n, WIDTH)
@@ -60,6 +61,7 @@ def workspace(n: int, m: int) -> QpWork:
         np.empty(n),
         np.empty(n),
         np.empty((4, m)),
+        np.empty((3, WIDTH)),
         np.empty(n, np.int64),
         x,
         tiles,
@@ -106,24 +108,14 @@ def combine(A: Array, first: int, d: Array, out: Array) -> float:
 
 @kernel(fastmath=CONTRACT)
 def whiten(n: int, work: QpWork) -> None:
-    """work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels.
-
-    Row i of L^-1 is X_ij = -(L_ij X_jj + .. + L_i,i-1 X_i-1,j) / L_ii for j < i, and X_ii = 1/L_ii.
-    """
+    """work.packed <- L^-1, packed, of H + RIDGE tr(H)/n I = LL' for WIDTH voxels."""
     a, ridge = rows(work.packed, 0), every(0.0)
     for i in range(n):
         ridge += a[i * (i + 3) // 2]
     for i in range(n):
         a[i * (i + 3) // 2] += ridge * (RIDGE / n)
     block_cholesky(work.packed, n, work.pivot)
-    for i in range(n):
-        r = i * (i + 1) // 2
-        for j in range(i):
-            q, x = j * (j + 3) // 2, every(0.0)
-            for k in range(j, i):
-                x -= a[r + k] * a[q]
-                q += k + 1
-            a[r + j] = x * a[r + i]
+    block_invert(work.packed, n)
 
 
 @kernel()

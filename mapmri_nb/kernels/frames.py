@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import moments, rotation, tensor
-from ._jit import kernel
+from ._jit import kernel, stage
 from ._types import Array, IntArray
 from .lanes import WIDTH
 from .linalg import SparseMap, block_gather, block_map
@@ -41,8 +41,10 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
         tensor.eigen3(a, eigenvalues, R[l])
         lowest = 0.0
         for i in range(3):
-            lowest += max(eigenvalues[i], 0.0) * share / 3.0
-        lowest = max(floor, lowest)
+            if eigenvalues[i] > 0.0:
+                lowest += eigenvalues[i] * share / 3.0
+        if lowest < floor:
+            lowest = floor
         for i in range(3):
             values[i, l] = eigenvalues[i]
             if not eigenvalues[i] > lowest:
@@ -165,7 +167,7 @@ def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
             sign[j, l] = -1.0 if dot < 0.0 else 1.0
 
 
-@kernel()
+@stage()
 def parity_sign(index: IntArray, sign: Array, l: int) -> float:
     """s1^n1 s2^n2 s3^n3 of one function, sign (3, V) at lane l."""
     s = 1.0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._jit import CONTRACT, kernel, plain
+from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, rows
 from .ordering import block_index_table, frozen
@@ -125,7 +125,7 @@ def add(t: LaplacianTables, f: Array, weight: Array, G: Array) -> None:
             g[t.target[e]] += w * total
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def add_product(
     t: LaplacianTables, f: Array, weight: Array, S0: Array, e: Array, rhs: Array
 ) -> None:
@@ -143,7 +143,7 @@ def add_product(
                 b[j] += scale * total * x[i]
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def add_first_column(t: LaplacianTables, f: Array, weight: Array, S0: Array, rhs: Array) -> None:
     """rhs (n, V) += weight S0 L e_0: the deviation from the Gaussian S0 e_0 adds it to M'y."""
     for l in range(0, f.shape[1], WIDTH):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from .lanes import WIDTH, every, fraction, octave, pick, power_of_two, rows, sqrt
 
 Array = NDArray[np.float64]
@@ -218,7 +218,7 @@ def block_copy(source: Array, out: Array, count: int) -> None:
             b[r] = a[r]
 
 
-@kernel()
+@stage()
 def block_gather(values: Array, first: int, stop: int, out: Array) -> None:
     """Voxels from `first` on, rows of values (V, k), into the lanes of out (k, ..); the last before
     `stop` fills them up.

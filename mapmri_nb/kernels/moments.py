@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import lanes, ordering
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, every, pick, rows
 from .linalg import SparseMap, block_map, block_product, exp, pad4, sparse_map
@@ -232,7 +232,7 @@ def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> N
             d[k] = x * b[k]
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
     """Row axis (degree + 1) + k: (wave mu_axis)^k."""
     for l in range(0, mu.shape[1], WIDTH):
@@ -245,7 +245,7 @@ def _powers(mu: Array, wave: float, degree: int, power: Array) -> None:
                 total *= x
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
     """Multiply each monomial by its powers of the scales."""
     stride = np.uint64(degree + 1)
@@ -380,7 +380,7 @@ def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: Mom
     scale_low(t, degree, work)
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def scale_low(t: OrderTables, degree: int, work: MomentWork) -> None:
     """Moments of degree N at the scales whose powers are there (work.low)."""
     _scale(t.exponents_low, degree, work.power, work.low)

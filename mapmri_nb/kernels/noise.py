@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from . import lanes, moments, origin, rotation, tensor
+from . import lanes, moments, rotation, tensor
 from ._jit import CONTRACT, kernel, plain, stage
 from ._types import Array, IntArray
 from .lanes import WIDTH, every, pick, rows, sqrt
@@ -416,8 +416,6 @@ def right_side(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -
         rhs, right = rows(block.rhs, l), rows(block.row, l)[0] * rows(block.S0, l)[0]
         for i in range(t.origin.size):
             rhs[i] += right * t.origin[i]
-    if plan.rules.deviation:
-        origin.attract(plan, block)
 
 
 @stage(CONTRACT)

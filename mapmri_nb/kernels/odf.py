@@ -237,7 +237,7 @@ def odf_at(f: Forms, points: Array, project: Array | None = None) -> Array:
     return out
 
 
-@kernel(allocates=False)
+@kernel()
 def local_maxima(f: Array, least: Array, neighbours: IntArray, found: IntArray) -> int:
     """How many local maxima there are in the rows of f (V, K), not below least (V,); their places
     v K + k, ascending, into found (V K,).

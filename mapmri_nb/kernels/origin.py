@@ -71,14 +71,18 @@ def deviation(block: Any, rescale: bool, sign: float) -> None:
             rhs[i] -= sign * S0 * G[i * (i + 1) // 2]
 
 
-@kernel(inline=True)
-def attract(plan: Any, block: Any) -> None:
-    """rhs += weight S0_b L e, with e as in `deviation`."""
+@stage()
+def attract(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """rhs += weight S0_b L e_0, for the Laplacian of the deviation."""
     f, weight = block.factors, block.laplacian_weight
-    if plan.rules.rescale:
-        laplacian.add_product(plan.lap, f, weight, block.S0, block.scale.gaussian, block.rhs)
-    else:
-        laplacian.add_first_column(plan.lap, f, weight, block.S0, block.rhs)
+    laplacian.add_first_column(plan.lap, f, weight, block.S0, block.rhs)
+
+
+@stage()
+def attract_gaussian(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """The same with the e of `deviation` where the basis' scale is not the tensor's."""
+    f, weight = block.factors, block.laplacian_weight
+    laplacian.add_product(plan.lap, f, weight, block.S0, block.scale.gaussian, block.rhs)
 
 
 @kernel(fastmath=CONTRACT)

@@ -16,7 +16,7 @@ import numpy as np
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
 from .factors import RIDGE, QpWork, add, back, combine, drop, load, times, whiten, workspace
-from .lanes import WIDTH
+from .lanes import WIDTH, every, pick, rows
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = range(5)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
@@ -32,7 +32,8 @@ PARALLEL = 1e-10
 class GridRows(NamedTuple):
     """Rows of K for an octant: row f m + j is point j with axis f - 1 mirrored (f > 0)."""
 
-    # (n, m) functions grouped by parity class down, points across; columns have norm 1
+    # (n, m) functions grouped by parity class down, points across; columns have norm 1, and m is a
+    # multiple of WIDTH
     values: Array
     order: IntArray  # (n,) position in DIPY's order of each function
     bounds: IntArray  # (5,) bounds of the parity classes 000, 011, 101, 110
@@ -50,41 +51,53 @@ class GridProblem(NamedTuple):
 @kernel(fastmath=CONTRACT)
 def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
     """The most violated row of K c (-1: none, or an active one), its value, the peak of K c."""
-    values, order = grid.values, grid.order
-    sums = work.sums
-    s, t = sums[0], sums[1]
-    v, w = sums[2], sums[3]
-    for k in range(4):
-        out = sums[k]
-        for j in range(s.size):
-            out[j] = 0.0
-        a, last = grid.bounds[k], grid.bounds[k + 1]
-        while a + 4 <= last:
-            x0, x1 = c[order[a]], c[order[a + 1]]
-            x2, x3 = c[order[a + 2]], c[order[a + 3]]
-            r0, r1 = values[a], values[a + 1]
-            r2, r3 = values[a + 2], values[a + 3]
-            for j in range(s.size):
-                out[j] += x0 * r0[j] + x1 * r1[j] + x2 * r2[j] + x3 * r3[j]
-            a += 4
-        for b in range(a, last):
-            x0, r0 = c[order[b]], values[b]
-            for j in range(s.size):
-                out[j] += x0 * r0[j]
-    worst, p = 0.0, -1
-    peak = 0.0
-    for j in range(s.size):
-        even, odd = s[j] + t[j], s[j] - t[j]
-        peak = max(peak, even + abs(v[j] + w[j]))
-        low = min(even - abs(v[j] + w[j]), odd - abs(v[j] - w[j]))
-        if low < worst:
+    values, m = grid.values, grid.values.shape[1]
+    x, sums = work.x, work.sums
+    for a in range(c.size):
+        x[a] = c[grid.order[a]]
+    lowest, place = every(0.0), every(-1.0)
+    highest = every(0.0)
+    for l in range(0, m, WIDTH):
+        K, out = rows(values, l), rows(sums, l)
+        for k in range(4):
+            a, last = grid.bounds[k], grid.bounds[k + 1]
+            e = f = every(0.0)
+            g = h = every(0.0)
+            while a + 4 <= last:
+                e += x[a] * K[a]
+                f += x[a + 1] * K[a + 1]
+                g += x[a + 2] * K[a + 2]
+                h += x[a + 3] * K[a + 3]
+                a += 4
+            for b in range(a, last):
+                e += x[b] * K[b]
+            out[k] = (e + f) + (g + h)
+        s, t = out[0] + out[1], out[0] - out[1]
+        v, w = out[2] + out[3], out[2] - out[3]
+        v, w = pick(v, 0.0, v, -v), pick(w, 0.0, w, -w)
+        e, f = s + v, t + w
+        g, h = s - v, t - w
+        e, g = pick(e, f, e, f), pick(g, h, h, g)
+        highest = pick(e, highest, e, highest)
+        place = pick(lowest, g, every(l), place)
+        lowest = pick(lowest, g, g, lowest)
+    found = rows(work.extremes, 0)
+    found[0], found[1] = lowest, place
+    found[2] = highest
+    worst, peak = 0.0, 0.0
+    p = -1
+    for l in range(WIDTH):
+        low, j = work.extremes[0, l], int(work.extremes[1, l]) + l
+        peak = max(peak, work.extremes[2, l])
+        if low < worst or (low < 0.0 and low == worst and j < p):
             worst, p = low, j
     if p >= 0:
-        even, odd = s[p] + t[p] - abs(v[p] + w[p]), s[p] - t[p] - abs(v[p] - w[p])
-        if even <= odd:
-            p += s.size if v[p] + w[p] > 0.0 else 0
+        even, odd = sums[0, p] + sums[1, p], sums[0, p] - sums[1, p]
+        v, w = sums[2, p] + sums[3, p], sums[2, p] - sums[3, p]
+        if even - abs(v) <= odd - abs(w):
+            p += m if v > 0.0 else 0
         else:
-            p += s.size * (3 if v[p] > w[p] else 2)
+            p += m * (3 if w > 0.0 else 2)
     for j in range(q):
         if work.active[j] == p:
             p = -1
@@ -108,8 +121,9 @@ def _judge(
     """Relative KKT residual of c, violations left out: stationarity in the norm of H^-1, the active
     rows, signs of u.
 
-    Where it is above DRIFT, c and the multipliers u take a Newton step on the active rows with the
-    factors at hand.
+    Where it is above DRIFT, c and u take a Newton step on the active rows with the factors at hand:
+    for residuals w of stationarity and r of the rows, t = R^-T r and d = J w, by which u gains
+    R^-1 (d[:q] - t) and c loses J'(t, d[q:]).
     """
     fixed = problem.fixed
     d, z = work.d, work.z
@@ -137,13 +151,14 @@ def _judge(
         size += z[k] * z[k]
     residual += math.sqrt(drift / size)
     if residual > DRIFT:
-        back(work.R, q, d, z)
+        for i in range(q):
+            for k in range(i):
+                r[i] -= work.R[k, i] * r[k]
+            r[i] /= work.R[i, i]
+            w[i], d[i] = d[i] - r[i], r[i]
+        back(work.R, q, w, z)
         for i in range(q):
             u[i] += z[i]
-            s = r[i]
-            for k in range(i):
-                s -= work.R[k, i] * d[k]
-            d[i] = s / work.R[i, i]
         combine(work.J, NONE, d, z)
         for k in range(c.size):
             c[k] -= z[k]

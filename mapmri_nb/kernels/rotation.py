@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ordering
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from .lanes import WIDTH, rows
 
 Array = NDArray[np.float64]
@@ -114,7 +114,7 @@ def linear_angles(A: Array, angles: Array, skew: Array, stretch: Array, lane: in
     skew[2, lane] = T[1, 0] / T[1, 1]
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def _shear(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """Moments of x + sign t y from those of x, in place; t is a row of an array (.., V)."""
     for l in range(0, M.shape[1], WIDTH):
@@ -123,7 +123,7 @@ def _shear(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
             m[pairs[k, 0]] += f * m[pairs[k, 1]]
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def _shear_adjoint(pairs: Pairs, t: Array, row: int, sign: float, M: Array) -> None:
     """The transpose of `_shear`."""
     for l in range(0, M.shape[1], WIDTH):
@@ -142,14 +142,14 @@ def rotate(shears: Pairs, angles: Array, M: Array) -> None:
         _shear(first, angles, 2 * k, 1.0, M)
 
 
-@kernel()
+@stage()
 def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
     """The shears of `linear_angles`, after `rotate`: z by the rotated y, and by x, first."""
     for k in range(3):  # no literal for the row: Numba would compile `_shear` for each
         _shear(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
 
 
-@kernel()
+@stage()
 def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
     """The transpose of `skew_moments`, before `rotate_back`."""
     for k in range(2, -1, -1):

@@ -8,8 +8,8 @@ s = (-1)^(exponent/2) of the orders integrated over,
     RTAP = sum s B a / (2 pi mu2 mu3)                     1/mm^2   1/QIV = -laplacian P(0) / 4 pi^2
     RTPP = sum s B a / (sqrt(2 pi) mu1)                   1/mm     NG^2 = sum_(n>0) a^2 / sum a^2
 
-Each is checked against three-dimensional quadrature. The same functions take several voxels at
-once, coef and mu being `lanes.rows` of (n, V) and (3, V).
+Each is checked against three-dimensional quadrature. All but NG and the norm of the Laplacian,
+int (lap E)^2 dq = a'La in mm [Fick 2016, Eq. 10], are sums that are linear in a (`IndexTables`).
 """
 
 import math
@@ -18,40 +18,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import laplacian, ordering
+from . import lanes, laplacian, ordering
 from ._jit import kernel
 from ._types import Array, IntArray, Unsigned
 from .lanes import WIDTH, pick, rows, sqrt
-from .linalg import block_gather
+from .linalg import SparseMap, block_gather, block_map, sparse_map
+
+LINEAR = 9  # sums before the sections
 
 
 class IndexTables(NamedTuple):
-    """Constants of an order; groups list what is summed, then squared, the Gaussian's first."""
+    """Constants of an order, in DIPY's order of coefficients."""
 
-    even: Unsigned  # (k,) positions with n1, n2, n3 all even, the only ones with B_n != 0
-    origin: Array  # (k,) B_n
-    to_origin: Array  # (k,) B_n (-1)^(N/2)
-    to_axis: Array  # (k,) B_n (-1)^((n2+n3)/2)
-    to_plane: Array  # (k,) B_n (-1)^(n1/2)
-    twice: Array  # (k, 3) 1 + 2 n_i
-    par_ptr: Unsigned  # groups of equal n1 (n2, n3 even)
-    par_src: Unsigned
-    par_weight: Array
-    perp_ptr: Unsigned  # groups of equal (n2, n3) (n1 even), odd-odd pairs included
-    perp_src: Unsigned
-    perp_weight: Array
+    # (n -> LINEAR + groups) sums of B_n a_n: with the signs of P(0) (RTOP), of the axis (RTAP), of
+    # the plane (RTPP), times 1 + 2 n_i (MSD), and times 1 + 2 n_i with the signs of P(0) (QIV);
+    # then a_n of equal n1 on the axis, and of equal (n2, n3) on the plane, the Gaussian's first
+    sums: SparseMap
+    bounds: IntArray  # (3,) where the groups of the axis and of the plane begin, and end
     lap_ptr: Unsigned  # (7,) terms of a'La by factor of mu
     lap_row: Unsigned
     lap_col: Unsigned
     lap_coef: Array
-
-
-def _groups(keys: IntArray, weight: Array) -> tuple[Unsigned, Unsigned, Array]:
-    """Rows of nonzero weight sorted by key: pointers, positions, weights."""
-    on = np.flatnonzero(weight)
-    order = on[np.argsort(keys[on], kind="stable")]
-    bounds = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
-    return np.append(bounds, len(order)).astype(np.uint64), order.astype(np.uint64), weight[order]
+    lap_axes: IntArray  # (6, 2) the factor is mu_i^2 mu_j^2 / (mu1 mu2 mu3)
 
 
 def _laplacian_terms(order: int) -> tuple[Unsigned, Unsigned, Unsigned, Array]:
@@ -72,87 +60,91 @@ def _laplacian_terms(order: int) -> tuple[Unsigned, Unsigned, Unsigned, Array]:
 def tables(order: int) -> IndexTables:
     """Constants of the index formulas at a radial order."""
     n = ordering.index_table(order)
-    axis = np.array([ordering.axis_origin_value(k) for k in range(order + 1)])
-    origin = ordering.origin_values(n)
-    even = np.flatnonzero(origin)
-    m, b = n[even], origin[even]
-    signed = axis * np.where(np.arange(order + 1) % 4 == 2, -1.0, 1.0)  # (-1)^(n/2) sqrt(n!)/n!!
+    origin, twice = ordering.origin_values(n), 1.0 + 2.0 * n.T
+
+    def signed(*axes: int) -> Array:
+        return np.asarray(origin * (-1.0) ** (n[:, axes].sum(1) // 2))
+
+    at_zero = signed(0, 1, 2)
+    one = np.array([ordering.axis_origin_value(k) for k in range(order + 1)])
+    one *= np.where(np.arange(order + 1) % 4 == 2, -1.0, 1.0)  # (-1)^(n/2) sqrt(n!)/n!!
+    sections = []
+    for keys, weight in (
+        (n[:, 0], one[n[:, 1]] * one[n[:, 2]]),
+        (n[:, 1] * (order + 1) + n[:, 2], one[n[:, 0]]),
+    ):
+        sections.append([np.where(keys == k, weight, 0.0) for k in np.unique(keys[weight != 0.0])])
+    linear = [at_zero, signed(1, 2), signed(0), *(origin * twice), *(at_zero * twice)]
+    sums = np.vstack([*linear, *sections[0], *sections[1]])
+    i, j = np.nonzero(sums)
     return IndexTables(
-        even.astype(np.uint64),
-        b,
-        b * (-1.0) ** (m.sum(1) // 2),
-        b * (-1.0) ** (m[:, 1:].sum(1) // 2),
-        b * (-1.0) ** (m[:, 0] // 2),
-        1.0 + 2.0 * m,
-        *_groups(n[:, 0], signed[n[:, 1]] * signed[n[:, 2]]),
-        *_groups(n[:, 1] * (order + 1) + n[:, 2], signed[n[:, 0]]),
+        sparse_map(i, j, sums[i, j], len(sums)),
+        np.cumsum([LINEAR, *map(len, sections)]),
         *_laplacian_terms(order),
+        np.array([[0, 0], [1, 1], [2, 2], [0, 1], [0, 2], [1, 2]]),
     )
 
 
-@kernel(inline=True)
-def _dot(t: IndexTables, weight: Array, coef: Array) -> float:
-    total = 0.0 * coef[0]  # zero of its kind, a float or lanes
-    for k in range(t.even.size):
-        total += weight[k] * coef[t.even[k]]
-    return total
-
-
-@kernel(inline=True)
-def rtop(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Return-to-origin probability P(0), 1/mm^3 [Ozarslan 2013, Eq. 36]."""
-    return _dot(t, t.to_origin, coef) / (math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2])
-
-
-@kernel(inline=True)
-def rtap(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Return-to-axis probability, the integral of P along e1, 1/mm^2 [Ozarslan 2013, Eq. 40]."""
-    return _dot(t, t.to_axis, coef) / (2.0 * math.pi * mu[1] * mu[2])
-
-
-@kernel(inline=True)
-def rtpp(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Return-to-plane probability, P over the plane normal to e1, 1/mm [ibid., Eq. 42]."""
-    return _dot(t, t.to_plane, coef) / (math.sqrt(2.0 * math.pi) * mu[0])
-
-
-@kernel(inline=True)
-def _moment(t: IndexTables, weight: Array, coef: Array, x: float, y: float, z: float) -> float:
-    """Sum of weight_n a_n ((1 + 2 n1) x + (1 + 2 n2) y + (1 + 2 n3) z)."""
-    total = 0.0 * coef[0]
-    for k in range(t.even.size):
-        total += (
-            weight[k]
-            * coef[t.even[k]]
-            * (t.twice[k, 0] * x + t.twice[k, 1] * y + t.twice[k, 2] * z)
-        )
-    return total
-
-
-@kernel(inline=True)
-def msd(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Mean squared displacement sum a_n B_n sum_i (1 + 2 n_i) mu_i^2, mm^2 [Fick 2016, Eq. D1]."""
-    return _moment(t, t.origin, coef, mu[0] * mu[0], mu[1] * mu[1], mu[2] * mu[2])
-
-
-@kernel(inline=True)
-def qiv(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Q-space inverse variance 1 / int q^2 E dq, mm^5 [Hosseinbor 2013, Eq. 22]."""
-    x, y = 1.0 / (mu[0] * mu[0]), 1.0 / (mu[1] * mu[1])
-    z = 1.0 / (mu[2] * mu[2])
-    total = _moment(t, t.to_origin, coef, x, y, z)
-    total /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * mu[0] * mu[1] * mu[2]
-    return pick(total * total, 0.0, 1.0 / total, math.nan)
-
-
-@kernel(inline=True)
-def ng(coef: Array) -> float:
-    """Non-Gaussianity, the sine of the angle from P to its Gaussian; exact near 0."""
-    rest = 0.0 * coef[0]
-    for k in range(1, len(coef)):
-        rest += coef[k] * coef[k]
-    total = rest + coef[0] * coef[0]
+@kernel()
+def _sine(x: Array, first: int, stop: int) -> float:
+    """NG of orthonormal parts first to stop of x, of which the first is the Gaussian's: the sine of
+    their angle; exact near 0.
+    """
+    rest = 0.0 * x[first]  # zero of its kind, a float or lanes
+    for k in range(first + 1, stop):
+        rest += x[k] * x[k]
+    total = rest + x[first] * x[first]
     return pick(total, 0.0, sqrt(rest / total), math.nan)
+
+
+def room(order: int) -> Array:
+    """Scratch for `index_rows`."""
+    t = tables(order)
+    return lanes.empty(ordering.n_coef(order) + t.sums.ptr.size + 11, WIDTH)
+
+
+@kernel()
+def index_rows(
+    coef: Array, mu: Array, t: IndexTables, room: Array, out: Array, start: int, stop: int
+) -> None:
+    """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian of rows start to stop
+    into out (V, 9), by Hermite coefficients (V, n) and scales (V, 3); room is `room(order)`.
+
+    [Ozarslan 2013, Eq. 36, 40, 42, 58; Fick 2016, Eq. D1, 10; Hosseinbor 2013, Eq. 22]. NG_par is
+    that of P(x, 0, 0); NG_perp of P(0, y, z), odd pairs too: no rotation about e1 changes it.
+    """
+    n = coef.shape[1]
+    a, m = room[:n], room[n : n + 3]
+    values, sums = room[n + 3 : n + 12], room[n + 12 :]
+    c, u = rows(a, 0), rows(m, 0)
+    s, index = rows(sums, 0), rows(values, 0)
+    for i0 in range(start, stop, WIDTH):
+        block_gather(coef, i0, stop, a)
+        block_gather(mu, i0, stop, m)
+        block_map(t.sums, a, sums)
+        volume, x = u[0] * u[1] * u[2], u[0] * u[0]
+        y, z = u[1] * u[1], u[2] * u[2]
+        index[0] = s[0] / (math.sqrt(8.0 * math.pi**3) * volume)
+        index[1] = s[1] / (2.0 * math.pi * u[1] * u[2])
+        index[2] = s[2] / (math.sqrt(2.0 * math.pi) * u[0])
+        index[3] = s[3] * x + s[4] * y + s[5] * z
+        inverse = s[6] / x + s[7] / y + s[8] / z
+        inverse /= 4.0 * math.pi**2 * math.sqrt(8.0 * math.pi**3) * volume
+        index[4] = pick(inverse * inverse, 0.0, 1.0 / inverse, math.nan)
+        index[5] = _sine(c, 0, n)
+        index[6] = _sine(s, t.bounds[0], t.bounds[1])
+        index[7] = _sine(s, t.bounds[1], t.bounds[2])
+        norm = 0.0 * volume
+        for f in range(6):
+            part = 0.0 * volume
+            for k in range(t.lap_ptr[f], t.lap_ptr[f + 1]):
+                part += t.lap_coef[k] * c[t.lap_row[k]] * c[t.lap_col[k]]
+            i, j = t.lap_axes[f, 0], t.lap_axes[f, 1]
+            norm += part * u[i] * u[i] * u[j] * u[j]
+        index[8] = norm / volume
+        for l in range(min(WIDTH, stop - i0)):
+            for k in range(out.shape[1]):
+                out[i0 + l, k] = values[k, l]
 
 
 @kernel()
@@ -172,22 +164,18 @@ def beside(
         first, ratio = math.sqrt(2.0 * f / (1.0 + f)), (1.0 - f) / (1.0 + f)
         for which in range(3):
             d = 3 if which == 0 else (1 if which == 1 else 2)
-            groups = coef.shape[1]
+            begin, end = 0, coef.shape[1]
             if which > 0:
-                groups = (t.par_ptr if which == 1 else t.perp_ptr).size - 1
+                begin, end = t.bounds[which - 1], t.bounds[which]
             overlap = square = 0.0
-            for g in range(groups):
-                total, i = 0.0, g
+            for g in range(begin, end):
+                i, total = g, 0.0
                 if which == 0:
                     total = coef[v, g]
-                elif which == 1:
-                    i = np.int64(t.par_src[t.par_ptr[g]])
-                    for k in range(t.par_ptr[g], t.par_ptr[g + 1]):
-                        total += t.par_weight[k] * coef[v, t.par_src[k]]
                 else:
-                    i = np.int64(t.perp_src[t.perp_ptr[g]])
-                    for k in range(t.perp_ptr[g], t.perp_ptr[g + 1]):
-                        total += t.perp_weight[k] * coef[v, t.perp_src[k]]
+                    i = np.int64(t.sums.src[t.sums.ptr[g]])
+                    for k in range(t.sums.ptr[g], t.sums.ptr[g + 1]):
+                        total += t.sums.coef[k] * coef[v, t.sums.src[k]]
                 square += total * total
                 e = first**d
                 for axis in range(3):
@@ -209,78 +197,6 @@ def _axis_value(n: int) -> float:
 
 
 @kernel(inline=True)
-def _section_ng(coef: Array, ptr: Unsigned, src: Unsigned, weight: Array) -> float:
-    first = rest = 0.0 * coef[0]
-    for group in range(ptr.size - 1):
-        total = 0.0 * coef[0]
-        for k in range(ptr[group], ptr[group + 1]):
-            total += weight[k] * coef[src[k]]
-        if group == 0:
-            first = total * total
-        else:
-            rest += total * total
-    return pick(first + rest, 0.0, sqrt(rest / (first + rest)), math.nan)
-
-
-@kernel(inline=True)
-def ng_parallel(coef: Array, t: IndexTables) -> float:
-    """NG of the section P(x, 0, 0): coefficients of equal n1 are summed before squaring."""
-    return _section_ng(coef, t.par_ptr, t.par_src, t.par_weight)
-
-
-@kernel(inline=True)
-def ng_perpendicular(coef: Array, t: IndexTables) -> float:
-    """NG of P(0, y, z), over all (n2, n3), odd pairs too: no rotation about e1 changes it."""
-    return _section_ng(coef, t.perp_ptr, t.perp_src, t.perp_weight)
-
-
-@kernel(inline=True)
-def laplacian_norm(coef: Array, mu: Array, t: IndexTables) -> float:
-    """Norm of the Laplacian of the signal, int (lap E)^2 dq = a'La, mm [Fick 2016, Eq. 10]."""
-    total = 0.0 * coef[0]
-    for f in range(6):
-        part = 0.0 * coef[0]
-        for k in range(t.lap_ptr[f], t.lap_ptr[f + 1]):
-            part += t.lap_coef[k] * coef[t.lap_row[k]] * coef[t.lap_col[k]]
-        i, j = (f, f) if f < 3 else ((0, 1) if f == 3 else ((0, 2) if f == 4 else (1, 2)))
-        total += part * mu[i] * mu[i] * mu[j] * mu[j]
-    return total / (mu[0] * mu[1] * mu[2])
-
-
-@kernel()
-def nine_indices(coef: Array, mu: Array, t: IndexTables, out: Array) -> None:
-    """RTOP, RTAP, RTPP, MSD, QIV, NG, NG_par, NG_perp, norm of the Laplacian into out (9,)."""
-    out[0] = rtop(coef, mu, t)
-    out[1] = rtap(coef, mu, t)
-    out[2] = rtpp(coef, mu, t)
-    out[3] = msd(coef, mu, t)
-    out[4] = qiv(coef, mu, t)
-    out[5] = ng(coef)
-    out[6] = ng_parallel(coef, t)
-    out[7] = ng_perpendicular(coef, t)
-    out[8] = laplacian_norm(coef, mu, t)
-
-
-@kernel()
-def index_rows(
-    coef: Array, mu: Array, t: IndexTables, room: Array, out: Array, start: int, stop: int
-) -> None:
-    """The nine indices of rows start to stop into out (V, 9), by Hermite coefficients (V, n); room
-    (n + 12, WIDTH) is scratch.
-    """
-    n = coef.shape[1]
-    a, m = room[:n], room[n : n + 3]
-    values = room[n + 3 :]
-    for i0 in range(start, stop, WIDTH):
-        block_gather(coef, i0, stop, a)
-        block_gather(mu, i0, stop, m)
-        nine_indices(rows(a, 0), rows(m, 0), t, rows(values, 0))
-        for l in range(min(WIDTH, stop - i0)):
-            for i in range(out.shape[1]):
-                out[i0 + l, i] = values[i, l]
-
-
-@kernel(inline=True)
 def out_of_range(plan: Any, block: Any, l: int) -> bool:
     """Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
     |E| above 1 by more than three times the residual.
@@ -298,5 +214,5 @@ def out_of_range(plan: Any, block: Any, l: int) -> bool:
             for k in range(3):
                 msd += a * (1 + 2 * n[k]) * m[k, l] ** 2
                 qiv += one * two * a * (1 + 2 * n[k]) / m[k, l] ** 2
-    low = min(msd, qiv) if plan.isotropic else min(min(msd, qiv), min(rtap, rtpp))
-    return not low > 0.0 or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6
+    positive = msd > 0.0 and qiv > 0.0 and (plan.isotropic or (rtap > 0.0 and rtpp > 0.0))
+    return not positive or block.pivot[0, l] > 1.0 + 3.0 * block.rmse[0, l] / block.S0[0, l] + 1e-6

@@ -154,9 +154,6 @@ def _residuals(t: Tables, w: Work) -> None:
     for k in range(2):
         symmetric.invert(w.W, t.starts[k], t.sizes[k], w.U, w.pivot)
         _retire(w.lane, w.pivot)
-    inverse = rows(w.W, 0)
-    for e in range(t.gram.size):
-        inverse[e] = -inverse[e]
     symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
@@ -263,15 +260,14 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
 def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e = w.lane, t.gram.size
-    size = t.sizes[0] + t.sizes[1]
     symmetric.move(w.Q, w.dQ, w.step, t.starts[0], e, w.L)
     symmetric.move(w.M, w.dM, w.step, t.starts[0], e, w.R)
     symmetric.inner(t.times, w.L, w.R, w.total)
     for l in range(WIDTH):
         lane[NU, l] = 0.0
         if lane[ACTIVE, l] > 0.0:
-            ratio = w.total[0, l] / lane[GAP, l]
-            lane[NU, l] = lane[GAP, l] / size * min(max(ratio * ratio * ratio, 1e-6), 1.0)
+            ratio = min(max((w.total[0, l] / lane[GAP, l]) ** 3, 1e-6), 1.0)
+            lane[NU, l] = lane[GAP, l] / (t.sizes[0] + t.sizes[1]) * ratio
     symmetric.symmetric_product(t, w.dQ, w.dM, w.W, w.full, w.R)
     r, inverse = rows(w.R, 0), rows(w.W, 0)
     nu = rows(lane, 0)[NU]
@@ -294,12 +290,12 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     """Minimise 1/2 eta'P eta + (K c0)'eta subject to A eta positive semidefinite, in the active
     lanes.
 
-    Primal-dual path following from the given eta and scale (of w.lane), Q from the reference:
+    Primal-dual path following from the given eta and scale (of w.lane), Q from `t.start`:
     predictor, corrector, one step length. Q stays positive definite. Rows CONVERGED, GAP (absolute)
     and ITERATIONS of w.lane are written.
     """
     block_set(w.total, 1.0)
-    symmetric.fill(t.Q, w.total, w.Q)
+    symmetric.fill(t.start[1], w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
         if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
@@ -328,8 +324,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     lane, margin = w.lane, w.step
     cones.share_residual(t, c, w.Q, w.gradient, w.point)
     cones.lower(t, w.Q, w.point, w.L)
-    for l in range(WIDTH):
-        margin[0, l] = 1.0
+    block_set(margin, 1.0)
     for k in range(2):
         symmetric.invert(w.L, t.starts[k], t.sizes[k], w.U, w.pivot)
         for l in range(WIDTH):
@@ -338,7 +333,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
     symmetric.fill(t.Q, margin, w.W)
     symmetric.inner(t.times, w.L, w.W, w.total)
     for l in range(WIDTH):
-        lane[MARGIN, l] = -1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
+        lane[MARGIN, l] = 1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
 
 @kernel(inline=True)
@@ -395,7 +390,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
 def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
     n, lane = t.B.size, w.lane
-    cones.ridged(G, l0, n, w.S)
+    cones.ridged(G, l0 % G.shape[1], n, w.S)
     block_cholesky(w.S, n, w.pivot)
     _retire(lane, w.pivot)
     cones.whiten(w.S, t.K, g, l0, w.T)
@@ -403,10 +398,10 @@ def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     cones.eliminate_origin(w.P, n, fixed, w.c0, w.total)
     for l in range(WIDTH):
         lane[SCALE, l] = w.total[0, l]
-        w.total[0, l] = 0.03 * lane[SCALE, l]
+        w.total[0, l] = lane[SCALE, l]
         if not 0.0 < lane[SCALE, l] < math.inf:
             lane[ACTIVE, l] = 0.0
-    symmetric.fill(t.eta, w.total, w.eta)
+    symmetric.fill(t.start[0], w.total, w.eta)
 
 
 @kernel()
@@ -418,8 +413,8 @@ def solve(
 
     Parameters
     ----------
-    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, a ridge is added. g :
-        (n, V).
+    G : (n (n + 1) / 2 or more, V) packed H in the order of the block kernels, or (.., WIDTH) where
+        all voxels share it; a ridge is added. g : (n, V).
     t, w : `tables(order)`, `workspace(t)`; the Gram matrices of the last WIDTH voxels are left in
         w.Q.
     max_iter, tol : at most so many steps to a duality gap of tol g'H^-1 g / 2 (50 and 1e-9: it
@@ -444,6 +439,20 @@ def solve(
                 answer.info[1, l0 + l] = lane[ITERATIONS, l]
                 if not lane[CONVERGED, l] > 0.0:
                     status[l0 + l] = INEXACT
+
+
+@kernel()
+def approach(G: Array, g: Array, t: Tables, fixed: int, w: Work, eta: Array, Q: Array) -> None:
+    """A `Tables.start` for problems like the first of G, g (.., WIDTH): eta and Q of a step on the
+    way to its optimum, where the gap has become small beside what the cones cost (`_judge`).
+    """
+    block_set(w.lane, 1.0)
+    _pose(G, g, 0, t, fixed, w)
+    interior_point(t, 50, 1.0, w)
+    for i in range(t.B.size):
+        eta[i] = w.eta[i, 0] / w.lane[SCALE, 0]
+    for e in range(t.gram.size):
+        Q[e] = w.Q[e, 0]
 
 
 @kernel(fastmath=CONTRACT)

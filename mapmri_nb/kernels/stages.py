@@ -31,7 +31,7 @@ from .status import (
 # ---- from samples to scales
 
 
-@kernel()
+@stage()
 def _ones(weight: Array) -> bool:
     """Whether all weights of a voxel are 1."""
     odd = 0
@@ -52,7 +52,7 @@ def _lowest(y: Array, out: Array) -> None:
         rows(out, l)[0] = pick(math.inf, total, low, 0.0)
 
 
-@kernel()
+@stage()
 def _transpose(values: Array, i0: int, y: Array) -> None:
     """Rows i0 on of values, or the last one, into y (n, V), whole cache lines at a time."""
     last = values.shape[0] - 1
@@ -268,11 +268,9 @@ def choose_weight(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop:
 
 @stage()
 def regularise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """G = M'M + weight L; rhs += weight S0 L e_0 for the Laplacian of the deviation."""
+    """G = M'M + weight L."""
     laplacian.factors(block.mu, block.factors)
     laplacian.add(plan.lap, block.factors, block.laplacian_weight, block.G)
-    if plan.rules.deviation:
-        origin_rule.attract(plan, block)
     for l in range(block.status.size):
         if block.noise.settled[l] == 0:
             block.kkt[0, l], block.iterations[0, l] = 0.0, 0.0
@@ -310,7 +308,7 @@ def solve_again(problem: tuple[()], plan: Plan, block: Block, count: int) -> Non
     _backward(plan, block)
 
 
-@kernel()
+@stage()
 def _backward(plan: Plan, block: Block) -> None:
     """From the forward solution in row n of G to c and S0, of voxels that are not settled."""
     origin = plan.moments.origin

@@ -34,7 +34,7 @@ def pivots(A: Array, o: int, s: int, pivot: Array) -> None:
 
 @kernel(fastmath=CONTRACT)
 def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
-    """A = -A^-1 in place by a sweep over the pivots; `column`: scratch, `pivot`: as in `pivots`."""
+    """A = A^-1 in place by a sweep over the pivots; `column`: scratch, `pivot`: as in `pivots`."""
     a, v = rows(A, 0), rows(column, 0)
     smallest = every(1.0)
     for k in range(s):
@@ -53,6 +53,8 @@ def invert(A: Array, o: int, s: int, column: Array, pivot: Array) -> None:
             p, x = o + i * (i + 1) // 2, v[i] * f
             for j in range(i + 1):
                 a[p + j] -= x * v[j]
+    for e in range(o, o + s * (s + 1) // 2):
+        a[e] = -a[e]
     rows(pivot, 0)[0] = smallest
 
 
@@ -82,7 +84,8 @@ def add_schur(t: Tables, Q: Array, W: Array, U: Array, V: Array, S: Array) -> No
     x, y = rows(U, 0), rows(V, 0)
     out, n = rows(S, 0), t.B.size
     for block in range(2):
-        o, s, Z = t.starts[block], t.sizes[block], t.Z[block]
+        o, s = t.starts[block], t.sizes[block]
+        Z = t.Z[block]
         for first in range(0, n, 4):
             for A, product in ((q, x), (w, y)):
                 for i in range(s):

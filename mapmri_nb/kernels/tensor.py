@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lanes
-from ._jit import CONTRACT, kernel
+from ._jit import CONTRACT, kernel, stage
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_backsolve, block_cholesky, block_product, exp, log, pad4
 
@@ -126,7 +126,7 @@ def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
             weight[k] = w if plain else w * use[k]
 
 
-@kernel(fastmath=CONTRACT)
+@stage(CONTRACT)
 def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array) -> None:
     """Weighted 7 x 7 normal equations of log y into out (8, V); `weight` is overwritten."""
     block_product(t.sums, weight, work.sums)
@@ -213,8 +213,8 @@ def eigen3(a: Array, values: Array, R: Array) -> None:
                 a[qq] += t * a[pq]
                 a[pq] = 0.0
                 r = 3 - p - q
-                rp = max(r, p) * (max(r, p) + 1) // 2 + min(r, p)
-                rq = max(r, q) * (max(r, q) + 1) // 2 + min(r, q)
+                rp = r * (r + 1) // 2 + p if r > p else p * (p + 1) // 2 + r
+                rq = r * (r + 1) // 2 + q if r > q else q * (q + 1) // 2 + r
                 x = a[rp]
                 a[rp] = c * x - s * a[rq]
                 a[rq] = s * x + c * a[rq]
@@ -265,7 +265,9 @@ def isotropic_scale(mu: Array) -> float:
     c = -x * y * z
     p = b - a * a / 3.0
     s = 2.0 * a * a * a / 27.0 - a * b / 3.0 + c
-    argument = min(max(3.0 * s / (2.0 * p) * math.sqrt(-3.0 / p), -1.0), 1.0)
+    argument = 3.0 * s / (2.0 * p) * math.sqrt(-3.0 / p)
+    if abs(argument) > 1.0:  # by rounding
+        argument = math.copysign(1.0, argument)
     return math.sqrt(2.0 * math.sqrt(-p / 3.0) * math.cos(math.acos(argument) / 3.0) - a / 3.0)
 
 

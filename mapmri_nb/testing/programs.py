@@ -199,7 +199,9 @@ class Dipy(Program):
 
     def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
         table, scaling = self.gradients(Case().table), basis == "anisotropic"
-        model = self.rooms.MapmriModel(table, order_of(coef), anisotropic_scaling=scaling)
+        model = self.rooms.MapmriModel(
+            table, radial_order=order_of(coef), anisotropic_scaling=scaling
+        )
         return self._fits(model, basis, coef, mu, R)
 
     def _fits(self, model: Any, basis: str, coef: Array, mu: Array, R: Array) -> Any:

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from .programs import Lacks, Program
 from .strategies import Array, Case, random_rotation, unit
 
-LENGTH = {"rtop": -3, "rtap": -2, "rtpp": -1, "msd": 2, "qiv": 5, "lapnorm": 1}  # powers
-LENGTH |= dict.fromkeys(("ng", "ng_par", "ng_perp", "pa", "pa_dti"), 0)
+LENGTH = {"rtop": -3, "rtap": -2, "rtpp": -1, "msd": 2, "qiv": -5, "lapnorm": 1}  # of `indices`
 QUADRATURE = 1e-10  # of the sum of absolute terms: some 1e6 roundings
 Check = Callable[[Program, Case], None]
 
@@ -76,12 +75,20 @@ def fitted(program: Program, case: Case, **given: Any) -> Any:
     return program.fit(**({"table": case.table, "signals": case.signals} | case.options | given))
 
 
+def indices(program: Program, fit: Any) -> dict[str, Array]:
+    """The indices in a form that keeps their digits: 1/QIV, since QIV may pass through infinity,
+    and squares of NG and PA, which are roots of 1 - cos^2.
+    """
+    square, given = ("ng", "ng_par", "ng_perp", "pa", "pa_dti"), program.indices(fit)
+    return {n: 1 / x if n == "qiv" else x**2 if n in square else x for n, x in given.items()}
+
+
 def index(program: Program, fit: Any, name: str) -> Array:
-    """An index; 1/QIV for QIV, which may pass through zero."""
-    values = program.indices(fit)
+    """One of `indices`."""
+    values = indices(program, fit)
     if name not in values:
         raise Lacks(name)
-    return 1 / values[name] if name == "qiv" else values[name]
+    return values[name]
 
 
 def sizes(mu: Array) -> dict[str, Array]:
@@ -97,20 +104,15 @@ def sizes(mu: Array) -> dict[str, Array]:
 
 
 def same_indices(
-    program: Program, case: Case, fits: list[Any], alpha: float = 1.0, names: Any = tuple(LENGTH)
+    program: Program, case: Case, fits: list[Any], alpha: float = 1.0, names: Any = ()
 ) -> None:
-    """Indices of two fits agree (the second may have fewer voxels), lengths of the second
-    multiplied by alpha.
+    """`indices` of two fits agree, all or those of `names`; the second fit may have fewer voxels,
+    and its lengths are multiplied by alpha.
     """
-    reference, first = sizes(case.mu), program.indices(fits[0])
-    second = program.indices(fits[1])
-    for name in [name for name in second if name in names]:
-        b = second[name]
-        a, b = first[name][: len(b)], b * alpha ** LENGTH[name]
-        if name == "qiv":
-            a, b = 1 / a, 1 / b
-        if name.startswith(("ng", "pa")):  # roots of 1 - cos^2: their squares keep the digits
-            a, b = a**2, b**2
+    reference, (one, two) = sizes(case.mu), (indices(program, fit) for fit in fits)
+    for name in [name for name in two if not names or name in names]:
+        b = two[name] * alpha ** LENGTH.get(name, 0)
+        a = one[name][: len(b)]
         size = np.maximum(np.abs(a), reference.get(name, np.full(1, 0.01))[: len(a)])
         within(name, gap(a / size, b / size), case.tolerance)
 
@@ -130,7 +132,7 @@ def retold(number: str, **fixed: Any) -> Callable[[Callable[[Case], Told]], Chec
         def one(program: Program, case: Case) -> None:
             kind = (case.laplacian, case.tissue, case.noise)
             if case.positivity and kind == ("gcv", "gaussian", "none"):
-                raise NotAnExample  # any weight has a residual of roundings, and a solver leaves 1e-7
+                raise NotAnExample  # any weight is lowest to rounding, and a solver leaves 1e-7
             first, second = tell(case)
             alpha = second.pop("alpha", 1.0)
             fits = [fitted(program, case, **given) for given in (first, second)]
@@ -305,7 +307,7 @@ def is_an_integral(name: str, one: Integral) -> None:
             {"scale": "tensor"} if angle and case.positivity else {}
         )  # NG is against its Gaussian
         fit = fitted(program, case, **tensor)
-        got = index(program, fit, name) ** (2 if angle else 1)
+        got = index(program, fit, name)
         for v in voxels(program, fit):
             want, size = integral(program, fit, case.fitted_order, v, one, angle)
             within(name, got[v] - want, QUADRATURE * size)

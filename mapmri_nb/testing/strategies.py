@@ -171,7 +171,7 @@ class Case:
     @cached_property
     def clean(self) -> Array:
         """E (voxels, n), without noise."""
-        b, g, out = *self.table[:2], []
+        (b, g, *_), out = self.table, []
         for f, tensors, radius, e1 in self.mixtures:
             parts = np.exp(-b * np.einsum("ki,pij,kj->pk", g, tensors, g))
             if radius:
