@@ -67,13 +67,13 @@ print(hits, misses)
 @pytest.mark.jit_only
 def test_damaged_machine_code_is_compiled_anew(warm, tmp_path):
     shutil.copytree(warm, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").rglob("solve_linear-*.o")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    stored = {p: p.read_bytes() for p in (tmp_path / "cache").rglob("solve_linear-*.o")}
+    for path, whole in stored.items():  # of several kinds
+        path.write_bytes(whole[: len(whole) // 2])
     code = FIT + "print(maps(1).tobytes().hex())"
     found = [run(code, tmp_path, NUMBA_CACHE_DIR=folder) for folder in (tmp_path / "cache", warm)]
     assert found[0] == found[1]
-    assert len(path.read_bytes()) > len(whole) // 2 + 1  # written anew
+    assert any(len(p.read_bytes()) > len(whole) // 2 + 1 for p, whole in stored.items())
 
 
 @pytest.mark.jit_only
