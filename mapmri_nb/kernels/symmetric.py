@@ -84,7 +84,8 @@ def add_schur(t: Tables, Q: Array, W: Array, U: Array, V: Array, S: Array) -> No
     x, y = rows(U, 0), rows(V, 0)
     out, n = rows(S, 0), t.B.size
     for block in range(2):
-        o, s, Z = t.starts[block], t.sizes[block], t.Z[block]
+        o, s = t.starts[block], t.sizes[block]
+        Z = t.Z[block]
         for first in range(0, n, 4):
             for A, product in ((q, x), (w, y)):
                 for i in range(s):
