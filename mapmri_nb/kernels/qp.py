@@ -84,8 +84,8 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
     found = rows(work.extremes, 0)
     found[0], found[1] = lowest, place
     found[2] = highest
-    worst, peak = 0.0, 0.0
-    p = -1
+    worst, p = 0.0, -1
+    peak = 0.0
     for l in range(WIDTH):
         low, j = work.extremes[0, l], int(work.extremes[1, l]) + l
         peak = max(peak, work.extremes[2, l])
