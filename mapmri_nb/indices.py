@@ -10,7 +10,7 @@ class Index(NamedTuple):
     label: str
     power: int
     long_name: str
-    column: int = -1  # in the kernel `scalars.nine_indices`; -1: computed by its own accessor
+    column: int = -1  # in the kernel `scalars.index_rows`; -1: computed by its own accessor
     rest: str = ""  # of the unit
     size: int = 1  # numbers a voxel
 
