@@ -131,9 +131,17 @@ def runs(data: Any, start: int, stop: int, volumes: Any = None) -> Iterator[NDAr
             for run, k in zip(block, some.tolist(), strict=False):
                 if file is None:
                     run[:] = flat[start:stop, k]
-                elif os.preadv(file, [run], first + k * flat.strides[1]) < run.nbytes:
-                    raise OSError(errno.EIO, "the series became shorter while it was read")
+                else:
+                    _fill(run.view(np.uint8), file, first + k * flat.strides[1])
             yield block[: len(some)]
+
+
+def _fill(run: NDArray[np.uint8], file: int, offset: int) -> None:
+    """Bytes of a file from an offset on: all of `run`, or the OSError of a file that has fewer."""
+    while len(run):
+        if not (count := os.preadv(file, [run], offset)):
+            raise OSError(errno.EIO, "the series became shorter while it was read")
+        run, offset = run[count:], offset + count
 
 
 def _packer() -> Any:
