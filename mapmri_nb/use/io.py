@@ -139,7 +139,7 @@ def runs(data: Any, start: int, stop: int, volumes: Any = None) -> Iterator[NDAr
 def _fill(run: NDArray[np.uint8], file: int, offset: int) -> None:
     """Bytes of a file from an offset on: all of `run`, or the OSError of a file that has fewer."""
     while len(run):
-        if not (count := os.preadv(file, [run], offset)):
+        if not (count := os.preadv(file, [run.data], offset)):
             raise OSError(errno.EIO, "the series became shorter while it was read")
         run, offset = run[count:], offset + count
 
