@@ -443,7 +443,7 @@ def main(argv=None):
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children find it cached, as in an install
     os.environ["PYTHONPYCACHEPREFIX"] = BYTECODE.name
     threads, rate = min(2, os.cpu_count() or 1), matrix_rate()
-    gtab, y = voxels(4800)
+    gtab, y = voxels(24000)  # six slabs of the command
     rows = []
     for mode in MODES | OSQP:
         for order in args.orders if mode in MODES else (6,):
