@@ -52,7 +52,7 @@ print(len(bad) + (not (Path(mapmri_nb.__file__).parent / "py.typed").is_file()))
 OTHER = """
 import work, other
 fit = work.MODEL.fit(work.SERIES)
-print(abs(other.mean_rtop(fit.hermite_coef(), fit.mu, other.tables) / fit.rtop().mean() - 1))
+print(abs(other.mean_rtop(fit.hermite_coef(), fit.mu, other.tables, other.room) / fit.rtop().mean() - 1))
 """
 LOADED = "import sys, numba\nbefore = set(sys.modules)\nimport mapmri_nb\nnew = set(sys.modules) - before\n"
 TOLERANCE = 1e-12  # of a mean; everything else is a count, 0
