@@ -21,11 +21,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-for name in (
-    "OPENBLAS",
-    "OMP",
-    "MKL",
-):  # before NumPy loads: DIPY's and the floor's BLAS on one core, as ours is
+# before NumPy loads, and so above the imports (E402): BLAS of DIPY and the floor on one core, as ours
+for name in ("OPENBLAS", "OMP", "MKL"):
     os.environ[f"{name}_NUM_THREADS"] = "1"
 
 import common  # noqa: E402

@@ -127,8 +127,8 @@ def kernel(
     No option comes from the environment, since the cache key ignores options. `inline` is for short
     functions with one caller: they become part of it, under its flags, instead of being compiled
     twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates` is for those that make an array, or call by name one inlined that does; only they
-    count references.
+    `allocates` is for functions that make an array, or into which one that does is inlined. Only
+    they count references.
     """
 
     def decorate(function: F) -> F:
@@ -172,7 +172,8 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
     if path:
         with suppress(OSError):  # there is none
             stored = path.read_bytes()
-    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:  # a damaged one kills
+    # damaged machine code would end the process
+    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:
         symbol, code = stored[32:].split(b"\0", 1)
         if function.allocates:
             rtsys.initialize(function.targetctx)
@@ -232,7 +233,7 @@ def _lower_call(context: Any, builder: Any, signature: Any, values: Any) -> Any:
 
 
 @infer_global(take)
-class _Take(AbstractTemplate):  # type: ignore[misc]  # nor here
+class _Take(AbstractTemplate):  # type: ignore[misc]  # Numba has no types
     def generic(self, args: Any, kws: Any) -> Any:
         return typing_signature(types.int64, args[0], types.int64)
 

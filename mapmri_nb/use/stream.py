@@ -293,13 +293,12 @@ def fit_series(
     engine : what fits the slabs, in any order: `on_threads`, or that of `distributed`.
     resume : go on with an interrupted fit of the same job, if there is one. force : overwrite what
         is there.
-    run : more entries for the run section of the JSON, as they are in the end; it tells the seconds
-        spent on reading, fitting, writing.
+    run : more entries for the run section of the JSON, taken when the fit is done. The section also
+        tells the seconds spent on reading, fitting, writing.
 
-    Returns status (V,) in file order (x fastest; the rows of a fit are in C order), None where
-    `resume` found the job done. Results, or an
-    interrupted fit, that are there are a FileExistsError; input or options that changed since the
-    interruption a ValueError.
+    Returns status (V,) in file order (x fastest; the rows of a fit are in C order), or None where
+    `resume` found the job done. Raises FileExistsError where results or an interrupted fit are
+    there, ValueError where input or options changed since the interruption.
     """
     key = job.key()
     digest = _digest(json.dumps(key).encode())
