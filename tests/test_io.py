@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,47 +60,36 @@ def content(folder):
 
 @pytest.mark.nojit
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32, ">i2"])
-def test_series_is_mapped_not_read(tmp_path, ending, dtype):
-    data = RNG.integers(0, 200, (*SHAPE, 6)).astype(dtype)
-    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data))
-    assert isinstance(read.data, np.memmap)
-    assert read.data.dtype == np.dtype(dtype)
-    assert np.array_equal(read.data, data)
-    assert np.array_equal(read.affine, AFFINE.astype(float))
-
-
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_scaled_series(tmp_path, ending):
-    data = RNG.integers(0, 2000, (*SHAPE, 6)).astype(np.int16)
-    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=(0.5, 3))).data
-    stored = nib.load(tmp_path / f"dwi{ending}").get_fdata()
-    assert stored.max() > 1000  # the slope is in use
-    assert read.shape == (*SHAPE, 6)
+@pytest.mark.parametrize(
+    ("dtype", "slope"),
+    [(np.int16, None), (np.uint8, None), (np.float32, None), (">i2", None), (np.int16, (0.5, 3))],
+)
+def test_series_are_mapped_and_read_in_runs(tmp_path, monkeypatch, ending, dtype, slope):
+    """What nibabel reads: whole, in slices, and chosen volumes in blocks of any size."""
+    data, path = RNG.integers(0, 200, (*SHAPE, 6)).astype(dtype), tmp_path / f"dwi{ending}"
+    read, affine = io.load_dwi(image(path, data, slope=slope))[:2]
+    stored = nib.load(path).get_fdata()
+    assert np.array_equal(affine, AFFINE.astype(float))
+    if slope is None:
+        assert isinstance(read, np.memmap)
+        assert read.dtype == np.dtype(dtype)
     for part in (np.s_[:, :, 2:4], np.s_[:]):
         assert_array_equal(read[part], stored[part])
+    for few in (8_000_000, 100):
+        monkeypatch.setattr(io, "READ", few)
+        for series in (read, io.Chosen(read, np.array([5, 0, 3])), np.asarray(read), read[::-1]):
+            flat = np.asarray(series).reshape(-1, series.shape[-1], order="F")[7:31].T
+            blocks = [block.copy() for block in io.runs(series, 7, 31)]
+            assert {block.dtype for block in blocks} == {flat.dtype}
+            assert np.array_equal(np.concatenate(blocks), flat)
 
 
-@pytest.mark.parametrize("few", [8_000_000, 100])
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("slope", [(1, 0), (0.5, 3)])
-def test_runs_of_volumes_are_those_of_the_series(tmp_path, monkeypatch, ending, slope, few):
-    monkeypatch.setattr(io, "READ", few)
-    data = RNG.integers(0, 2000, (*SHAPE, 6)).astype(np.int16)
-    read = io.load_dwi(image(tmp_path / f"dwi{ending}", data, slope=slope)).data
-    keep = np.array([5, 0, 3])
-    for series in (read, io.Chosen(read, keep), np.asarray(read), read[::-1]):
-        flat = np.asarray(series).reshape(-1, series.shape[-1], order="F")[7:31].T
-        found = np.concatenate([block.copy() for block in io.runs(series, 7, 31)])
-        assert found.dtype == flat.dtype
-        assert np.array_equal(found, flat)
-
-
-def test_a_series_that_became_shorter_is_an_error(tmp_path):
+def test_a_series_that_became_shorter_is_an_error(tmp_path, monkeypatch):
     read = io.load_dwi(image(tmp_path / "dwi.nii", np.ones((*SHAPE, 6), np.int16))).data
     os.truncate(tmp_path / "dwi.nii", 500)
-    with pytest.raises(OSError, match="shorter"):
-        next(io.runs(read, 0, 10))
+    reads = iter([os.preadv] * 3)  # who asks again and again is stopped
+    monkeypatch.setattr(os, "preadv", lambda *given: next(reads)(*given))
+    refused("shorter", next, io.runs(read, 0, 10), error=OSError)
 
 
 def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
@@ -117,8 +105,7 @@ def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
     refused(words, io.load_dwi, tmp_path / "dwi.nii.gz", error=OSError)
 
 
-def damaged(tmp_path):
-    """Broken images, one for each message: name -> what it must say."""
+def test_damaged_files_are_named(tmp_path):
     data, unread = np.ones((*SHAPE, 2), np.float32), "not a readable NIfTI"
     good = image(tmp_path / "good.nii", RNG.integers(0, 9999, data.shape).astype(np.int16))
     good = good.read_bytes()
@@ -127,31 +114,26 @@ def damaged(tmp_path):
     made.header.set_qform(None)
     made.header["srow_x"][1], made.header["sform_code"] = np.nan, 1
     nib.save(nib.MGHImage(data[..., 0], AFFINE), tmp_path / "other.mgz")
-    image(tmp_path / "complex.nii", data.astype(np.complex64))
-    files = {
-        "text.nii": (b"this is a letter, not an image\n" * 40, unread),
-        "notes.txt": (b"hello", r"must be \.nii"),
-        "short.nii": (good[:-30], "truncated, holds .* promises"),
-        "header.nii": (good[:200], unread),
-        "short.nii.gz": (packed[: len(packed) // 2], "damaged or truncated|not a readable"),
-        "cut.nii.gz": (gzip.compress(good[:-30]), "truncated, holds"),
-        "affine.nii": (made.header.binaryblock + bytes(4) + data.tobytes(), "affine is not finite"),
-        "other.nii.gz": ((tmp_path / "other.mgz").read_bytes(), f"{unread}|not a NIfTI"),
-    }
-    for name, (raw, _) in files.items():
+    for name, raw, message in (
+        ("text.nii", b"this is a letter, not an image\n" * 40, unread),
+        ("notes.txt", b"hello", r"must be \.nii"),
+        ("short.nii", good[:-30], "truncated, holds .* promises"),
+        ("header.nii", good[:200], unread),
+        ("short.nii.gz", packed[: len(packed) // 2], f"damaged or truncated|{unread}"),
+        ("cut.nii.gz", gzip.compress(good[:-30]), "truncated, holds"),
+        ("affine.nii", made.header.binaryblock + bytes(4) + data.tobytes(), "affine is not finite"),
+        ("other.nii.gz", (tmp_path / "other.mgz").read_bytes(), f"{unread}|not a NIfTI"),
+    ):
         (tmp_path / name).write_bytes(raw)
-    files["complex.nii"] = None, "complex64, not a NIfTI image of real"
-    return {name: message for name, (_, message) in files.items()}
-
-
-def test_damaged_files_are_named(tmp_path):
-    for name, message in damaged(tmp_path).items():
         refused(f"{name}.*({message})", io.load_dwi, tmp_path / name)
+    for values, message in (
+        (data.astype(np.complex64), r"new.nii.*complex64, not a NIfTI image of real"),
+        (data[..., 0], r"4 dimensions, this image has shape \(4, 3, 5\)"),
+    ):
+        refused(message, io.load_dwi, image(tmp_path / "new.nii", values))
     gone = tmp_path / "none.nii"
     refused(r"no such file.*none\.nii", io.load_dwi, gone, error=FileNotFoundError)
     refused("a folder, not an image", io.load_dwi, tmp_path, error=IsADirectoryError)
-    path = image(tmp_path / "b0.nii", np.ones(SHAPE, np.float32))
-    refused(r"4 dimensions, this image has shape \(4, 3, 5\)", io.load_dwi, path)
 
 
 # Names
@@ -238,7 +220,7 @@ def test_index_maps_and_their_units(tmp_path):
 def test_nothing_is_overwritten_without_force(tmp_path):
     ones, twos = {"rtop": np.ones(SHAPE)}, {"ng": np.ones(SHAPE), "rtop": np.full(SHAPE, 2.0)}
     fits.check_output(tmp_path, "")
-    io.write_maps(tmp_path, "", ones, AFFINE)
+    (path,) = io.write_maps(tmp_path, "", ones, AFFINE)
     before = content(tmp_path)
     fits.check_output(tmp_path, "sub-2")
     refused("are there already", fits.check_output, tmp_path, "", error=FileExistsError)
@@ -251,12 +233,8 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     (tmp_path / "dataset_description.json").write_text("{}")
     io.write_maps(tmp_path, "", twos, AFFINE, force=True)
     assert (tmp_path / "dataset_description.json").read_text() == "{}"
-
-
-def test_files_have_ordinary_permissions(tmp_path):
-    (path,) = io.write_maps(tmp_path / "out", "", {"ng": np.ones(SHAPE)}, AFFINE)
     (tmp_path / "plain").touch()
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
