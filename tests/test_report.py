@@ -1,7 +1,7 @@
 """The report: one file, the fit's numbers, a verdict that finds what was planted, a script."""
 
 import base64
-import html.parser
+import html
 import json
 import re
 import shutil
@@ -25,42 +25,30 @@ AFFINE = np.array([[0, -2.0, 0, 9], [-2.0, 0, 0, 7], [0, 0, 3.0, -5], [0, 0, 0, 
 BAD_VOLUME, BAD_SLICE = 50, 70
 
 
-class Page(html.parser.HTMLParser):
+def plain(text):
+    """Text without its tags."""
+    return html.unescape(re.sub("<[^>]*>", "", text))
+
+
+class Page:
     """Text, links, data and table rows of a page; complains of tags that do not close."""
 
     def __init__(self, text):
-        super().__init__()
-        self.text, self.data = "", ""
-        self.rows, self.stack = [], []
-        self.links, self.ids = [], []
-        self.feed(text)
-        assert self.stack == []
-        self.data = json.loads(self.data)
-
-    def handle_starttag(self, tag, attrs):
-        self.links += [v for name, v in attrs if name in ("src", "href", "srcset", "action")]
-        self.ids += [v for name, v in attrs if name == "id"]
-        if tag not in ("meta", "br", "path", "circle", "input", "link"):
-            self.stack.append(tag)
-        self.of = dict(attrs)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        assert tag in ("path", "circle")
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] == "script":
-            self.data += data if self.of.get("id") == "data" else ""
-            return
-        self.text += data
-        if {"td", "th"} & set(self.stack):
-            self.rows[-1][-1] += data
+        self.data = json.loads(re.search('<script[^>]* id="data">(.*?)</script>', text, re.S)[1])
+        text = re.sub("<(script|style).*?</\\1>", "", text, flags=re.S)
+        self.text, rows = plain(text), re.findall("<tr.*?</tr>", text, re.S)
+        cells = [re.findall("<t[dh][ >].*?</t[dh]>", row, re.S) for row in rows]
+        self.rows = [list(map(plain, row)) for row in cells]
+        found = re.findall(r"""\s(id|src|href|srcset|action)=(["']?)(.*?)\2[\s>]""", text)
+        self.ids = [value for name, _, value in found if name == "id"]
+        self.links = [html.unescape(value) for name, _, value in found if name != "id"]
+        stack = []
+        for close, tag in re.findall("<(/?)([a-z]+)", text):
+            if close:
+                assert stack.pop() == tag
+            elif tag not in ("meta", "br", "path", "circle", "input", "link"):
+                stack.append(tag)
+        assert stack == []
 
 
 def page_of(path):

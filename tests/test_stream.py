@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -170,29 +171,31 @@ def interrupt(monkeypatch, at, action):
     return slabs
 
 
-def test_ctrl_c_keeps_finished_slabs(dwi, whole, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
+@pytest.fixture
+def interrupted(dwi, tmp_path, monkeypatch, capsys):
+    """The folder of a fit that Ctrl-C ended at its third slab."""
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(words(dwi, out)) == 130
+        assert main(words(dwi, tmp_path / "out")) == 130
+    return tmp_path / "out"
+
+
+def test_ctrl_c_keeps_finished_slabs(dwi, whole, interrupted, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "interrupted" in err
     assert "Traceback" not in err
     kept = int(re.search(r"(\d) of 6 slabs are kept", err)[1])  # one is written beside the next
     assert 2 <= kept <= 4
-    assert [p.name for p in out.iterdir()] == [HIDDEN]
+    assert [p.name for p in interrupted.iterdir()] == [HIDDEN]
     slabs = interrupt(monkeypatch, 99, None)
-    assert main(words(dwi, out, "--resume")) == 0
+    assert main(words(dwi, interrupted, "--resume")) == 0
     assert slabs == list(range(kept, 6))
-    assert content(out) == whole[1]
-
-
-def no_space(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    assert content(interrupted) == whole[1]
 
 
 def test_a_full_disk_keeps_finished_slabs(dwi, whole, tmp_path, monkeypatch, capsys):
     calls, out = [], tmp_path / "out"
+    no_space = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     pwrite = os.pwrite
 
     def full(file, content, offset):
@@ -228,14 +231,6 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
     fails(capsys, words(dwi, tmp_path / "a" / "b"), "MB needed to fit")
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.fixture
-def interrupted(dwi, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(words(dwi, tmp_path / "out")) == 130
-    return tmp_path / "out"
 
 
 def files(folder):
