@@ -219,12 +219,14 @@ def test_peaks_for_dipy(tmp_path):
 def test_odf(fitted, tmp_path):
     """The fit's harmonics and peaks along scanner axes, in a size for trackers that a sidecar says."""
     assert command("odf", fitted, "--out", tmp_path, "--s 1 --sh-order 4 --quiet") == 0
-    (path,) = tmp_path.glob("*param-odf_dwimap.json")
-    said, one = json.loads(path.read_text()), mapmri.load_fit(fitted)
+    paths = (next(tmp_path.glob(f"*param-{label}_dwimap.json")) for label in ("odf", "peaks"))
+    said, of_peaks = (json.loads(path.read_text()) for path in paths)
+    one = mapmri.load_fit(fitted)
     scale = tracking_factor(one.gtab, 1.0)
     assert said["ScaleFactor"] == pytest.approx(scale)
     assert said["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
-    assert said["OrientationEncoding"]["Reference"] == "xyz"
+    for sidecar in (said, of_peaks):
+        assert sidecar["OrientationEncoding"]["Reference"] == "xyz"
     sh = scale * one.odf_sh(1.0, 4, frame="scanner")
     assert_allclose(read(tmp_path, "odf"), sh, rtol=1e-5, atol=1e-6 * sh.max())
     peaks, heights = one.peaks(s=1.0, sh_order=4, frame="scanner")

@@ -141,6 +141,9 @@ def test_numbers_are_those_of_the_fit(saved, page):
     assert rows["NG"][4] == ""
     assert rows["MSD"][6] == "mean squared displacement"
     assert "Laplacian weight" in rows
+    text = (saved[0] / "report.html").read_text(encoding="utf-8")
+    for label in ("RTOP<sup>1/3<", "NG<sub>∥<", "NG<sub>⊥<", "PA<sub>DTI<", "‖ΔE‖<sup>2<", "MSD<"):
+        assert f">{label}" in text, label
 
 
 def unpacked(text, kind):
