@@ -1,7 +1,6 @@
 """Error bars: against closed forms, sampling, finite differences and the fits themselves."""
 
 import json
-import re
 from functools import partial
 from math import sqrt
 
@@ -10,7 +9,7 @@ import oracle
 import pytest
 import truth
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, read, refused, save
+from shell import command, fails, load, make_series, read, refused, save, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
@@ -93,18 +92,21 @@ def test_posterior_meets_the_gradients(basis, rng):
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("hc", [0, 2, 3])
 def test_bootstrap_meets_the_closed_form(basis, hc, rng):
-    """For the linear indices within 5 / sqrt(2 B).
+    """For the linear indices within 5 / sqrt(2 B), weights and field too.
 
-    Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'M + w L)^-1 M', about A M a.
+    Cov(a*) = A diag(e^2 / (1-h)^2g) A', A = (M'WM + w L)^-1 M'W, about A M a; h, of M A, exactly.
     """
     B, w = 1500, 0.05
-    y = noisy(rng, sigma=0.005)
+    weights, field = rng.uniform(0, 2, len(GTAB)), 0.05 * rng.standard_normal((1, 3, 3))
+    y, more = noisy(rng, sigma=0.005), {"weights": weights, "grad_dev": field}
     model = mapmri.MapmriModel(GTAB, 4, basis=basis, laplacian=w, preset="paper")
-    found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR))
+    found = uncertainty.bootstrap(model, y, n=B, hc=hc, seed=3, indices=list(LINEAR), **more)
     fit = found.fit
-    M = oracle.phi_matrix(4, fit.mu[0], fit.gtab.qvecs @ fit.R[0])
-    A = np.linalg.solve(M.T @ M + w * oracle.laplacian_matrix(4, fit.mu[0]), M.T)
+    M = oracle.phi_matrix(4, fit.mu[0], GTAB.qvecs @ (np.eye(3) + field[0]).T @ fit.R[0])
+    MW = M.T * weights
+    A = np.linalg.solve(MW @ M + w * oracle.laplacian_matrix(4, fit.mu[0]), MW)
     e, h = y[0] - M @ (A @ y[0]), np.einsum("kn,nk->k", M, A)
+    assert_allclose(voxel_of(model, fit, y, weights).leverage, h, rtol=1e-8, atol=1e-12)
     half = A * (e / (1 - h) ** {0: 0, 2: 0.5, 3: 1}[hc])
     mean, origin = A @ (M @ (A @ y[0])), oracle.aniso_origin(4)
     # Rows of the indices, of coefficients that need not have E(0) = 1.
@@ -204,21 +206,6 @@ def test_signed_sums(rng):
     assert_allclose(out, signs @ A, atol=1e-13)
 
 
-def test_leverage_of_weighted_fits(rng):
-    """h_k = w_k m_k'(M'WM + w L)^-1 m_k, also in the fit's own field."""
-    weights, field = rng.uniform(0, 2, len(GTAB)), 0.05 * rng.standard_normal((1, 3, 3))
-    model = mapmri.MapmriModel(GTAB, 4, laplacian=0.1, preset="paper")
-    y = noisy(rng)
-    fit = model.fit(y, weights=weights, grad_dev=field)
-    voxel = voxel_of(model, fit, y, weights)
-    M = oracle.phi_matrix(4, fit.mu[0], GTAB.qvecs @ (np.eye(3) + field[0]).T @ fit.R[0])
-    root = np.sqrt(weights)[:, None] * M
-    S = root @ np.linalg.solve(root.T @ root + 0.1 * oracle.laplacian_matrix(4, fit.mu[0]), root.T)
-    assert_allclose(voxel.leverage, np.diag(S), rtol=1e-8, atol=1e-12)
-    w = np.sqrt(weights)
-    assert_allclose(voxel.fitted * w, S @ (w * y[0]), rtol=1e-8, atol=1e-9)
-
-
 @pytest.mark.jit_only
 @pytest.mark.parametrize(
     "options",
@@ -269,8 +256,8 @@ def test_what_cannot_be(rng):
     wrong = {"n": (1, 2.5, "many", None), "hc": (1,), "seed": (-1, 0.5, "a")}
     for name, values in wrong.items():
         for value in values:
-            words = f"{name} must be .* not {value!r}"
-            refused(words, uncertainty.bootstrap, model, y, **{name: value})
+            text = f"{name} must be .* not {value!r}"
+            refused(text, uncertainty.bootstrap, model, y, **{name: value})
     grid, isotropic = (mapmri.MapmriModel(GTAB, 4, **o) for o in (GRID, {"basis": "isotropic"}))
     refused("posterior: .*'grid'.*bootstrap", uncertainty.posterior, grid, y)
     refused("ng_par", uncertainty.posterior, isotropic, y, indices="ng_par")
@@ -280,34 +267,24 @@ def test_what_cannot_be(rng):
 
 
 @pytest.fixture
-def series(tmp_path, rng):
-    """A series on disk: folder, its model, samples, mask, weights, field."""
-    y = noisy(rng, 12, sigma=0.03).reshape(3, 2, 2, -1).astype(np.float32)
+def series(tmp_path, monkeypatch, rng):
+    """A series on disk: its path, model, samples, mask, weights, field."""
+    dwi = make_series(tmp_path)
+    y, mask = np.asarray(io.load_dwi(dwi).data[:]), load(tmp_path / "x_mask.nii.gz") > 0
     weights = rng.uniform(0.5, 2, y.shape).astype(np.float32)
-    field = (0.05 * rng.standard_normal((3, 2, 2, 9))).astype(np.float32)
-    mask = np.ones((3, 2, 2), np.uint8)
-    mask[0, 0, 0] = 0
-    for name, values in (("dwi", y), ("mask", mask), ("weights", weights), ("graddev", field)):
-        save(tmp_path / f"{name}.nii", values)
-    bval, bvec = tmp_path / "dwi.bval", tmp_path / "dwi.bvec"
-    np.savetxt(bval, GTAB.bvals[None])
-    np.savetxt(bvec, GTAB.bvecs.T)
+    field = (0.05 * rng.standard_normal((*mask.shape, 9))).astype(np.float32)
+    for name, values in (("weights", weights), ("graddev", field)):
+        save(tmp_path / f"{name}.nii", values, np.diag([1.0, 2, 3, 1]))
     np.savetxt(tmp_path / "weights.txt", weights[0, 0, 0])
-    gtab = mapmri.GradientTable.from_fsl(bval, bvec, big_delta=0.035, small_delta=0.015)
-    model = mapmri.MapmriModel(gtab, 4)
-    return tmp_path, model, y.astype(float), mask > 0, weights.astype(float), field.astype(float)
+    monkeypatch.chdir(tmp_path)
+    model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), 2)
+    return dwi, model, y, mask, weights.astype(float), field.astype(float)
 
 
-def fit_in(folder, monkeypatch, words):
-    monkeypatch.chdir(folder)
-    common = "fit dwi.nii --mask mask.nii --out out --radial-order 4 --big-delta 0.035 --quiet"
-    return command(common, "--small-delta 0.015", words)
-
-
-def test_command_writes_error_bars(series, monkeypatch):
-    folder, model, y, mask, weights, field = series
-    out, more = folder / "out", "--weights weights.nii --grad-dev graddev.nii --units um"
-    assert fit_in(folder, monkeypatch, f"{more} --bootstrap 20 --seed 7") == 0
+def test_command_writes_error_bars(series, capsys):
+    dwi, model, y, mask, weights, field = series
+    out, more = dwi.parent / "out", "--weights weights.nii --grad-dev graddev.nii --units um"
+    assert command(*words(dwi, out), more, "--bootstrap 20 --seed 7") == 0
     found = uncertainty.bootstrap(model, y, mask, n=20, seed=7, weights=weights, grad_dev=field)
     saved = mapmri.load_fit(out)
     assert_array_equal(saved.coef, found.fit.coef)
@@ -318,37 +295,39 @@ def test_command_writes_error_bars(series, monkeypatch):
         assert_allclose(read(out, label), found.fit.index(name) * factor, rtol=1e-6)
         assert_allclose(read(out, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6)
         assert_allclose(read(out, f"{label}_desc-ci95"), ends * factor, rtol=1e-6)
-    entries = json.loads((out / "model-mapmri_param-rtop_desc-sd_dwimap.json").read_text())
+    entries = json.loads((out / "x_model-mapmri_param-rtop_desc-sd_dwimap.json").read_text())
     said = [entries[key] for key in ("Replicates", "Seed", "Scales", "Units")]
-    assert said == [20, 7, "held", "um^-3"]
+    assert said == [20, 7, "estimated again", "um^-3"]
+    models = model, mapmri.MapmriModel(GTAB, 4), mapmri.MapmriModel(GTAB, 4, laplacian="gcv")
+    assert list(map(uncertainty.held_by_default, models)) == [False, True, False]
     assert "bootstrap" in entries["Method"]
-    assert fit_in(folder, monkeypatch, "--bootstrap 20") == 1  # nothing is overwritten
-    words = "--posterior --weights weights.txt --indices rtop --force"
-    assert fit_in(folder, monkeypatch, words) == 0
+    fails(capsys, words(dwi, out, "--bootstrap", 20), "already", "--force")
+    more = "--posterior --weights weights.txt --indices rtop --force"
+    assert command(*words(dwi, out), more) == 0
     assert not list(out.glob("*msd_desc*"))  # those of the old fit are gone
-    per_volume = np.loadtxt(folder / "weights.txt")
+    per_volume = np.loadtxt("weights.txt")
     want = uncertainty.posterior(model, y, mask, weights=per_volume, indices="rtop")
     assert_allclose(read(out, "rtop_desc-sd"), want.sd["rtop"], rtol=1e-6)
 
 
 def test_command_takes_up_weights_and_field(series, monkeypatch, capsys):
     """Slabs carry their own weights and field; other weights are another fit."""
-    folder, model, y, mask, weights, field = series
-    for words, part in (
-        ("--weights mask.nii", "mask.nii"),
-        ("--weights graddev.nii", "--weights: .* has shape"),
-        ("--grad-dev weights.nii", "--grad-dev: .* has shape"),
+    dwi, model, y, mask, weights, field = series
+    out = dwi.parent / "out"
+    for option, file, *said in (
+        ("--weights", "x_mask.nii.gz", "x_mask.nii.gz"),
+        ("--weights", "graddev.nii", "--weights: ", "has shape"),
+        ("--grad-dev", "weights.nii", "--grad-dev: ", "has shape"),
     ):
-        assert fit_in(folder, monkeypatch, words) == 1
-        assert re.search(part, capsys.readouterr().err)
-        assert not (folder / "out").exists()
+        fails(capsys, words(dwi, out, option, file), *said)
+        assert not out.exists()
     monkeypatch.setattr(stream, "SLAB", 5)
-    words = "--weights weights.nii --grad-dev graddev.nii --indices msd"
-    assert fit_in(folder, monkeypatch, words) == 0
+    more = "--weights weights.nii --grad-dev graddev.nii --indices msd"
+    assert command(*words(dwi, out), more) == 0
     want = model.fit(y, mask, weights=weights, grad_dev=field)
-    assert_array_equal(mapmri.load_fit(folder / "out").coef, want.coef)
-    dwi, path = folder / "dwi.nii", folder / "weights.nii"
-    job = stream.Job(model, dwi, io.load_dwi(dwi), mask, folder / "o", "", ["msd"])
-    before = job._replace(more={"weights": (path, None)}).key()
-    save(path, (2 * weights).astype(np.float32))
-    assert job._replace(more={"weights": (path, None)}).key() != before
+    assert_array_equal(mapmri.load_fit(out).coef, want.coef)
+    job = stream.Job(model, dwi, io.load_dwi(dwi), mask, out, "", ["msd"])
+    job = job._replace(more={"weights": (dwi.with_name("weights.nii"), None)})
+    before = job.key()
+    save(dwi.with_name("weights.nii"), (2 * weights).astype(np.float32))
+    assert job.key() != before
