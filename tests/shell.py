@@ -60,6 +60,12 @@ def read(folder, label):
     return load(path)
 
 
+def sidecar(folder, label=""):
+    """Entries of the JSON of a label's map; of the fit without one."""
+    (path,) = folder.glob(f"*model-mapmri{label and f'_param-{label}'}_dwimap.json")
+    return json.loads(path.read_text())
+
+
 def make_series(folder, ending=".nii.gz"):
     """A cut of a sample as scaled integers, with sidecars and a mask of 36 voxels; its path."""
     source = data.sample_dwi("catcord")

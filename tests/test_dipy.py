@@ -62,9 +62,6 @@ def pairs():
     return {b: both(anisotropic_scaling=b == BASES[0], bval_threshold=2100) for b in BASES}
 
 
-# ---- interface
-
-
 def test_the_constructor_and_every_public_name_of_the_fit_take_the_same_arguments(pairs):
     expected, found = (
         [(p.name, p.default) for p in inspect.signature(model).parameters.values()]
@@ -107,9 +104,6 @@ def test_model_attributes(anisotropic):
 )
 def test_bad_arguments_are_refused(options, name):
     refused(name, MapmriModel, **{"gtab": GTAB} | options)
-
-
-# ---- numbers
 
 
 @pytest.mark.parametrize("basis", BASES)
@@ -207,9 +201,6 @@ def test_options(options):
     assert ours.errorcode == dipy.errorcode == 0
 
 
-# ---- weights
-
-
 def test_weights():
     def lopt(**options):
         return MapmriModel(GTAB, **options).fit(DATA, mask=MASK).lopt
@@ -219,9 +210,6 @@ def test_weights():
     chosen, choices = lopt(laplacian_weighting=None), np.linspace(0.05, 1, 20)
     assert np.isin(chosen[MASK], choices).all()
     assert_array_equal(chosen, lopt(laplacian_weighting=list(choices)))
-
-
-# ---- masks, shapes, indexing
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1)])
@@ -299,9 +287,6 @@ def test_fits_and_models_pickle():
     assert_array_equal(again.model.fit(DATA, mask=MASK).rtop(), fit.rtop())
 
 
-# ---- warnings, deltas
-
-
 def warned(call):
     """What a call warns of, as (text, file)."""
     with warnings.catch_warnings(record=True) as caught:
@@ -352,9 +337,6 @@ def test_prediction_at_another_diffusion_time_uses_that_time():
     assert_allclose(fit.predict(scheme(None, None)), fit.predict(GTAB), rtol=1e-13)
     assumed = MapmriModel(scheme(None, None)).fit(DATA[0, 0])  # of no real time: b alone counts
     assert_allclose(assumed.predict(longer), assumed.predict(GTAB), rtol=1e-13)
-
-
-# ---- positivity
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,6 @@ def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
     return coef[None], mu[None], R[None], fibres @ R.T
 
 
-# ---- sets
-
-
 @pytest.mark.nojit
 @pytest.mark.parametrize("n", [100, 362, 724])
 def test_sphere(n):
@@ -102,9 +99,6 @@ def test_gfa():
     assert directions.gfa(f[None]) == pytest.approx(want, rel=1e-12)
 
 
-# ---- spherical harmonics
-
-
 @pytest.mark.parametrize("basis", directions.SH_BASES)
 def test_harmonics_equal_those_of_dipy(basis):
     shm = pytest.importorskip("dipy.reconst.shm")
@@ -133,9 +127,6 @@ def test_conversion_and_rotation_of_coefficients(basis):
         assert found == pytest.approx(values, abs=1e-12)
 
 
-# ---- ODF in spherical harmonics
-
-
 @pytest.mark.parametrize("order", [6, 10])
 @pytest.mark.parametrize("ratio", [1.1, 6.0])
 def test_anisotropic_odf_sh_meets_its_tolerance(order, ratio):
@@ -146,9 +137,6 @@ def test_anisotropic_odf_sh_meets_its_tolerance(order, ratio):
     want = odf(points) @ (directions.sh_matrix(points, 8) * weights[:, None])
     peak = np.abs(odf(directions.sphere().vertices)).max(1)
     assert (np.abs(got - want).max(1) / peak).max() < 1e-8
-
-
-# ---- peaks
 
 
 EXACT = pytest.param(90, 6, 1e-4, marks=pytest.mark.nojit)

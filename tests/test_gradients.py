@@ -417,29 +417,28 @@ def test_of_anything_like_a_table():
     refused("not a list", GradientTable.of, [1, 2])
 
 
+UP = np.array([[0.0, 2, 0], [0, 0, 2], [2, 0, 0]])  # i runs up, j to the right, k forward
+OBLIQUE = phantom.random_rotation(np.random.default_rng(3)) @ np.diag([1.5, 2.0, 4.0])
+
+
 @pytest.mark.nojit
-def test_scanner_axes_of_hand_made_images():
-    """X of FSL's frame runs to the subject's left in an image stored either way round."""
-    for x in (-2.0, 2.0):
-        affine = np.diag([x, 2.0, 3.0, 1.0])
-        assert np.array_equal(to_scanner([[1, 0, 0], [0, 1, 0]], affine), [[-1, 0, 0], [0, 1, 0]])
-    # i is up, j right, k forward; det > 0
-    axes = np.array([[0.0, 2, 0, 5], [0, 0, 2, 5], [2, 0, 0, 5], [0, 0, 0, 1]])
-    assert np.array_equal(to_scanner([1, 0, 0], axes), [0, 0, -1])
-    assert np.array_equal(to_scanner([0, 1, 0], axes), [1, 0, 0])
-    assert np.array_equal(to_scanner([1, 0, 0], axes, "scanner"), [1, 0, 0])
-    assert np.array_equal(turned([0, 0, 1], axes, "scanner", "image"), [-1, 0, 0])
-
-
+@pytest.mark.parametrize(
+    "axes", [np.diag([2.0, 2, 3]), UP, OBLIQUE], ids=["plain", "up", "oblique"]
+)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_scanner_axes_of_oblique_images(sign):
-    turn, affine = phantom.random_rotation(np.random.default_rng(3)), np.eye(4)
-    affine[:3] = np.c_[turn @ np.diag([sign * 1.5, 2.0, 4.0]), [30, -20, 10]]
-    voxel_axes = BVECS * [-sign, 1, 1]  # det > 0: x negated
+def test_scanner_axes(axes, sign):
+    """X of FSL's frame is that of the voxels, negated where the affine's determinant is positive."""
+    affine = np.block([[axes * [sign, 1, 1], np.array([[30], [-20], [10]])], [np.zeros(3), 1]])
     found = to_scanner(BVECS, affine)
-    assert_allclose(found, voxel_axes @ (turn @ np.diag([sign, 1, 1])).T, atol=1e-14)
+    along = axes / np.linalg.norm(axes, axis=0) * [sign, 1, 1]
+    assert_allclose(found, BVECS * [-sign, 1, 1] @ along.T, atol=1e-14)
     assert_allclose(turned(found, affine, "scanner", "image"), BVECS, atol=1e-14)
-    assert_allclose(turned(BVECS, affine, "image", "image"), BVECS)
+    for frame in ("image", "scanner"):
+        assert_allclose(turned(BVECS, affine, frame, frame), BVECS, atol=1e-14)
+    if axes is UP:  # by hand
+        assert np.array_equal(to_scanner([1, 0, 0], affine), [0, 0, -1])
+        assert np.array_equal(to_scanner([0, 1, 0], affine), [1, 0, 0])
+        assert np.array_equal(to_scanner([1, 0, 0], affine, "scanner"), [1, 0, 0])
 
 
 def test_bad_affines_and_frames():

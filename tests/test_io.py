@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import load, refused
+from shell import load, refused, sidecar
 
 from mapmri_nb import io
 from mapmri_nb.fit import MapmriFit
@@ -54,9 +54,6 @@ def fit():
 
 def content(folder):
     return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
-
-
-# Reading
 
 
 @pytest.mark.nojit
@@ -137,9 +134,6 @@ def test_damaged_files_are_named(tmp_path):
     refused("a folder, not an image", io.load_dwi, tmp_path, error=IsADirectoryError)
 
 
-# Names
-
-
 PARAM = "_model-mapmri_param-ngpar_dwimap.nii.gz"
 
 
@@ -158,9 +152,6 @@ def test_names(source, name):
     prefix, model = io.prefix_of(source), name.replace("param-ngpar_", "").replace("nii.gz", "json")
     assert io.map_name(prefix, "ngpar") == name
     assert io.map_name(prefix, "", ".json") == model
-
-
-# Writing
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -185,7 +176,8 @@ def test_index_maps_and_their_units(tmp_path):
     values[1, 0, 0] = 1e300  # a runaway voxel: inf in float32, no warning
     maps = {"rtop": values, "msd": values, "ng_par": values, "odf_sh": RNG.random((*SHAPE, 6))}
     sidecars = {"odf_sh": {"Description": "ODF", "OrientationEncoding": {"Type": "sh"}}}
-    paths = io.write_maps(tmp_path / "a" / "b", "sub-1", maps, AFFINE, sidecars=sidecars)
+    out = tmp_path / "a" / "b"
+    paths = io.write_maps(out, "sub-1", maps, AFFINE, sidecars=sidecars)
     names = [io.map_name("sub-1", x) for x in ("rtop", "msd", "ngpar", "odfsh")]
     assert [p.name for p in paths] == names
     assert nib.load(paths[0]).get_data_dtype() == np.float32
@@ -193,24 +185,20 @@ def test_index_maps_and_their_units(tmp_path):
         assert_array_equal(load(paths[0]), values.astype(np.float32))
     assert np.array_equal(load(paths[3]), maps["odf_sh"].astype(np.float32))
 
-    def sidecar(path):
-        return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
-
     described = {"Description": INDICES["rtop"].long_name, "Units": "mm^-3", "FillValue": "NaN"}
-    assert sidecar(paths[0]) == described
-    assert sidecar(paths[2])["Units"] == "1"
-    assert sidecar(paths[3])["OrientationEncoding"] == {"Type": "sh"}
-    description = json.loads((tmp_path / "a/b/dataset_description.json").read_text())
+    assert sidecar(out, "rtop") == described
+    assert sidecar(out, "ngpar")["Units"] == "1"
+    assert sidecar(out, "odfsh")["OrientationEncoding"] == {"Type": "sh"}
+    description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
-
     two = {"rtop": values, "msd": values}
     paths = io.write_maps(tmp_path / "um", "", two, AFFINE, units="um", fill=0)
     rtop, msd = map(load, paths)
     assert_allclose(rtop[2:], values[2:] * 1e-9, rtol=1e-6)
     assert_allclose(msd[2:], values[2:] * 1e6, rtol=1e-6)
     assert rtop[0, 0, 0] == 0
-    assert sidecar(paths[1])["Units"] == "um^2"
-    assert sidecar(paths[1])["FillValue"] == 0
+    said = sidecar(tmp_path / "um", "msd")
+    assert (said["Units"], said["FillValue"]) == ("um^2", 0)
     bad = tmp_path / "bad"
     refused("units must be", io.write_maps, bad, "", two, AFFINE, units="nm")
     words = r"affine must have shape \(4, 4\), not \(3, 3\)"
@@ -259,9 +247,6 @@ def test_space_is_asked_for_first(tmp_path, monkeypatch, fit):
     assert list(tmp_path.iterdir()) == []
 
 
-# Saved fits
-
-
 def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     """Whole, and a slab of it."""
     more = {"affine": AFFINE, "sources": ["sub-1_dwi.nii.gz"], "run": {"Threads": 2}}
@@ -288,8 +273,7 @@ def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):
     for label in ("mapcoeffs", "mu", "mutensor", "frame", "s0", "weight", "status", "rmse", "r2"):
         assert len(list(tmp_path.glob(f"sub-1_model-mapmri_param-{label}_dwimap.nii*"))) == 1
         assert (tmp_path / io.map_name("sub-1", label, ".json")).is_file()
-    levels = json.loads((tmp_path / io.map_name("sub-1", "status", ".json")).read_text())["Levels"]
-    assert levels["128"] == "outside the mask"
+    assert sidecar(tmp_path, "status")["Levels"]["128"] == "outside the mask"
     coefs = nib.load(tmp_path / io.map_name("sub-1", "mapcoeffs", ".nii"))
     assert coefs.get_data_dtype() == np.float64
     volume = np.full((*SHAPE, 7), np.nan)

@@ -175,9 +175,6 @@ def test_wrong_calls_are_named(fit, data):
     refused("100 volumes", plot.signal, fit, (1, 1, 1), data[..., :50])
 
 
-# ---- glyphs
-
-
 def glyph_axes(figure):
     """By the voxel on the screen: the glyph's long axis (2,), and its largest radius in voxels."""
     (image,) = [im for a in figure.axes for im in a.images if np.ndim(im.get_array()) == 3]
@@ -271,9 +268,6 @@ def test_glyphs_follow_the_affine(gtab, sign, frame, axis):
     assert abs(long @ expected) / np.linalg.norm(expected) > 0.98
 
 
-# ---- one voxel
-
-
 def points_of(axes):
     """Heights of the points of a panel, sorted."""
     parts = [c.get_offsets()[:, 1] for c in axes.collections if isinstance(c, PathCollection)]
@@ -331,9 +325,6 @@ def test_fits_of_dipy_can_stand_beside(gtab, data, fit):
     first, _, second, _ = (a.images[0].get_array().filled(0) for a in panels(figure)[0])
     assert_array_equal(first, want)
     assert_allclose(want, np.nan_to_num(second), rtol=0.05)
-
-
-# ---- orientation
 
 
 def reoriented(volume, affine, codes):
@@ -416,9 +407,6 @@ def test_letters_and_conventions(stored):
         del fit.affine
     refused(r"convention must be one of .*, not 'left'", plot.view_of, fit.mask, convention="left")
     refused("affine", plot.view_of, fit.mask, affine=np.zeros((4, 4)))
-
-
-# ---- paper
 
 
 def test_paper_and_formats(fit, tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -240,12 +241,7 @@ def test_status_has_a_legend(saved, page):
 
 
 def test_command(saved, tmp_path, capsys, monkeypatch):
-    folder, seen = saved[0], []
-
-    def page(saved, *more):
-        seen.append(more)
-        return f"{saved.prefix} page"
-
+    folder, page = saved[0], Mock(side_effect=lambda saved, *_: f"{saved.prefix} page")
     monkeypatch.setattr(report, "page", page)
     words = ["report", folder, "--out", tmp_path / "r.html"]
     assert command(*words, "--quiet") == 0
@@ -253,8 +249,8 @@ def test_command(saved, tmp_path, capsys, monkeypatch):
     fails(capsys, words, "--force")
     words += ["--force --quiet --convention neurological --dwi"]
     assert command(*words, folder / "the_dwi.nii.gz") == 0
-    assert seen[1][0].shape == (7, 6, 5, 90)
-    assert seen[1][1] == "neurological"
+    dwi, convention = page.call_args[0][1:3]
+    assert (dwi.shape, convention) == ((7, 6, 5, 90), "neurological")
     short = save(tmp_path / "short.nii", np.ones((7, 6, 5, 3)), AFFINE)
     fails(capsys, [*words, short], "short.nii has shape (7, 6, 5, 3)")
     assert {p.name for p in tmp_path.iterdir()} == {"r.html", "short.nii"}
@@ -297,9 +293,6 @@ def test_odd_fits_have_a_page(saved, tmp_path, kind):
     fitted = int(((fit.status & Status.NO_FIT) == 0).sum())
     assert f"{fitted} of {len(fit.status)} voxels in the mask were fitted" in page.text
     assert len(unpacked(page.data["voxels"]["at"], "<i4")) == fitted
-
-
-# ---- two fits
 
 
 @pytest.fixture(scope="module")
@@ -365,8 +358,6 @@ def test_fits_that_cannot_be_compared(saved, tmp_path, capsys):
     assert command(*words, "--quiet --out", tmp_path / "c.html") == 0
     fails(capsys, [*words, "--dwi", tmp_path / "c.html"], "--dwi goes with one fit")
 
-
-# ---- in a browser
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -493,9 +484,6 @@ def test_the_script_works(saved, page, tmp_path, size):
     assert at(out["outlier"]) == (4, 4, 1)
     assert "an outlier" in out["outlier"]
     assert out["overflow"] <= 0
-
-
-# ---- references
 
 
 @pytest.mark.nojit

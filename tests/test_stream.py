@@ -1,7 +1,6 @@
 """Streamed fits: the bytes of a whole fit, whatever interrupts them."""
 
 import errno
-import json
 import os
 import re
 import resource
@@ -14,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from mapmri_nb.cli import main
-from shell import MODEL, content, fails, load, make_series, save, words
+from shell import MODEL, content, fails, load, make_series, save, sidecar, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream
@@ -64,7 +63,7 @@ def test_slabs_give_the_bytes_of_a_whole_fit(tmp_path, monkeypatch, basis, endin
     found = content(slabs)
     assert found.pop("x_model-mapmri_summary.tsv").startswith(b"index\tunit\tregion")
     assert found == content(whole)
-    run = json.loads((slabs / MODEL).read_text())["Run"]
+    run = sidecar(slabs)["Run"]
     assert run["Seconds"].keys() == {"Reading", "Fitting", "Writing"}
     assert min(run["Seconds"].values()) > 0
     assert run["Slabs"] == run["FittedNow"] == 6  # 36 voxels, the last slab has one
@@ -153,7 +152,7 @@ def test_resume_after_kill_9(dwi, whole, steps, tmp_path, phase):
     assert main(words(dwi, out, "--resume")) == 0, (last, steps)
     assert content(out) == whole[1]
     assert [p.name for p in out.glob(".*")] == [".bidsignore"]
-    fitted = json.loads((out / MODEL).read_text())["Run"]["FittedNow"]
+    fitted = sidecar(out)["Run"]["FittedNow"]
     assert 0 < fitted < 6 if phase == "slabs" else fitted == 0
 
 
@@ -276,8 +275,7 @@ def test_a_torn_line_of_the_journal_counts_for_nothing(dwi, whole, interrupted, 
     full = journal.read_bytes().splitlines(keepends=True)  # the key and two slabs at least
     journal.write_bytes(b"".join(full[:lines]) + full[lines][:-1])
     assert main(words(dwi, interrupted, "--resume")) == 0
-    run = json.loads((interrupted / MODEL).read_text())["Run"]
-    assert run["FittedNow"] == 6 - max(0, lines - 1)
+    assert sidecar(interrupted)["Run"]["FittedNow"] == 6 - max(0, lines - 1)
     assert content(interrupted) == whole[1]
 
 

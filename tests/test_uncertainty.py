@@ -1,6 +1,5 @@
 """Error bars: against closed forms, sampling, finite differences and the fits themselves."""
 
-import json
 from functools import partial
 from math import sqrt
 
@@ -9,7 +8,7 @@ import oracle
 import pytest
 import truth
 from numpy.testing import assert_allclose, assert_array_equal
-from shell import command, fails, load, make_series, read, refused, save, words
+from shell import command, fails, load, make_series, read, refused, save, sidecar, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream, uncertainty
@@ -263,9 +262,6 @@ def test_what_cannot_be(rng):
     refused("ng_par", uncertainty.posterior, isotropic, y, indices="ng_par")
 
 
-# ---- command line
-
-
 @pytest.fixture
 def series(tmp_path, monkeypatch, rng):
     """A series on disk: its path, model, samples, mask, weights, field."""
@@ -295,7 +291,7 @@ def test_command_writes_error_bars(series, capsys):
         assert_allclose(read(out, label), found.fit.index(name) * factor, rtol=1e-6)
         assert_allclose(read(out, f"{label}_desc-sd"), found.sd[name] * factor, rtol=1e-6)
         assert_allclose(read(out, f"{label}_desc-ci95"), ends * factor, rtol=1e-6)
-    entries = json.loads((out / "x_model-mapmri_param-rtop_desc-sd_dwimap.json").read_text())
+    entries = sidecar(out, "rtop_desc-sd")
     said = [entries[key] for key in ("Replicates", "Seed", "Scales", "Units")]
     assert said == [20, 7, "estimated again", "um^-3"]
     models = model, mapmri.MapmriModel(GTAB, 4), mapmri.MapmriModel(GTAB, 4, laplacian="gcv")
