@@ -60,7 +60,7 @@ def test_sphere(n):
         vertices[0] = 0
 
 
-def test_field_checks_and_normalises_directions():
+def test_a_field_normalises_directions_and_wrong_values_are_named():
     coef, mu, R = draw(4, 2, 0)
     odf = field(coef, mu, R)
     vertices = directions.sphere(100).vertices
@@ -70,21 +70,15 @@ def test_field_checks_and_normalises_directions():
     assert odf(3 * vertices[:7]) == pytest.approx(whole[:, :7], rel=1e-12)
     for bad in ([1, 0, 0], [[1, 0]], [[1, 0, 0], [0, 0, 0]], [[np.nan, 0, 1]]):
         refused("directions must", odf, bad)
-
-
-def test_wrong_values_are_named():
-    coef, mu, R = draw(4, 2, 0)
-    odf, points = field(coef, mu, R), directions.sphere(100).vertices
     for bad in (-3.0, np.nan, np.inf, 101):
         refused(f"s must be a number above -3.*{bad}", field, coef, mu, R, bad)
     for name, value in (("n_peaks", 0), ("relative", 2), ("relative", -1), ("separation", 91)):
         refused(f"{name} must .* got {value}", directions.peaks, odf, **{name: value})
     for order in (3, -2, 34):
-        refused(f"sh_order.*got {order}", directions.sh_matrix, points, order)
+        refused(f"sh_order.*got {order}", directions.sh_matrix, vertices, order)
     refused("100, 362, 724.*got 642", directions.sphere, 642)
     refused(r"points .* shape \(K, 3\): got \(2, 2\)", directions.sh_matrix, np.eye(2), 4)
-    refused(r"at least 2 directions .* shape \(1,\)", directions.gfa, [1.0])
-    refused("sh_basis.*got 'mrtrix'", directions.sh_matrix, points, 4, "mrtrix")
+    refused("sh_basis.*got 'mrtrix'", directions.sh_matrix, vertices, 4, "mrtrix")
     refused("got 7", directions.convert_sh, np.zeros(7), "tournier07", "descoteaux07")
 
 
@@ -94,6 +88,7 @@ def test_gfa():
     spike[3] = 2.0
     assert directions.gfa(spike) == pytest.approx(1.0)
     assert directions.gfa(np.zeros(10)) == 0
+    refused(r"at least 2 directions .* shape \(1,\)", directions.gfa, [1.0])
     f = np.random.default_rng(0).uniform(size=50)
     want = math.sqrt(50 * ((f - f.mean()) ** 2).sum() / (49 * (f**2).sum()))  # [Tuch 2004]
     assert directions.gfa(f[None]) == pytest.approx(want, rel=1e-12)

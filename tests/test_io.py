@@ -90,17 +90,19 @@ def test_a_series_that_became_shorter_is_an_error(tmp_path, monkeypatch):
     refused("shorter", next, io.runs(read, 0, 10), error=OSError)
 
 
-def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
+def test_unpacking_leaves_no_file_and_space_is_asked_for(tmp_path, monkeypatch, fit):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(io.tempfile, "tempdir", str(scratch))
     read = io.load_dwi(image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32)))
     assert list(scratch.iterdir()) == []
     assert read.data.sum() == 120
-    usage = SimpleNamespace(free=100)
-    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
     words = "MB needed to unpack .*TMPDIR.*scratch"
     refused(words, io.load_dwi, tmp_path / "dwi.nii.gz", error=OSError)
+    words = "cannot write results: .* MB needed to save, 0 MB free"
+    refused(words, io.save_fit, fit, tmp_path / "fit", error=OSError)
+    assert not (tmp_path / "fit").exists()
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -238,13 +240,6 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failure, folder):
     given = tmp_path / folder, "", {"rtop": np.ones(SHAPE)}, AFFINE
     refused(words, io.write_maps, *given, error=type(failure))
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_space_is_asked_for_first(tmp_path, monkeypatch, fit):
-    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    words = "cannot write results: .* MB needed to save, 0 MB free"
-    refused(words, io.save_fit, fit, tmp_path / "fit", error=OSError)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_fit_comes_back_bit_for_bit(tmp_path, fit):

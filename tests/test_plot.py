@@ -83,26 +83,6 @@ def test_missing_voxels_are_seen(fit):
     assert at(2, 1) != pytest.approx(no_fit, abs=0.05)
 
 
-def test_default_slice_and_bad_ones(fit):
-    assert plot.view_of(fit.mask)[1:3] == (2, 1), "the larger mask"
-    assert plot.view_of(np.ones((5, 1, 7), bool))[1:3] == (1, 0)
-    assert plot.view_of(np.ones((5, 6, 7), bool))[1:3] == (2, 3), "of equals the middle one"
-    assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
-    refused(r"axis must be 0, 1 or 2, or one of .*, not 3", plot.view_of, fit.mask, axis=3)
-    refused(r"index must lie in 0 .. 1 along axis 2, not 2", plot.view_of, fit.mask, index=2)
-    refused("3 dimensions", plot.view_of, np.ones((2, 2, 2, 2), bool))
-
-
-def test_one_range_for_all_fits_and_robust(gtab, data, fit):
-    fits = [fit, mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)]
-    shown, bars = panels(plot.compare_maps(fits, ["rtop", "ng"], ["one", "two"], index=0))
-    assert (len(shown), len(bars)) == (4, 2)
-    for column, name in enumerate(("rtop", "ng")):
-        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in fits])
-        for axes in shown[column::2]:
-            assert axes.images[0].get_clim() == pytest.approx(views.limits(pooled))
-
-
 def test_layout_and_labels_as_the_tutorial_has_them(fit):
     maps = ["msd", "qiv", "rtop", "rtap", "rtpp"]
     labels = {"fit_labels": ["A", "B"], "map_labels": [m.upper() for m in maps]}
@@ -161,7 +141,14 @@ def test_maps_by_name(fit, name, label, units, unit, value):
     assert_allclose(found.values, value(fit), rtol=1e-12)
 
 
-def test_wrong_calls_are_named(fit, data):
+def test_default_slice_and_wrong_calls(fit, data):
+    assert plot.view_of(fit.mask)[1:3] == (2, 1), "the larger mask"
+    assert plot.view_of(np.ones((5, 1, 7), bool))[1:3] == (1, 0)
+    assert plot.view_of(np.ones((5, 6, 7), bool))[1:3] == (2, 3), "of equals the middle one"
+    assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
+    refused(r"axis must be 0, 1 or 2, or one of .*, not 3", plot.view_of, fit.mask, axis=3)
+    refused(r"index must lie in 0 .. 1 along axis 2, not 2", plot.view_of, fit.mask, index=2)
+    refused("3 dimensions", plot.view_of, np.ones((2, 2, 2, 2), bool))
     maps = plot.compare_maps
     refused("'rtxp'", maps, [fit], ["rtxp"])
     for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume", "v1"):
@@ -419,8 +406,15 @@ def test_paper_and_formats(fit, tmp_path):
     assert "e1 (µm)" in (tmp_path / "a.svg").read_text(encoding="utf-8"), "text stays text"
 
 
-def test_long_tails_do_not_stretch_a_range():
+def test_one_range_for_all_fits_that_long_tails_do_not_stretch(gtab, data, fit):
     """A fifth of the voxels a hundred times larger: the range is that of the others."""
+    fits = [fit, mapmri.MapmriModel(gtab, radial_order=4, laplacian=2.0).fit(data)]
+    shown, bars = panels(plot.compare_maps(fits, ["rtop", "ng"], ["one", "two"], index=0))
+    assert (len(shown), len(bars)) == (4, 2)
+    for column, name in enumerate(("rtop", "ng")):
+        pooled = np.concatenate([getattr(f, name)()[..., 0].ravel() for f in fits])
+        for axes in shown[column::2]:
+            assert axes.images[0].get_clim() == pytest.approx(views.limits(pooled))
     rng = np.random.default_rng(0)
     tissue, fluid = rng.normal(1, 0.2, 4000), rng.normal(100, 20, 1000)
     low, high = views.limits(np.concatenate([tissue, fluid, [np.nan]]))

@@ -50,19 +50,10 @@ def index_of(name, fit, coef, v=0):
 
 
 @pytest.mark.parametrize("basis", BASES)
-def test_indices_of_any_coefficients(basis, rng):
-    """Values are those of the fit's accessors, E(0) divided out; NaN where it is not positive."""
-    fit = mapmri.MapmriModel(GTAB, 4, basis=basis).fit(noisy(rng, 2, sigma=0.05))
-    coef, names = fit.hermite_coef()[[1, 1]] * [[1], [3]], select(None, basis)
-    values = uncertainty._values(fit, 1, coef, names)
-    for name, value in zip(names, values, strict=True):
-        assert value == pytest.approx(float(fit.index(name)[1]), rel=1e-11), name
-    assert np.isnan(uncertainty._values(fit, 1, -coef, names[:-1])).all()  # all but PA_DTI
-
-
-@pytest.mark.parametrize("basis", BASES)
 def test_posterior_meets_the_gradients(basis, rng):
-    """sd^2 = f' Cov f' with f' by central differences of the fit's accessors, weights and field too."""
+    """sd^2 = f' Cov f' with f' by central differences of the fit's accessors, weights and field too;
+    of coefficients of another E(0) the same; NaN where it is not positive, but for PA_DTI.
+    """
     w = 0.1
     weights, field = rng.uniform(0.5, 2, len(GTAB)), 0.05 * rng.standard_normal((2, 3, 3))
     y, names = noisy(rng, 2, sigma=0.01), select(None, basis)
@@ -86,6 +77,9 @@ def test_posterior_meets_the_gradients(basis, rng):
         assert found.mean[name][1] == pytest.approx(own, rel=1e-11)
         want = own + found.sd[name][1] * np.array(uncertainty.NORMAL)
         assert_allclose(found.intervals[name][1], want, rtol=1e-11)
+        values = uncertainty._values(fit, 1, coef * [[1], [3], [-1]], [name])[0]
+        assert_allclose(values[:2], own, rtol=1e-11)
+        assert np.isnan(values[2]) == (name != "pa_dti")
 
 
 @pytest.mark.parametrize("basis", BASES)
