@@ -110,15 +110,6 @@ def test_a_volume_at_b0_needs_no_direction(junk):
         refused(words, table, bvecs=changed(bvecs, 4, bad))
 
 
-def text_of(folder, gtab, bvecs):
-    """The three readers on one table."""
-    files = write_fsl(folder, bvals=gtab.bvals, bvecs=bvecs)
-    np.savetxt(folder / "dwi.b", np.c_[bvecs, gtab.bvals])
-    yield GradientTable.from_fsl(*files, **TIMES)
-    yield GradientTable.from_bids(folder / "dwi.nii.gz", **TIMES)
-    yield GradientTable.from_mrtrix(folder / "dwi.b", frame="image", **TIMES)
-
-
 @pytest.mark.parametrize(
     ("lengths", "words"),
     [
@@ -129,9 +120,14 @@ def text_of(folder, gtab, bvecs):
     ],
 )
 def test_lengths_that_mean_nothing_are_normalised_and_it_is_said(tmp_path, caplog, lengths, words):
-    bvecs = BVECS * lengths[:, None]
+    """By the constructor and by the three readers."""
+    bvecs, read = BVECS * lengths[:, None], GradientTable
+    files = write_fsl(tmp_path, bvecs=bvecs)
+    np.savetxt(tmp_path / "dwi.b", np.c_[bvecs, BVALS])
     with caplog.at_level(logging.INFO, "mapmri_nb"):
-        tables = [table(bvecs=bvecs), *text_of(tmp_path, table(), bvecs)]
+        tables = [table(bvecs=bvecs), read.from_fsl(*files, **TIMES)]
+        tables += [read.from_bids(tmp_path / "dwi.nii.gz", **TIMES)]
+        tables += [read.from_mrtrix(tmp_path / "dwi.b", frame="image", **TIMES)]
     assert caplog.text.count(words) == 4
     for gtab in tables:
         assert_allclose(gtab.bvecs[2:], BVECS[2:], atol=1e-15)

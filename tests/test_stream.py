@@ -17,7 +17,6 @@ from shell import MODEL, content, fails, load, make_series, save, sidecar, words
 
 import mapmri_nb as mapmri
 from mapmri_nb import io, stream
-from mapmri_nb.indices import select
 from mapmri_nb.use import folder
 
 HIDDEN = ".x_model-mapmri_dwimap.partial"
@@ -76,23 +75,6 @@ def test_the_command_says_how_long_it_will_take(dwi, tmp_path, monkeypatch, caps
         told = [word for word in words(dwi, tmp_path / f"out{slab}") if word != "--quiet"]
         assert main(told) == 0
         assert len(re.findall(r"36 voxels: about \d+ s to go", capsys.readouterr().err)) == said
-
-
-def test_one_slab_at_a_time_is_in_memory(dwi, tmp_path):
-    sizes = []
-
-    def engine(model, names, slabs):
-        for slab, samples in slabs:
-            sizes.append(samples["data"].shape)
-            yield slab, stream.values(model, names, samples), 0.0
-
-    image = io.load_dwi(dwi)
-    mask = np.ones(image.data.shape[:3], bool)
-    model = mapmri.MapmriModel(mapmri.GradientTable.from_bids(dwi), radial_order=2)
-    job = stream.Job(model, dwi, image, mask, tmp_path / "out", "x", select("msd", "anisotropic"))
-    status = stream.fit_series(job, engine, run={})
-    assert sizes == [(SLAB, 168)] * 8 + [(4, 168)]
-    assert len(status) == 60
 
 
 # Interruptions: a process that counts what it does to the disk and dies at a given count
