@@ -118,10 +118,10 @@ def test_warnings(brain, tmp_path, capsys, change, flags, words):
 
 
 def test_predict(brain, fitted, tmp_path, capsys):
-    """The library's; with noise above the clean signal; on another table; what is missing is said."""
-    folder, out, found = tmp_path / "o", tmp_path / "p.nii.gz", []
+    """The library's; with noise above the clean signal; on another table."""
+    folder, out = tmp_path / "o", tmp_path / "p.nii.gz"
     assert fit(brain, folder, "--noise rician --sigma 60") == 0
-    one = mapmri.load_fit(folder)
+    one, found = mapmri.load_fit(folder), []
     for noisy in (False, True):
         flags = "--quiet --force" + " --noisy" * noisy
         assert command("predict", folder, "--out", out, flags) == 0
@@ -188,7 +188,7 @@ def test_maps_on_request_and_summary(tmp_path, capsys):
 
 
 def test_peaks_for_dipy(tmp_path):
-    """DIPY reads them: along the third voxel axis, as the cord runs, on the nearest vertex as well."""
+    """DIPY reads them: along the third voxel axis, as the cord runs, on the nearest vertex."""
     peaks = pytest.importorskip("dipy.io.peaks")
     pytest.importorskip("h5py")
     assert command("fit", cut("catcord", tmp_path), "--out", tmp_path / "o", "--quiet") == 0
@@ -202,7 +202,7 @@ def test_peaks_for_dipy(tmp_path):
 
 
 def test_odf(fitted, tmp_path):
-    """The fit's harmonics and peaks along scanner axes, in a size for trackers that a sidecar says."""
+    """The fit's harmonics and peaks along scanner axes, in a size for trackers."""
     assert command("odf", fitted, "--out", tmp_path, "--s 1 --sh-order 4 --quiet") == 0
     said, of_peaks = (sidecar(tmp_path, label) for label in ("odf", "peaks"))
     one = mapmri.load_fit(fitted)

@@ -183,7 +183,7 @@ BOTH = {"BigDelta": 0.0431, "SmallDelta": 0.0106}
         (BOTH | {"BigDelta": "long"}, {}, "! BigDelta must be numbers"),
         ([0.04, 0.01], {}, "! holds a list, not names and values"),
         # microseconds: neither of the two
-        ({"BigDelta": 43100, "SmallDelta": 10600}, {}, r"! nor in ms. In us\? Then it is 0\.0431 s"),
+        ({"BigDelta": 43100, "SmallDelta": 10600}, {}, r"! nor in ms. In us\? Then it is 0\.0431"),
     ],
 )  # fmt: skip
 def test_deltas_of_a_sidecar_are_never_guessed(tmp_path, caplog, sidecar, given, expected):
@@ -423,7 +423,7 @@ OBLIQUE = phantom.random_rotation(np.random.default_rng(3)) @ np.diag([1.5, 2.0,
 )
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scanner_axes(axes, sign):
-    """X of FSL's frame is that of the voxels, negated where the affine's determinant is positive."""
+    """X of FSL's frame is that of the voxels, negated where the affine's determinant is above 0."""
     affine = np.block([[axes * [sign, 1, 1], np.array([[30], [-20], [10]])], [np.zeros(3), 1]])
     found = to_scanner(BVECS, affine)
     along = axes / np.linalg.norm(axes, axis=0) * [sign, 1, 1]

@@ -196,7 +196,7 @@ def test_glyphs_lie_in_their_voxels_along_the_fibres(fit):
 
 
 def test_the_painter_draws_the_surface():
-    """A sphere, and an ellipsoid askew, against their outlines and, colour by direction, their front."""
+    """A sphere and an oblique ellipsoid against their outlines; colours show the front."""
     n, pixels = 19, 64
     v = glyphs.nodes(n)
     A = np.diag([1.0, 0.35, 0.35])
@@ -371,7 +371,7 @@ def test_storage_order_does_not_show(stored, kind, where):
 
 
 def test_letters_and_conventions(stored):
-    """Radiological: the patient's left is on the right. The value under each letter is that side's."""
+    """Radiological: the patient's left is on the right; values lie on the side of their letter."""
     for fit, A in stored.values():
         place = np.moveaxis(np.indices(fit.mask.shape), 0, -1) @ A[:3, :3].T
         for convention, letters in (("radiological", "RLPA"), ("neurological", "LRPA")):

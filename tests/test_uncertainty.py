@@ -51,8 +51,8 @@ def index_of(name, fit, coef, v=0):
 
 @pytest.mark.parametrize("basis", BASES)
 def test_posterior_meets_the_gradients(basis, rng):
-    """sd^2 = f' Cov f' with f' by central differences of the fit's accessors, weights and field too;
-    of coefficients of another E(0) the same; NaN where it is not positive, but for PA_DTI.
+    """sd^2 = f' Cov f' with f' by central differences of the fit's accessors, weights and field
+    too; of coefficients of another E(0) the same; NaN where it is not positive, but for PA_DTI.
     """
     w = 0.1
     weights, field = rng.uniform(0.5, 2, len(GTAB)), 0.05 * rng.standard_normal((2, 3, 3))
