@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,7 +186,7 @@ BOTH = {"BigDelta": 0.0431, "SmallDelta": 0.0106}
     ],
 )  # fmt: skip
 def test_deltas_of_a_sidecar_are_never_guessed(tmp_path, caplog, sidecar, given, expected):
-    """Their unit is said; an error says all by itself."""
+    """Their unit is said; a refusal, here after "! ", says all by itself."""
     write_fsl(tmp_path)
     if sidecar is not None:
         (tmp_path / "dwi.json").write_text(json.dumps(sidecar))
@@ -288,19 +287,19 @@ def test_trace_volume(tmp_path):
         ("1:,b==2995", [5]),
         ([6, 0], [0, 6]),
         (BVALS > 50, [2, 3, 4, 5, 6]),
-        (Path("0 1\n4"), [0, 1, 4]),
-        (Path("0 7"), r"7 in .* one of 7"),
-        (Path("1 1 0 1"), "twice"),
-        (Path("1.5"), r"1\.5"),
+        ("a file of 0 1\n4", [0, 1, 4]),
+        ("a file of 0 7", r"7 in .* one of 7"),
+        ("a file of 1 1 0 1", "twice"),
+        ("a file of 1.5", r"1\.5"),
         *((choice, "") for choice in ("all", "b~3", "9", "b>1e5", "", "nowhere.txt", "b<=x")),
     ],
 )
 def test_choice_of_volumes(tmp_path, choice, expected):
-    """A path stands for a file of its words; an error where no volume is named."""
-    names = [choice]
-    if isinstance(choice, Path):
-        (tmp_path / "keep.txt").write_text(str(choice))
-        names = [tmp_path / "keep.txt", str(tmp_path / "keep.txt")]
+    """Or an error where it names none."""
+    names, path = [choice], tmp_path / "keep.txt"
+    if str(choice).startswith("a file of "):
+        path.write_text(choice.removeprefix("a file of "))
+        names = [path, str(path)]
     for name in names:
         if isinstance(expected, str):
             refused(f"volumes: .*{expected}", volumes, name, BVALS)
