@@ -198,12 +198,18 @@ STATIC = {"anisotropic_scaling": False, "dti_scale_estimation": False}
         {"eigenvalue_threshold": 4e-4},
         STATIC | {"static_diffusivity": 0.6e-3},
         STATIC | {"laplacian_regularization": False},
+        {"gtab": scheme(None, None)},
+        {"gtab": scheme(5.0, 3.0)},
     ],
 )
-def test_options(options):
+@pytest.mark.filterwarnings("ignore:gtab has no:UserWarning", "ignore:tau =:UserWarning")
+def test_options_and_odd_deltas(options):
     dipy, ours = both(data=DATA[0, 0], mask=None, **options)
     for name in INDICES:
-        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-8, err_msg=name)
+        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-9, err_msg=name)
+    table = options.get("gtab", GTAB)
+    assert_allclose(ours.predict(table), dipy.predict(table), rtol=1e-9)
+    assert ours.model.tau == dipy.model.tau
     assert_allclose(ours.mu, dipy.mu, rtol=1e-9)
     assert ours.lopt == dipy.lopt
     assert ours.errorcode == dipy.errorcode == 0
@@ -324,16 +330,6 @@ def test_non_gaussianity_warns_above_2000():
         for name in NON_GAUSSIANITY:
             found = warned(getattr(fit, name))
             assert [(text in said, file) for said, file in found] == [(True, __file__)] * count
-
-
-@pytest.mark.parametrize("deltas", [(None, None), (5.0, 3.0)])
-@pytest.mark.filterwarnings("ignore:gtab has no:UserWarning", "ignore:tau =:UserWarning")
-def test_odd_deltas_are_taken_as_dipy_takes_them(deltas):
-    dipy, ours = both(data=DATA[0, 0], mask=None, gtab=scheme(*deltas))
-    assert ours.model.tau == dipy.model.tau
-    for name in INDICES:
-        assert_allclose(getattr(ours, name)(), getattr(dipy, name)(), rtol=1e-9, err_msg=name)
-    assert_allclose(ours.predict(scheme(*deltas)), dipy.predict(scheme(*deltas)), rtol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:gtab has no:UserWarning")
