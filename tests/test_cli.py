@@ -98,10 +98,12 @@ WARNINGS = [
     (None, "--bval-threshold 1300", "thin, its elements scatter by"),
     (None, "--eigenvalue-threshold 7e-4", "% of the voxels have an eigenvalue at the floor"),
     (lambda y, b: 1000 * np.exp(-5e-5 * b) + 0 * y, "--bval-threshold 2100", "as in fixed tissue"),
-    (lambda y, b: np.where(np.arange(len(b)) % 50 == 7, -5.0, y), "", "2 % of the samples are neg"),
+    (lambda y, b: np.where(np.arange(len(b)) % 50 == 7, -5.0, y), "",
+     "2 % of the samples are negative"),
     # it grows with b where the scale tensor does not look
-    (lambda y, b: 1000 * np.exp(-1e-3 * b) + 700 * (b > 2300) + 0 * y, "", "12 voxels have an ind"),
-]
+    (lambda y, b: 1000 * np.exp(-1e-3 * b) + 700 * (b > 2300) + 0 * y, "",
+     "12 voxels have an index outside its range"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "flags", "words"), [(None, "", ""), *WARNINGS])
@@ -178,6 +180,7 @@ def test_maps_on_request_and_summary(tmp_path, capsys):
     more = ["indices", out, "--force --indices md,v1,fa --units um --quiet --labels", path]
     assert command(*more) == 0
     assert np.array_equal(read(out, "v1"), first["v1"], equal_nan=True)
+    assert_allclose(read(out, "md"), mapmri.load_fit(out).index("md") * 1e6, rtol=1e-6)
     fails(capsys, ["indices", out, "--indices rtop --units um"], "mm^-3", "um^-3", "--force")
     lines = [line.split("\t")[:3] for line in table.read_text().splitlines()[1:]]
     assert lines[:2] == [["rtop", "mm^-3", "mask"], ["rtop", "mm^-3", "7"]]

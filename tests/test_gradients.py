@@ -197,6 +197,7 @@ def test_deltas_of_a_sidecar_are_never_guessed(tmp_path, caplog, sidecar, given,
         else:
             gtab = GradientTable.from_bids(tmp_path / "dwi.nii.gz", **given)
             assert_allclose(gtab.taus, table().taus, rtol=1e-15)
+            assert_array_equal(gtab.qvecs, table().qvecs)
             assert expected in caplog.text
 
 
