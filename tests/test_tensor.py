@@ -102,17 +102,6 @@ def test_fit_against_the_oracle(threshold, whole, rng):
     assert np.isfinite(logs).all()
 
 
-@pytest.mark.nojit
-def test_one_gaussian_is_exact():
-    b, g = phantom.small_scheme()
-    want = truth.axis_tensor((1.7, 0.5, 0.2), truth.rotation(2, 40) @ truth.rotation(0, 20))
-    y = 700 * truth.mixture_signal([1.0], [want], b, g)[None]
-    got, logs, t, block, weight = fit_tensors(y, b, g)
-    assert_allclose(got[0], want[PACKED], atol=1e-16)
-    assert logs[0] == pytest.approx(np.log(700), rel=1e-14)
-    assert origins(t, block, weight, got)[0] == pytest.approx(700, rel=1e-13)
-
-
 def test_signal_at_origin(rng):
     """b0 at b = 15 are brought to b = 0; missing ones do not count; none left is NaN."""
     b, g = phantom.small_scheme()

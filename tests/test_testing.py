@@ -103,33 +103,20 @@ def test_found_by_longer_searches(name, case):
     check(OURS, name, case)
 
 
-class Changed(Ours):
-    """`change` of the indices."""
+def changed(change):
+    """A program whose indices are changed."""
 
-    def indices(self, fit):
-        values = super().indices(fit)
-        return values | self.change(fit, **values)
+    class Changed(Ours):
+        def indices(self, fit):
+            values = super().indices(fit)
+            return values | change(fit, values)
 
-
-class WrongRtap(Changed):
-    """A sign."""
-
-    def change(self, fit, rtap, **_):
-        return {"rtap": -rtap}
+    return Changed
 
 
-class FrameDependent(Changed):
-    """RTPP along an axis of the scanner."""
-
-    def change(self, fit, rtpp, **_):
-        return {"rtpp": rtpp * (1 + np.abs(fit.R[:, 0, 0]))}
-
-
-class KeepsUnits(Changed):
-    """MSD with a length of its own."""
-
-    def change(self, fit, msd, **_):
-        return {"msd": msd + 1e-5}
+WrongRtap = changed(lambda fit, was: {"rtap": -was["rtap"]})
+FrameDependent = changed(lambda fit, was: {"rtpp": was["rtpp"] * (1 + np.abs(fit.R[:, 0, 0]))})
+KeepsUnits = changed(lambda fit, was: {"msd": was["msd"] + 1e-5})
 
 
 class NotNormalised(Ours):
@@ -170,25 +157,27 @@ class Poor(Program):
 @pytest.mark.parametrize(
     ("program", "wrong", "right"),
     [
-        (WrongRtap, "rtap", "rtpp"),
-        (NotNormalised, "unit_mass", "scale_of_signal"),
-        (Printed, "qiv", "rtop"),
-        (Printed, "ng_par", "ng"),
-        (Printed, "ng_perp", "ng"),
-        (Printed, "linearity", "antipodes"),
-        (Printed, "golden_anisotropic", "parseval"),
-        (FrameDependent, "rotation_of_directions", "order_of_samples"),
-        (KeepsUnits, "units_of_q", "signs_of_directions"),
+        ("WrongRtap", "rtap", "rtpp"),
+        ("NotNormalised", "unit_mass", "scale_of_signal"),
+        ("NotNormalised", "unit_signal", "parseval"),
+        ("Printed", "qiv", "rtop"),
+        ("Printed", "ng_par", "ng"),
+        ("Printed", "ng_perp", "ng"),
+        ("Printed", "linearity", "antipodes"),
+        ("Printed", "golden_anisotropic", "parseval"),
+        ("FrameDependent", "rotation_of_directions", "order_of_samples"),
+        ("KeepsUnits", "units_of_q", "signs_of_directions"),
     ],
 )
 def test_broken_programs_fail_where_they_are_broken(program, wrong, right):
-    of = f"{__name__}:{program.__name__}"
-    found = search(program(), wrong, examples=4, of=of)
+    of = f"{__name__}:{program}"
+    one = testing.program(of)
+    found = search(one, wrong, examples=4, of=of)
     assert found.word == "fails"
     with pytest.raises(AssertionError) as error:  # the code runs, and says the same
         exec(found.code, dict(vars(testing)))
     assert " ".join(str(error.value).split()) == found.what
-    assert search(program(), right, examples=2).word == "holds"
+    assert search(one, right, examples=2).word == "holds"
 
 
 def test_a_crash_is_a_failure_with_its_text():
