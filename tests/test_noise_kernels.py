@@ -96,5 +96,7 @@ def test_a_fit_is_its_own_expectation(coils, rule):
         r = ive(coils, y[v] * A / square) / ive(coils - 1, y[v] * A / square)
         want = (y[v] ** 2 - 2 * y[v] * A * r + A**2).sum() / free
         assert square == pytest.approx(want, rel=noise.SETTLED)
+        off = y[v] - [noise.expected_magnitude(a, fit.sigma[v], coils) for a in A]
+        assert fit.rmse()[v] == pytest.approx(np.sqrt((off**2).mean()), rel=1e-4)
         step = M @ np.linalg.solve(G, M.T @ (y[v] * r)) - signal
         assert rule == "fit" or (step**2).mean() <= (noise.SETTLED * fit.sigma[v]) ** 2
