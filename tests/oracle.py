@@ -11,6 +11,7 @@ from math import factorial, gamma, lgamma, pi, sqrt
 import numpy as np
 from scipy import special
 
+from mapmri_nb.testing.algebra import gcv as gcv
 from mapmri_nb.testing.programs import order_of as order_of
 from mapmri_nb.testing.properties import nodes
 from mapmri_nb.testing.truths import isotropic_scale
@@ -61,8 +62,8 @@ def hermite1d(n, t):
 
 def hermite3d(order, t):
     """Products of three hermite1d at t (k, 3): (k, n)."""
-    columns = [[hermite1d(n[i], t[:, i]) for i in range(3)] for n in aniso_table(order)]
-    return np.prod(columns, axis=1).T
+    h = np.array([hermite1d(k, t) for k in range(order + 1)])
+    return np.prod([h[k, :, i] for i, k in enumerate(aniso_table(order).T)], axis=0).T
 
 
 def phi_matrix(order, mu, q):
@@ -106,18 +107,10 @@ def iso_to_aniso(order):
 
 
 def laplacian_matrix(order, mu):
-    """L with int (laplacian E)^2 dq = a'La, (n, n) in mm."""
-    n = aniso_table(order)
-    k, gap = np.minimum(n[:, None], n[None]), np.abs(n[:, None] - n[None])  # (n, n, 3): per axis
-    pair, far = np.sqrt((k + 1) * (k + 2)), np.sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
-    x2 = np.select([gap == 0, gap == 2], [k + 0.5, pair / 2])
-    values = [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far]
-    x4 = np.select([gap == 0, gap == 2, gap == 4], values) / 4
-    total = 0.0
-    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        total = total + mu[a] ** 4 * x4[..., a] * (gap[..., b] == 0) * (gap[..., c] == 0)
-        total = total + 2 * mu[a] ** 2 * mu[b] ** 2 * x2[..., a] * x2[..., b] * (gap[..., c] == 0)
-    return 2 * pi**2.5 / np.prod(mu) * total
+    """L (n, n) in mm with int (laplacian E)^2 dq = a'La, by its integral 16 pi^4 int r^4 P P' dr."""
+    r, w = nodes(order + 4, np.asarray(mu))
+    psi = psi_matrix(order, mu, r) * (r**2).sum(1)[:, None]
+    return 16 * pi**4 * (psi.T * w) @ psi
 
 
 # ---- indices
@@ -195,10 +188,3 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
     r2 = 1 - np.sum(rest**2) / np.sum((y[ok] - y[ok].mean()) ** 2)
     out = {"coef": a, "hermite": herm, "mu": mu, "mu_tensor": np.asarray(mu_t), "R": rotation}
     return out | {"S0": S0, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
-
-
-def gcv(m, lap, y, weight):
-    """V(weight) and tr S by the definition."""
-    smoother = m @ np.linalg.solve(m.T @ m + weight * lap, m.T)
-    trace = np.trace(smoother)
-    return len(y) * np.sum((y - smoother @ y) ** 2) / (len(y) - trace) ** 2, trace

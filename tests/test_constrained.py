@@ -187,29 +187,6 @@ def test_weight_is_chosen_before_the_constraint(mode):
         assert check_rows(bound).all()
 
 
-# ---- certificates, invariant 10
-
-
-def test_certificates_of_fits():
-    gtab = table()
-    y = np.vstack([signals(gtab, 6, 0.1), hard(gtab)["zeros"]])
-    proofs = {}
-    for mode in (None, *MODES):
-        fit = mapmri.MapmriModel(gtab, 4, laplacian=0.2, positivity=mode).fit(y)
-        proofs[mode] = fit.certificate()
-        low = fit.negative()[0][:6]
-        assert not proofs[mode].certified[6]
-        assert np.isnan(proofs[mode].margin[6])
-        assert (low[proofs[mode].certified[:6]] >= -1e-12).all()
-        far = proofs[mode].distance[:6] > sos.NEAR
-        assert (far[low < -1e-4]).all()  # a negative propagator lies outside the cone
-    assert proofs["global"].certified[:6].all()
-    assert (proofs["global"].distance[:6] == 0).all()
-    assert (proofs[None].distance[:6] > sos.NEAR).any()  # so that the comparison above has met some
-    # the grid comes closer to the cone than the free fit
-    assert np.median(proofs["grid"].distance[:6]) <= np.median(proofs[None].distance[:6])
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_constraint_costs_unless_the_free_answer_is_certified(mode):
     """Against the minimum with E(0) = 1 alone, dense; equal where that one is certified."""

@@ -22,10 +22,8 @@ from mapmri_nb.use import uncertainty
 def slow_tail(seed=0):
     """Table and noisy signals of which a fifth hardly diffuses: (n,), (3, n)."""
     rng = np.random.default_rng(seed)
-    g = rng.standard_normal((120, 3))
-    g /= np.linalg.norm(g, axis=1)[:, None]
+    g = np.vstack([np.zeros((6, 3)), phantom.unit(rng.standard_normal((120, 3)))])
     b = np.r_[np.zeros(6), np.repeat([700.0, 2000.0, 12000.0], 40)]
-    g = np.vstack([np.zeros((6, 3)), g])
     along = g[:, 2] ** 2
     y = 0.8 * np.exp(-b * (0.6e-3 + 0.9e-3 * along)) + 0.2 * np.exp(-b * 0.04e-3)
     return phantom.table(b, g), 100 * y + 0.5 * rng.standard_normal((3, len(y)))

@@ -24,38 +24,26 @@ SEED = 0 if settings.default.derandomize else random.randrange(2**32)  # of the 
 
 OURS = Ours()
 EXAMPLES = max(8, settings.default.max_examples // 4)  # of the profile: an hour of the long one
-SAME = [name for name, one in PROPERTIES.items() if one.number in "1234"]
-POSITIVE = [
-    (name, way) for name in (*SAME, "rtop", "ng_par", "odf_integrals") for way in ("grid", "global")
-]
-# points of a grid lie along the axes of the b-vectors there
-POSITIVE.remove(("rotation_of_directions", "grid"))
+TURNED = "rotation_of_directions"
+POSITIVE = [name for name, one in PROPERTIES.items() if one.number in "1234"]
+POSITIVE += ["rtop", "ng_par", "odf_integrals"]
+HOLDS = [(name, {}) for name in PROPERTIES]
+HOLDS += [(name, {"positivity": "global"}) for name in POSITIVE]
+HOLDS += [(name, {"positivity": "grid"}) for name in POSITIVE if name != TURNED]
+# points of a grid lie along the axes of the b-vectors in the isotropic basis
+HOLDS += [(TURNED, {"positivity": "grid", "basis": "anisotropic"})]
 
 
-def assert_holds(name, **options):
-    found = search(OURS, name, **({"examples": EXAMPLES, "seed": SEED} | options))
+@pytest.mark.parametrize(("name", "options"), HOLDS, ids=str)
+def test_mapmri_nb_holds(name, options):
+    found = search(OURS, name, examples=EXAMPLES, seed=SEED, **options)
     assert found.word == "holds", f"{found.what}\n{found.code}"
     assert found.cases > 0, found.what
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_mapmri_nb_holds(name):
-    assert_holds(name)
-
-
-@pytest.mark.parametrize(("name", "positivity"), POSITIVE)
-def test_positive_modes_hold(name, positivity):
-    assert_holds(name, positivity=positivity)
-
-
-def test_grid_turns_with_the_tensor():
-    assert_holds("rotation_of_directions", positivity="grid", basis="anisotropic")
-
-
 def test_isotropic_grid_does_not_turn():
     """Known: the grid of the isotropic basis stays with the b-vectors."""
-    found = search(OURS, "rotation_of_directions", basis="isotropic", positivity="grid")
-    assert found.word == "fails"
+    assert search(OURS, TURNED, basis="isotropic", positivity="grid").word == "fails"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -255,7 +255,7 @@ def weights(quick):
         for v in range(len(y)):
             m = oracle.phi_matrix(6, fit.mu[v], sample.gtab.qvecs @ fit.R[v])
             lap = oracle.laplacian_matrix(6, fit.mu[v])
-            values = np.array([oracle.gcv(m, lap, y[v], weight)[0] for weight in array])
+            values, _ = oracle.gcv(m, lap, y[v], array)
             ours += values[np.argmin(np.abs(array - fit.laplacian_weight[v]))] <= values.min() * (
                 1 + 1e-9
             )

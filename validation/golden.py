@@ -144,7 +144,7 @@ def noisy_weight(quick):
     b, g, y, tau, mu, want = golden_c()
     weight = noisy("gcv").laplacian_weight[0]
     lap, q = oracle.laplacian_matrix(6, mu), oracle.qvectors(b, g, tau)
-    v, trace = oracle.gcv(oracle.phi_matrix(6, mu, q), lap, y, weight)
+    (v,), (trace,) = oracle.gcv(oracle.phi_matrix(6, mu, q), lap, y, weight)
     rows = [["weight", want["weight"], weight], ["V", want["V"], v], ["tr S", want["trace"], trace]]
     error = max(abs(ours / printed - 1) for _, printed, ours in rows)
     return error, [

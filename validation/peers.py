@@ -136,7 +136,7 @@ def array_of_weights():
     b, g, y, tau, mu, _ = golden_c()
     m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
     weights = np.array([0.05, 0.5])
-    best = weights[np.argmin([oracle.gcv(m, lap, y, w)[0] for w in weights])]
+    best = weights[np.argmin(oracle.gcv(m, lap, y, weights)[0])]
     alone = raises(lambda: choose(y, m, lap, weights_array=weights[:1]))
     theirs = float(choose(y, m, lap, weights_array=weights))
     return (
