@@ -6,7 +6,6 @@ import phantom
 import pytest
 import truth
 from numpy.testing import assert_allclose
-from shell import refused
 
 import mapmri_nb as mapmri
 from mapmri_nb import uncertainty
@@ -168,13 +167,15 @@ def test_negative_samples_stay(table, crossing):
 def test_errors(table, crossing):
     """Each names its argument; those of options are in test_model.py."""
     y = crossing[None]
-    refused("noisy=True needs", mapmri.MapmriModel(table).fit(y).predict, noisy=True)
+    with pytest.raises(ValueError, match="noisy=True needs"):
+        mapmri.MapmriModel(table).fit(y).predict(noisy=True)
     for noise, sigma, words in (
         ("denoised", None, "sigma: noise='denoised' needs it"),
         ("rician", -1.0, "finite and positive"),
         ("rician", np.ones(5), "number or have shape"),
     ):
-        refused(words, mapmri.MapmriModel(table, noise=noise).fit, y, sigma=sigma)
+        with pytest.raises(ValueError, match=words):
+            mapmri.MapmriModel(table, noise=noise).fit(y, sigma=sigma)
 
 
 def test_preset(table):
@@ -244,7 +245,8 @@ def test_positivity_without_a_weight_needs_as_many_samples(table):
     """As MAP does."""
     few = np.r_[np.flatnonzero(table.b0s_mask)[:2], 18:50]
     for mode in ("grid", "global"):
-        refused("radial_order", mapmri.MapmriModel, table[few], positivity=mode, laplacian=None)
+        with pytest.raises(ValueError, match="radial_order"):
+            mapmri.MapmriModel(table[few], positivity=mode, laplacian=None)
         assert mapmri.MapmriModel(table[few], positivity=mode).n_coef == 50
 
 
