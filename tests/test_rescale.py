@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import phantom
 import pytest
+import truth
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mapmri_nb as mapmri
@@ -38,12 +39,21 @@ def problem(gtab, y, mu, R, factor, order=6, weight=0.2):
     square, half = factor**2, oracle.aniso_table(order).sum(1) // 2
     e = (2 * square / (1 + square)) ** 1.5 * B * ((1 - square) / (1 + square)) ** half
     b0 = gtab.b0s_mask
-    S0 = y[b0].mean()
+    S0 = oracle.scale_S0(y, gtab.bvals, gtab.bvecs, R @ np.diag(mu**2 / (2 * phantom.TAU)) @ R.T)
     H = M.T @ M + weight * L + b0.sum() * np.outer(B, B)
     g = M.T @ y + weight * S0 * L @ e + b0.sum() * S0 * B
     spent = np.trace(np.linalg.solve(H, M.T @ M))
     free = np.sum((y - M @ np.linalg.solve(H, g)) ** 2)
     return H, g, free * len(y) / (len(y) - spent)
+
+
+def test_deviation_solves_its_normal_equations():
+    """(M'M + w L + k B B') c = M'y + w S0 L e_0 + k S0 B, with b0 at b = 5."""
+    gtab = phantom.table(*truth.scheme_hcp())
+    y = phantom.signals(1, gtab.bvals, gtab.bvecs)
+    fit = mapmri.MapmriModel(gtab, laplacian=0.3).fit(y)
+    c = np.linalg.solve(*problem(gtab, y[0], fit.mu[0], fit.R[0], 1.0, weight=0.3)[:2])
+    assert_allclose(fit.S0[0] * fit.coef[0], c, rtol=1e-9, atol=1e-9 * fit.S0[0])
 
 
 @pytest.mark.parametrize("positivity", [pytest.param("grid", marks=pytest.mark.nojit), "global"])
