@@ -139,8 +139,12 @@ def test_no_sum_of_squares_is_better(order, voxels, weight):
 def test_certified_free_optimum_is_kept():
     c0 = squares(4, np.random.default_rng(3))[0]
     H = np.diag(1.0 + np.arange(22.0))
-    status, c, _, _ = solve(4, H, ridged(H) @ c0)
+    status, c, info, work = solve(4, H, ridged(H) @ c0)
     assert status == sdp.CERTIFIED
+    t = cones.tables(4)
+    pairs = zip(cones.blocks(t, work.Q[:, 0]), cones.blocks(t, t.Q), strict=True)
+    most = 1 / sum(np.trace(np.linalg.solve(A, R)) for A, R in pairs)
+    assert info[2] == pytest.approx(most, rel=1e-6)  # A - most R is positive definite
     assert_allclose(c, c0, atol=1e-4)
     assert 0.5 * (c - c0) @ H @ (c - c0) < 2e-9 * c0 @ H @ c0
 
