@@ -11,6 +11,9 @@ from math import factorial, gamma, lgamma, pi, sqrt
 import numpy as np
 from scipy import special
 
+from mapmri_nb.testing.algebra import gcv as gcv
+from mapmri_nb.testing.programs import order_of as order_of
+from mapmri_nb.testing.properties import nodes
 from mapmri_nb.testing.truths import isotropic_scale
 
 # ---- orders, bases
@@ -32,11 +35,6 @@ def iso_table(order):
             el = n + 2 - 2 * j
             out += [(j, el, m) for m in range(-el, el + 1)]
     return np.array(out)
-
-
-def order_of(coef):
-    """Radial order of a coefficient vector."""
-    return {(n + 2) * (n + 4) * (2 * n + 3) // 24: n for n in range(0, 42, 2)}[len(coef)]
 
 
 def origin1d(n):
@@ -64,8 +62,8 @@ def hermite1d(n, t):
 
 def hermite3d(order, t):
     """Products of three hermite1d at t (k, 3): (k, n)."""
-    columns = [[hermite1d(n[i], t[:, i]) for i in range(3)] for n in aniso_table(order)]
-    return np.prod(columns, axis=1).T
+    h = np.array([hermite1d(k, t) for k in range(order + 1)])
+    return np.prod([h[k, :, i] for i, k in enumerate(aniso_table(order).T)], axis=0).T
 
 
 def phi_matrix(order, mu, q):
@@ -79,14 +77,6 @@ def psi_matrix(order, mu, r):
     return hermite3d(order, np.atleast_2d(r) / np.asarray(mu)) / ((2 * pi) ** 1.5 * np.prod(mu))
 
 
-def angles(v):
-    """Norm, polar and azimuthal angle of v (k, 3); angles 0 at the origin."""
-    v = np.atleast_2d(v)
-    r = np.linalg.norm(v, axis=1)
-    polar = np.arccos(np.clip(v[:, 2] / np.where(r > 0, r, 1), -1, 1))
-    return r, polar * (r > 0), np.arctan2(v[:, 1], v[:, 0])
-
-
 def real_sh(el, m, theta, phi):
     """Legacy descoteaux07 harmonic of DIPY."""
     k = sqrt((2 * el + 1) * factorial(el - abs(m)) / (4 * pi * factorial(el + abs(m))))
@@ -94,127 +84,47 @@ def real_sh(el, m, theta, phi):
     return k * special.lpmv(abs(m), el, np.cos(theta)) * trig
 
 
-def iso_shape(order, x, theta, phi):
-    """x^(l/2) exp(-x) L_(j-1)^(l+1/2)(2x) Y_lm, (k, n)."""
-    out = []
-    for j, el, m in iso_table(order):
-        laguerre = special.eval_genlaguerre(j - 1, el + 0.5, 2 * x)
-        out.append(np.exp(-x) * x ** (el / 2) * laguerre * real_sh(el, m, theta, phi))
-    return np.transpose(out)
-
-
-def iso_phi_matrix(order, u, q):
-    """Signal of the isotropic functions at q (k, 3): (k, n)."""
-    norm, theta, phi = angles(q)
-    sign = (-1.0) ** (iso_table(order)[:, 1] // 2)
-    return sqrt(4 * pi) * sign * iso_shape(order, 2 * (pi * u * norm) ** 2, theta, phi)
-
-
 def iso_psi_matrix(order, u, r):
     """Propagator of the isotropic functions at r (k, 3): (k, n)."""
-    norm, theta, phi = angles(r)
-    sign = (-1.0) ** (iso_table(order)[:, 0] - 1)
-    return sign / (sqrt(2) * pi * u**3) * iso_shape(order, norm**2 / (2 * u**2), theta, phi)
-
-
-def iso_norms(order, u):
-    """Integral of Phi_jlm^2, (n,)."""
-    terms = [gamma(j + el + 0.5) / (2**el * gamma(j)) for j, el, _ in iso_table(order)]
-    return np.array(terms) / (4 * pi**2 * u**3)
+    norm = np.linalg.norm(r, axis=1)
+    theta = np.arccos(np.clip(r[:, 2] / np.where(norm > 0, norm, 1), -1, 1))
+    phi, x = np.arctan2(r[:, 1], r[:, 0]), norm**2 / (2 * u**2)
+    out = []
+    for j, el, m in iso_table(order):
+        laguerre = (-1.0) ** (j - 1) * special.eval_genlaguerre(j - 1, el + 0.5, 2 * x)
+        out.append(np.exp(-x) * x ** (el / 2) * laguerre * real_sh(el, m, theta, phi))
+    return np.transpose(out) / (sqrt(2) * pi * u**3)
 
 
 def iso_to_aniso(order):
     """T (n, n) with a_aniso = T a_iso at equal scale: overlaps at scale 1 by quadrature."""
-    r, w = gauss_hermite(order + 1, np.ones(3))
+    r, w = nodes(order + 1, np.ones(3))
     overlap = psi_matrix(order, np.ones(3), r).T @ (w[:, None] * iso_psi_matrix(order, 1.0, r))
     return 8 * pi**1.5 * overlap
-
-
-# ---- quadrature
-
-
-def gauss_hermite(n, scale):
-    """Nodes (n^d, d), weights: exact for degree 2n-1 an axis times exp(-sum x^2 / scale^2)."""
-    scale = np.atleast_1d(np.asarray(scale, float))
-    t, w = special.roots_hermite(n)
-
-    def product(x):
-        return np.stack(np.meshgrid(*[x * s for s in scale], indexing="ij"), -1)
-
-    return product(t).reshape(-1, len(scale)), np.prod(product(w * np.exp(t**2)), -1).ravel()
-
-
-def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
-    """Integral of f(points (k, 3)), of E (space "q") or P ("r") to the first or second power, over
-    space or over what `axes` of the frame span.
-    """
-    scale = (
-        np.sqrt(2.0) * np.asarray(mu) if space == "r" else 1 / (np.sqrt(2.0) * pi * np.asarray(mu))
-    )
-    t, w = gauss_hermite(n, (scale / sqrt(power))[list(axes)])
-    return w @ f(t @ np.eye(3)[list(axes)])
-
-
-def sphere_rule(n_z=30, n_phi=60):
-    """Directions (k, 3) and weights (sum 4 pi): Gauss-Legendre times the trapezoidal rule."""
-    z, w = special.roots_legendre(n_z)
-    phi, s = 2 * pi * np.arange(n_phi) / n_phi, np.sqrt(1 - z**2)[:, None]
-    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1)
-    return v.reshape(-1, 3), np.repeat(w * 2 * pi / n_phi, n_phi)
-
-
-def circle_rule(axis, n=120):
-    """Directions (n, 3) of the unit circle perpendicular to `axis` and weights (sum 2 pi)."""
-    q = np.linalg.svd(np.asarray(axis, float)[None])[2][1:]
-    phi = 2 * pi * np.arange(n) / n
-    return np.cos(phi)[:, None] * q[0] + np.sin(phi)[:, None] * q[1], np.full(n, 2 * pi / n)
 
 
 # ---- Laplacian matrices
 
 
 def laplacian_matrix(order, mu):
-    """L with int (laplacian E)^2 dq = a'La, (n, n) in mm."""
-    n = aniso_table(order)
-    k, gap = np.minimum(n[:, None], n[None]), np.abs(n[:, None] - n[None])  # (n, n, 3): per axis
-    pair, far = np.sqrt((k + 1) * (k + 2)), np.sqrt((k + 1) * (k + 2) * (k + 3) * (k + 4))
-    x2 = np.select([gap == 0, gap == 2], [k + 0.5, pair / 2])
-    values = [6 * k**2 + 6 * k + 3, (4 * k + 6) * pair, far]
-    x4 = np.select([gap == 0, gap == 2, gap == 4], values) / 4
-    total = 0.0
-    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        total = total + mu[a] ** 4 * x4[..., a] * (gap[..., b] == 0) * (gap[..., c] == 0)
-        total = total + 2 * mu[a] ** 2 * mu[b] ** 2 * x2[..., a] * x2[..., b] * (gap[..., c] == 0)
-    return 2 * pi**2.5 / np.prod(mu) * total
-
-
-def iso_laplacian_matrix(order, u):
-    """Laplacian matrix of the isotropic basis by its integral 16 pi^4 int r^4 P P' dr, (n, n)."""
-    r, w = gauss_hermite(order + 4, np.full(3, u))
-    psi = iso_psi_matrix(order, u, r) * (r**2).sum(1)[:, None]
-    return 16 * pi**4 * (psi.T * w @ psi)
+    """L (n, n) in mm with int (laplacian E)^2 dq = a'La, by its integral 16 pi^4 int r^4 P P' dr."""
+    r, w = nodes(order + 4, np.asarray(mu))
+    psi = psi_matrix(order, mu, r) * (r**2).sum(1)[:, None]
+    return 16 * pi**4 * (psi.T * w) @ psi
 
 
 # ---- indices
 
 
 def odf_matrix(order, mu, v, s=2):
-    """ODF_s of the anisotropic functions along unit vectors v (k, 3) in the frame: (k, n)."""
-    t = np.atleast_2d(v) / np.asarray(mu, float)
-    rho = 1 / np.linalg.norm(t, axis=1)
-    t = (t * rho[:, None]).T
-    cols = []
-    for n in aniso_table(order).tolist():
-        h = [special.hermite(k).c[::-1] for k in n]  # ascending monomial coefficients of H_n
-        total = 0.0
-        for a, b, c in np.ndindex(*[k + 1 for k in n]):  # r^(a + b + c) of prod H_ni(t_i r)
-            k = a + b + c
-            if (k - sum(n)) % 2 == 0:
-                term = h[0][a] * h[1][b] * h[2][c] * t[0] ** a * t[1] ** b * t[2] ** c
-                total = total + term * 2 ** ((k + s + 1) / 2) * gamma((k + s + 3) / 2)
-        norm = np.prod(mu) * sqrt(2.0 ** (sum(n) + 3) * pi**3 * np.prod([factorial(k) for k in n]))
-        cols.append(rho ** (s + 3) * total / norm)
-    return np.array(cols).T
+    """ODF_s of the anisotropic functions along unit vectors v (k, 3) in the frame: (k, n), the
+    integral of P r^(2 + s) by Gauss-Laguerre nodes x = r^2 / (2 rho^2), exact.
+    """
+    rho = 1 / np.linalg.norm(v / mu, axis=1)[:, None]
+    x, w = special.roots_genlaguerre(order // 2 + 1, (s + 1) / 2)
+    r = (rho * np.sqrt(2 * x))[..., None] * v[:, None]
+    P = psi_matrix(order, mu, r.reshape(-1, 3)).reshape(len(v), len(x), -1)
+    return 2 ** ((s + 1) / 2) * rho ** (s + 3) * np.einsum("k,vkn->vn", w * np.exp(x), P)
 
 
 # ---- fits
@@ -261,29 +171,20 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
         (mu_t, rotation), values = scale, np.square(scale[0]) / (2 * tau)
     S0 = scale_S0(y, bvals, bvecs, rotation @ np.diag(values) @ rotation.T)
     q, ok = qvectors(bvals, bvecs, tau), np.isfinite(y)
-    if basis == "anisotropic":
-        mu, b = np.asarray(mu_t, float), aniso_origin(order)
-        m, lap = phi_matrix(order, mu, q @ rotation), laplacian_matrix(order, mu)
-    else:
+    mu, frame = np.asarray(mu_t, float), rotation
+    T = np.eye(len(aniso_table(order)))
+    if basis == "isotropic":  # along the b-vectors
         u = isotropic_scale(mu_t) if static is None else sqrt(2 * static * tau)
-        mu, b = np.full(3, u), iso_origin(order)
-        m, lap = iso_phi_matrix(order, u, q), iso_laplacian_matrix(order, u)
+        mu, frame, T = np.full(3, u), np.eye(3), iso_to_aniso(order)
+    m, lap = phi_matrix(order, mu, q @ frame) @ T, T.T @ laplacian_matrix(order, mu) @ T
     stacked = np.vstack([m[ok], sqrt(weight) * np.linalg.cholesky(lap).T])
     a = np.linalg.lstsq(stacked, np.r_[y[ok] / S0, np.zeros(len(lap))], rcond=None)[0]
-    a, S0 = a / (a @ b), S0 * (a @ b)
-    herm = a
-    if basis != "anisotropic":  # the propagator in the tensor frame: fitted there, exactly
-        r, _ = gauss_hermite(order + 3, np.sqrt(2) * mu)
-        radial = iso_psi_matrix(order, u, r @ rotation.T) @ a
-        herm = np.linalg.lstsq(psi_matrix(order, mu, r), radial, rcond=None)[0]
+    at_origin = aniso_origin(order) @ T @ a
+    a, S0 = a / at_origin, S0 * at_origin
+    r, _ = nodes(order + 3, np.sqrt(2) * mu)  # the propagator in the tensor frame: fitted there
+    P = psi_matrix(order, mu, r @ rotation.T @ frame) @ T @ a
+    herm = np.linalg.lstsq(psi_matrix(order, mu, r), P, rcond=None)[0]
     rest = y[ok] - S0 * m[ok] @ a
     r2 = 1 - np.sum(rest**2) / np.sum((y[ok] - y[ok].mean()) ** 2)
     out = {"coef": a, "hermite": herm, "mu": mu, "mu_tensor": np.asarray(mu_t), "R": rotation}
     return out | {"S0": S0, "rmse": np.sqrt(np.mean(rest**2)), "r2": r2}
-
-
-def gcv(m, lap, y, weight):
-    """V(weight) and tr S by the definition."""
-    smoother = m @ np.linalg.solve(m.T @ m + weight * lap, m.T)
-    trace = np.trace(smoother)
-    return len(y) * np.sum((y - smoother @ y) ** 2) / (len(y) - trace) ** 2, trace

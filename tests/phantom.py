@@ -6,6 +6,7 @@ import truth
 
 import mapmri_nb as mapmri
 from mapmri_nb.kernels import blocks
+from mapmri_nb.testing.strategies import random_rotation as random_rotation
 from mapmri_nb.testing.strategies import unit as unit
 
 TAU = 0.03
@@ -28,13 +29,6 @@ INDEX_NAMES = ("rtop", "rtap", "rtpp", "msd", "qiv", "ng", "ng_par", "ng_perp", 
 def table(bvals, bvecs, tau=TAU, **options):
     """Gradient table at one diffusion time."""
     return mapmri.GradientTable(bvals, bvecs, tau=tau, **options)
-
-
-def random_rotation(rng, count=None):
-    """Rotations (count, 3, 3), or one (3, 3), of determinant +1."""
-    q = np.linalg.qr(rng.normal(size=(count or 1, 3, 3)))[0]
-    q[:, :, 2] *= np.sign(np.linalg.det(q))[:, None]
-    return q if count else q[0]
 
 
 def signals(count, bvals, bvecs, seed=0, noise=0.02):

@@ -24,7 +24,7 @@ interpreted() { NUMBA_DISABLE_JIT=1 pytest -m nojit; }
 checked() ( # every kernel, in every mode
     export NUMBA_BOUNDSCHECK=1
     "$python" tests/planted_overrun.py && pytest -m "not jit_only" -k "not width" \
-        tests/test_{tensor,moments,laplacian,gcv,positivity,sos,constrained,blocks,frames,noise,scalars,propagator,fuzz}.py
+        tests/test_{tensor,moments,gcv,positivity,sos,constrained,blocks,frames,noise,scalars,propagator,fuzz}.py
 )
 
 if [[ ${1:-} == small ]]; then

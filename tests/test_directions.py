@@ -35,7 +35,7 @@ def crossing(angle, order, isotropic=False, tau=0.03, seed=0):
     for D in tensors:  # a_n = 8 pi^(3/2) prod(mu) int Psi_n P dr, where both are wide
         precision = np.linalg.inv(2 * tau * D)
         root = np.linalg.inv(np.linalg.cholesky(precision + np.diag(mu**-2.0))).T * math.sqrt(2)
-        t, w = oracle.gauss_hermite(order // 2 + 2, np.ones(3))
+        t, w = oracle.nodes(order // 2 + 2, np.ones(3))
         r = t @ root.T
         P = np.exp(-0.5 * np.einsum("ki,ij,kj->k", r, precision, r))
         P *= math.sqrt(np.linalg.det(precision / (2 * math.pi))) * abs(np.linalg.det(root)) / 2

@@ -11,7 +11,6 @@ from phantom import TAU
 from mapmri_nb.kernels import frames, lanes, moments, ordering, rotation, tensor
 from mapmri_nb.kernels.linalg import block_map
 
-PACKED = ([0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2])
 ODD = (0, 90, 180, -90, 1e-8, 89.9999999)
 ODD_FRAMES = [truth.rotation(axis, degrees) for axis in range(3) for degrees in ODD]
 
@@ -96,8 +95,13 @@ class Block:
 
 
 @pytest.mark.parametrize("order", [0, 2, pytest.param(4, marks=pytest.mark.nojit), 6, 8, 10])
-def test_normal_equations_against_dense_rows(order):
-    Block(order, 6, seed=order).check()
+def test_normal_equations_against_dense_rows(order, rng):
+    """Of plain samples, and of weighted ones."""
+    block = Block(order, 6, seed=order)
+    block.check()
+    block.w[:] = rng.uniform(0, 2, block.w.shape)
+    block.w[1, ::3] = 0
+    block.check(plain=False)
 
 
 def test_normal_equations_in_special_frames():
@@ -138,13 +142,6 @@ def test_turned_moments_lose_what_was_expected():
             lost = np.abs(G[:, l] - want[i, j]).max() / np.abs(want).max()
             ratio.append(lost / (expected.work.strain[0, l] + 1e-13))
         assert 0.03 < max(ratio) < 10
-
-
-def test_normal_equations_with_weights(rng):
-    block = Block(6, 4)
-    block.w[:] = rng.uniform(0, 2, block.w.shape)
-    block.w[1, ::3] = 0
-    block.check(plain=False)
 
 
 @pytest.mark.nojit

@@ -73,49 +73,30 @@ def test_limits():
     assert np.isnan(noise.signal_of(np.nan, 1.0, 1))
 
 
-@pytest.mark.parametrize("coils", [1, 4])
-def test_a_fit_is_its_own_expectation(coils):
-    """Signal and sigma of a settled fit, written out in NumPy: one more step changes neither."""
+@pytest.mark.parametrize(("coils", "rule"), [(1, "free"), (4, "free"), (1, "fit")])
+def test_a_fit_is_its_own_expectation(coils, rule):
+    """Signal and sigma of a settled fit, written out in NumPy: one more step changes neither. The
+    rule "fit" adds a sample of S0_b at q = 0, which sigma^2 over 2 L n - tr S counts.
+    """
     b, g = truth.scheme([20, 30], [1000, 3000])
     mu, R = np.array([8e-3, 5e-3, 4e-3]), truth.rotation(1, 30)
     parts = np.random.default_rng(4).standard_normal((2, 2 * coils, len(b)))
     parts[:, 0] += 12 * np.exp(-b * (g @ R[:, 0]) ** 2 * 1.5e-3 - b * 3e-4)
     y = np.sqrt((parts**2).sum(1))
-    options = {"noise": "rician", "coils": coils, "preset": None, "S0": "free"}
+    options = {"noise": "rician", "coils": coils, "preset": None, "S0": rule}
     model = MapmriModel(phantom.table(b, g), 2, laplacian=0.3, laplacian_of="signal", **options)
     fit = model.fit(y, scale=(mu, R))
-    M, L = (
-        oracle.phi_matrix(2, mu, oracle.qvectors(b, g, phantom.TAU) @ R),
-        oracle.laplacian_matrix(2, mu),
-    )
-    G = M.T @ M + 0.3 * L
+    M = oracle.phi_matrix(2, mu, oracle.qvectors(b, g, phantom.TAU) @ R)
+    B = np.sqrt((b == 0).sum() * (rule == "fit")) * oracle.aniso_origin(2)
+    G = M.T @ M + 0.3 * oracle.laplacian_matrix(2, mu) + np.outer(B, B)
+    free = 2 * coils * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
     for v in range(2):
-        A, square = fit.S0[v] * M @ fit.coef[v], fit.sigma[v] ** 2
-        A = np.maximum(A, 0)
+        signal, square = fit.S0[v] * M @ fit.coef[v], fit.sigma[v] ** 2
+        A = np.maximum(signal, 0)
         r = ive(coils, y[v] * A / square) / ive(coils - 1, y[v] * A / square)
-        again = np.linalg.solve(G, M.T @ (y[v] * r))
-        step = M @ again - fit.S0[v] * M @ fit.coef[v]
-        assert (step**2).mean() <= (noise.SETTLED * fit.sigma[v]) ** 2
-        free = 2 * coils * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
         want = (y[v] ** 2 - 2 * y[v] * A * r + A**2).sum() / free
         assert square == pytest.approx(want, rel=noise.SETTLED)
-
-
-@pytest.mark.nojit
-def test_sigma_counts_the_row_of_S0():
-    """sigma^2 over 2 L n - tr S, S with the sample of S0_b at q = 0 that the fit has added."""
-    b, g = truth.scheme([20, 30], [1000, 3000])
-    mu, rng = np.array([8e-3, 5e-3, 4e-3]), np.random.default_rng(4)
-    y = np.hypot(
-        12 * np.exp(-1e-3 * b) + rng.normal(size=(2, len(b))), rng.normal(size=(2, len(b)))
-    )
-    model = MapmriModel(phantom.table(b, g), 2, laplacian_of="signal", noise="rician", preset=None)
-    fit = model.fit(y, scale=(mu, np.eye(3)))
-    M, B = oracle.phi_matrix(2, mu, oracle.qvectors(b, g, phantom.TAU)), oracle.aniso_origin(2)
-    G = M.T @ M + 0.2 * oracle.laplacian_matrix(2, mu) + (b == 0).sum() * np.outer(B, B)
-    A, square = np.maximum(fit.S0[:, None] * fit.coef @ M.T, 0), fit.sigma[:, None] ** 2
-    r = ive(1, y * A / square) / ive(0, y * A / square)
-    want = (y**2 - 2 * y * A * r + A**2).sum(1) / (
-        2 * len(b) - np.trace(np.linalg.solve(G, M.T @ M))
-    )
-    assert square[:, 0] == pytest.approx(want, rel=noise.SETTLED)
+        off = y[v] - [noise.expected_magnitude(a, fit.sigma[v], coils) for a in A]
+        assert fit.rmse()[v] == pytest.approx(np.sqrt((off**2).mean()), rel=1e-4)
+        step = M @ np.linalg.solve(G, M.T @ (y[v] * r)) - signal
+        assert rule == "fit" or (step**2).mean() <= (noise.SETTLED * fit.sigma[v]) ** 2

@@ -41,7 +41,7 @@ def test_gaussian_has_no_non_gaussianity():
     fit = Ours().made("anisotropic", a, np.array([9e-3, 5e-3, 4e-3]), np.eye(3))
     for name in ("ng", "ng_par", "ng_perp"):
         assert fit.index(name)[0] == 0.0
-    for name in INDEX_NAMES:
+    for name in (*INDEX_NAMES, "pa"):
         assert np.isnan(fit.index(name)[1])
     assert fit.ng()[2] == pytest.approx(1e-12, rel=1e-12)
 

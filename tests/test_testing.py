@@ -24,38 +24,26 @@ SEED = 0 if settings.default.derandomize else random.randrange(2**32)  # of the 
 
 OURS = Ours()
 EXAMPLES = max(8, settings.default.max_examples // 4)  # of the profile: an hour of the long one
-SAME = [name for name, one in PROPERTIES.items() if one.number in "1234"]
-POSITIVE = [
-    (name, way) for name in (*SAME, "rtop", "ng_par", "odf_integrals") for way in ("grid", "global")
-]
-# points of a grid lie along the axes of the b-vectors there
-POSITIVE.remove(("rotation_of_directions", "grid"))
+TURNED = "rotation_of_directions"
+POSITIVE = [name for name, one in PROPERTIES.items() if one.number in "1234"]
+POSITIVE += ["rtop", "ng_par", "odf_integrals"]
+HOLDS = [(name, {}) for name in PROPERTIES]
+HOLDS += [(name, {"positivity": "global"}) for name in POSITIVE]
+HOLDS += [(name, {"positivity": "grid"}) for name in POSITIVE if name != TURNED]
+# points of a grid lie along the axes of the b-vectors in the isotropic basis
+HOLDS += [(TURNED, {"positivity": "grid", "basis": "anisotropic"})]
 
 
-def assert_holds(name, **options):
-    found = search(OURS, name, **({"examples": EXAMPLES, "seed": SEED} | options))
+@pytest.mark.parametrize(("name", "options"), HOLDS, ids=str)
+def test_mapmri_nb_holds(name, options):
+    found = search(OURS, name, examples=EXAMPLES, seed=SEED, **options)
     assert found.word == "holds", f"{found.what}\n{found.code}"
     assert found.cases > 0, found.what
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_mapmri_nb_holds(name):
-    assert_holds(name)
-
-
-@pytest.mark.parametrize(("name", "positivity"), POSITIVE)
-def test_positive_modes_hold(name, positivity):
-    assert_holds(name, positivity=positivity)
-
-
-def test_grid_turns_with_the_tensor():
-    assert_holds("rotation_of_directions", positivity="grid", basis="anisotropic")
-
-
 def test_isotropic_grid_does_not_turn():
     """Known: the grid of the isotropic basis stays with the b-vectors."""
-    found = search(OURS, "rotation_of_directions", basis="isotropic", positivity="grid")
-    assert found.word == "fails"
+    assert search(OURS, TURNED, basis="isotropic", positivity="grid").word == "fails"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -103,33 +91,20 @@ def test_found_by_longer_searches(name, case):
     check(OURS, name, case)
 
 
-class Changed(Ours):
-    """`change` of the indices."""
+def changed(change):
+    """A program whose indices are changed."""
 
-    def indices(self, fit):
-        values = super().indices(fit)
-        return values | self.change(fit, **values)
+    class Changed(Ours):
+        def indices(self, fit):
+            values = super().indices(fit)
+            return values | change(fit, values)
 
-
-class WrongRtap(Changed):
-    """A sign."""
-
-    def change(self, fit, rtap, **_):
-        return {"rtap": -rtap}
+    return Changed
 
 
-class FrameDependent(Changed):
-    """RTPP along an axis of the scanner."""
-
-    def change(self, fit, rtpp, **_):
-        return {"rtpp": rtpp * (1 + np.abs(fit.R[:, 0, 0]))}
-
-
-class KeepsUnits(Changed):
-    """MSD with a length of its own."""
-
-    def change(self, fit, msd, **_):
-        return {"msd": msd + 1e-5}
+WrongRtap = changed(lambda fit, was: {"rtap": -was["rtap"]})
+FrameDependent = changed(lambda fit, was: {"rtpp": was["rtpp"] * (1 + np.abs(fit.R[:, 0, 0]))})
+KeepsUnits = changed(lambda fit, was: {"msd": was["msd"] + 1e-5})
 
 
 class NotNormalised(Ours):
@@ -170,25 +145,27 @@ class Poor(Program):
 @pytest.mark.parametrize(
     ("program", "wrong", "right"),
     [
-        (WrongRtap, "rtap", "rtpp"),
-        (NotNormalised, "unit_mass", "scale_of_signal"),
-        (Printed, "qiv", "rtop"),
-        (Printed, "ng_par", "ng"),
-        (Printed, "ng_perp", "ng"),
-        (Printed, "linearity", "antipodes"),
-        (Printed, "golden_anisotropic", "parseval"),
-        (FrameDependent, "rotation_of_directions", "order_of_samples"),
-        (KeepsUnits, "units_of_q", "signs_of_directions"),
+        ("WrongRtap", "rtap", "rtpp"),
+        ("NotNormalised", "unit_mass", "scale_of_signal"),
+        ("NotNormalised", "unit_signal", "parseval"),
+        ("Printed", "qiv", "rtop"),
+        ("Printed", "ng_par", "ng"),
+        ("Printed", "ng_perp", "ng"),
+        ("Printed", "linearity", "antipodes"),
+        ("Printed", "golden_anisotropic", "parseval"),
+        ("FrameDependent", "rotation_of_directions", "order_of_samples"),
+        ("KeepsUnits", "units_of_q", "signs_of_directions"),
     ],
 )
 def test_broken_programs_fail_where_they_are_broken(program, wrong, right):
-    of = f"{__name__}:{program.__name__}"
-    found = search(program(), wrong, examples=4, of=of)
+    of = f"{__name__}:{program}"
+    one = testing.program(of)
+    found = search(one, wrong, examples=4, of=of)
     assert found.word == "fails"
     with pytest.raises(AssertionError) as error:  # the code runs, and says the same
         exec(found.code, dict(vars(testing)))
     assert " ".join(str(error.value).split()) == found.what
-    assert search(program(), right, examples=2).word == "holds"
+    assert search(one, right, examples=2).word == "holds"
 
 
 def test_a_crash_is_a_failure_with_its_text():

@@ -1,14 +1,13 @@
 """Gradient schemes and tables of printed values, beside `mapmri_nb.testing.truths`; mm, s, 1/mm."""
 
 from decimal import Decimal
-from math import pi, sqrt
+from math import sqrt
 
 import numpy as np
-import oracle
 
 from mapmri_nb.testing import truths
 from mapmri_nb.testing.strategies import even_directions, unit
-from mapmri_nb.testing.truths import GOLDEN_A, GOLDEN_B, axis_tensor, crossing, mixture_signal
+from mapmri_nb.testing.truths import axis_tensor, crossing
 
 
 def __getattr__(name):  # truth.mixture_truth and the others are those of every program
@@ -31,21 +30,6 @@ def scheme(counts, bvals, n_b0=6):
     return b, np.concatenate([np.zeros((n_b0, 3)), *g])
 
 
-def scheme_3x60():
-    """Scheme of golden vector (c)."""
-    return scheme([60] * 3, [1000, 2000, 3000])
-
-
-def scheme_3x90():
-    """Three shells of 90 up to 3000."""
-    return scheme([90] * 3, [1000, 2000, 3000])
-
-
-def scheme_mgh():
-    """Four shells up to 10000."""
-    return scheme([64, 64, 128, 256], [1000, 3000, 5000, 10000])
-
-
 def scheme_hcp(seed=0):
     """HCP-like: 18 b0 at b = 5 among 3 x 90 directions, jittered and interleaved."""
     rng = np.random.default_rng(seed)
@@ -56,39 +40,6 @@ def scheme_hcp(seed=0):
     u = unit(rng.standard_normal((len(where), 3)))
     return np.insert(b, where, 5.0), np.insert(g, where, u, axis=0)
 
-
-# ---- golden vectors, reference 9.2
-
-
-def golden_a():
-    """Order 6: mu (3,), coefficients (50,), sum aB before normalisation, expected values."""
-    mu, a = truths.golden_a()
-    total = a @ oracle.aniso_origin(6)
-    return mu, a / total, total, GOLDEN_A
-
-
-def golden_b():
-    """Order 6: scale u, coefficients (50,), sum aB before normalisation, expected values."""
-    mu, a = truths.golden_b()
-    total = a @ oracle.iso_origin(6)
-    return mu[0], a / total, total, GOLDEN_B
-
-
-def golden_c():
-    """GCV: b (186,), directions, y, tau, mu of the mean tensor, R = I, order 6; expected values."""
-    b, g = scheme_3x60()
-    k = np.arange(len(b))
-    y = mixture_signal(*crossing(0.5 * 180 / pi), b, g) + 0.03 * np.cos(7 * k + 0.3 * k**2)
-    return b, g, y, 0.03, np.array([9.09355248769e-3, 6.10797046109e-3, 4.24264068712e-3]), GOLDEN_C
-
-
-GOLDEN_C = {
-    "weight": 0.0590154, "V": 5.56634899e-4, "trace": 33.5249, "ls_residual2": 0.0639342124892, "ls_sum": 1.00531990468,
-    0.05: {"rtop": 375320.493, "rtap": 6829.41121, "rtpp": 44.2706448, "msd": 1.33486039e-4, "qiv": 7.30032471e-10,
-           "ng": 0.186928659, "ng_par": 0.154192804, "ng_perp": 0.177920741, "lapnorm": 1.24517631, "cos": 0.942748659},
-    0.2: {"rtop": 377432.456, "rtap": 6896.46198, "rtpp": 44.745974, "msd": 1.32680136e-4, "qiv": 7.50856394e-10,
-          "ng": 0.178019899},
-}  # fmt: skip
 
 MOTZKIN = {  # reference 9.6: nonnegative, no certificate by sums of squares; E(0) = 1 at any mu
     (0, 0, 0): 0.25, (2, 0, 0): 0.75 / sqrt(32), (0, 2, 0): 0.75 / sqrt(32), (4, 0, 0): 3 / 8 / sqrt(6),

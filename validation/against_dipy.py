@@ -110,7 +110,7 @@ def functions(quick):
     from dipy.core.sphere import Sphere
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
-    rng, b, g = np.random.default_rng(5), *truth.scheme_3x60()
+    rng, b, g = np.random.default_rng(5), *truth.scheme([60] * 3, [1000, 2000, 3000])
     gtab, rows = mapmri.GradientTable(b, g, tau=TAU), []
     v = rng.standard_normal((20, 3))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
@@ -141,7 +141,7 @@ def functions(quick):
 
 def crossing_fit(name):
     """Fit of order 6 of a noise-free mixture, true scales."""
-    b, g = truth.scheme_3x90()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
     mixture = truth.MIXTURES[name]
     mu, R = truth.mixture_frame(*mixture, TAU)
     model = mapmri.MapmriModel(
@@ -166,7 +166,7 @@ def differ(quick):
         ("random coefficients, order 6", basis, draw(rng, 6, basis))
         for basis in ("anisotropic", "isotropic")
     ]
-    b, g = truth.scheme_3x60()
+    b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     for case, basis, fit in fits:
         model = MapmriModel(
             dipy_table(mapmri.GradientTable(b, g, tau=TAU)),
@@ -207,13 +207,13 @@ def turned(quick):
     """
     from dipy.reconst.mapmri import MapmriFit, MapmriModel
 
-    b, g = truth.scheme_3x60()
+    b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     model = MapmriModel(dipy_table(mapmri.GradientTable(b, g, tau=TAU)), radial_order=6)
     mu = np.array([9e-3, 5e-3, 5e-3])
     rng, rows = np.random.default_rng(7), []
     coef = np.r_[1.0, 0.2 * rng.standard_normal(49) / (1 + np.repeat([2, 4, 6], [6, 15, 28]))]
     coef /= coef @ oracle.aniso_origin(6)
-    r, w = oracle.gauss_hermite(14, mu)
+    r, w = oracle.nodes(14, mu)
     for angle in (0, 15, 30, 45):
         turn = truth.rotation(0, angle)
         # the projection of the turned propagator on the same functions is exact: the space is the
@@ -255,7 +255,7 @@ def weights(quick):
         for v in range(len(y)):
             m = oracle.phi_matrix(6, fit.mu[v], sample.gtab.qvecs @ fit.R[v])
             lap = oracle.laplacian_matrix(6, fit.mu[v])
-            values = np.array([oracle.gcv(m, lap, y[v], weight)[0] for weight in array])
+            values, _ = oracle.gcv(m, lap, y[v], array)
             ours += values[np.argmin(np.abs(array - fit.laplacian_weight[v]))] <= values.min() * (
                 1 + 1e-9
             )
@@ -299,7 +299,7 @@ def gcv_scaling(quick):
 def other_table(quick):
     """A Gaussian predicted at another diffusion time: relative error of ours, DIPY's beside it."""
     fit = crossing_fit("(1.7,.3,.3)")
-    b, g = truth.scheme_3x60()
+    b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     gtab = mapmri.GradientTable(b, g, tau=2 * TAU)
     # the propagator fitted at TAU, measured with pulses whose q is that of the other table
     want = np.exp(

@@ -86,7 +86,7 @@ def crossing_table(quick):
     """Rows [angle, ours aniso, ours iso, DIPY aniso, DIPY iso]: mean opening found; how many of
     ours have two peaks.
     """
-    b, g = truth.scheme_3x90()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
     gtab = mapmri.GradientTable(b, g, big_delta=TAU + 0.003, small_delta=0.009)
     rows = []
     for angle in ANGLES:
@@ -138,7 +138,7 @@ def angles_of_modes(quick):
     """Worst angle of peaks over what is asked for, of a fibre (0.5), crossings at 90 (1) and 75
     (3): every mode at its default; the table has the exact ODF's as well.
     """
-    b, g = truth.scheme_3x90()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
     gtab = mapmri.GradientTable(b, g, big_delta=TAU + 0.003, small_delta=0.009)
     rows, worst, asked = [], 0.0, {0: 0.5, 90: 1.0, 75: 3.0, 60: np.inf}
     for mode in ("MAPL 0.2", "isotropic 0.2") if quick else common.MODES:

@@ -23,7 +23,9 @@ LEAST_SQUARES = [
 
 def gradient_table(name):
     """One of the reference's two schemes."""
-    b, g = truth.scheme_3x90() if name == "3x90" else truth.scheme_mgh()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
+    if name == "MGH":
+        b, g = truth.scheme([64, 64, 128, 256], [1000, 3000, 5000, 10000])
     return mapmri.GradientTable(b, g, tau=TAU)
 
 
@@ -117,7 +119,7 @@ def projected(mixture, order):
             1 / mu**2
         )  # of the product of the Gaussian and the functions' own
         root = np.linalg.inv(np.linalg.cholesky(total / 2)).T
-        t, w = oracle.gauss_hermite(order // 2 + 2, np.ones(3))
+        t, w = oracle.nodes(order // 2 + 2, np.ones(3))
         r = t @ root.T  # r' total r / 2 = t't
         p = (
             fraction

@@ -9,6 +9,31 @@ from scipy import special
 
 from mapmri_nb.testing.truths import pa_rescale
 
+
+def integrate(f, mu, space, axes=(0, 1, 2), power=1, n=24):
+    """Integral of f(points (k, 3)), of E (space "q") or P ("r") to the first or second power, over
+    space or over what `axes` of the frame span.
+    """
+    scale = np.asarray(mu) if space == "r" else 1 / (2 * np.pi * np.asarray(mu))
+    t, w = oracle.nodes(n, np.sqrt(2 / power) * scale, axes)
+    return w @ f(t)
+
+
+def sphere_rule(n_z=30, n_phi=60):
+    """Directions (k, 3) and weights (sum 4 pi): Gauss-Legendre times the trapezoidal rule."""
+    z, w = special.roots_legendre(n_z)
+    phi, s = 2 * np.pi * np.arange(n_phi) / n_phi, np.sqrt(1 - z**2)[:, None]
+    v = np.stack([s * np.cos(phi), s * np.sin(phi), np.repeat(z[:, None], n_phi, 1)], -1)
+    return v.reshape(-1, 3), np.repeat(w * 2 * np.pi / n_phi, n_phi)
+
+
+def circle_rule(axis, n=120):
+    """Directions (n, 3) of the unit circle perpendicular to `axis` and weights (sum 2 pi)."""
+    q = np.linalg.svd(np.asarray(axis, float)[None])[2][1:]
+    phi = 2 * np.pi * np.arange(n) / n
+    return np.cos(phi)[:, None] * q[0] + np.sin(phi)[:, None] * q[1], np.full(n, 2 * np.pi / n)
+
+
 AXES = {"3-D": (0, 1, 2), "plane": (1, 2), "line": (0,)}
 
 
@@ -45,7 +70,7 @@ class Quadrature:
         frame of the b-vectors.
         """
         mu = self.mu if scale is None else scale
-        return oracle.integrate(lambda x: f(x @ self.R.T), mu, space, AXES[part], power)
+        return integrate(lambda x: f(x @ self.R.T), mu, space, AXES[part], power)
 
     def gaussian(self, r, part):
         """The tensor's Gaussian over the axes of a section, of any norm."""
@@ -94,9 +119,9 @@ class Quadrature:
 
         between = np.sqrt(2 / (1 / u**2 + 1 / self.tensor**2))
         a, b = g(self.tensor), g(u)
-        cross = oracle.integrate(lambda x: a(x) * b(x), between, "r", power=2)
+        cross = integrate(lambda x: a(x) * b(x), between, "r", power=2)
         own = [
-            oracle.integrate(lambda x, f=f: f(x) ** 2, s, "r", power=2)
+            integrate(lambda x, f=f: f(x) ** 2, s, "r", power=2)
             for f, s in ((a, self.tensor), (b, u))
         ]
         return cross**2 / np.prod(own)
@@ -172,7 +197,7 @@ def transform(quick):
                 q = q @ quad.R.T
                 return quad.signal(q) * np.cos(2 * np.pi * q @ r)
 
-            value = oracle.integrate(wave, quad.mu, "q", n=40)  # not a polynomial: more nodes
+            value = integrate(wave, quad.mu, "q", n=40)  # not a polynomial: more nodes
             worst = max(
                 worst,
                 abs(value - quad.propagator(r[None])[0]) / quad.propagator(np.zeros((1, 3)))[0],
@@ -183,7 +208,7 @@ def transform(quick):
 def odfs(quick):
     """ODF_s as radial integrals of pdf; its sums over the sphere and the circle as indices."""
     rng, rows = np.random.default_rng(4), []
-    sphere, weight = oracle.sphere_rule(40, 80)
+    sphere, weight = sphere_rule(40, 80)
     for basis in ("anisotropic", "isotropic"):
         worst = dict.fromkeys(["radial integral, s = 0", "radial integral, s = 2", "sum of ODF_0 = 1", "sum of ODF_2 = MSD",
                                "2 ODF_-2(e1) = RTAP", "circle of ODF_-1 = RTPP"], 0.0)  # fmt: skip
@@ -205,7 +230,7 @@ def odfs(quick):
             found["sum of ODF_0 = 1"] = relative(weight @ fit.odf(sphere, 0)[0], 1.0)
             found["sum of ODF_2 = MSD"] = relative(weight @ fit.odf(sphere, 2)[0], fit.msd()[0])
             found["2 ODF_-2(e1) = RTAP"] = relative(2 * fit.odf(e1, -2)[0, 0], fit.rtap()[0])
-            circle, arc = oracle.circle_rule(e1[0])
+            circle, arc = circle_rule(e1[0])
             found["circle of ODF_-1 = RTPP"] = relative(arc @ fit.odf(circle, -1)[0], fit.rtpp()[0])
             worst = {k: max(worst[k], found[k]) for k in worst}
         rows.append([basis, *worst.values()])

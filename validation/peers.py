@@ -15,7 +15,8 @@ import oracle
 import truth
 from against_dipy import crossing_fit, dipy_table, gcv_scaling, other_table, turned
 from common import TAU, Case, Table, mapmri
-from integrals import Quadrature
+from golden import golden_a, golden_c
+from integrals import Quadrature, sphere_rule
 from scipy.special import factorial2, gamma
 
 SOURCES = {
@@ -35,7 +36,8 @@ def pa_cos2(a, mu, k_max=5):
     n, high = oracle.aniso_table(order), 2 * k_max
     overlap = []
     for m in mu:
-        x, w = oracle.gauss_hermite((order + high) // 2 + 2, np.sqrt(2 / (1 / m**2 + 1 / u0**2)))
+        scale = np.full(3, np.sqrt(2 / (1 / m**2 + 1 / u0**2)))
+        x, w = oracle.nodes((order + high) // 2 + 2, scale, (0,))
         f = np.array([oracle.hermite1d(k, x[:, 0] / m) for k in range(order + 1)]) / np.sqrt(m)
         g = np.array([oracle.hermite1d(k, x[:, 0] / u0) for k in range(high + 1)]) / np.sqrt(u0)
         overlap.append((f * w) @ g.T / np.sqrt(np.pi))
@@ -83,7 +85,7 @@ def gaussian(b, g, d=(1.7, 0.3, 0.3)):
 
 
 def scheme():
-    b, g = truth.scheme_3x60()
+    b, g = truth.scheme([60] * 3, [1000, 2000, 3000])
     return b, g, dipy_table(mapmri.GradientTable(b, g, tau=TAU))
 
 
@@ -131,10 +133,10 @@ def inequality():
 def array_of_weights():
     from dipy.reconst.mapmri import generalized_crossvalidation_array as choose
 
-    b, g, y, tau, mu, _ = truth.golden_c()
+    b, g, y, tau, mu, _ = golden_c()
     m, lap = oracle.phi_matrix(6, mu, oracle.qvectors(b, g, tau)), oracle.laplacian_matrix(6, mu)
     weights = np.array([0.05, 0.5])
-    best = weights[np.argmin([oracle.gcv(m, lap, y, w)[0] for w in weights])]
+    best = weights[np.argmin(oracle.gcv(m, lap, y, weights)[0])]
     alone = raises(lambda: choose(y, m, lap, weights_array=weights[:1]))
     theirs = float(choose(y, m, lap, weights_array=weights))
     return (
@@ -358,13 +360,13 @@ def norm_of_qtdmri():
     from dipy.reconst.qtdmri import qtdmri_mapmri_isotropic_normalization as normalise
 
     u = 6e-3
-    return off(float(normalise(1, 0, u) ** 2 * oracle.iso_norms(0, u)[0]), 1.0)
+    return off(float(normalise(1, 0, u) ** 2 / (8 * np.pi**1.5 * u**3)), 1.0)
 
 
 def odf():
     from dipy.core.sphere import Sphere
 
-    points, w = oracle.sphere_rule(40, 80)
+    points, w = sphere_rule(40, 80)
     return off(float(of_coefficients(crossing_fit("X60")).odf(Sphere(xyz=points)) @ w), 1.0)
 
 
@@ -415,7 +417,7 @@ DIPY = [
 
 def golden():
     """mu, coefficients, and n1, n2, n3 of golden vector (a)."""
-    mu, a, _, want = truth.golden_a()
+    mu, a, _, want = golden_a()
     return mu, a, *oracle.aniso_table(6).T, want
 
 

@@ -260,7 +260,7 @@ def default(quick):
 
 def gaussian(quick):
     """RTOP over the truth of the default on a noise-free Gaussian, and every mode's indices."""
-    gtab = mapmri.GradientTable(*truth.scheme_3x90(), tau=TAU)
+    gtab = mapmri.GradientTable(*truth.scheme([90] * 3, [1000, 2000, 3000]), tau=TAU)
     case = truth.MIXTURES["(1.7,.3,.3)"]
     want, rows = truth.mixture_truth(*case, TAU), []
     y = truth.mixture_signal(*case, gtab.bvals, gtab.bvecs)[None]

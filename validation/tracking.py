@@ -37,7 +37,7 @@ def phantom(angle, folder):
     """Two bundles through the middle at an angle, isotropic tissue around them, as a series with
     tables; axes (2, 3) and membership (2, *SHAPE).
     """
-    b, g = truth.scheme_3x90()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
     half = np.radians(angle) / 2
     axes = np.array([[np.cos(half), np.sin(half), 0], [np.cos(half), -np.sin(half), 0]])
     where = np.stack(np.indices(SHAPE), -1) - (np.array(SHAPE) - 1) / 2
@@ -66,7 +66,7 @@ def save(path, values):
 def of_dipy(folder, mask, factor):
     """DIPY's ODF in MRtrix's harmonics, times the same factor, and its peaks by `sh2peaks`: files."""
     gradient_table, Sphere, _, MapmriModel = quiet_dipy()
-    b, g = truth.scheme_3x90()
+    b, g = truth.scheme([90] * 3, [1000, 2000, 3000])
     table = gradient_table(b, bvecs=g, big_delta=common.TAU + 0.003, small_delta=0.009)
     data = np.asarray(nib.load(folder / "p_dwi.nii.gz").dataobj)
     model = MapmriModel(table, radial_order=6, laplacian_weighting=0.2, bval_threshold=2100)

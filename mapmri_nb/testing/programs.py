@@ -99,11 +99,9 @@ class Ours(Program):
 
     def made(self, basis: str, coef: Array, mu: Array, R: Array) -> Any:
         n = len(coef)
-        names = ("laplacian_weight", "rmse", "r2", "kkt", "iterations", "margin")
-        rows: dict[str, Any] = dict.fromkeys(names, np.full(n, np.nan))
-        rows |= dict.fromkeys(("mu", "mu_tensor"), np.tile(mu, (n, 1)))
+        rows: dict[str, Any] = dict.fromkeys(("mu", "mu_tensor"), np.tile(mu, (n, 1)))
         rows |= {"coef": coef, "R": np.tile(R, (n, 1, 1)), "S0": np.ones(n)}
-        rows["status"] = np.zeros(n, np.int64)
+        rows |= {"laplacian_weight": np.full(n, np.nan), "status": np.zeros(n, np.int64)}
         options = {"radial_order": order_of(coef), "basis": basis}
         table = gradient_table(Table(np.zeros(1), np.zeros((1, 3))))
         return mapmri_nb.MapmriFit(rows, np.ones(n, bool), options, table)
@@ -277,8 +275,8 @@ class CsDmri(Program):
 
 
 def order_of(coef: Array) -> int:
-    """Radial order of coefficients (V, n)."""
-    return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[1])
+    """Radial order of coefficients (..., n)."""
+    return next(n for n in range(0, 42, 2) if ordering.n_coef(n) == coef.shape[-1])
 
 
 PROGRAMS: dict[str, type[Program]] = {one.name: one for one in (Ours, DropIn, Dipy, CsDmri)}

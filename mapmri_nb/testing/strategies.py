@@ -57,10 +57,10 @@ def unit(v: Array) -> Array:
     return v / np.linalg.norm(v, axis=1, keepdims=True)
 
 
-def random_rotation(rng: np.random.Generator) -> Array:
-    """A rotation (3, 3) of determinant +1."""
-    q = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    q[:, 2] *= np.linalg.det(q)
+def random_rotation(rng: np.random.Generator, count: int | None = None) -> Array:
+    """A rotation (3, 3) of determinant +1, or (count, 3, 3)."""
+    q = np.linalg.qr(rng.normal(size=(3, 3) if count is None else (count, 3, 3)))[0]
+    q[..., 2] *= np.linalg.det(q)[..., None]
     return q
 
 
