@@ -40,7 +40,7 @@ def given(name: str, value: Any) -> Given:
     Masked samples of a NumPy array become NaN. A TypeError names argument and type of anything that
     does not hold real numbers.
     """
-    affine = None
+    affine, kind = None, type(value).__name__
     if isinstance(value, str | PathLike):
         from .use import io
 
@@ -60,11 +60,11 @@ def given(name: str, value: Any) -> Given:
         try:
             value = np.asarray(value)
         except ValueError as error:  # rows of different lengths
-            raise TypeError(f"{name} must be an array of numbers: {error}") from None
+            raise TypeError(f"{name} must be an array of numbers, not a {kind}: {error}") from None
         dtype = value.dtype
     if dtype.kind not in ("iuf" if name == "data" else "biuf"):
         what = "; take the magnitude, or the real part of phase-corrected data"
-        text = f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
+        text = f"{name} must hold real numbers, not {dtype} (a {kind})"
         raise TypeError(text + what * (dtype.kind == "c"))
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
@@ -149,9 +149,7 @@ def aligned(
     places = []
     for n, a in ((data.shape[:3], image.affine), (shape, affine)):
         edges = np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()
-        places.append(
-            f"shape {tuple(n)}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}"
-        )
+        places.append(f"shape {n}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}")
     text = f"it lies elsewhere than the data ({places[0]}; {places[1]})"
     raise ValueError(f"{name}: {text}: resample it onto the data")
 
@@ -238,6 +236,8 @@ def take(
             raise ValueError(f"{text}, not {weight.shape}")
         if not per_sample:
             weight = np.ascontiguousarray(checked_weights(np.array(weight, np.float64))[None])
+            if not weight[0, gtab.b0s_mask].any():
+                raise ValueError("weights: they are 0 at every b0 volume, and a fit needs one")
     field = np.zeros((0, 3, 3))
     if grad_dev is not None:
         found = given("grad_dev", grad_dev)

@@ -17,7 +17,8 @@ Sidecars = File | Iterable[File] | None
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
 MOST_B = 1e6  # s/mm2: no scanner comes near it
-SHORTEST_PULSE, SHORTEST_PART = 1e-4, 1 / 200  # s, and of big_delta: no gradient pulse is shorter
+ROUNDED_B = -1.0  # s/mm2: between it and 0 a b-value is a rounded 0
+SHORTEST_PART = 1 / 200  # of big_delta: no gradient pulse is shorter
 SAME_DIRECTION = 1.0  # degrees between two readings of one table, both rounded text
 FRAMES = ("image", "voxel", "scanner")
 
@@ -72,6 +73,7 @@ class GradientTable:
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
             text = f"not an array of shape {self.bvals.shape}"
             raise ValueError(f"bvals must be a list of b-values, {text}")
+        self.bvals[(self.bvals > ROUNDED_B) & (self.bvals < 0)] = 0
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
         text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
         _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
@@ -93,11 +95,9 @@ class GradientTable:
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
-            text = (
-                f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs"
-            )
-            within = f"one (within {TAU_SPREAD:.0%})"
-            raise ValueError(f"{text} {within}: take the table apart with table[select]")
+            text = f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s"
+            text = f"{text}, one fit needs one (within {TAU_SPREAD:.0%})"
+            raise ValueError(f"{text}: take the table apart with table[select]")
         return mean
 
     def __len__(self) -> int:
@@ -308,11 +308,9 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
     missing = [name for name in ("big_delta", "small_delta") if given[name] is None]
     if given["tau"] is not None:
         tau = np.asarray(given["tau"])
-        _refuse("tau", tau, tau < SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
+        _refuse("tau", tau, tau < readers.SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
         if len(missing) < 2:
-            raise ValueError(
-                f"tau = {given['tau']} came with big_delta or small_delta: give one or the other"
-            )
+            raise ValueError(f"tau = {tau} came with big_delta or small_delta: give either one")
         return given
     if missing:
         raise ValueError(
@@ -321,10 +319,8 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
         )
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
-    text = (
-        f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then "
-    )
-    text += "it is"
-    text += f" {1000 * small.min():.6g} s: give both in seconds"
-    _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
+    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s?"
+    text = f"{text} Then it is {1000 * small.min():.6g} s: give both in seconds"
+    shortest = np.maximum(readers.SHORTEST_PULSE, SHORTEST_PART * big)
+    _refuse("small_delta", small, small < shortest, text)
     return given

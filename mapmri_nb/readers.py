@@ -149,8 +149,8 @@ def read_numbers(path: File) -> Array:
     rows = _rows(path)
     if not rows or len({len(row) for row in rows}) > 1:
         counts = [len(row) for row in rows]
-        more = f" ... ({len(counts)} lines)" if len(counts) > 8 else ""
-        raise ValueError(f"{path} is not a table: its lines hold {counts[:8]} numbers{more}")
+        held = f"{counts[:8]} numbers" + f" ... ({len(counts)} lines)" * (len(counts) > 8)
+        raise ValueError(f"{path} is not a table: its lines hold {held if rows else 'no numbers'}")
     return np.array(rows)
 
 
@@ -253,6 +253,8 @@ def directions(
         weighted = bvals > b0_threshold
     for i in np.flatnonzero(weighted & (length == 0)):
         text = f"bvecs[{i}] = [0.0, 0.0, 0.0] at b = {bvals[i]:g} has length 0, not 1"
+        if (length[weighted & (bvals <= bvals[i])] == 0).all():
+            raise ValueError(f"{text}: a b0 volume? Then give b0_threshold={bvals[i]:g}")
         raise ValueError(f"{text}: a trace or ADC volume? Leave it out (volumes=...)")
     expected = length
     if scaling == "refuse":
@@ -373,7 +375,7 @@ def _sidecar(path: File) -> dict[str, Array]:
             continue
         listed = value if isinstance(value, list) else [value]
         try:
-            array = np.array([np.nan if x in (None, "n/a") else x for x in listed], np.float64)
+            array = np.array([np.nan if x in (None, "n/a") else float(str(x)) for x in listed])
         except (TypeError, ValueError):
             raise ValueError(f"{path}: {key} must be numbers, not {str(value)[:60]}") from None
         if np.isnan(array).all() or array.ndim > 1:

@@ -14,6 +14,7 @@ from .kernels import tensor
 from .status import Status
 
 log = logging.getLogger(__name__)
+Array = NDArray[np.float64]
 
 LOW_B = 2100.0  # s/mm2, shells called 2000 jitter
 ATTENUATION = 1.5  # b D of the tensor that a threshold is judged by
@@ -51,18 +52,25 @@ def scale_threshold(gtab: GradientTable) -> float:
     return float(round(1.05 * shells[-1])) if shells else LOW_B
 
 
-def judge(status: NDArray[np.int64], mu_tensor: NDArray[np.float64], model: Any) -> None:
-    """Warn where a model's scale tensors are doubtful: status (V,), mu_tensor (V, 3) in mm."""
+def judge(
+    status: NDArray[np.int64], mu_tensor: Array, model: Any, noise: Array | None = None
+) -> None:
+    """Warn where a model's scale tensors, or sigma, are doubtful: status (V,), mu_tensor (V, 3) in
+    mm, noise (V,) is sigma / S0.
+    """
     options, gtab = model.options, model.gtab
     done = np.flatnonzero(status & int(Status.NO_FIT) == 0)
     if len(done) == 0:
         return
+    if noise is not None and np.median(noise[done]) > 1:
+        log.warning("sigma is above S0 in most voxels: is it in the units of the data?")
     floor = float((status[done] & int(Status.FLOOR) != 0).mean())
     if floor > MOST_FLOOR:
         log.warning(
-            "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold = %s is "
-            "too high for them, or b up to bval_threshold = %s determines too little",
-            100 * floor, options["eigenvalue_threshold"], options["bval_threshold"],
+            "%.0f %% of the voxels have an eigenvalue at the floor: eigenvalue_threshold (%s) "
+            "is too high for them, or b up to bval_threshold = %s determines too little",
+            100 * floor, options["eigenvalue_threshold"] or "a tenth of the mean",
+            options["bval_threshold"],
         )  # fmt: skip
     used = options["bval_threshold"] or math.inf
     rest, below = gtab.bvals > used, gtab.bvals <= used

@@ -303,7 +303,7 @@ def test_messages_stay_short_whatever_a_file_holds(tmp_path, content):
 
 
 def test_equality():
-    assert table() == table()
+    assert table() == table(bvals=changed(BVALS, 0, -1e-9))  # a rounded 0
     for other in (table()[1:], table(frame="scanner"), table(small_delta=0.01), "a table", None):
         assert table() != other
     assert len({table()[0:2], table()[0:2], table()}) == 2  # a table may be a key
@@ -335,7 +335,11 @@ def changed(array, where, value):
         ({"bvecs": BVECS[:, :2]}, r"bvecs of shape \(7, 2\)"),
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
         ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] .* 1010 has length 1\.02, n"),
-        ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
+        (
+            {"bvecs": changed(BVECS, 4, 0)},
+            r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1: a t",
+        ),
+        ({"b0_threshold": 1, "bvecs": changed(BVECS, 1, 0)}, "b0 volume.* give b0_threshold=5$"),
         # found by fuzz: NumPy warned as well
         ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),
         ({"big_delta": None}, "big_delta is missing"),
@@ -380,7 +384,7 @@ def test_broken_files(tmp_path):
         (b"0 5 1000", r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"),
         (b"0 b 1000", r"dwi\.bval is not a table of numbers: .*'b'"),
         (b"\x93NUMPY\xff\x00", r"dwi\.bval is not a table of numbers"),
-        (b"\n", r"dwi\.bval is not a table"),
+        (b"\n", r"dwi\.bval is not a table: its lines hold no numbers"),
         (b"1 0 0\n0 1\n0 0 1\n", r"lines hold \[3, 2, 3\] numbers"),
     ):
         bval.write_bytes(content)
@@ -417,6 +421,7 @@ def test_deltas_are_never_guessed(tmp_path, caplog):
         ('{"SmallDelta": 0.01}', "no pair of BigDelta"),
         ('{"BigDelta": 0.04, "LargeDelta": 0.05, "SmallDelta": 0.01}', "but LargeDelta = 0.05"),
         ('{"BigDelta": "long", "SmallDelta": 0.01}', "BigDelta must be numbers"),
+        ('{"BigDelta": true, "SmallDelta": 0.01}', "BigDelta must be numbers, not True"),
         ('{"BigDelta": 0.04,', r"dwi\.json is not a JSON sidecar"),
         ("[0.04, 0.01]", "holds a list, not names and values"),
         # microseconds: neither of the two

@@ -151,7 +151,7 @@ def test_damaged_files_are_named(tmp_path):
     refused(r"no such file.*none\.nii", io.load_dwi, gone, error=FileNotFoundError)
     refused("a folder, not an image", io.load_dwi, tmp_path, error=IsADirectoryError)
     path = image(tmp_path / "b0.nii", np.ones(SHAPE, np.float32))
-    refused(r"4 dimensions, this image has shape \(4, 3, 5\)", io.load_dwi, path)
+    refused(r"4 axes, not shape \(4, 3, 5\)", io.load_dwi, path)
 
 
 # Names
@@ -232,6 +232,7 @@ def test_index_maps_and_their_units(tmp_path):
     refused("units must be", io.write_maps, bad, "", two, AFFINE, units="nm")
     words = r"affine must have shape \(4, 4\), not \(3, 3\)"
     refused(words, io.write_maps, bad, "", two, np.eye(3))
+    refused("affine is not finite or is", io.write_maps, bad, "", two, np.zeros((4, 4)))
     assert not bad.exists()
 
 

@@ -245,7 +245,7 @@ def test_status_has_a_legend(saved, page):
         assert rows[str(kind)][1] == str(count)
     (lost,) = [row for row in rows.values() if "no fit" in row[3]]
     assert lost[1] == "1"
-    assert "no usable signal" in lost[3]
+    assert "no positive signal at b = 0" in lost[3]
 
 
 def test_command(saved, tmp_path, capsys, monkeypatch):

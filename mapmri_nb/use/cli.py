@@ -21,6 +21,8 @@ MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
     ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
     ("table[select]", "--volumes"),
+    ("or None", "or none"),
+    ("bvecs: ", "b-vectors: "),
     ("without force", "without --force"),
     ("(force ", "(--force "),
     ("(resume goes on, force ", "(--resume goes on, --force "),
@@ -135,7 +137,8 @@ SAVED: Options = (
 OUT: Options = (("--out", "(default: the fit's own folder)", FOLDER),)
 FIT: Options = (
     ("dwi", "4-D NIfTI series", _of(_path, "DWI")),
-    ("--mask", "3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)", FILE),
+    ("--mask", "3-D NIfTI, fitted where not 0; of more than two values, above 0.5 (default: where there "
+     "is signal at b = 0)", FILE),
     ("--out", "folder for the fit", FOLDER | {"required": True}),
     ("--radial-order", "even, 0 to 10 (default: 6)", _of(int, "N", default=6)),
     ("--basis", None, _among("anisotropic", "isotropic")),
@@ -166,7 +169,8 @@ FIT: Options = (
      "missing", FILE),
     ("--grad-dev", "gradient non-linearity, nine volumes as HCP's grad_dev", FILE),
     ("--bootstrap", "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 "
-     "(low, high) of each index; after the fit, with its coefficients in memory", _of(int, "N")),
+     "(low, high) of each index but those on request; after the fit, with its coefficients in "
+     "memory", _of(int, "N")),
     ("--posterior", "the same by the Gaussian posterior of the coefficients; not for --positivity",
      FLAG),
     ("--seed", "of --bootstrap (default: 0)", _of(int, "S")),
@@ -274,7 +278,8 @@ def _as_option(match: re.Match[str]) -> str:
 @cache
 def _options() -> list[argparse.Action]:
     subparsers = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return [action for name in ("fit", "odf") for action in subparsers.choices[name]._actions]
+    names = ("fit", "odf", "predict")
+    return [action for name in names for action in subparsers.choices[name]._actions]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -311,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.strerror}: {error.filename}"
-        log.error("error: %s", _spoken(text) or type(error).__name__)
+        log.error("error: %s", text or type(error).__name__)
         return 1
     finally:
         log.removeHandler(handler)

@@ -105,7 +105,7 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
     import numpy as np
 
     from .. import checks
-    from ..indices import select
+    from ..indices import INDICES, select
     from ..model import MapmriModel
     from . import io, stream, summary
 
@@ -119,6 +119,8 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
         if "grad_dev" in more:
             checks.field_frame(gtab.frame, image.affine)
         names = select(args.indices, args.basis)
+        if (args.bootstrap or args.posterior) and INDICES.keys().isdisjoint(names):
+            raise ValueError(f"--indices: error bars are of {', '.join(INDICES)}: name one of them")
         model = MapmriModel(gtab, **arguments(args, MapmriModel))
         if not more:  # loads or compiles the kernels
             stream.values(model, names, np.exp(-1e-3 * gtab.bvals)[None], threads=1)
