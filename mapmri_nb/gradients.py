@@ -187,6 +187,10 @@ class GradientTable:
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
             text = "gtab must be a GradientTable or have bvals and bvecs"
             raise ValueError(f"{text}, not a {type(table).__name__}")
+        B = np.zeros((0, 3, 3)) if getattr(table, "btens", None) is None else table.btens
+        for i in np.flatnonzero(np.linalg.norm(B, axis=(1, 2)) < 0.99 * np.trace(B, 0, 1, 2)):
+            text = f"gtab: the b-tensor of volume {i} is not linear (gradients along one line)"
+            raise ValueError(f"{text}, and MAP-MRI has no other signals: leave such volumes out")
         names = ("big_delta", "small_delta")
         big, small = (getattr(table, n, None) if tau is None else None for n in names)
         threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
@@ -214,10 +218,8 @@ def axes(affine: ArrayLike | None, source: str, target: str) -> Array:
     if _frame(source) == _frame(target):
         return np.eye(3)
     if affine is None:
-        raise ValueError(
-            f"affine is missing: between the frames {source!r} and {target!r} it is needed. "
-            "Fit a nibabel image or set fit.affine"
-        )
+        text = f"affine is missing: between the frames {source!r} and {target!r} it is needed"
+        raise ValueError(f"{text}. Fit a nibabel image or set fit.affine")
     linear = _floats("affine", affine)[:3, :3]
     if np.linalg.det(linear) == 0:
         raise ValueError(f"affine is singular: {linear.tolist()}")
@@ -313,10 +315,8 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
             raise ValueError(f"tau = {tau} came with big_delta or small_delta: give either one")
         return given
     if missing:
-        raise ValueError(
-            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no "
-            "units"
-        )
+        text = f"{missing[0]} is missing: without both deltas (in seconds), or tau,"
+        raise ValueError(f"{text} indices have no units")
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
     text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s?"

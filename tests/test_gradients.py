@@ -444,6 +444,11 @@ def test_of_anything_like_a_table():
     like.b0_threshold = 2
     assert GradientTable.of(like, tau=0.025).tau == 0.025
     assert GradientTable.of(like, tau=0.025).b0s_mask.sum() == 1
+    like.btens = np.einsum("v,vi,vj->vij", BVALS, BVECS, BVECS)
+    assert GradientTable.of(like, tau=0.025).bvals[5] == BVALS[5]
+    like.btens[5] = np.eye(3) * BVALS[5] / 3
+    refused("the b-tensor of volume 5 is not linear", GradientTable.of, like, tau=0.025)
+    like.btens = None
     refused("big_delta is missing", GradientTable.of, like)
     refused("not a list", GradientTable.of, [1, 2])
 

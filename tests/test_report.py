@@ -522,6 +522,9 @@ def test_methods_name_what_was_done_and_no_more():
     assert "generalised cross-validation" in text
     assert "craven1978" in bibtex
     assert "among 0.1, 1" in references.methods(mapl | {"laplacian": [0.1, 1.0]})[0]
+    static = {"static_diffusivity": 7e-4, "bval_threshold": None}
+    text, _ = references.methods(mapl | static)
+    assert "tensor was estimated from all volumes. The scale of the basis was that of a" in text
     entries = references.bibtex()
     assert entries.count("@article") == len(references.REFERENCES)
     assert entries.count("{") == entries.count("}")

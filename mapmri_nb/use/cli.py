@@ -100,7 +100,7 @@ def _among(*words: str, **more: Any) -> dict[str, Any]:
     return {"choices": words, "default": words[0], **more}
 
 
-Options = tuple[tuple[str, str | None, dict[str, Any]], ...]  # name, help, and how it is read
+Options = tuple[tuple[str, str, dict[str, Any]], ...]  # name, help, and how it is read
 
 QUIET: Options = (
     ("--quiet", "warnings and errors only", FLAG),
@@ -137,13 +137,16 @@ SAVED: Options = (
 OUT: Options = (("--out", "(default: the fit's own folder)", FOLDER),)
 FIT: Options = (
     ("dwi", "4-D NIfTI series", _of(_path, "DWI")),
-    ("--mask", "3-D NIfTI, fitted where not 0; of more than two values, above 0.5 (default: where there "
-     "is signal at b = 0)", FILE),
+    ("--mask", "3-D NIfTI, fitted where not 0, or above 0.5 if it has more than two values "
+     "(default: where there is signal at b = 0)", FILE),
     ("--out", "folder for the fit", FOLDER | {"required": True}),
     ("--radial-order", "even, 0 to 10 (default: 6)", _of(int, "N", default=6)),
-    ("--basis", None, _among("anisotropic", "isotropic")),
-    ("--laplacian", "(default: 0.2)", _of(_weights, "none|gcv|W|W,W,...", default=0.2)),
-    ("--positivity", "(default: none)", _among("none", "grid", "global")),
+    ("--basis", "one scale for each axis of the tensor (default) or one for all directions",
+     _among("anisotropic", "isotropic")),
+    ("--laplacian", "weight of the Laplacian penalty, 1/mm; gcv or a list: the best of each voxel "
+     "(default: 0.2)", _of(_weights, "none|gcv|W|W,W,...", default=0.2)),
+    ("--positivity", "propagator >= 0 on a grid (grid) or everywhere (global) (default: none)",
+     _among("none", "grid", "global")),
     ("--solver", "for --positivity (default: auto)", _among("auto", "osqp")),
     ("--zeros", "what samples of exactly 0 beside positive ones are (default: missing)",
      _of(_zeros, "missing|data", dest="zero_is_missing", default=True)),
