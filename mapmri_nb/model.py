@@ -68,7 +68,8 @@ class MapmriModel:
         [Koay & Basser 2006], sigma must be given.
     coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
     preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
-        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
+        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, scale="tensor", no noise. It
+        replaces the defaults of these, also where they are passed; other values are an error.
     zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
         outside the field of view before resampling); False takes it as a measured 0.
 

@@ -207,8 +207,9 @@ def test_maps_on_request_and_summary(tmp_path):
     assert lines[:2] == [["rtop", "mm^-3", "mask"], ["rtop", "mm^-3", "7"]]
     assert ["md", "um^2/s", "7"] in lines
     assert len(lines) == 6
-    save(path, labels + np.float32(0.5), like.affine)
-    assert command(*more) == 1
+    for bad in (labels + np.float32(0.5), 0 * labels, labels[..., None].repeat(2, -1)):
+        save(path, bad, like.affine)
+        assert command(*more) == 1
 
 
 def test_peaks_for_dipy(tmp_path):

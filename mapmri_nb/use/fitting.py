@@ -147,7 +147,7 @@ def _report(status: Any, seconds: float, out: Path) -> None:
     """Say how many voxels (V,) were fitted, and how; a ValueError where none was."""
     from ..status import Status, in_words
 
-    text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
+    text = f"{len(status)} voxel{'s' * (len(status) != 1)} in {seconds:.1f} s; {in_words(status)}"
     if len(status) and ((status & Status.NO_FIT) != 0).all():
         raise ValueError(f"{text}. Their status is in {out}")
     log.info("%s; results in %s", text, out)
