@@ -165,7 +165,7 @@ def negative(count: int, voxels: int, gtab: GradientTable) -> None:
     """Warn where many samples of the voxels with signal are negative, which no magnitude is."""
     if (share := count / max(voxels * len(gtab), 1)) > MOST_NEGATIVE:
         log.warning(
-            "%.2g %% of the samples are negative, which no magnitude is (ringing of an "
+            "%.3g %% of the samples are negative, which no magnitude is (ringing of an "
             "interpolation, a bias taken off?): they count as they are, and a model of the noise "
             "leaves them out",
             100 * share,
@@ -184,12 +184,11 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
     top, low = (part[mark].mean() for mark in (q > 0.95 * np.nanmax(q), q < 1.05 * np.nanmin(q)))
     if top > PILED_UP and top > 3 * low:
         log.warning(
-            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak "
+            "%.3g %% of the samples of the top shell are exactly 0, %.3g %% of the lowest: weak "
             "signals that were clipped? As missing samples they bias the fit; "
             "zero_is_missing=False takes them as data",
-            100 * top,
-            100 * low,
-        )
+            100 * top, 100 * low,
+        )  # fmt: skip
 
 
 def in_sense(name: str, value: float, low: float, high: float, unit: str, hint: str) -> None:

@@ -256,9 +256,8 @@ def same_directions(
     """
     b, other = table["bvals"], scanner["bvals"]
     lengths = [np.linalg.norm(entries["bvecs"], axis=1) for entries in (table, scanner)]
-    if len(b) != len(other) or not any(
-        np.allclose(x, other, rtol=0.1, atol=50) for x in (b, b * np.nan_to_num(lengths[0]) ** 2)
-    ):
+    readings = b, b * np.nan_to_num(lengths[0]) ** 2
+    if len(b) != len(other) or not any(np.allclose(x, other, 0.1, 50) for x in readings):
         return dict.fromkeys(FRAMES, np.inf)
     use = (b > 50) & (other > 50)
     use &= (np.nan_to_num(lengths[0]) > 0) & (np.nan_to_num(lengths[1]) > 0)

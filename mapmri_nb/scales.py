@@ -21,6 +21,7 @@ ATTENUATION = 1.5  # b D of the tensor that a threshold is judged by
 THIN_SPREAD = 2.0  # of `tensor_spread`: the tensor's elements scatter by 10 % at an SNR of 20
 MOST_FLOOR = 0.1  # of the voxels at the floor, without a warning
 LITTLE_DECAY = 0.5  # b D below which a tensor is hardly determined
+WATER = 2e-5, 4e-3  # mm2/s: mean diffusivities of tissue, fixed ones too; free water has 3e-3
 
 
 def tensor_spread(gtab: GradientTable, threshold: float | None) -> float:
@@ -76,6 +77,9 @@ def judge(
     rest, below = gtab.bvals > used, gtab.bvals <= used
     some = mu_tensor[done[:: 1 + len(done) // 1000]]
     md = float(np.median((some**2).mean(1))) / (2.0 * gtab.tau)
+    if not WATER[0] < md < WATER[1]:
+        text = "the median mean diffusivity is %.2g mm2/s, and free water has 3e-3: is b in s/mm2?"
+        log.warning(text, md)
     if rest.any() and md * gtab.bvals[below].max() < LITTLE_DECAY:
         log.warning(
             "the median mean diffusivity is %.2g mm2/s, as in fixed tissue: b <= %s hardly "

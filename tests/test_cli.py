@@ -98,6 +98,11 @@ def slow(y, b):
     return 1000 * np.exp(-5e-5 * b) + 0 * y
 
 
+def free(y, b):
+    """What no water does: b is too small by a factor."""
+    return 1000 * np.exp(-6e-3 * b) + 0 * y
+
+
 def ringing(y, b):
     """2 % of negative samples."""
     return np.where(np.arange(len(b)) % 50 == 7, -5.0, y)
@@ -113,7 +118,8 @@ WARNINGS = [
     (None, "--eigenvalue-threshold 7e-4", "% of the voxels have an eigenvalue at the floor"),
     (None, "--noise rician --sigma 1e6", "sigma is above S0 in most voxels"),
     (slow, "--bval-threshold 2100", "as in fixed tissue"),
-    (ringing, "", "2 % of the samples are negative"),
+    (free, "", "free water has 3e-3: is b in s/mm2?"),
+    (ringing, "", "1.96 % of the samples are negative"),
     (rising, "", "12 voxels have an index outside its range"),
 ]
 

@@ -22,7 +22,7 @@ WORDS = (  # of the library, where no argument is named; and their words here
     ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
     ("table[select]", "--volumes"),
     ("or None", "or none"),
-    ("bvecs: ", "b-vectors: "),
+    ("bvecs: their", "b-vectors: their"),
     ("without force", "without --force"),
     ("(force ", "(--force "),
     ("(resume goes on, force ", "(--resume goes on, --force "),
@@ -250,10 +250,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _spoken(text: str) -> str:
     """A message of the library in the words of the command line, one line, 300 characters."""
-    options = sorted(
-        {option for action in _options() for option in action.option_strings}, key=len, reverse=True
-    )
-    for option in options:
+    found = {option for action in _options() for option in action.option_strings}
+    for option in sorted(found, key=len, reverse=True):
         name = option.removeprefix("--").replace("-", "_")
         alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
         alone = r"(?= must\b)" if name == "s" else alone
