@@ -550,11 +550,12 @@ def test_no_signal_anywhere(brain, tmp_path, capsys, value):
     assert not (tmp_path / "o").exists()
 
 
-def test_output_that_cannot_be_made(brain, tmp_path, capsys):
+def test_output_that_cannot_be_made(brain, tmp_path, capsys, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
-    for out in (file, file / "o"):
-        fails(capsys, ["fit", brain, "--out", out, "--radial-order 2"], "file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for out in (file, file / "o", "~/file"):
+        fails(capsys, ["fit", brain, "--out", out, "--radial-order 2"], file)
 
 
 @pytest.mark.parametrize("name", ["indices", "odf", "report"])

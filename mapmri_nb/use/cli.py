@@ -41,10 +41,10 @@ WORDS = (  # of the library, where no argument is named; and their words here
 
 
 def _path(text: str) -> Path:
-    """A path; "" would mean the current folder, and mostly is a shell variable never set."""
+    """A path, ~ at home; "" would mean the current folder, and mostly is a variable never set."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # --out=~/x: no shell does it
 
 
 def _number(text: str) -> float | str | None:
