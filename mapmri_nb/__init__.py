@@ -16,7 +16,7 @@ from .indices import INDICES
 from .model import MapmriModel
 from .status import Status
 
-# Rooms that load when first named: name here, module.
+# Modules that load on first use: their names here, and below this package.
 _ROOMS = {"dipy": "dipy"}
 for _name in ["cli", "directions", "distributed", "io", "plot", "report", "stream", "uncertainty"]:
     _ROOMS[_name] = f"use.{_name}"

@@ -40,7 +40,7 @@ def given(name: str, value: Any) -> Given:
     Masked samples of a NumPy array become NaN. A TypeError names argument and type of anything that
     does not hold real numbers.
     """
-    affine = None
+    affine, kind = None, type(value).__name__
     if isinstance(value, str | PathLike):
         from .use import io
 
@@ -60,11 +60,11 @@ def given(name: str, value: Any) -> Given:
         try:
             value = np.asarray(value)
         except ValueError as error:  # rows of different lengths
-            raise TypeError(f"{name} must be an array of numbers: {error}") from None
+            raise TypeError(f"{name} must be an array of numbers, not a {kind}: {error}") from None
         dtype = value.dtype
     if dtype.kind not in ("iuf" if name == "data" else "biuf"):
         what = "; take the magnitude, or the real part of phase-corrected data"
-        text = f"{name} must hold real numbers, not {dtype} (a {type(value).__name__})"
+        text = f"{name} must hold real numbers, not {dtype} (a {kind})"
         raise TypeError(text + what * (dtype.kind == "c"))
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
@@ -149,9 +149,7 @@ def aligned(
     places = []
     for n, a in ((data.shape[:3], image.affine), (shape, affine)):
         edges = np.linalg.norm(a[:3, :3], axis=0).round(3).tolist()
-        places.append(
-            f"shape {tuple(n)}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}"
-        )
+        places.append(f"shape {n}, voxels of {edges} mm, origin {a[:3, 3].round(2).tolist()}")
     text = f"it lies elsewhere than the data ({places[0]}; {places[1]})"
     raise ValueError(f"{name}: {text}: resample it onto the data")
 
@@ -167,7 +165,7 @@ def negative(count: int, voxels: int, gtab: GradientTable) -> None:
     """Warn where many samples of the voxels with signal are negative, which no magnitude is."""
     if (share := count / max(voxels * len(gtab), 1)) > MOST_NEGATIVE:
         log.warning(
-            "%.2g %% of the samples are negative, which no magnitude is (ringing of an "
+            "%.3g %% of the samples are negative, which no magnitude is (ringing of an "
             "interpolation, a bias taken off?): they count as they are, and a model of the noise "
             "leaves them out",
             100 * share,
@@ -186,12 +184,11 @@ def piled_up(zeros: NDArray[np.int64], voxels: int, gtab: GradientTable) -> None
     top, low = (part[mark].mean() for mark in (q > 0.95 * np.nanmax(q), q < 1.05 * np.nanmin(q)))
     if top > PILED_UP and top > 3 * low:
         log.warning(
-            "%.2g %% of the samples of the top shell are exactly 0, %.2g %% of the lowest: weak "
+            "%.3g %% of the samples of the top shell are exactly 0, %.3g %% of the lowest: weak "
             "signals that were clipped? As missing samples they bias the fit; "
             "zero_is_missing=False takes them as data",
-            100 * top,
-            100 * low,
-        )
+            100 * top, 100 * low,
+        )  # fmt: skip
 
 
 def in_sense(name: str, value: float, low: float, high: float, unit: str, hint: str) -> None:
@@ -238,6 +235,8 @@ def take(
             raise ValueError(f"{text}, not {weight.shape}")
         if not per_sample:
             weight = np.ascontiguousarray(checked_weights(np.array(weight, np.float64))[None])
+            if not weight[0, gtab.b0s_mask].any():
+                raise ValueError("weights: they are 0 at every b0 volume, and a fit needs one")
     field = np.zeros((0, 3, 3))
     if grad_dev is not None:
         found = given("grad_dev", grad_dev)

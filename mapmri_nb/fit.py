@@ -419,7 +419,7 @@ class MapmriFit:
         out = np.ascontiguousarray(out * scale[..., None])
         if noisy:
             if "sigma" not in self._rows:
-                raise ValueError("noisy=True needs a fit with noise='rician' or 'denoised'")
+                raise ValueError("noisy: the fit needs noise='rician' or noise='denoised'")
             sigma, coils = np.ascontiguousarray(self._rows["sigma"]), int(self.options["coils"])
             call = partial(noise.expected_rows, out, sigma, coils, out)
             spread(call, len(out), PIECE, n_threads(None))

@@ -17,7 +17,8 @@ Sidecars = File | Iterable[File] | None
 TAU_SPREAD = 0.05  # one fit needs one diffusion time: largest (max - min) / mean of tau
 SHELL_GAP = 0.02  # relative gap in |q| that separates two shells
 MOST_B = 1e6  # s/mm2: no scanner comes near it
-SHORTEST_PULSE, SHORTEST_PART = 1e-4, 1 / 200  # s, and of big_delta: no gradient pulse is shorter
+ROUNDED_B = -1.0  # s/mm2: between it and 0 a b-value is a rounded 0
+SHORTEST_PART = 1 / 200  # of big_delta: no gradient pulse is shorter
 SAME_DIRECTION = 1.0  # degrees between two readings of one table, both rounded text
 FRAMES = ("image", "voxel", "scanner")
 
@@ -72,6 +73,7 @@ class GradientTable:
         if self.bvals.ndim != 1 or len(self.bvals) == 0:
             text = f"not an array of shape {self.bvals.shape}"
             raise ValueError(f"bvals must be a list of b-values, {text}")
+        self.bvals[(self.bvals > ROUNDED_B) & (self.bvals < 0)] = 0
         _refuse("bvals", self.bvals, self.bvals < 0, "is negative")
         text = "s/mm2 is out of any sense. In s/m2? Then divide bvals by 1e6"
         _refuse("bvals", self.bvals, self.bvals > MOST_B, text)
@@ -93,11 +95,9 @@ class GradientTable:
         low, high = float(self.taus.min()), float(self.taus.max())
         mean = low if low == high else float(self.taus.mean())
         if high - low > TAU_SPREAD * mean:
-            text = (
-                f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s, one fit needs"
-            )
-            within = f"one (within {TAU_SPREAD:.0%})"
-            raise ValueError(f"{text} {within}: take the table apart with table[select]")
+            text = f"big_delta and small_delta give tau from {low:.4g} to {high:.4g} s"
+            text = f"{text}, one fit needs one (within {TAU_SPREAD:.0%})"
+            raise ValueError(f"{text}: take the table apart with table[select]")
         return mean
 
     def __len__(self) -> int:
@@ -187,6 +187,10 @@ class GradientTable:
         if not (hasattr(table, "bvals") and hasattr(table, "bvecs")):
             text = "gtab must be a GradientTable or have bvals and bvecs"
             raise ValueError(f"{text}, not a {type(table).__name__}")
+        B = np.zeros((0, 3, 3)) if getattr(table, "btens", None) is None else table.btens
+        for i in np.flatnonzero(np.linalg.norm(B, axis=(1, 2)) < 0.99 * np.trace(B, 0, 1, 2)):
+            text = f"gtab: the b-tensor of volume {i} is not linear (gradients along one line)"
+            raise ValueError(f"{text}, and MAP-MRI has no other signals: leave such volumes out")
         names = ("big_delta", "small_delta")
         big, small = (getattr(table, n, None) if tau is None else None for n in names)
         threshold, frame = getattr(table, "b0_threshold", 50), getattr(table, "frame", "voxel")
@@ -214,10 +218,8 @@ def axes(affine: ArrayLike | None, source: str, target: str) -> Array:
     if _frame(source) == _frame(target):
         return np.eye(3)
     if affine is None:
-        raise ValueError(
-            f"affine is missing: between the frames {source!r} and {target!r} it is needed. "
-            "Fit a nibabel image or set fit.affine"
-        )
+        text = f"affine is missing: between the frames {source!r} and {target!r} it is needed"
+        raise ValueError(f"{text}. Fit a nibabel image or set fit.affine")
     linear = _floats("affine", affine)[:3, :3]
     if np.linalg.det(linear) == 0:
         raise ValueError(f"affine is singular: {linear.tolist()}")
@@ -254,9 +256,8 @@ def same_directions(
     """
     b, other = table["bvals"], scanner["bvals"]
     lengths = [np.linalg.norm(entries["bvecs"], axis=1) for entries in (table, scanner)]
-    if len(b) != len(other) or not any(
-        np.allclose(x, other, rtol=0.1, atol=50) for x in (b, b * np.nan_to_num(lengths[0]) ** 2)
-    ):
+    readings = b, b * np.nan_to_num(lengths[0]) ** 2
+    if len(b) != len(other) or not any(np.allclose(x, other, 0.1, 50) for x in readings):
         return dict.fromkeys(FRAMES, np.inf)
     use = (b > 50) & (other > 50)
     use &= (np.nan_to_num(lengths[0]) > 0) & (np.nan_to_num(lengths[1]) > 0)
@@ -308,23 +309,17 @@ def _timing(b0s_mask: NDArray[np.bool_], **given: Any) -> dict[str, Any]:
     missing = [name for name in ("big_delta", "small_delta") if given[name] is None]
     if given["tau"] is not None:
         tau = np.asarray(given["tau"])
-        _refuse("tau", tau, tau < SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
+        _refuse("tau", tau, tau < readers.SHORTEST_PULSE, "s is below 0.1 ms: times are in seconds")
         if len(missing) < 2:
-            raise ValueError(
-                f"tau = {given['tau']} came with big_delta or small_delta: give one or the other"
-            )
+            raise ValueError(f"tau = {tau} came with big_delta or small_delta: give either one")
         return given
     if missing:
-        raise ValueError(
-            f"{missing[0]} is missing: without both deltas (in seconds), or tau, indices have no "
-            "units"
-        )
+        text = f"{missing[0]} is missing: without both deltas (in seconds), or tau,"
+        raise ValueError(f"{text} indices have no units")
     big, small = np.broadcast_arrays(given["big_delta"], given["small_delta"])
     _refuse("small_delta", small, small > big, f"is longer than big_delta = {big.min():.6g}")
-    text = (
-        f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s? Then "
-    )
-    text += "it is"
-    text += f" {1000 * small.min():.6g} s: give both in seconds"
-    _refuse("small_delta", small, small < np.maximum(SHORTEST_PULSE, SHORTEST_PART * big), text)
+    text = f"s is no pulse beside big_delta = {big.min():.6g} s. In ms where the other is in s?"
+    text = f"{text} Then it is {1000 * small.min():.6g} s: give both in seconds"
+    shortest = np.maximum(readers.SHORTEST_PULSE, SHORTEST_PART * big)
+    _refuse("small_delta", small, small < shortest, text)
     return given

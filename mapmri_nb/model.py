@@ -68,7 +68,8 @@ class MapmriModel:
         [Koay & Basser 2006], sigma must be given.
     coils : of an image that is the root of a sum of squares (noncentral chi); 1 is Rician.
     preset : "paper" for the published method: laplacian_of="signal", S0="free" ("b0" with
-        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, no noise.
+        positivity), bval_threshold=2100, eigenvalue_threshold=1e-4, scale="tensor", no noise. It
+        replaces the defaults of these, also where they are passed; other values are an error.
     zero_is_missing : a sample that is exactly 0 in a voxel with signal is a missing one (it lay
         outside the field of view before resampling); False takes it as a measured 0.
 
@@ -156,21 +157,26 @@ class MapmriModel:
             text = f"at least one b0 volume (b <= b0_threshold = {limit})"
             raise ValueError(f"gtab: fitting needs {text}; the smallest b is {b.min():g} s/mm2")
         if b.max() <= max(limit, checks.LEAST_B):
-            text = f"its largest b is {b.max():g} s/mm2 (b0_threshold is {limit:g}). In ms/um2 that"
-            text = f"{text} is {1000 * b.max():g} s/mm2: give b in s/mm2"
+            text = f"its largest b is {b.max():g} s/mm2 (b0_threshold is {limit:g})"
+            if 0 < b.max() <= checks.LEAST_B:
+                text = f"{text}. In ms/um2 that is {1000 * b.max():g} s/mm2: give b in s/mm2"
             raise ValueError(f"gtab has no weighted volume: {text}")
-        use = np.ones(len(b), bool) if bval_threshold is None else b <= bval_threshold
+        top = float(b.max()) if bval_threshold is None else bval_threshold
+        use = b <= top
         design = tensor.design_matrix(b[use], self.gtab.bvecs[use]) / max(b.max(), 1.0)
         design = np.column_stack([design, np.ones(use.sum())])
         if np.linalg.matrix_rank(design) < 7:
-            text = f"the {use.sum()} volumes with b <= {bval_threshold} do not determine a tensor"
+            if use.all():
+                text = f"its {len(b)} volumes do not determine a tensor"
+                raise ValueError(f"gtab: {text}: it takes six directions spread over the sphere")
+            text = f"the {use.sum()} volumes with b <= {top} do not determine a tensor"
             raise ValueError(f"bval_threshold: {text}; pass bval_threshold=None or a larger one")
-        log.info("scale tensor from %d of %d volumes (b <= %s)", use.sum(), len(b), bval_threshold)
-        if (spread := scales.tensor_spread(self.gtab, bval_threshold)) > scales.THIN_SPREAD:
+        log.info("scale tensor from %d of %d volumes (b <= %g)", use.sum(), len(b), top)
+        if (spread := scales.tensor_spread(self.gtab, top)) > scales.THIN_SPREAD:
+            more = "" if use.all() else "; a larger bval_threshold (or None) takes more volumes"
             log.warning(
                 "scale tensor from %d volumes with b <= %s: thin, its elements scatter by %.0f %% "
-                "at an SNR of 20; a larger bval_threshold (or None) takes more volumes",
-                use.sum(), bval_threshold, 5 * spread,
+                "at an SNR of 20%s", use.sum(), top, 5 * spread, more,
             )  # fmt: skip
         return use
 
@@ -334,7 +340,8 @@ class MapmriModel:
             del named["sigma"]
         fit = MapmriFit(named, inside, self.options, self.gtab, taken.affine)
         if scale is None and not quiet:
-            scales.judge(fit.status, fit.mu_tensor, self)
+            ratio = None if fit.sigma is None else fit.sigma / fit.S0
+            scales.judge(fit.status, fit.mu_tensor, self, ratio)
         return fit
 
     def judge_samples(self, zeros: Any, negative: int, voxels: int) -> None:

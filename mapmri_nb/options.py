@@ -15,7 +15,7 @@ from .kernels._jit import n_threads
 from .kernels.noise import MOST_COILS
 from .kernels.ordering import MAX_ORDER
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
+CHOICES: dict[str, tuple[str | bool | None, ...]] = {
     "basis": ("anisotropic", "isotropic"),
     "positivity": (None, "grid", "global"),
     "solver": ("auto", "osqp"),
@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "scale": ("data", "tensor"),
     "noise": (None, "rician", "denoised"),
     "preset": (None, "paper"),
+    "zero_is_missing": (True, False),
 }
 # option: by default, and by the published method (S0: "b0" with positivity)
 PAPER: dict[str, tuple[Any, Any]] = {
@@ -47,9 +48,7 @@ def checked(given: dict[str, Any], gtab: GradientTable) -> dict[str, Any]:
     order, coils = given["radial_order"], given["coils"]
     weight = given["laplacian"]
     if not (is_whole(order) and order % 2 == 0 and 0 <= order <= MAX_ORDER):
-        raise ValueError(
-            f"radial_order must be an even number from 0 to {MAX_ORDER}, not {order!r}"
-        )
+        raise ValueError(f"radial_order must be an even number, 0 to {MAX_ORDER}, not {order!r}")
     if not (is_whole(coils) and 1 <= coils <= MOST_COILS):
         raise ValueError(f"coils must be a whole number from 1 to {MOST_COILS}, not {coils!r}")
     if coils != 1 and given["noise"] is None:
@@ -100,7 +99,7 @@ def laplacian_weights(laplacian: Any) -> NDArray[np.float64]:
     if isinstance(laplacian, bool | str) or weights.ndim != 1 or weights.size == 0:
         raise ValueError(f"{text}, not {laplacian!r}")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"laplacian: weights must be finite and >= 0, in 1/mm, not {laplacian!r}")
+        raise ValueError(f"laplacian must be finite and >= 0, in 1/mm, not {laplacian!r}")
     largest = float(weights.max())
     hint = f"Was it in 1/m? Then it is {largest / 1000:g} 1/mm: give that"
     checks.in_sense("laplacian", largest, 0.0, checks.MOST_WEIGHT, "1/mm", hint)
@@ -116,7 +115,7 @@ def is_whole(value: Any) -> bool:
 def thread_count(threads: Any) -> int:
     """Threads to use where a caller asks for a number, or None."""
     if threads is not None and not (is_whole(threads) and threads >= 1):
-        raise ValueError(f"threads must be a positive integer or None, not {threads!r}")
+        raise ValueError(f"threads must be a positive whole number, not {threads!r}")
     return n_threads(threads)
 
 

@@ -50,10 +50,8 @@ def mrtrix(path: File) -> dict[str, Any]:
     if (n := table.shape[1]) != 4:
         raise ValueError(f"{path}: an MRtrix table has 4 columns (x y z b), this one {n}")
     if table[:, 0].max() > 2 and np.abs(table[:, 3]).max() <= 1 + LENGTH_TOLERANCE:
-        raise ValueError(
-            f"{path}: b is in the first column, as in DSI Studio's b_table, whose directions run "
-            "along voxel axes: write a bval and a bvec file of it"
-        )
+        text = f"{path}: b is in the first column, as in DSI Studio's b_table, whose directions run"
+        raise ValueError(f"{text} along voxel axes: write a bval and a bvec file of it")
     return {"bvals": table[:, 3], "bvecs": table[:, :3], "frame": "scanner"}
 
 
@@ -149,8 +147,8 @@ def read_numbers(path: File) -> Array:
     rows = _rows(path)
     if not rows or len({len(row) for row in rows}) > 1:
         counts = [len(row) for row in rows]
-        more = f" ... ({len(counts)} lines)" if len(counts) > 8 else ""
-        raise ValueError(f"{path} is not a table: its lines hold {counts[:8]} numbers{more}")
+        held = f"{counts[:8]} numbers" + f" ... ({len(counts)} lines)" * (len(counts) > 8)
+        raise ValueError(f"{path} is not a table: its lines hold {held if rows else 'no numbers'}")
     return np.array(rows)
 
 
@@ -253,6 +251,8 @@ def directions(
         weighted = bvals > b0_threshold
     for i in np.flatnonzero(weighted & (length == 0)):
         text = f"bvecs[{i}] = [0.0, 0.0, 0.0] at b = {bvals[i]:g} has length 0, not 1"
+        if (length[weighted & (bvals <= bvals[i])] == 0).all():
+            raise ValueError(f"{text}: a b0 volume? Then give b0_threshold={bvals[i]:g}")
         raise ValueError(f"{text}: a trace or ADC volume? Leave it out (volumes=...)")
     expected = length
     if scaling == "refuse":
@@ -329,10 +329,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
     none_given = not {"big_delta", "small_delta"} & given.keys()
     if none_given and len(found) < 2:
         missing = "small_delta" if "big_delta" in found else "big_delta"
-        raise ValueError(
-            f"{files[-1]}: no pair of BigDelta (or LargeDelta) and SmallDelta; without {missing} "
-            "(in seconds), or tau, indices have no units"
-        )
+        text = f"{files[-1]}: no pair of BigDelta (or LargeDelta) and SmallDelta; without {missing}"
+        raise ValueError(f"{text} (in seconds), or tau, indices have no units")
     # Delta alone tells seconds from milliseconds: it is never as long as 1 s nor as short as 1 ms;
     # delta can be either, but is never longer than Delta.
     if "big_delta" in found:
@@ -342,10 +340,8 @@ def deltas(json: File | Iterable[File] | None, given: Mapping[str, Any]) -> dict
         small = np.nanmax(found["small_delta"]) if found else 0.0
         per_second = 1000.0 if small > max(longest, 1000 * SHORTEST_PULSE) else 1.0
     if (most := max((np.nanmax(value) for value in found.values()), default=0)) > 1000:
-        raise ValueError(
-            f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is "
-            f"{most / 1e6:g} s: give big_delta and small_delta in seconds"
-        )
+        text = f"{files[-1]}: a time of {most:g} is neither in s nor in ms. In us? Then it is"
+        raise ValueError(f"{text} {most / 1e6:g} s: give big_delta and small_delta in seconds")
     found = {name: value / per_second for name, value in found.items()}
     text = ", ".join(f"{name} {_span(value)} s" for name, value in found.items())
     log.info("%s: %s, read as %s", files[-1], text, "ms" if per_second > 1 else "s")
@@ -373,7 +369,7 @@ def _sidecar(path: File) -> dict[str, Array]:
             continue
         listed = value if isinstance(value, list) else [value]
         try:
-            array = np.array([np.nan if x in (None, "n/a") else x for x in listed], np.float64)
+            array = np.array([np.nan if x in (None, "n/a") else float(str(x)) for x in listed])
         except (TypeError, ValueError):
             raise ValueError(f"{path}: {key} must be numbers, not {str(value)[:60]}") from None
         if np.isnan(array).all() or array.ndim > 1:

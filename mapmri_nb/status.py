@@ -42,7 +42,7 @@ MEANING = {
     "|E| above 1 beyond noise",
     Status.OUTSIDE: "outside the mask",
     Status.UNSETTLED: "the correction of the noise floor did not settle",
-    Status.NO_SIGNAL: "no fit: no usable signal",
+    Status.NO_SIGNAL: "no fit: no positive signal at b = 0",
     Status.TOO_FEW: "no fit: too few valid samples",
     Status.NOT_DEFINITE: "no fit: normal equations not positive definite",
     Status.NO_ORIGIN: "no fit: E(0) not positive before normalisation",

@@ -25,7 +25,7 @@ def command(*words):
 
 
 def fails(capsys, words, *expected, code=1):
-    """The command ends with this code, one line that names the cause, and no traceback."""
+    """The command ends with this code, one line that names the cause (returned), and no traceback."""
     capsys.readouterr()
     assert command(*words) == code
     err = capsys.readouterr().err
@@ -34,6 +34,7 @@ def fails(capsys, words, *expected, code=1):
     assert len(lines) == 1, err
     for word in expected:
         assert str(word).lower() in lines[0].lower(), lines[0]
+    return lines[0]
 
 
 def refused(words, call, *given, error=ValueError, **named):

@@ -271,7 +271,8 @@ def test_zeros_that_pile_up_are_warned_of(gtab, model, data, caplog):
     [
         (1e-3, {}, r"no weighted volume: its largest b is 3 .*In ms/um2 that is 3000 s/mm2"),
         (1e-3, {"b0_threshold": 0}, r"no weighted volume: its largest b is 3 "),
-        (0, {}, r"no weighted volume: its largest b is 0 "),
+        (0, {}, r"no weighted volume: its largest b is 0 s/mm2 \(b0_threshold is 50\)$"),
+        (1, {"b0_threshold": 1e4}, r"largest b is 3000 s/mm2 \(b0_threshold is 10000\)$"),
         (1e6, {}, r"bvals\[\d+\] = 1e\+09 s/mm2 is out of any sense. In s/m2\? Then divide .* 1e6"),
     ],
 )
@@ -311,7 +312,7 @@ def test_counts_in_words():
     )
     status = np.array([0, 0, Status.NO_SIGNAL, Status.DROPPED | Status.TOO_FEW, Status.TOO_FEW])
     assert in_words(status) == (
-        "2 voxels fitted, 3 voxels not: 1 no usable signal, 2 too few valid samples"
+        "2 voxels fitted, 3 voxels not: 1 no positive signal at b = 0, 2 too few valid samples"
     )
     assert in_words(status[2:]).startswith("none fitted, 3 voxels not: ")
 

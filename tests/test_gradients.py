@@ -180,6 +180,7 @@ BOTH = {"BigDelta": 0.0431, "SmallDelta": 0.0106}
         ({"SmallDelta": 0.01}, {}, "! no pair of BigDelta .* without big_delta"),
         (BOTH | {"LargeDelta": 0.05}, {}, "! but LargeDelta = 0.05"),
         (BOTH | {"BigDelta": "long"}, {}, "! BigDelta must be numbers"),
+        (BOTH | {"BigDelta": True}, {}, "! BigDelta must be numbers, not True"),
         ([0.04, 0.01], {}, "! holds a list, not names and values"),
         # microseconds: neither of the two
         ({"BigDelta": 43100, "SmallDelta": 10600}, {}, r"! nor in ms. In us\? Then it is 0\.0431"),
@@ -325,7 +326,7 @@ def test_messages_stay_short_whatever_a_file_holds(tmp_path, content):
 
 
 def test_equality():
-    assert table() == table()
+    assert table() == table(bvals=changed(BVALS, 0, -1e-9))  # a rounded 0
     for other in (table()[1:], table(frame="scanner"), table(small_delta=0.01), "a table", None):
         assert table() != other
     assert len({table()[0:2], table()[0:2], table()}) == 2  # a table may be a key
@@ -349,7 +350,11 @@ def changed(array, where, value):
         ({"bvecs": BVECS[:, :2]}, r"bvecs of shape \(7, 2\)"),
         ({"bvecs": changed(BVECS, (3, 1), np.inf)}, r"bvecs\[3, 1\] = inf is not finite"),
         ({"bvecs": changed(BVECS, 4, BVECS[4] * 1.02)}, r"bvecs\[4\] .* 1010 has length 1\.02, n"),
-        ({"bvecs": changed(BVECS, 4, 0)}, r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1"),
+        (
+            {"bvecs": changed(BVECS, 4, 0)},
+            r"bvecs\[4\] = \[0.0, 0.0, 0.0\] .* length 0, not 1: a t",
+        ),
+        ({"b0_threshold": 1, "bvecs": changed(BVECS, 1, 0)}, "b0 volume.* give b0_threshold=5$"),
         # found by fuzz: NumPy warned as well
         ({"bvecs": changed(BVECS, 4, 4.6e189)}, r"bvecs\[4\] = .* length inf, not 1"),
         ({"big_delta": None}, "big_delta is missing"),
@@ -393,7 +398,7 @@ def test_broken_files(tmp_path):
         (b"0 5 1000", r"dwi\.bval holds 3 numbers.*dwi\.bvec 7 directions"),
         (b"0 b 1000", r"dwi\.bval is not a table of numbers: .*'b'"),
         (b"\x93NUMPY\xff\x00", r"dwi\.bval is not a table of numbers"),
-        (b"\n", r"dwi\.bval is not a table"),
+        (b"\n", r"dwi\.bval is not a table: its lines hold no numbers"),
         (b"1 0 0\n0 1\n0 0 1\n", r"lines hold \[3, 2, 3\] numbers"),
     ):
         bval.write_bytes(content)
@@ -409,6 +414,11 @@ def test_of_anything_like_a_table():
     like.b0_threshold = 2
     assert GradientTable.of(like, tau=0.025).tau == 0.025
     assert GradientTable.of(like, tau=0.025).b0s_mask.sum() == 1
+    like.btens = np.einsum("v,vi,vj->vij", BVALS, BVECS, BVECS)
+    assert GradientTable.of(like, tau=0.025).bvals[5] == BVALS[5]
+    like.btens[5] = np.eye(3) * BVALS[5] / 3
+    refused("the b-tensor of volume 5 is not linear", GradientTable.of, like, tau=0.025)
+    like.btens = None
     refused("big_delta is missing", GradientTable.of, like)
     refused("not a list", GradientTable.of, [1, 2])
 

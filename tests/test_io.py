@@ -127,7 +127,7 @@ def test_damaged_files_are_named(tmp_path):
         refused(f"{name}.*({message})", io.load_dwi, tmp_path / name)
     for values, message in (
         (data.astype(np.complex64), r"new.nii.*complex64, not a NIfTI image of real"),
-        (data[..., 0], r"4 dimensions, this image has shape \(4, 3, 5\)"),
+        (data[..., 0], r"4 axes, not shape \(4, 3, 5\)"),
     ):
         refused(message, io.load_dwi, image(tmp_path / "new.nii", values))
     gone = tmp_path / "none.nii"
@@ -204,6 +204,7 @@ def test_index_maps_and_their_units(tmp_path):
     refused("units must be", io.write_maps, bad, "", two, AFFINE, units="nm")
     words = r"affine must have shape \(4, 4\), not \(3, 3\)"
     refused(words, io.write_maps, bad, "", two, np.eye(3))
+    refused("affine is not finite or is", io.write_maps, bad, "", two, np.zeros((4, 4)))
     assert not bad.exists()
 
 

@@ -68,6 +68,7 @@ BAD_VALUES = {  # the message has the option and the value
     "laplacian_of": ["signals"],
     "S0": ["mean"],
     "preset": ["dipy"],
+    "zero_is_missing": ["no"],
 }
 BAD_OPTIONS = [
     ({name: value}, f"{name}.*{re.escape(repr(value))}")

@@ -150,7 +150,7 @@ def test_negative_samples_stay(table, crossing):
 def test_errors(table, crossing):
     """Each names its argument; those of options are in test_model.py."""
     y = crossing[None]
-    with pytest.raises(ValueError, match="noisy=True needs"):
+    with pytest.raises(ValueError, match="noisy: the fit needs"):
         mapmri.MapmriModel(table).fit(y).predict(noisy=True)
     for noise, sigma, words in (
         ("denoised", None, "sigma: noise='denoised' needs it"),

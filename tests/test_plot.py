@@ -148,8 +148,10 @@ def test_default_slice_and_wrong_calls(fit, data):
     assert plot.view_of(np.ones(5, bool)).cut(np.arange(5)).shape == (1, 5)
     refused(r"axis must be 0, 1 or 2, or one of .*, not 3", plot.view_of, fit.mask, axis=3)
     refused(r"index must lie in 0 .. 1 along axis 2, not 2", plot.view_of, fit.mask, index=2)
-    refused("3 dimensions", plot.view_of, np.ones((2, 2, 2, 2), bool))
+    for shape in ((2, 2, 2, 2), ()):
+        refused("3 dimensions", plot.view_of, np.ones(shape, bool), affine=np.eye(4))
     maps = plot.compare_maps
+    assert len(maps(fit, "rtop").axes) == 2  # one fit and one map need no list
     refused("'rtxp'", maps, [fit], ["rtxp"])
     for name in ("rtop^(1/2)", "rtop^(1/0)", "rtop^(1/x)", "rtop^2", "volume", "v1"):
         refused(re.escape(repr(name)), plot.map_of, fit, name)

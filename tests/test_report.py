@@ -237,7 +237,7 @@ def test_status_has_a_legend(saved, page):
         assert rows[str(kind)][1] == str(count)
     (lost,) = [row for row in rows.values() if "no fit" in row[3]]
     assert lost[1] == "1"
-    assert "no usable signal" in lost[3]
+    assert "no positive signal at b = 0" in lost[3]
 
 
 def test_command(saved, tmp_path, capsys, monkeypatch):
@@ -501,6 +501,9 @@ def test_methods_name_what_was_done_and_no_more():
     assert "generalised cross-validation" in text
     assert "craven1978" in bibtex
     assert "among 0.1, 1" in references.methods(mapl | {"laplacian": [0.1, 1.0]})[0]
+    static = {"static_diffusivity": 7e-4, "bval_threshold": None}
+    text, _ = references.methods(mapl | static)
+    assert "tensor was estimated from all volumes. The scale of the basis was that of a" in text
     entries = references.bibtex()
     assert entries.count("@article") == len(references.REFERENCES)
     assert entries.count("{") == entries.count("}")

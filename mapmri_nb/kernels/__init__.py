@@ -1,1 +1,1 @@
-"""Pure Numba kernels on arrays: numpy, numba and math only, callable from your own jitted code."""
+"""Kernels on arrays, for your own jitted code too (numpy, numba, math only). See `blocks` first."""

@@ -21,6 +21,8 @@ MOST_TEXT = 300  # characters of an error
 WORDS = (  # of the library, where no argument is named; and their words here
     ("Leave it out (--volumes V)", "Leave it out (--volumes V) or give it weight 0 (--weights F)"),
     ("table[select]", "--volumes"),
+    ("or None", "or none"),
+    ("bvecs: their", "b-vectors: their"),
     ("without force", "without --force"),
     ("(force ", "(--force "),
     ("(resume goes on, force ", "(--resume goes on, --force "),
@@ -39,10 +41,10 @@ WORDS = (  # of the library, where no argument is named; and their words here
 
 
 def _path(text: str) -> Path:
-    """A path; "" would mean the current folder, and mostly is a shell variable never set."""
+    """A path, ~ at home; "" would mean the current folder, and mostly is a variable never set."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # --out=~/x: no shell does it
 
 
 def _number(text: str) -> float | str | None:
@@ -98,7 +100,7 @@ def _among(*words: str, **more: Any) -> dict[str, Any]:
     return {"choices": words, "default": words[0], **more}
 
 
-Options = tuple[tuple[str, str | None, dict[str, Any]], ...]  # name, help, and how it is read
+Options = tuple[tuple[str, str, dict[str, Any]], ...]  # name, help, and how it is read
 
 QUIET: Options = (
     ("--quiet", "warnings and errors only", FLAG),
@@ -135,12 +137,16 @@ SAVED: Options = (
 OUT: Options = (("--out", "(default: the fit's own folder)", FOLDER),)
 FIT: Options = (
     ("dwi", "4-D NIfTI series", _of(_path, "DWI")),
-    ("--mask", "3-D NIfTI, fitted where not 0 (default: where there is signal at b = 0)", FILE),
+    ("--mask", "3-D NIfTI, fitted where not 0, or above 0.5 if it has more than two values "
+     "(default: where there is signal at b = 0)", FILE),
     ("--out", "folder for the fit", FOLDER | {"required": True}),
     ("--radial-order", "even, 0 to 10 (default: 6)", _of(int, "N", default=6)),
-    ("--basis", None, _among("anisotropic", "isotropic")),
-    ("--laplacian", "(default: 0.2)", _of(_weights, "none|gcv|W|W,W,...", default=0.2)),
-    ("--positivity", "(default: none)", _among("none", "grid", "global")),
+    ("--basis", "one scale for each axis of the tensor (default) or one for all directions",
+     _among("anisotropic", "isotropic")),
+    ("--laplacian", "weight of the Laplacian penalty, 1/mm; gcv or a list: the best of each voxel "
+     "(default: 0.2)", _of(_weights, "none|gcv|W|W,W,...", default=0.2)),
+    ("--positivity", "propagator >= 0 on a grid (grid) or everywhere (global) (default: none)",
+     _among("none", "grid", "global")),
     ("--solver", "for --positivity (default: auto)", _among("auto", "osqp")),
     ("--zeros", "what samples of exactly 0 beside positive ones are (default: missing)",
      _of(_zeros, "missing|data", dest="zero_is_missing", default=True)),
@@ -166,7 +172,8 @@ FIT: Options = (
      "missing", FILE),
     ("--grad-dev", "gradient non-linearity, nine volumes as HCP's grad_dev", FILE),
     ("--bootstrap", "error bars by N replicates of the wild bootstrap: maps desc-sd and desc-ci95 "
-     "(low, high) of each index; after the fit, with its coefficients in memory", _of(int, "N")),
+     "(low, high) of each index but those on request; after the fit, with its coefficients in "
+     "memory", _of(int, "N")),
     ("--posterior", "the same by the Gaussian posterior of the coefficients; not for --positivity",
      FLAG),
     ("--seed", "of --bootstrap (default: 0)", _of(int, "S")),
@@ -243,10 +250,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _spoken(text: str) -> str:
     """A message of the library in the words of the command line, one line, 300 characters."""
-    options = sorted(
-        {option for action in _options() for option in action.option_strings}, key=len, reverse=True
-    )
-    for option in options:
+    found = {option for action in _options() for option in action.option_strings}
+    for option in sorted(found, key=len, reverse=True):
         name = option.removeprefix("--").replace("-", "_")
         alone = "" if "_" in name else r"(?= must\b| is missing|: | = |, or\b|\[\d+\] = )"
         alone = r"(?= must\b)" if name == "s" else alone
@@ -274,7 +279,8 @@ def _as_option(match: re.Match[str]) -> str:
 @cache
 def _options() -> list[argparse.Action]:
     subparsers = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return [action for name in ("fit", "odf") for action in subparsers.choices[name]._actions]
+    names = ("fit", "odf", "predict")
+    return [action for name in names for action in subparsers.choices[name]._actions]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -311,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.strerror}: {error.filename}"
-        log.error("error: %s", _spoken(text) or type(error).__name__)
+        log.error("error: %s", text or type(error).__name__)
         return 1
     finally:
         log.removeHandler(handler)

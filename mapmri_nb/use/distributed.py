@@ -105,8 +105,8 @@ def fit(
 
     Parameters
     ----------
-    data : dask array (..., n), in any spatial chunks; a chunk is fitted at once, by the serial
-        kernels.
+    data : dask array (..., n), or what becomes one, in any spatial chunks; a chunk is fitted at
+        once, by the serial kernels.
     mask : bool (...), an array or a dask array, default all voxels.
     indices : names of the index maps to compute as well.
 
@@ -123,7 +123,7 @@ def fit(
         raise ValueError(f"{text}, its shape is {data.shape}")
     checks.given("data", data)
     names = select(indices, model.basis, {n: i for n, i in TABLE.items() if i.size == 1})
-    data = data.rechunk({-1: -1})
+    data = da.asarray(data).rechunk({-1: -1})
     shape, chunks = data.shape[:-1], data.chunks[:-1]
     if isinstance(mask, da.Array):  # is not computed here
         if mask.dtype.kind not in "biu" or mask.shape != shape:

@@ -105,7 +105,7 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
     import numpy as np
 
     from .. import checks
-    from ..indices import select
+    from ..indices import INDICES, select
     from ..model import MapmriModel
     from . import io, stream, summary
 
@@ -119,6 +119,8 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
         if "grad_dev" in more:
             checks.field_frame(gtab.frame, image.affine)
         names = select(args.indices, args.basis)
+        if (args.bootstrap or args.posterior) and INDICES.keys().isdisjoint(names):
+            raise ValueError(f"--indices: error bars are of {', '.join(INDICES)}: name one of them")
         model = MapmriModel(gtab, **arguments(args, MapmriModel))
         if not more:  # loads or compiles the kernels
             stream.values(model, names, np.exp(-1e-3 * gtab.bvals)[None], threads=1)
@@ -145,7 +147,7 @@ def _report(status: Any, seconds: float, out: Path) -> None:
     """Say how many voxels (V,) were fitted, and how; a ValueError where none was."""
     from ..status import Status, in_words
 
-    text = f"{len(status)} voxels in {seconds:.1f} s; {in_words(status)}"
+    text = f"{len(status)} voxel{'s' * (len(status) != 1)} in {seconds:.1f} s; {in_words(status)}"
     if len(status) and ((status & Status.NO_FIT) != 0).all():
         raise ValueError(f"{text}. Their status is in {out}")
     log.info("%s; results in %s", text, out)

@@ -228,9 +228,7 @@ def load_dwi(path: File, header: bool = False) -> Image:
     image = read_nii(path, header)
     image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
-        raise ValueError(
-            f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
-        )
+        raise ValueError(f"{path}: a diffusion series has 4 axes, not shape {image.data.shape}")
     return image
 
 
@@ -331,8 +329,11 @@ def write_nii(
     Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
     kill the process.
     """
-    if np.shape(affine) != (4, 4):
-        raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
+    place = np.asarray(affine, np.float64)
+    if place.shape != (4, 4):
+        raise ValueError(f"affine must have shape (4, 4), not {place.shape}")
+    if not np.isfinite(place).all() or np.linalg.det(place[:3, :3]) == 0:
+        raise ValueError(f"affine is not finite or is singular: {place.tolist()}")
     shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()

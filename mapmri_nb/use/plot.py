@@ -57,7 +57,8 @@ def compare_maps(
     view_kwargs : axis, index, affine (default: the first fit's, if it knows one), convention: the
         slice, see `views.view_of`; figsize (inches) and dpi: the paper.
     """
-    fits, maps = list(fits), [maps] if isinstance(maps, str) else list(maps)
+    fits = [fits] if hasattr(fits, "mask") else list(fits)
+    maps = [maps] if isinstance(maps, str) else list(maps)
     fit_labels = [f"fit {i + 1}" for i in range(len(fits))] if fit_labels is None else fit_labels
     alike = not isinstance(map_kwargs, Sequence)
     kwargs: Any = [map_kwargs or {}] * len(maps) if alike else map_kwargs

@@ -50,7 +50,7 @@ def mode(options: Mapping[str, Any]) -> str:
 def defaults(name: str) -> dict[str, Any]:
     """Options of `MapmriModel` for a mode by its name, as they are by default."""
     weighted, positivity = {name: key for key, name in MODES.items()}[name]
-    options = {"radial_order": 6, "basis": "anisotropic", "bval_threshold": None, "scale": "data"}
+    options = {"radial_order": 6, "basis": "anisotropic", "scale": "data"}
     options |= {"laplacian_of": "deviation", "S0": "fit", "noise": None, "coils": 1}
     return options | {"laplacian": 0.2 if weighted else None, "positivity": positivity}
 
@@ -67,8 +67,12 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
     add, order = text.append, f"{options['basis']} basis, radial order {options['radial_order']}"
     program = f"mapmri_nb {__version__} (mode {mode(options)}; {order})"
     add(f"The mean apparent propagator ({cite('ozarslan2013')}) was fitted with {program}.")
-    if (threshold := options.get("bval_threshold")) is not None:
-        add(f"The scale tensor was estimated from volumes with b up to {threshold:g} s/mm².")
+    if "bval_threshold" in options:
+        threshold, which = options["bval_threshold"], "all volumes"
+        which = which if threshold is None else f"volumes with b up to {threshold:g} s/mm²"
+        add(f"The scale tensor was estimated from {which}.")
+    if static := options.get("static_diffusivity"):
+        add(f"The scale of the basis was that of a diffusivity of {static:g} mm²/s in every voxel.")
     weight = options["laplacian"]
     if weight not in (None, 0, 0.0):
         how = f"a weight of {weight:g}" if isinstance(weight, int | float) else ""
@@ -85,12 +89,12 @@ def methods(options: Mapping[str, Any]) -> tuple[str, str]:
         add(f"The propagator was constrained to be {squares}.")
     elif options["positivity"] == "grid":
         add("The propagator was constrained to be nonnegative on a grid of displacements.")
-    free = options.get("S0") != "b0" and not options.get("static_diffusivity")
+    free = options.get("S0") != "b0" and not static
     if options["positivity"] and options.get("scale") == "data" and free:
         reduced = "reduced by up to 40 % where the constraint contradicted the data"
         add(f"The basis' scale was that of the tensor, {reduced}.")
     add(SIGNAL_AT_ORIGIN[options.get("S0", "free")])
-    floor = "noncentral chi" if options.get("coils", 1) > 1 else "Rician"
+    floor = f"noncentral chi ({n} coils)" if (n := options.get("coils", 1)) > 1 else "Rician"
     if options.get("noise") == "rician":
         add(f"The {floor} law of the magnitudes was modelled by expectation and maximisation.")
     elif options.get("noise") == "denoised":

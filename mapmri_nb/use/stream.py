@@ -358,7 +358,10 @@ def fit_series(
         status = next(columns("status")).astype(np.int64)
         if todo:
             job.model.judge_samples(*odd)
-            scales.judge(status, np.stack([*columns("mu_tensor")], 1), job.model)
+            mu, noise = np.stack([*columns("mu_tensor")], 1), None
+            if "sigma" in places:
+                noise = next(columns("sigma")) / next(columns("S0"))
+            scales.judge(status, mu, job.model, noise)
         start = time.perf_counter()
         seconds = np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist()
         spent = dict(zip(KINDS, seconds, strict=True))

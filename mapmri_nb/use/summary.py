@@ -28,14 +28,15 @@ def name_of(prefix: str) -> str:
 def regions(mask: Mask, labels: File | None, affine: NDArray[np.float64]) -> dict[str, Mask]:
     """The mask, and each label of an image of whole numbers within it; 0 is no label.
 
-    The image is compared and turned as of `checks.aligned`; ValueError for other numbers.
+    The image is compared and turned as of `checks.aligned`; ValueError for other numbers, or none.
     """
     found = {"mask": mask}
     if labels is not None:
         given = checks.Given(*read_nii(labels))
         values = np.asarray(checks.aligned(f"labels: {labels}", given, mask.shape, affine), float)
-        if not (values == np.round(values)).all():
-            raise ValueError(f"labels: {labels} must hold whole numbers, one a region")
+        whole = values.shape == mask.shape and (values == np.round(values)).all()
+        if not (whole and values[mask].any()):
+            raise ValueError(f"labels: {labels} must hold whole numbers in the mask, one a region")
         present = np.unique(values[mask])
         found |= {f"{k:.0f}": mask & (values == k) for k in present if k != 0}
     return found

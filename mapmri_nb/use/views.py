@@ -254,7 +254,7 @@ def view_of(
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
-    orientation = Orientation.of(affine, mask.shape)
+    orientation = Orientation.of(affine, three(mask).shape)
     turned = orientation.turn(mask)
     if axis is None:
         axis = turned.shape.index(1) if turned.shape.count(1) == 1 else 2
