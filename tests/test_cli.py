@@ -604,7 +604,7 @@ def test_samples_are_whole():
         ("predict --out p.nii --big-delta 0.03", "--big-delta goes with --bval"),
         ("predict --out p.nii --json j", "--json goes with --bval"),
         ("predict --out p.nii --bval b --bvec v", "b"),
-        ("report --out .", "--out: . is a folder"),
+        ("report --out .", "--out: . must be the name of a page that ends in .html"),
     ],
 )
 def test_results_that_cannot_be(fitted, tmp_path, capsys, monkeypatch, words, expected):
