@@ -401,9 +401,9 @@ class MapmriFit:
             magnitudes compare with; only for fits with `noise`.
         """
         table = self.gtab if gtab is None else GradientTable.of(gtab)
-        if 0 < table.bvals.max() < checks.LEAST_B:
+        if 0 < (top := table.bvals.max()) < checks.LEAST_B and top not in self.gtab.bvals:
             text = "gtab: its largest b is %g s/mm2. In ms/um2? Then it is %g s/mm2"
-            log.warning(text, table.bvals.max(), 1000 * table.bvals.max())
+            log.warning(text, top, 1000 * top)
         qvecs = np.ascontiguousarray(turned(table.qvecs, self.affine, table.frame, self.gtab.frame))
         tables = propagator.point_tables(self.order, propagator.SIGNAL)
         R = self.R

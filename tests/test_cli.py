@@ -492,7 +492,7 @@ def test_missing_file_is_named(brain, tmp_path, capsys, suffix):
         ("predict --out p.nii --big-delta 0.03", ["--big-delta goes with --bval"]),
         ("predict --out p.nii --json j", ["--json goes with --bval"]),
         ("predict --out p.nii --bval b --bvec v", ["b"]),
-        ("report --out .", ["--out: . is a folder"]),
+        ("report --out .", ["--out: . must be the name of a page that ends in .html"]),
     ],
 )
 def test_wrong_values_are_named(brain, fitted, tmp_path, capsys, monkeypatch, flags, words):

@@ -281,8 +281,12 @@ def test_b_in_other_units(scale, options, message):
         mapmri.MapmriModel(mapmri.GradientTable(scale * B, G, 0.0431, 0.0106, **options))
 
 
-def test_points_out_of_any_sense(model, data):
+def test_points_out_of_any_sense(model, data, caplog):
     fit = model.fit(data)
+    near, far = (mapmri.GradientTable(b, G, 0.0431, 0.0106) for b in (B + 5, B / 1000))
+    for table, said in ((near[B == 0], 0), (far, 1)):  # a low b of the fit's own is meant
+        mapmri.MapmriModel(near, 4).fit(data).predict(table)
+        assert caplog.text.count("In ms/um2? Then it is") == said
     for unit, word in ((20, r"In um\? Then it is 0\.02 mm"), (2e-5, r"In m\? Then it is 0\.02 mm")):
         refused(word, fit.pdf, [[0, 0, 0], [unit, 0, 0]])
     assert np.isfinite(fit.pdf([[0, 0, 0]])).all()

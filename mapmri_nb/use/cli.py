@@ -279,7 +279,7 @@ def _as_option(match: re.Match[str]) -> str:
 @cache
 def _options() -> list[argparse.Action]:
     subparsers = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    names = ("fit", "odf", "predict")
+    names = ("fit", "odf", "predict", "report")
     return [action for name in names for action in subparsers.choices[name]._actions]
 
 

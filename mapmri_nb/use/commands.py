@@ -178,9 +178,8 @@ def report(args: argparse.Namespace) -> list[Path]:
     from .compare import write_comparison
     from .report import write_report
 
-    if args.out and args.out.is_dir():
-        text = f"--out: {args.out} is a folder, the page needs a name"
-        raise ValueError(f"{text}: {args.out / 'report.html'}")
+    if args.out and (args.out.suffix not in (".html", ".htm") or args.out.is_dir()):
+        raise ValueError(f"--out: {args.out} must be the name of a page that ends in .html")
     prefixes = [folder.prefix_of_fit(model) for model in folder.model_files(args.dir)]
     if args.prefix and args.prefix not in prefixes and Path(args.prefix).exists():
         if args.dwi:

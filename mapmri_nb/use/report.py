@@ -89,7 +89,7 @@ def _series(saved: SavedFit, dwi: io.File | None) -> Any:
     """Samples of the series, None where it is not found."""
     known = saved.entries.get("Run", {}).get("Series")
     if dwi is None and (known is None or not Path(known).is_file()):
-        log.info("no samples in the report: name the series by dwi")
+        log.info("no samples in the report: the series was not found; name it (dwi=...)")
         return None
     path = Path(known if dwi is None else dwi)
     data = io.load_dwi(path).data
