@@ -44,6 +44,8 @@ def test_gaussian_has_no_non_gaussianity():
     for name in (*INDEX_NAMES, "pa"):
         assert np.isnan(fit.index(name)[1])
     assert fit.ng()[2] == pytest.approx(1e-12, rel=1e-12)
+    wide = Ours().made("anisotropic", a[:1], np.full(3, 10.0), np.eye(3))
+    assert wide.qiv() == pytest.approx((2 * np.pi) ** 3.5 * 1e5 / 3)  # 1/QIV below 1
 
 
 def test_values_of_an_axis():
