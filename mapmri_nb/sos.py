@@ -106,7 +106,7 @@ def certify(coef: ArrayLike, order: int, proved: Array | None = None) -> Certifi
 @QUIET
 def _certify_rows(c: Array, t: cones.Tables, out: Certificate, start: int, stop: int) -> None:
     """Certificates of rows start to stop of c (V, n), E(0) = 1, in the block kernels' order."""
-    work, n = sdp.workspace(t), len(t.B)
+    work, n = cones.workspace(t), len(t.B)
     for first in range(start, stop, blocks.VOXELS):
         v = np.arange(first, min(first + blocks.VOXELS, stop))
         answer = sdp.answers(n, len(v))
@@ -169,7 +169,7 @@ def solve_osqp(
         )
     t, n = cones.tables(order), len(g)
     place = class_permutation(order)
-    work, answer = sdp.workspace(t), sdp.answers(n, 1)
+    work, answer = cones.workspace(t), sdp.answers(n, 1)
     info, c = np.zeros(4), np.full(n, np.nan)
     H, g = H[np.ix_(place, place)], g[place]
     try:
@@ -251,7 +251,7 @@ class GlobalSolver(Solver):
     def problem(self) -> constrained.GlobalProblem:
         t = cones.tables(self.order)
         return constrained.GlobalProblem(
-            t, int(self.fixed), sdp.workspace(t), self.max_iter, self.TOLERANCE
+            t, int(self.fixed), cones.workspace(t), self.max_iter, self.TOLERANCE
         )
 
     @QUIET

@@ -48,7 +48,7 @@ def solve_lanes(order, problems):
         G[:, l] = H[np.ix_(place, place)][np.tril_indices(len(place))]
     answer = sdp.Answer(lanes.empty(len(place), V), np.zeros((4, V)), np.full(V, sdp.UNANSWERED))
     answer.status[:count] = sdp.CERTIFIED
-    work = sdp.workspace(t)
+    work = cones.workspace(t)
     sdp.solve(G, g, t, 1, 50, 1e-9, work, answer)
     c = np.empty((count, len(place)))
     c[:, place] = answer.c.T[:count]
@@ -368,7 +368,7 @@ def test_elimination_of_the_origin(fixed, rng):
     want = keep * Q + amount * reference[:, None]
     cones.blend(reference, keep, amount, Q)
     assert_allclose(Q, want, atol=1e-14)
-    work, t = sdp.workspace(cones.tables(2)), cones.tables(2)
+    work, t = cones.workspace(cones.tables(2)), cones.tables(2)
     c = rng.normal(size=(7, WIDTH))
     sdp._margin_problem(c, 0, t, work)
     want = t.K[:7, :7] @ c - t.reference[:7, None]  # p - m reference from m = 1

@@ -83,6 +83,9 @@ def test_signs_of_directions_change_no_bit(mode):
                                  positivity="global")),
         ("missing_sample", Case(seed=66352420, order=8, b0s=1, b_max=6000.0, noise="rician")),
         ("units_of_q", Case(seed=13168, order=10, shells=2, volumes=349, tissue="restricted")),
+        ("order_of_samples",  # P + S lost all but two digits where the cones cost nothing
+         Case(seed=359, order=6, b_max=2000.0, noise="none", positivity="global")),
+        ("doubled_samples", Case(order=6, b_max=6000.0, noise="none", laplacian=None, positivity="global")),
         ("ng_par",  # NG is against the tensor's Gaussian, also where the basis is narrower
          Case(seed=1, order=6, noise="chi", positivity="grid")),
     ],

@@ -136,7 +136,7 @@ def test_seeded_and_the_same_on_any_threads(options, rng, monkeypatch):
 @pytest.mark.parametrize("weight", [0.0, 0.2])
 @pytest.mark.parametrize("order", [2, pytest.param(6, marks=pytest.mark.jit_only)])
 def test_many_answers_of_one_matrix(order, weight, rng):
-    """The restarted active set finds what a fresh one does; without steps it says so."""
+    """Fits of one matrix find what each alone does; without steps it says so."""
     gtab = mapmri.GradientTable(*truth.scheme([20, 30, 40], [1000, 2000, 3000]), tau=TAU)
     mu, grid = np.array([9e-3, 5e-3, 4e-3]), normalised_grid(order)
     M, B = oracle.phi_matrix(order, mu, gtab.qvecs), oracle.aniso_origin(order)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ordering
+from . import lanes, ordering
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
-from .lanes import every, pick, rows
+from .lanes import WIDTH, every, pick, rows
 from .linalg import pad4
 
 # of tr(H)/n: three shells leave H singular at order 8; moves the objective by less than 1e-6
@@ -47,6 +47,34 @@ class Tables(NamedTuple):
     Q: Array  # (e4,) reference Gram matrices
     reference: Array  # (n,) values of the reference polynomial
     start: tuple[Array, Array]  # where `sdp` begins: eta (n,) in units of g'H^-1 g / 2, Q (e4,)
+
+
+class Work(NamedTuple):
+    """Scratch of WIDTH voxels, arrays [row][WIDTH]; L and `full` serve products and factors."""
+
+    P: Array  # ((n + 3) (n + 4) / 2,) packed, rows n and n + 1 of B and g
+    S: Array  # ((n + 1) (n + 2) / 2,) H or P + S, then its Cholesky factor
+    Q: Array  # (e4,)
+    M: Array
+    W: Array
+    dQ: Array
+    dM: Array
+    R: Array
+    L: Array
+    full: Array  # (4, m m) whole matrices of a block
+    T: Array  # see `cones.whiten`
+    U: Array  # (4 m,) products with four points, or a column
+    V: Array
+    eta: Array  # (n4,)
+    deta: Array
+    c0: Array  # values K c0 of the minimiser without cones
+    gradient: Array  # P eta + K c0
+    point: Array  # (n4,) values A*(Q); other vectors
+    lane: Array  # (10,) see the row names
+    step: Array  # (1,)
+    trial: Array  # (1,) a step to be tried
+    total: Array  # (1,) sum or factor
+    pivot: Array  # (1,) smallest pivot of the last elimination
 
 
 def gram_exponents(order: int) -> tuple[IntArray, IntArray]:
@@ -125,6 +153,23 @@ def tables(order: int) -> Tables:
         pad4(values), pad4(hermite), np.ascontiguousarray(C), gram_all.astype(np.uint64), times_all,
         share, eta, reference, values @ Q_all, (0.03 * eta, reference),
     )  # fmt: skip
+
+
+def workspace(t: Tables) -> Work:
+    """Scratch for an order."""
+    n, e = len(t.B), len(t.moments)
+    m = t.Z.shape[2]
+
+    def empty(*shape: int) -> Array:
+        return lanes.empty(*shape, WIDTH)
+
+    packed = (empty(e) for _ in range(7))
+    P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
+    full = empty(4, m * m)
+    vectors = (empty(len(t.K)) for _ in range(5))
+    columns = empty(t.K.size), empty(4 * m), empty(4 * m)
+    numbers = (empty(1) for _ in range(4))
+    return Work(P, S, *packed, full, *columns, *vectors, empty(10), *numbers)
 
 
 def blocks(t: Tables, packed: NDArray[Any]) -> list[NDArray[Any]]:

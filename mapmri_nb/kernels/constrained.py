@@ -14,11 +14,11 @@ import numpy as np
 from . import status
 from ._jit import kernel, stage
 from ._types import Array, Unsigned
-from .cones import Tables
+from .cones import Tables, Work
 from .factors import whiten, workspace
 from .lanes import WIDTH, rows
 from .qp import SOLVED, GridProblem, solve_whitened
-from .sdp import CERTIFIED, UNANSWERED, Answer, Work, solve
+from .sdp import CERTIFIED, UNANSWERED, Answer, solve
 
 # status bits of an answer of `sdp`, by its verdict: CERTIFIED, BLENDED, INEXACT, UNANSWERED
 FLAGS = (0, status.SHIFTED, status.NOT_CONVERGED, status.NOT_CONVERGED)

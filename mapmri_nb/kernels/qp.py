@@ -246,7 +246,17 @@ def _ridge(H: Array) -> float:
     return ridge
 
 
-@kernel(inline=True)
+@kernel()
+def _whiten(H: Array, order: IntArray, work: QpWork) -> None:
+    """L^-1 of H (n, n), DIPY's order, into work.packed."""
+    for i in range(order.size):
+        for j in range(i + 1):
+            for l in range(WIDTH):
+                work.packed[i * (i + 1) // 2 + j, l] = H[order[i], order[j]]
+    whiten(order.size, work)
+
+
+@kernel()
 def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
     diagonal of H.
@@ -262,12 +272,7 @@ def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info
     SOLVED, or why c must not be used: CAPPED, NO_STEP (an ill-conditioned row), NOT_POSITIVE (H),
     INACCURATE.
     """
-    order = problem.grid.order
-    for i in range(order.size):
-        for j in range(i + 1):
-            for l in range(WIDTH):
-                work.packed[i * (i + 1) // 2 + j, l] = H[order[i], order[j]]
-    whiten(order.size, work)
+    _whiten(H, problem.grid.order, work)
     return solve_whitened(H, g, problem, 0, work, c, info)
 
 
@@ -285,69 +290,16 @@ def solve_whitened(
     return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
 
 
-@kernel()
-def _restart(work: QpWork, q: int, fixed: int, g: Array, c: Array) -> int:
-    """From the q rows held for another g to a state for this one: c, u >= 0 and the number of rows
-    still held.
-
-    With t = R^-T e_0 (0 if E(0) is free) the minimiser on the rows is J'(t, free part of J g), u =
-    R^-1 (t - J g); negative u leave.
-    """
-    R, d = work.R, work.d
-    t, u = work.r, work.u
-    times(work, g, d)
-    worst = fixed
-    while worst >= 0:
-        for i in range(q):
-            s = 1.0 if i < fixed else 0.0
-            for k in range(i):
-                s -= R[k, i] * t[k]
-            t[i] = s / R[i, i]
-            work.w[i] = t[i] - d[i]
-        back(R, q, work.w, u)
-        worst = -1
-        for j in range(fixed, q):
-            if u[j] < 0.0 and (worst < 0 or u[j] < u[worst]):
-                worst = j
-        if worst >= 0:
-            drop(work, worst, q)
-            q -= 1
-    for i in range(q):
-        d[i] = t[i]
-    combine(work.J, NONE, d, c)
-    return q
-
-
 @kernel(allocates=True)
 def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntArray) -> None:
     """`solve` for rows of g (V, n) with one H, into c (V, n); failed (V,): 1 where c must not be
     used.
 
-    Each starts from the rows active for the mean of g, less those whose multipliers its own g makes
-    negative: the optimum is one whatever the start, and this one is some steps away from it instead
-    of some dozens.
+    Each starts from its own unconstrained minimiser. Noise decides most of the rows that become
+    active: a start from those of the mean of g takes no fewer steps.
     """
-    n, info = g.shape[1], np.empty(3)
-    mean = np.zeros(g.shape[1])
-    work, active = workspace(n, problem.grid.values.shape[1]), np.empty(n, np.int64)
-    J, R = np.empty((n, n)), np.empty((n, n))
+    work, info = workspace(g.shape[1], problem.grid.values.shape[1]), np.empty(3)
+    _whiten(H, problem.grid.order, work)
     for v in range(g.shape[0]):
-        for k in range(n):
-            mean[k] += g[v, k] / g.shape[0]
-    usable = solve(H, mean, problem, work, c[0], info) == SOLVED
-    held, ridge = int(info[2]) + problem.fixed, _ridge(H)
-    for i in range(n):
-        active[i] = work.active[i]
-        for k in range(n):
-            J[i, k], R[i, k] = work.J[i, k], work.R[i, k]
-    for v in range(g.shape[0]):
-        failed[v] = 1
-        if usable:
-            for i in range(n):
-                work.active[i] = active[i]
-                for k in range(n):
-                    work.J[i, k], work.R[i, k] = J[i, k], R[i, k]
-            info[1] = 0.0
-            q = _restart(work, held, problem.fixed, g[v], c[v])
-            answer = _pursue(H, g[v], problem, ridge, q, work, c[v], info)
-            failed[v] = 1 if answer != SOLVED else 0
+        answer = solve_whitened(H, g[v], problem, 0, work, c[v], info)
+        failed[v] = 1 if answer != SOLVED else 0

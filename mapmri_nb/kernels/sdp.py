@@ -43,7 +43,7 @@ import numpy as np
 from . import cones, lanes, symmetric
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
-from .cones import Tables
+from .cones import Tables, Work
 from .lanes import WIDTH, every, pick, rows
 from .linalg import block_cholesky, block_copy, block_product, block_set
 
@@ -57,34 +57,6 @@ FINER = 1e-3  # of what the cones cost the objective, or of the tolerance: see `
 ACTIVE, CONVERGED, SCALE, GAP, ITERATIONS, NU, SEARCHES, LOW, HIGH, MARGIN = range(10)
 
 
-class Work(NamedTuple):
-    """Scratch of WIDTH voxels, arrays [row][WIDTH]; L and `full` serve products and factors."""
-
-    P: Array  # ((n + 3) (n + 4) / 2,) packed, rows n and n + 1 of B and g
-    S: Array  # ((n + 1) (n + 2) / 2,) H or P + S, then its Cholesky factor
-    Q: Array  # (e4,)
-    M: Array
-    W: Array
-    dQ: Array
-    dM: Array
-    R: Array
-    L: Array
-    full: Array  # (4, m m) whole matrices of a block
-    T: Array  # see `cones.whiten`
-    U: Array  # (4 m,) products with four points, or a column
-    V: Array
-    eta: Array  # (n4,)
-    deta: Array
-    c0: Array  # values K c0 of the minimiser without cones
-    gradient: Array  # P eta + K c0
-    point: Array  # (n4,) values A*(Q); other vectors
-    lane: Array  # (10,) see the row names
-    step: Array  # (1,)
-    trial: Array  # (1,) a step to be tried
-    total: Array  # (1,) sum or factor
-    pivot: Array  # (1,) smallest pivot of the last elimination
-
-
 class Answer(NamedTuple):
     """Results of V voxels, written in place."""
 
@@ -92,23 +64,6 @@ class Answer(NamedTuple):
     # (4, V) relative gap, iterations, margin proved (0: no proof), share of the reference in it
     info: Array
     status: IntArray  # (V,) CERTIFIED asks for an answer, anything else leaves the voxel out
-
-
-def workspace(t: Tables) -> Work:
-    """Scratch for an order."""
-    n, e = len(t.B), len(t.moments)
-    m = t.Z.shape[2]
-
-    def empty(*shape: int) -> Array:
-        return lanes.empty(*shape, WIDTH)
-
-    packed = (empty(e) for _ in range(7))
-    P, S = empty((n + 3) * (n + 4) // 2), empty((n + 1) * (n + 2) // 2)
-    full = empty(4, m * m)
-    vectors = (empty(len(t.K)) for _ in range(5))
-    columns = empty(t.K.size), empty(4 * m), empty(4 * m)
-    numbers = (empty(1) for _ in range(4))
-    return Work(P, S, *packed, full, *columns, *vectors, empty(10), *numbers)
 
 
 def answers(n: int, voxels: int) -> Answer:
@@ -158,14 +113,16 @@ def _residuals(t: Tables, w: Work) -> None:
 
 
 @kernel(inline=True)
-def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
-    """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding).
+def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> tuple[int, int]:
+    """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding);
+    the number of lanes that go on, and of those whose gap is below.
 
     1/2 eta'P eta is what the cones cost the objective: next to nothing where c0 itself is the
     answer, which a gap of tol scale does not show. So the gap must also fall to FINER times this
     cost, or FINER tol scale. A lane that stops on the way there has converged all the same.
     """
-    active, lane = 0, w.lane
+    active = fine = 0
+    lane = w.lane
     for l in range(WIDTH):
         if lane[ACTIVE, l] > 0.0:
             largest = residual = 0.0
@@ -182,7 +139,8 @@ def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> int:
                 lane[ACTIVE, l] = 0.0
             else:
                 active += 1
-    return active
+                fine += lane[CONVERGED, l] > 0.0
+    return active, fine
 
 
 @kernel(inline=True)
@@ -195,20 +153,51 @@ def _newton_matrix(t: Tables, w: Work) -> None:
     _retire(w.lane, w.pivot)
 
 
-@kernel(inline=True)
-def _direction(t: Tables, w: Work) -> None:
-    """deta, dM and dQ for the right-hand side R."""
-    deta, gradient = rows(w.deta, 0), rows(w.gradient, 0)
-    dQ, point = rows(w.dQ, 0), rows(w.point, 0)
-    r, q = rows(w.R, 0), rows(w.Q, 0)
-    block_product(t.values, w.R, w.point)
-    for i in range(t.B.size):
-        deta[i] = point[i] - gradient[i]
-    symmetric.substitute(w.S, t.B.size, w.deta)
+@kernel()
+def _cone_directions(t: Tables, w: Work) -> None:
+    """dM and dQ of deta."""
+    dQ, r = rows(w.dQ, 0), rows(w.R, 0)
+    q = rows(w.Q, 0)
     block_product(t.moments, w.deta, w.dM)
     symmetric.symmetric_product(t, w.Q, w.dM, w.W, w.full, w.dQ)
     for e in range(t.gram.size):
         dQ[e] = r[e] - q[e] - dQ[e]
+
+
+@kernel(inline=True)
+def _direction(t: Tables, w: Work) -> None:
+    """deta, dM and dQ for the right-hand side R."""
+    deta, gradient = rows(w.deta, 0), rows(w.gradient, 0)
+    point = rows(w.point, 0)
+    block_product(t.values, w.R, w.point)
+    for i in range(t.B.size):
+        deta[i] = point[i] - gradient[i]
+    symmetric.substitute(w.S, t.B.size, w.deta)
+    _cone_directions(t, w)
+
+
+@kernel(inline=True)
+def _refine(t: Tables, w: Work) -> None:
+    """Correct deta, in lanes that have CONVERGED, by what it leaves of P (eta + deta) + K c0 = A*(Q
+    + dQ); overwrites w.gradient.
+
+    Where the cones cost nothing, W grows and Q stays: cond(P + S) is 1e14 at the last step, and its
+    factor leaves two digits of deta. S as an operator, A*(sym(Q (A deta) W)), keeps more.
+    """
+    deta, gradient = rows(w.deta, 0), rows(w.gradient, 0)
+    point, total = rows(w.point, 0), rows(w.L, 0)
+    q, dQ = rows(w.Q, 0), rows(w.dQ, 0)
+    on = rows(w.lane, 0)[CONVERGED]
+    for e in range(t.gram.size):
+        total[e] = q[e] + dQ[e]
+    block_product(t.values, w.L, w.point)
+    for i in range(t.B.size):
+        point[i] = gradient[i] - point[i]
+    cones.gradient(w.P, w.deta, w.point, t.B.size, w.gradient)
+    symmetric.substitute(w.S, t.B.size, w.gradient)
+    for i in range(t.B.size):
+        deta[i] = pick(on, 0.0, deta[i] - gradient[i], deta[i])
+    _cone_directions(t, w)
 
 
 @kernel()
@@ -298,7 +287,8 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
     symmetric.fill(t.start[1], w.total, w.Q)
     for iteration in range(max_iter + 1):
         _residuals(t, w)
-        if _judge(t.B.size, iteration, iteration == max_iter, tol, w) == 0:
+        active, fine = _judge(t.B.size, iteration, iteration == max_iter, tol, w)
+        if active == 0:
             return
         _newton_matrix(t, w)
         block_set(w.R, 0.0)
@@ -306,6 +296,8 @@ def interior_point(t: Tables, max_iter: int, tol: float, w: Work) -> None:
             if corrector:
                 _centre(t, w)
             _direction(t, w)
+            if corrector and fine:
+                _refine(t, w)
             _step_length(t, w, 0.95 * corrector)
         _advance(t, w)
 
