@@ -241,7 +241,7 @@ def test_many_negative_samples_are_a_warning(table, caplog):
         some[rows, 1::40] = -1.0
         caplog.clear()
         model.fit(some)
-        share = f"{100 * (some < 0).sum() / y[:4].size:.2g} % " if said else ""
+        share = f"{100 * (some < 0).sum() / y[:4].size:.3g} % " if said else ""
         assert (f"{share}of the samples are negative" in caplog.text) == said
 
 
