@@ -63,6 +63,8 @@ def test_bases_agree_at_equal_scales(gtab, data, laplacian, positivity, toleranc
     assert_allclose(two.predict(), one.predict(), rtol=0, atol=10 * tolerance * data.max())
     assert_allclose(two.hermite_coef(), one.coef, atol=close)
     assert_allclose(two.rmse(), one.rmse(), rtol=close)
+    if positivity is None:
+        assert_allclose(two.certificate().distance, one.certificate().distance, atol=1e-5)
 
 
 # ---- volumes and prediction
