@@ -213,11 +213,13 @@ def test_the_worst_row_is_that_of_the_dense_grid(rng):
     for p in range(4 * m):
         qp._row(rows, p, K[p])
     for c in rng.normal(size=(20, n)):
-        p, worst, peak = qp._worst(rows, c, work, 0)
+        p, worst, peak = qp._worst(rows, c, work, 0, np.inf)
         want = [(K @ c).min(), (K @ c).min(), (K @ c).max()]
         assert_allclose([K[p] @ c, worst, peak], want, rtol=1e-12)
+        assert qp._worst(rows, c, work, 0, 0.1 * worst)[:2] == (p, worst)
+        assert qp._worst(rows, c, work, 0, worst)[:2] == (-1, 0.0)  # no place was lower
         work.active[0] = p
-        assert qp._worst(rows, c, work, 1)[0] == -1
+        assert qp._worst(rows, c, work, 1, np.inf)[0] == -1
     c, free = np.empty(n), qp.GridProblem(K[0], 0, rows, 100)
     assert qp.solve(np.eye(n), np.eye(n)[0] - 2 * K[0], free, work, c, np.empty(3)) == qp.SOLVED
     assert (K @ c).min() > -1e-12

@@ -36,6 +36,7 @@ class QpWork(NamedTuple):
     w: Array  # (n,) reflection vector, gradient or difference
     u: Array  # (n,) multipliers of the active rows
     sums: Array  # (4, m) the parts of p(u) of each parity class
+    low: Array  # (1, m) smallest p(u) of a point and its mirror images when last looked at
     extremes: Array  # (3, WIDTH) smallest p(u) by lanes, where they are, largest
     active: IntArray  # (n,) rows held, -1 for B
     x: Array  # (n padded,) what J is multiplied with
@@ -61,6 +62,7 @@ def workspace(n: int, m: int) -> QpWork:
         np.empty(n),
         np.empty(n),
         np.empty((4, m)),
+        np.zeros((1, m)),
         np.empty((3, WIDTH)),
         np.empty(n, np.int64),
         x,
@@ -182,7 +184,10 @@ def drop(work: QpWork, l: int, q: int) -> None:
 def back(R: Array, q: int, b: Array, out: Array) -> None:
     """out[:q] = R^-1 b[:q]."""
     for i in range(q - 1, -1, -1):
-        s = b[i]
-        for k in range(i + 1, q):
+        s, t = b[i], 0.0
+        for k in range(i + 1, q - 1, 2):
             s -= R[i, k] * out[k]
-        out[i] = s / R[i, i]
+            t -= R[i, k + 1] * out[k + 1]
+        if (q - i) % 2 == 0:
+            s -= R[i, q - 1] * out[q - 1]
+        out[i] = (s + t) / R[i, i]

@@ -16,7 +16,7 @@ import numpy as np
 from ._jit import CONTRACT, kernel
 from ._types import Array, IntArray
 from .factors import RIDGE, QpWork, add, back, combine, drop, load, times, whiten, workspace
-from .lanes import WIDTH, every, pick, rows
+from .lanes import WIDTH, every, pick, rows, total
 
 SOLVED, CAPPED, NO_STEP, NOT_POSITIVE, INACCURATE = range(5)
 KKT_TOLERANCE = 1e-8  # largest relative residual of an answer (typical: 1e-14)
@@ -49,8 +49,12 @@ class GridProblem(NamedTuple):
 
 
 @kernel(fastmath=CONTRACT)
-def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, float]:
-    """The most violated row of K c (-1: none, or an active one), its value, the peak of K c."""
+def _worst(
+    grid: GridRows, c: Array, work: QpWork, q: int, bound: float
+) -> tuple[int, float, float]:
+    """The most violated row of K c (-1: none, or an active one), its value, the peak of K c; of the
+    points by WIDTH of which one was below `bound` when they were last looked at (inf: of all).
+    """
     values, m = grid.values, grid.values.shape[1]
     x, sums = work.x, work.sums
     for a in range(c.size):
@@ -59,6 +63,10 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
     highest = every(0.0)
     for l in range(0, m, WIDTH):
         K, out = rows(values, l), rows(sums, l)
+        low = rows(work.low, l)
+        e = low[0]
+        if not total(pick(bound, e, every(1.0), every(0.0))) > 0.0:
+            continue
         for k in range(4):
             a, last = grid.bounds[k], grid.bounds[k + 1]
             e = f = every(0.0)
@@ -78,6 +86,7 @@ def _worst(grid: GridRows, c: Array, work: QpWork, q: int) -> tuple[int, float, 
         e, f = s + v, t + w
         g, h = s - v, t - w
         e, g = pick(e, f, e, f), pick(g, h, h, g)
+        low[0] = g
         highest = pick(e, highest, e, highest)
         place = pick(lowest, g, every(l), place)
         lowest = pick(lowest, g, g, lowest)
@@ -184,9 +193,14 @@ def _pursue(
     for k in range(n):
         row[k] = problem.B[k]
     p, sheds = -1, 0
+    worst = peak = 0.0
     while True:
         if q >= fixed:
-            p, worst, peak = _worst(grid, c, work, q)
+            p = -1
+            if worst < 0.0:  # where it was low before: any violated row may enter
+                p, worst, _ = _worst(grid, c, work, q, 0.1 * worst)
+            if p < 0 or worst > -VIOLATION * peak:
+                p, worst, peak = _worst(grid, c, work, q, math.inf)
             if p < 0 or worst > -VIOLATION * peak:
                 # no row is violated: judge, and shed the drift of an ill-conditioned H
                 residual = _judge(H, g, problem, ridge, q, work, c)
@@ -277,17 +291,23 @@ def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info
 
 
 @kernel()
+def _start(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
+    """`solve` where work.J holds L^-1 of H."""
+    info[1] = 0.0
+    times(work, g, work.d)
+    combine(work.J, NONE, work.d, c)
+    return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
+
+
+@kernel()
 def solve_whitened(
     H: Array, g: Array, problem: GridProblem, l: int, work: QpWork, c: Array, info: Array
 ) -> int:
     """`solve` where lane l of work.packed holds L^-1 of H."""
     info[0], info[1] = math.inf, 0.0
     info[2] = 0.0
-    if not load(problem.grid.order, l, work):
-        return NOT_POSITIVE
-    times(work, g, work.d)
-    combine(work.J, NONE, work.d, c)
-    return _pursue(H, g, problem, _ridge(H), NONE, work, c, info)
+    usable = load(problem.grid.order, l, work)
+    return _start(H, g, problem, work, c, info) if usable else NOT_POSITIVE
 
 
 @kernel(allocates=True)
@@ -300,6 +320,9 @@ def solve_many(H: Array, g: Array, problem: GridProblem, c: Array, failed: IntAr
     """
     work, info = workspace(g.shape[1], problem.grid.values.shape[1]), np.empty(3)
     _whiten(H, problem.grid.order, work)
+    usable = load(problem.grid.order, 0, work)
+    J = work.J.copy()
     for v in range(g.shape[0]):
-        answer = solve_whitened(H, g[v], problem, 0, work, c[v], info)
+        work.J[:] = J
+        answer = _start(H, g[v], problem, work, c[v], info) if usable else NOT_POSITIVE
         failed[v] = 1 if answer != SOLVED else 0

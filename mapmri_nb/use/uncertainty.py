@@ -145,16 +145,19 @@ def bootstrap(
         bits = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
         if linear:
             return _values(fit, voxel.row, _signed(voxel.A, voxel.fitted, residual, bits), names)
-        signs = 2.0 * np.unpackbits(bits, axis=1, bitorder="little")[:, : len(residual)] - 1.0
-        y = voxel.fitted + residual * signs
+
+        def replicates(some: Any) -> Array:
+            signs = np.unpackbits(bits[some], axis=1, bitorder="little")[:, : len(residual)]
+            return np.asarray(voxel.fitted + residual * (2.0 * signs - 1.0))
+
         if not hold:
-            return _refitted(model, fit, voxel, y, names, given, hold)
+            return _refitted(model, fit, voxel, replicates(slice(None)), names, given, hold)
         sums = _signed(np.vstack([voxel.right, voxel.at_origin]), voxel.fitted, residual, bits)
         coef, failed = model.engine.solver.many(voxel.H, sums[:, :-1] / sums[:, -1:])
         failed |= ~(sums[:, -1] > 0)
         values = _values(fit, voxel.row, coef, names)
         if failed.any():
-            values[:, failed] = _refitted(model, fit, voxel, y[failed], names, True, True)
+            values[:, failed] = _refitted(model, fit, voxel, replicates(failed), names, True, True)
         return values
 
     def resample(fit: MapmriFit, equations: Equations, _: Any) -> Iterator[Array]:
