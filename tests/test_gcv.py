@@ -117,6 +117,8 @@ def test_the_lowest_of_many_weights(order, rng):
         *v, found = oracle.gcv(*voxel, [*tried, weight[l]])[0]
         assert found <= min(v) * (1 + 1e-9)
         assert bound[l] == (np.argmin(v) in (0, 4000))
+        if bound[l]:
+            assert weight[l] == pytest.approx(tried[np.argmin(v)], rel=1e-9)
 
 
 def test_array_of_weights(brain):

@@ -267,3 +267,10 @@ def test_replicates_choose_again_what_the_voxels_chose(table):
         assert uncertainty.held_by_default(mapmri.MapmriModel(table, 4, **options)) is held
     strong = mapmri.GradientTable(3 * table.bvals, table.bvecs, tau=TAU)
     assert not uncertainty.held_by_default(mapmri.MapmriModel(strong, 4))
+
+
+@pytest.mark.nojit
+def test_a_static_diffusivity_is_the_scale(table):
+    """u0 = sqrt(2 d tau) [Fick 2016]."""
+    model = mapmri.MapmriModel(table, 2, basis="isotropic", static_diffusivity=0.7e-3)
+    assert model.plan.static_scale == pytest.approx(np.sqrt(2 * 0.7e-3 * TAU), rel=1e-14)

@@ -45,6 +45,14 @@ def negative(coef, grid):
 
 
 @pytest.mark.nojit
+def test_hermite_functions():
+    out = np.empty(9)
+    hermite.hermite_functions(0.7, out)
+    want = [oracle.hermite1d(n, 0.7) / math.pi**0.25 for n in range(9)]
+    assert_allclose(out, want, rtol=1e-13)
+
+
+@pytest.mark.nojit
 @pytest.mark.parametrize("order", [0, 2, 6, 10])
 def test_values_equal_the_basis(order):
     (coef, mu, R), rng = draw(order, 3, order), np.random.default_rng(1)
