@@ -20,6 +20,8 @@ from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import NullCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.core.typing import signature as typing_signature
@@ -114,6 +116,44 @@ class _Cache:
         return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
 
+class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
+    """Code of a kernel that becomes part of other kernels, which the compiler optimises whole."""
+
+    codegen = property(lambda self: self)
+
+    def set_env(self, *_: Any) -> None:
+        """Nothing: there is no machine code."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    def machine_code(self) -> Any:
+        """Optimised."""
+        self._ensure_finalized()
+        part, self._final_module = self._final_module, self._final_module.clone()
+        try:
+            JITCodeLibrary._optimize_final_module(self)
+            return self._codegen._tm.emit_object(self._final_module)
+        finally:
+            self._final_module = part
+
+
+class _Part(Compiler):  # type: ignore[misc]  # Numba has no types
+    """Compiles a kernel into a `_Library`."""
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        super().__init__(typing, target, _Library(target.codegen(), "part"), *rest)
+
+
 def kernel(
     fastmath: frozenset[str] = frozenset(),
     inline: bool = False,
@@ -142,10 +182,18 @@ def kernel(
         if not allocates:
             options["_nrt"] = False
         flags = set(fastmath) if fastmath else False
+        part = numba.njit(fastmath=flags, pipeline_class=_Part, **options)(function)
+        if numba.config.DISABLE_JIT:
+            return function
+        part.allocates = allocates
+        if not wrapper:
+            return part  # type: ignore[no-any-return]
         dispatcher = numba.njit(fastmath=flags, **options)(function)
-        if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher.allocates = allocates
-            dispatcher._cache = _Cache(dispatcher) if wrapper else NullCache()
+        dispatcher.allocates = allocates
+        dispatcher.get_call_template = part.get_call_template
+        dispatcher.get_overload = part.get_overload
+        if CACHE_DIR is not None:
+            dispatcher._cache = _Cache(dispatcher)
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
@@ -173,25 +221,24 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
         with suppress(OSError):  # there is none
             stored = path.read_bytes()
     # damaged machine code would end the process
-    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:
-        symbol, code = stored[32:].split(b"\0", 1)
-        if function.allocates:
-            rtsys.initialize(function.targetctx)
-        engine = codegen._engine._ee
-        engine.add_object_file(ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        return int(engine.get_function_address(symbol.decode()))
-    function.compile(kinds)
-    compiled = function.overloads[kinds]
-    library, symbol = compiled.library, compiled.fndesc.llvm_func_name
-    address = int(library.get_pointer_to_function(symbol))
-    if path:
-        with suppress(OSError):  # as without a cache
-            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            stored = symbol.encode() + b"\0" + library._get_compiled_object()
-            part.write_bytes(hashlib.sha256(stored).digest() + stored)
-            os.replace(part, path)
-    return address
+    if not stored or hashlib.sha256(stored[32:]).digest() != stored[:32]:
+        function.compile(kinds)
+        compiled = function.overloads[kinds]
+        symbol = compiled.fndesc.llvm_func_name
+        stored = symbol.encode() + b"\0" + compiled.library.machine_code()
+        stored = hashlib.sha256(stored).digest() + stored
+        if path:
+            with suppress(OSError):  # as without a cache
+                part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+                part.write_bytes(stored)
+                os.replace(part, path)
+    symbol, code = stored[32:].split(b"\0", 1)
+    if function.allocates:
+        rtsys.initialize(function.targetctx)
+    engine = codegen._engine._ee
+    engine.add_object_file(ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return int(engine.get_function_address(symbol.decode()))
 
 
 def call(function: Any, arguments: Any) -> None:
