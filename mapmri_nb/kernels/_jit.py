@@ -23,6 +23,7 @@ from numba.core.caching import NullCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
@@ -110,19 +111,24 @@ class _Cache:
         """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
         linear algebra included, which takes half a second and which compiled code does not need.
         """
-        if self._dispatcher.allocates:
+        if self._dispatcher.targetoptions["_nrt"]:
             rtsys.initialize(context)  # the references that compiled code counts
         opened = self._opened
         return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
 
 
 class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
-    """Code of a kernel that becomes part of other kernels, which the compiler optimises whole."""
+    """Code of a `_Part`: neither optimised nor compiled for the machine until it is asked for."""
 
     codegen = property(lambda self: self)
 
-    def set_env(self, *_: Any) -> None:
-        """Nothing: there is no machine code."""
+    def set_env(self, *_: object) -> None:
+        """Nothing: there is no machine code to tell Numba's environment."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """None: Python does not call a part."""
+        self._ensure_finalized()
+        return 0
 
     def _optimize_functions(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
@@ -133,68 +139,80 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
     def _finalize_final_module(self) -> None:
         self._finalized = True
 
-    def get_pointer_to_function(self, name: str) -> int:
-        return 0
-
     def machine_code(self) -> Any:
-        """Optimised."""
-        self._ensure_finalized()
+        """An object file of this code with its callees' code, optimised together."""
         part, self._final_module = self._final_module, self._final_module.clone()
-        try:
-            JITCodeLibrary._optimize_final_module(self)
-            return self._codegen._tm.emit_object(self._final_module)
-        finally:
-            self._final_module = part
+        super()._optimize_final_module()
+        whole, self._final_module = self._final_module, part
+        return self._codegen._tm.emit_object(whole)
 
 
-class _Part(Compiler):  # type: ignore[misc]  # Numba has no types
-    """Compiles a kernel into a `_Library`."""
+class _Compiler(Compiler):  # type: ignore[misc]  # Numba has no types
+    """Compiles into a `_Library`."""
 
-    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+    def __init__(self, typing: Any, target: Any, _: Any, *rest: Any) -> None:
         super().__init__(typing, target, _Library(target.codegen(), "part"), *rest)
 
 
+class _Part(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
+    """A kernel that other kernels contain, or a stage, which they call by its address."""
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        options = options | {"no_cpython_wrapper": True}
+        super().__init__(function, targetoptions=options, pipeline_class=_Compiler)
+
+    def __reduce__(self) -> str:
+        return self.__name__  # a pickle holds the name, not the code
+
+
+class _Kernel(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
+    """A kernel for Python, cached on disk. Other kernels take it as a part of theirs: a callee that
+    was optimised for itself would be optimised again in each caller, half of a first fit's time.
+    """
+
+    __reduce__ = _Part.__reduce__
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        super().__init__(function, targetoptions=options)
+        if CACHE_DIR is not None:
+            self._cache = _Cache(self)
+
+    @cached_property
+    def part(self) -> _Part:
+        return _Part(self.py_func, self.targetoptions)
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        return self.part.get_call_template(args, kws)
+
+    def get_overload(self, kinds: Any) -> Any:
+        return self.part.get_overload(kinds)
+
+
 def kernel(
-    fastmath: frozenset[str] = frozenset(),
-    inline: bool = False,
-    wrapper: bool = True,
-    allocates: bool = False,
+    fastmath: frozenset[str] = frozenset(), wrapper: bool = True, allocates: bool = False
 ) -> Callable[[F], F]:
     """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
     `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default.
-    No option comes from the environment, since the cache key ignores options. `inline` is for short
-    functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates` is for functions that make an array, or into which one that does is inlined. Only
-    they count references.
+    No option comes from the environment, since the cache key ignores options. `wrapper=False` is
+    for functions that Python never calls but by their address. `allocates` is for functions that
+    make an array, or call one that does. Only they count references.
     """
 
     def decorate(function: F) -> F:
+        if numba.config.DISABLE_JIT:
+            return function
         options = {
+            "nopython": True,
+            "boundscheck": None,  # as the environment says
+            "fastmath": set(fastmath) if fastmath else False,
             "error_model": "numpy",
             "nogil": True,
             "no_cfunc_wrapper": True,
-            "no_cpython_wrapper": not wrapper,
-            "inline": "always" if inline else "never",
+            "_nrt": allocates,
         }
-        if not allocates:
-            options["_nrt"] = False
-        flags = set(fastmath) if fastmath else False
-        part = numba.njit(fastmath=flags, pipeline_class=_Part, **options)(function)
-        if numba.config.DISABLE_JIT:
-            return function
-        part.allocates = allocates
-        if not wrapper:
-            return part  # type: ignore[no-any-return]
-        dispatcher = numba.njit(fastmath=flags, **options)(function)
-        dispatcher.allocates = allocates
-        dispatcher.get_call_template = part.get_call_template
-        dispatcher.get_overload = part.get_overload
-        if CACHE_DIR is not None:
-            dispatcher._cache = _Cache(dispatcher)
-        return dispatcher  # type: ignore[no-any-return]
+        return (_Kernel if wrapper else _Part)(function, options)  # type: ignore[return-value]
 
     return decorate
 
@@ -233,7 +251,7 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
                 part.write_bytes(stored)
                 os.replace(part, path)
     symbol, code = stored[32:].split(b"\0", 1)
-    if function.allocates:
+    if function.targetoptions["_nrt"]:
         rtsys.initialize(function.targetctx)
     engine = codegen._engine._ee
     engine.add_object_file(ObjectFileRef.from_data(code))

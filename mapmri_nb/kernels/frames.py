@@ -19,7 +19,7 @@ from .linalg import SparseMap, block_gather, block_map
 from .status import FLOOR, NO_SIGNAL
 
 
-@kernel(inline=True)
+@kernel()
 def fitted_frames(floor: float, share: float, block: Any) -> None:
     """Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
@@ -52,7 +52,7 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
                 status[l] |= FLOOR
 
 
-@kernel(inline=True)
+@kernel()
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
     """The same from given scales (V, 3) and frames (V, 3, 3); a third column may turn."""
     for l in range(R.shape[0]):
@@ -64,7 +64,7 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
                 R[l, i, j] = given[i, j] * (flip if j == 2 else 1.0)
 
 
-@kernel(inline=True)
+@kernel()
 def scales(plan: Any, block: Any) -> None:
     """Scales of the basis and the tensor, the tensors of both, and the rotation angles of the
     frames, of a `blocks.Block` from its eigenvalues and frames; the basis' scales are
@@ -113,7 +113,7 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel(inline=True, allocates=True)
+@kernel(allocates=True)
 def undo_field(field: Array, i0: int, b: Array) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
@@ -131,7 +131,7 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel(inline=True, allocates=True)
+@kernel(allocates=True)
 def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
     """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
     voxel's frame, R'(I+F), in its scratch.
@@ -155,7 +155,7 @@ def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
             block.stretched[i, l] = block.mu[i, l] * work.stretch[i, l]
 
 
-@kernel(inline=True)
+@kernel()
 def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
     """Signs (3, V) between the columns of the frames used and those given."""
     for l in range(R.shape[0]):

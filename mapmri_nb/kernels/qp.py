@@ -114,7 +114,7 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel(inline=True)
+@kernel()
 def _judge(
     H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
 ) -> float:
@@ -246,7 +246,7 @@ def _ridge(H: Array) -> float:
     return ridge
 
 
-@kernel(inline=True)
+@kernel()
 def solve(H: Array, g: Array, problem: GridProblem, work: QpWork, c: Array, info: Array) -> int:
     """Minimise c'Hc/2 - g'c under the constraints of `problem`, with RIDGE tr(H)/n added to the
     diagonal of H.

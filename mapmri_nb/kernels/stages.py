@@ -40,7 +40,7 @@ def _ones(weight: Array) -> bool:
     return odd == 0
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _lowest(y: Array, out: Array) -> None:
     """The smallest sample of each voxel into out (1, V); 0 where one is not finite."""
     for l in range(0, y.shape[1], WIDTH):
@@ -231,7 +231,7 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             block.laplacian_weight[0, l] = plan.laplacian_weights[0]
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -378,7 +378,7 @@ def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -
     rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _residuals(block: Block) -> None:
     """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
     block.pivot takes its largest size.
