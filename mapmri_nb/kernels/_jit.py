@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numba
@@ -19,7 +20,7 @@ import numpy as np
 from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
-from numba.core.caching import NullCache
+from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
@@ -32,10 +33,9 @@ from numba.extending import lower_builtin
 F = TypeVar("F", bound=Callable[..., object])
 
 # The one set of flags: a product and a sum may become one instruction. No flag lets the compiler
-# reorder a sum. A kernel has a copy in every caller's object, each is optimised anew, and a cold
-# process may run another copy than a warm one: with "reassoc" the copies add in different orders
-# and the bits differ. Scalar code with several products in a sum has no flag at all: with
-# "contract" in every kernel the copies fused different products.
+# reorder a sum. A kernel has a copy in every caller's object, and each is optimised with it:
+# with "reassoc" the copies add in different orders and the bits differ. Scalar code with several
+# products in a sum has no flag at all: with "contract" the copies fused different products.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
@@ -84,88 +84,55 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-class _Cache:
-    """A kernel's cache on disk, opened at its first use: Numba writes a test file for each it
-    opens.
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+    """A kernel's cache on disk. Numba's own first loads what its compiler knows, SciPy's linear
+    algebra included, which takes half a second and which compiled code does not need.
     """
 
-    def __init__(self, dispatcher: Any) -> None:
-        self._dispatcher = dispatcher
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._opened, name)
-
-    @cached_property
-    def _opened(self) -> Any:
-        from numba.core.caching import FunctionCache
-
-        previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
-        try:
-            return FunctionCache(self._dispatcher.py_func)
-        except RuntimeError:  # no writable locator: compile in memory, as with the switch off
-            return NullCache()
-        finally:
-            numba.config.CACHE_DIR = previous
-
-    def load_overload(self, kinds: Any, context: Any) -> Any:
-        """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
-        linear algebra included, which takes half a second and which compiled code does not need.
-        """
-        if self._dispatcher.targetoptions["_nrt"]:
-            rtsys.initialize(context)  # the references that compiled code counts
-        opened = self._opened
-        return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
+    load_overload = FunctionCache._load_overload
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
+class _Library(JITCodeLibrary):  # type: ignore[misc]  # nor here
     """Code of a `_Part`: neither optimised nor compiled for the machine until it is asked for."""
 
-    codegen = property(lambda self: self)
-
-    def set_env(self, *_: object) -> None:
-        """Nothing: there is no machine code to tell Numba's environment."""
+    codegen = SimpleNamespace(set_env=lambda *_: None)  # there is no machine code to set it in
 
     def get_pointer_to_function(self, name: str) -> int:
-        """None: Python does not call a part."""
         self._ensure_finalized()
-        return 0
+        return 0  # Python does not call a part
 
     def _optimize_functions(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
     def machine_code(self) -> Any:
         """An object file of this code with its callees' code, optimised together."""
         part, self._final_module = self._final_module, self._final_module.clone()
-        super()._optimize_final_module()
+        self._optimize_final_module()
         whole, self._final_module = self._final_module, part
         return self._codegen._tm.emit_object(whole)
 
 
-class _Compiler(Compiler):  # type: ignore[misc]  # Numba has no types
-    """Compiles into a `_Library`."""
-
-    def __init__(self, typing: Any, target: Any, _: Any, *rest: Any) -> None:
-        super().__init__(typing, target, _Library(target.codegen(), "part"), *rest)
+def _pipeline(typing: Any, target: Any, _: Any, *rest: Any) -> Any:
+    return Compiler(typing, target, _Library(target.codegen(), "part"), *rest)
 
 
-class _Part(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
+class _Part(CPUDispatcher):  # type: ignore[misc]  # nor here
     """A kernel that other kernels contain, or a stage, which they call by its address."""
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         options = options | {"no_cpython_wrapper": True}
-        super().__init__(function, targetoptions=options, pipeline_class=_Compiler)
+        super().__init__(function, targetoptions=options, pipeline_class=_pipeline)
 
     def __reduce__(self) -> str:
         return self.__name__  # a pickle holds the name, not the code
 
 
-class _Kernel(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
+class _Kernel(CPUDispatcher):  # type: ignore[misc]  # nor here
     """A kernel for Python, cached on disk. Other kernels take it as a part of theirs: a callee that
     was optimised for itself would be optimised again in each caller, half of a first fit's time.
     """
@@ -175,11 +142,26 @@ class _Kernel(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         super().__init__(function, targetoptions=options)
         if CACHE_DIR is not None:
-            self._cache = _Cache(self)
+            del self._cache  # opened at its first use: Numba writes a test file for each it opens
+
+    @cached_property
+    def _cache(self) -> Any:
+        previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
+        try:
+            return _Cache(self.py_func)
+        except RuntimeError:  # no writable locator: compile in memory, as with the switch off
+            return NullCache()
+        finally:
+            numba.config.CACHE_DIR = previous
 
     @cached_property
     def part(self) -> _Part:
         return _Part(self.py_func, self.targetoptions)
+
+    def compile(self, kinds: Any) -> Any:
+        if self.targetoptions["_nrt"]:
+            rtsys.initialize(self.targetctx)  # the references that compiled code counts
+        return super().compile(kinds)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         return self.part.get_call_template(args, kws)
@@ -260,8 +242,7 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
 
 
 def call(function: Any, arguments: Any) -> None:
-    """Call a kernel by its address: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
+    """Call a kernel by its address, where a call by name would make it part of the caller. Arguments are numbers, or addresses of tuples in
     memory, as the kernel was compiled for. In Python: call a function.
     """
     function(*arguments)
