@@ -242,8 +242,9 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
 
 
 def call(function: Any, arguments: Any) -> None:
-    """Call a kernel by its address, where a call by name would make it part of the caller. Arguments are numbers, or addresses of tuples in
-    memory, as the kernel was compiled for. In Python: call a function.
+    """Call a kernel by its address, where a call by name would make it part of the caller.
+    Arguments are numbers, or addresses of tuples in memory, as the kernel was compiled for. In
+    Python: call a function.
     """
     function(*arguments)
 
