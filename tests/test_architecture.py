@@ -147,7 +147,7 @@ def kernel_calls(tree):
 def test_who_compiles_and_who_starts_threads():
     """`parallel=True` aborts under a pool and dies after a fork; `_jit.spread` does not."""
     one = {"kernels/_jit.py"}
-    assert users("njit", "jit", "vectorize", "guvectorize", "cfunc") == one
+    assert users("njit", "jit", "vectorize", "guvectorize", "cfunc", "CPUDispatcher") == one
     assert {room(n) for n, tree in TREES.items() if kernel_calls(tree)} == {"kernels"}
     assert users("prange") == set()
     assert users("pyplot", "matplotlib.pyplot") == set(), "its state is the caller's"

@@ -54,7 +54,7 @@ maps(1)
 hits = misses = 0
 for m in pkgutil.iter_modules(mapmri_nb.kernels.__path__):
     for f in vars(importlib.import_module('mapmri_nb.kernels.' + m.name)).values():
-        if hasattr(f, 'stats'):
+        if not isinstance(f, type) and hasattr(f, 'stats'):
             hits += sum(f.stats.cache_hits.values())
             misses += sum(f.stats.cache_misses.values())
 print(hits, misses)
@@ -62,6 +62,18 @@ print(hits, misses)
     hits, misses = map(int, run(FIT + count, tmp_path, NUMBA_CACHE_DIR=warm).split())
     assert hits > 0
     assert misses == 0
+
+
+@pytest.mark.jit_only
+def test_a_model_fits_the_same_in_another_process(warm, tmp_path):
+    """A worker gets a pickled model, and machine code from disk."""
+    write = "import pickle; open('model', 'wb').write(pickle.dumps(model))"
+    read = "import pickle; model = pickle.loads(open('model', 'rb').read())"
+    show = "print(maps(1).tobytes().hex())"
+    found = [
+        run(f"{FIT}\n{line}\n{show}", tmp_path, NUMBA_CACHE_DIR=warm) for line in (write, read)
+    ]
+    assert found[0] == found[1]
 
 
 @pytest.mark.jit_only

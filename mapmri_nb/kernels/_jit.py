@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numba
@@ -19,8 +20,11 @@ import numpy as np
 from llvmlite.binding.object_file import ObjectFileRef
 from numba import types
 from numba.core import cgutils
-from numba.core.caching import NullCache
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from numba.core.typing import signature as typing_signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
@@ -29,10 +33,9 @@ from numba.extending import lower_builtin
 F = TypeVar("F", bound=Callable[..., object])
 
 # The one set of flags: a product and a sum may become one instruction. No flag lets the compiler
-# reorder a sum. A kernel has a copy in every caller's object, each is optimised anew, and a cold
-# process may run another copy than a warm one: with "reassoc" the copies add in different orders
-# and the bits differ. Scalar code with several products in a sum has no flag at all: with
-# "contract" in every kernel the copies fused different products.
+# reorder a sum. A kernel has a copy in every caller's object, and each is optimised with it:
+# with "reassoc" the copies add in different orders and the bits differ. Scalar code with several
+# products in a sum has no flag at all: with "contract" the copies fused different products.
 CONTRACT = frozenset({"contract"})
 STALE_AFTER_DAYS = 30
 BOUNDS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what a job may use
@@ -81,72 +84,117 @@ def _open_cache() -> Path | None:
 CACHE_DIR = _open_cache()
 
 
-class _Cache:
-    """A kernel's cache on disk, opened at its first use: Numba writes a test file for each it
-    opens.
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+    """A kernel's cache on disk. Numba's own first loads what its compiler knows, SciPy's linear
+    algebra included, which takes half a second and which compiled code does not need.
     """
 
-    def __init__(self, dispatcher: Any) -> None:
-        self._dispatcher = dispatcher
+    load_overload = FunctionCache._load_overload
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._opened, name)
+
+class _Library(JITCodeLibrary):  # type: ignore[misc]  # nor here
+    """Code of a `_Part`: neither optimised nor compiled for the machine until it is asked for."""
+
+    codegen = SimpleNamespace(set_env=lambda *_: None)  # there is no machine code to set it in
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0  # Python does not call a part
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+    def machine_code(self) -> Any:
+        """An object file of this code with its callees' code, optimised together."""
+        part, self._final_module = self._final_module, self._final_module.clone()
+        self._optimize_final_module()
+        whole, self._final_module = self._final_module, part
+        return self._codegen._tm.emit_object(whole)
+
+
+def _pipeline(typing: Any, target: Any, _: Any, *rest: Any) -> Any:
+    return Compiler(typing, target, _Library(target.codegen(), "part"), *rest)
+
+
+class _Part(CPUDispatcher):  # type: ignore[misc]  # nor here
+    """A kernel that other kernels contain, or a stage, which they call by its address."""
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        options = options | {"no_cpython_wrapper": True}
+        super().__init__(function, targetoptions=options, pipeline_class=_pipeline)
+
+    def __reduce__(self) -> str:
+        return self.__name__  # a pickle holds the name, not the code
+
+
+class _Kernel(CPUDispatcher):  # type: ignore[misc]  # nor here
+    """A kernel for Python, cached on disk. Other kernels take it as a part of theirs: a callee that
+    was optimised for itself would be optimised again in each caller, half of a first fit's time.
+    """
+
+    __reduce__ = _Part.__reduce__
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        super().__init__(function, targetoptions=options)
+        if CACHE_DIR is not None:
+            del self._cache  # opened at its first use: Numba writes a test file for each it opens
 
     @cached_property
-    def _opened(self) -> Any:
-        from numba.core.caching import FunctionCache
-
+    def _cache(self) -> Any:
         previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_DIR)
         try:
-            return FunctionCache(self._dispatcher.py_func)
+            return _Cache(self.py_func)
         except RuntimeError:  # no writable locator: compile in memory, as with the switch off
             return NullCache()
         finally:
             numba.config.CACHE_DIR = previous
 
-    def load_overload(self, kinds: Any, context: Any) -> Any:
-        """A compiled kernel, or None. Numba's own first loads what its compiler knows, SciPy's
-        linear algebra included, which takes half a second and which compiled code does not need.
-        """
-        if self._dispatcher.allocates:
-            rtsys.initialize(context)  # the references that compiled code counts
-        opened = self._opened
-        return opened._load_overload(kinds, context) if hasattr(opened, "_load_overload") else None
+    @cached_property
+    def part(self) -> _Part:
+        return _Part(self.py_func, self.targetoptions)
+
+    def compile(self, kinds: Any) -> Any:
+        if self.targetoptions["_nrt"]:
+            rtsys.initialize(self.targetctx)  # the references that compiled code counts
+        return super().compile(kinds)
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        return self.part.get_call_template(args, kws)
+
+    def get_overload(self, kinds: Any) -> Any:
+        return self.part.get_overload(kinds)
 
 
 def kernel(
-    fastmath: frozenset[str] = frozenset(),
-    inline: bool = False,
-    wrapper: bool = True,
-    allocates: bool = False,
+    fastmath: frozenset[str] = frozenset(), wrapper: bool = True, allocates: bool = False
 ) -> Callable[[F], F]:
     """Compile a function with the house's options: lazily, without the GIL, with NumPy's division,
     cached on disk.
 
     `fastmath` names LLVM flags: ``CONTRACT``, for products and sums of lanes, or none by default.
-    No option comes from the environment, since the cache key ignores options. `inline` is for short
-    functions with one caller: they become part of it, under its flags, instead of being compiled
-    twice. `wrapper=False` is for functions that Python never calls but by their address.
-    `allocates` is for functions that make an array, or into which one that does is inlined. Only
-    they count references.
+    No option comes from the environment, since the cache key ignores options. `wrapper=False` is
+    for functions that Python never calls but by their address. `allocates` is for functions that
+    make an array, or call one that does. Only they count references.
     """
 
     def decorate(function: F) -> F:
+        if numba.config.DISABLE_JIT:
+            return function
         options = {
+            "nopython": True,
+            "boundscheck": None,  # as the environment says
+            "fastmath": set(fastmath) if fastmath else False,
             "error_model": "numpy",
             "nogil": True,
             "no_cfunc_wrapper": True,
-            "no_cpython_wrapper": not wrapper,
-            "inline": "always" if inline else "never",
+            "_nrt": allocates,
         }
-        if not allocates:
-            options["_nrt"] = False
-        flags = set(fastmath) if fastmath else False
-        dispatcher = numba.njit(fastmath=flags, **options)(function)
-        if CACHE_DIR is not None and hasattr(dispatcher, "enable_caching"):
-            dispatcher.allocates = allocates
-            dispatcher._cache = _Cache(dispatcher) if wrapper else NullCache()
-        return dispatcher  # type: ignore[no-any-return]
+        return (_Kernel if wrapper else _Part)(function, options)  # type: ignore[return-value]
 
     return decorate
 
@@ -173,31 +221,30 @@ def _address(function: Any, kinds: tuple[Any, ...]) -> int:
         with suppress(OSError):  # there is none
             stored = path.read_bytes()
     # damaged machine code would end the process
-    if stored and hashlib.sha256(stored[32:]).digest() == stored[:32]:
-        symbol, code = stored[32:].split(b"\0", 1)
-        if function.allocates:
-            rtsys.initialize(function.targetctx)
-        engine = codegen._engine._ee
-        engine.add_object_file(ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        return int(engine.get_function_address(symbol.decode()))
-    function.compile(kinds)
-    compiled = function.overloads[kinds]
-    library, symbol = compiled.library, compiled.fndesc.llvm_func_name
-    address = int(library.get_pointer_to_function(symbol))
-    if path:
-        with suppress(OSError):  # as without a cache
-            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            stored = symbol.encode() + b"\0" + library._get_compiled_object()
-            part.write_bytes(hashlib.sha256(stored).digest() + stored)
-            os.replace(part, path)
-    return address
+    if not stored or hashlib.sha256(stored[32:]).digest() != stored[:32]:
+        function.compile(kinds)
+        compiled = function.overloads[kinds]
+        symbol = compiled.fndesc.llvm_func_name
+        stored = symbol.encode() + b"\0" + compiled.library.machine_code()
+        stored = hashlib.sha256(stored).digest() + stored
+        if path:
+            with suppress(OSError):  # as without a cache
+                part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+                part.write_bytes(stored)
+                os.replace(part, path)
+    symbol, code = stored[32:].split(b"\0", 1)
+    if function.targetoptions["_nrt"]:
+        rtsys.initialize(function.targetctx)
+    engine = codegen._engine._ee
+    engine.add_object_file(ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return int(engine.get_function_address(symbol.decode()))
 
 
 def call(function: Any, arguments: Any) -> None:
-    """Call a kernel by its address: it stays as it was compiled, where a call by name would make it
-    part of the caller and compile it again. Arguments are numbers, or addresses of tuples in
-    memory, as the kernel was compiled for. In Python: call a function.
+    """Call a kernel by its address, where a call by name would make it part of the caller.
+    Arguments are numbers, or addresses of tuples in memory, as the kernel was compiled for. In
+    Python: call a function.
     """
     function(*arguments)
 

@@ -27,7 +27,7 @@ makes them (I + F) times it (`grad_dev`).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import noise, rescale, stages
+from . import frames, noise, rescale, rotation, stages
 from . import origin as origin_rule
 from ._jit import addresses, call, kernel, take
 from ._memory import INTEGER, Memory
@@ -120,8 +120,8 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
     rules, rician = plan.rules, plan.rules.noise == noise.RICIAN
     scales: list[Any] = [stages.given_scales]
     if not given:
-        scales = [stages.fit_tensor, *where(field, stages.undo_field), stages.tensor_scales]
-    scales += [*where(field, stages.bend), stages.mean_at_origin]
+        scales = [stages.fit_tensor, *where(field, frames.undo_field), stages.tensor_scales]
+    scales += [*where(field, frames.bend), stages.mean_at_origin]
     later = [
         stages.fixed_moments,
         *where(field, stages.skew),
@@ -133,7 +133,7 @@ def stages_of(plan: Plan, given: bool, field: bool, rare: int) -> tuple[list[Any
     later += [*where(plan.laplacian_weights.size != 1, stages.choose_weight), stages.regularise]
     attract = origin_rule.attract_gaussian if rules.rescale else origin_rule.attract
     later += where(rules.deviation, attract)
-    fitted = [stages.synthesise, *where(field, stages.unskew), noise.signals]
+    fitted = [stages.synthesise, *where(field, rotation.unskew), noise.signals]
     first = [
         stages.read,
         *where(rules.noise == noise.DENOISED, noise.invert),

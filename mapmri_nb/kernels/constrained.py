@@ -60,7 +60,7 @@ def pack(place: Unsigned, c: Array, B: Array, l: int, block: Any) -> None:
         block.x[i, l] = c[place[i]] / origin
 
 
-@kernel(inline=True, allocates=True)
+@kernel(allocates=True)
 def on_grid(problem: GridProblem, block: Any, start: int, stop: int) -> None:
     """The grid QP of voxels start to stop; NOT_CONVERGED where the solver's own check fails."""
     n, size = problem.B.size, block.rhs.shape[0] * (block.rhs.shape[0] + 1) // 2

@@ -19,7 +19,7 @@ from .linalg import SparseMap, block_gather, block_map
 from .status import FLOOR, NO_SIGNAL
 
 
-@kernel(inline=True)
+@kernel()
 def fitted_frames(floor: float, share: float, block: Any) -> None:
     """Eigenvalues and frames of a `blocks.Block` from its tensors in units of `tensor.UNIT`.
 
@@ -52,7 +52,7 @@ def fitted_frames(floor: float, share: float, block: Any) -> None:
                 status[l] |= FLOOR
 
 
-@kernel(inline=True)
+@kernel()
 def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R: Array) -> None:
     """The same from given scales (V, 3) and frames (V, 3, 3); a third column may turn."""
     for l in range(R.shape[0]):
@@ -64,7 +64,7 @@ def given_frames(mu: Array, frames: Array, tau: float, i0: int, values: Array, R
                 R[l, i, j] = given[i, j] * (flip if j == 2 else 1.0)
 
 
-@kernel(inline=True)
+@kernel()
 def scales(plan: Any, block: Any) -> None:
     """Scales of the basis and the tensor, the tensors of both, and the rotation angles of the
     frames, of a `blocks.Block` from its eigenvalues and frames; the basis' scales are
@@ -113,10 +113,11 @@ def congruence(m: Array, a: Array, lane: int) -> None:
         a[r, lane] = out[r]
 
 
-@kernel(inline=True, allocates=True)
-def undo_field(field: Array, i0: int, b: Array) -> None:
+@stage(allocates=True)
+def undo_field(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """From the tensors that the nominal table sees, (I+F)'D(I+F), rows 0-5 of b (8, V), to D."""
     m, inverse = np.empty((3, 3)), np.empty((3, 3))
+    field, b = data.field, block.tensor.b
     for l in range(b.shape[1]):
         F = field[min(i0 + l, field.shape[0] - 1)]
         for i in range(3):
@@ -131,22 +132,22 @@ def undo_field(field: Array, i0: int, b: Array) -> None:
         congruence(inverse, b, l)
 
 
-@kernel(inline=True, allocates=True)
-def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
-    """Tensors of a `blocks.Block` as the nominal table sees them, and the map from its q to the
-    voxel's frame, R'(I+F), in its scratch.
+@stage(allocates=True)
+def bend(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
+    """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame,
+    R'(I+F), in the scratch.
     """
     m, A = np.empty((3, 3)), np.empty((3, 3))
     R, work = block.R, block.moments
     for l in range(R.shape[0]):
-        F = field[min(i0 + l, field.shape[0] - 1)]
+        F = data.field[min(i0 + l, data.field.shape[0] - 1)]
         for i in range(3):
             for j in range(3):
                 m[i, j] = F[i, j] + (1.0 if i == j else 0.0)
         for i in range(3):
             for j in range(3):
                 A[i, j] = m[i, j]
-                if not isotropic:
+                if not plan.isotropic:
                     A[i, j] = R[l, 0, i] * m[0, j] + R[l, 1, i] * m[1, j] + R[l, 2, i] * m[2, j]
         rotation.linear_angles(A, work.angles, work.skew, work.stretch, l)
         congruence(m, block.D, l)
@@ -155,7 +156,7 @@ def apply_field(field: Array, i0: int, isotropic: bool, block: Any) -> None:
             block.stretched[i, l] = block.mu[i, l] * work.stretch[i, l]
 
 
-@kernel(inline=True)
+@kernel()
 def column_signs(R: Array, frames: Array, i0: int, sign: Array) -> None:
     """Signs (3, V) between the columns of the frames used and those given."""
     for l in range(R.shape[0]):

@@ -348,7 +348,7 @@ def _minimise(rank: int, yy: Array, samples: Array, work: Work) -> int:
     return found
 
 
-@kernel(inline=True)
+@kernel()
 def choose(
     problem: Problem, t: GcvTables, weights: Array, work: Work, weight: Array, bound: IntArray
 ) -> None:

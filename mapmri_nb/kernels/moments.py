@@ -205,7 +205,7 @@ def workspace(t: OrderTables, s: Scheme, order: int, V: int) -> MomentWork:
     return MomentWork(*(lanes.empty(size, V) for size in sizes))
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def gaussian(design: Array, D: Array, g: Array) -> None:
     """g = exp(-b u'Du) for V lanes; D (6, V) in mm2/s."""
     for l in range(0, D.shape[1], WIDTH):
@@ -219,7 +219,7 @@ def gaussian(design: Array, D: Array, g: Array) -> None:
             out[k] = exp(x[0] * d0 + x[1] * d1 + x[2] * d2 + x[3] * d3 + x[4] * d4 + x[5] * d5)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _weigh(g: Array, y: Array, w: Array, plain: bool, gg: Array, gy: Array) -> None:
     """gg = w g^2, gy = w g y."""
     for l in range(0, g.shape[1], WIDTH):
@@ -257,7 +257,7 @@ def _scale(exponents: Unsigned, degree: int, power: Array, M: Array) -> None:
             m[r] *= p[a] * p[b] * p[c]
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def expected_rounding(
     s: Scheme, gg: Array, mu: Array, degree: int, high: Array, strain: Array
 ) -> None:
@@ -280,7 +280,7 @@ def expected_rounding(
         rows(strain, l)[0] = total / rows(high, l)[0]
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def own_frame(
     t: OrderTables, s: Scheme, degree: int, bent: bool, mu: Array, l: int, work: MomentWork
 ) -> None:
@@ -343,7 +343,7 @@ def own_frame(
         hermite[k] = pick(strain, s.rounding, own[r], hermite[k])
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: MomentWork) -> None:
     """Moments of g^2 (degree 2N, into work.high) and g y (degree N, work.low) in the fixed frame.
 
@@ -358,7 +358,7 @@ def fixed_moments(s: Scheme, y: Array, w: Array, plain: bool, D: Array, work: Mo
     block_product(s.low, work.gy, work.low)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def low_moments(s: Scheme, y: Array, w: Array, work: MomentWork) -> None:
     """Of `fixed_moments`, those of g y alone (work.low), with the g that it left."""
     for l in range(0, y.shape[1], WIDTH):
@@ -369,7 +369,7 @@ def low_moments(s: Scheme, y: Array, w: Array, work: MomentWork) -> None:
     block_product(s.low, work.gy, work.low)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def hermite_moments(t: OrderTables, s: Scheme, degree: int, mu: Array, work: MomentWork) -> None:
     """Moments in the voxel's frame to Hermite moments at scales mu (3, V) (work.hermite), and to
     moments of degree N at these scales (work.low); degree = 2N.
@@ -386,7 +386,7 @@ def scale_low(t: OrderTables, degree: int, work: MomentWork) -> None:
     _scale(t.exponents_low, degree, work.power, work.low)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def polynomial(
     t: OrderTables, s: Scheme, order: int, coef: Array, mu: Array, work: MomentWork
 ) -> None:
@@ -398,7 +398,7 @@ def polynomial(
     scale_low(t, 2 * order, work)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def signal(s: Scheme, work: MomentWork, out: Array) -> None:
     """Signals sum_n c_n Phi_n(q_k) of V voxels into out (n 4, V), from the polynomial in the fixed
     frame (work.low) and the voxels' Gaussians (work.g).

@@ -289,7 +289,7 @@ def signals(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> N
     moments.signal(plan.scheme, work, work.gy)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _new_square(p: Array, block: Any, coils: int) -> None:
     """sigma^2 of the fitted signal: at first from the residual, then one Newton step of its
     likelihood, sum of y^2 - 2 y A r + A^2 over 2 L n - tr S = sigma^2.

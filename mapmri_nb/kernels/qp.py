@@ -123,7 +123,7 @@ def _row(grid: GridRows, p: int, out: Array) -> None:
             out[grid.order[a]] = sign * grid.values[a, j]
 
 
-@kernel(inline=True)
+@kernel()
 def _judge(
     H: Array, g: Array, problem: GridProblem, ridge: float, q: int, work: QpWork, c: Array
 ) -> float:

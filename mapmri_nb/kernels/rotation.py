@@ -6,6 +6,7 @@ is one pass over an ordered list of pairs of monomials.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,10 +151,11 @@ def skew_moments(shears: Pairs, skew: Array, M: Array) -> None:
 
 
 @stage()
-def skew_back(shears: Pairs, skew: Array, M: Array) -> None:
+def unskew(plan: Any, data: Any, block: Any, out: Any, i0: int, stop: int) -> None:
     """The transpose of `skew_moments`, before `rotate_back`."""
+    shears, work = plan.moments.shears_low, block.moments
     for k in range(2, -1, -1):
-        _shear_adjoint(shears[1 if k == 2 else 3 + k], skew, k, 1.0, M)
+        _shear_adjoint(shears[1 if k == 2 else 3 + k], work.skew, k, 1.0, work.low)
 
 
 @kernel()

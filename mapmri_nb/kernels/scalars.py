@@ -196,7 +196,7 @@ def _axis_value(n: int) -> float:
     return value
 
 
-@kernel(inline=True)
+@kernel()
 def out_of_range(plan: Any, block: Any, l: int) -> bool:
     """Whether MSD, QIV, RTAP or RTPP is not positive (the latter two for the anisotropic basis), or
     |E| above 1 by more than three times the residual.

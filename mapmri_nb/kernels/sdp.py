@@ -99,7 +99,7 @@ def _retire(lane: Array, pivot: Array) -> None:
             lane[ACTIVE, l] = 0.0
 
 
-@kernel(inline=True)
+@kernel()
 def _residuals(t: Tables, w: Work) -> None:
     """M, W, the gradient, the values of p and the gap <Q, M>."""
     cones.gradient(w.P, w.eta, w.c0, t.B.size, w.gradient)
@@ -112,7 +112,7 @@ def _residuals(t: Tables, w: Work) -> None:
     symmetric.inner(t.times, w.Q, w.M, w.total)
 
 
-@kernel(inline=True)
+@kernel()
 def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> tuple[int, int]:
     """End the lanes whose gap is below tol scale, with P eta + K c0 = A*(Q) to 1e-6 (rounding);
     the number of lanes that go on, and of those whose gap is below.
@@ -143,7 +143,7 @@ def _judge(n: int, iteration: int, last: bool, tol: float, w: Work) -> tuple[int
     return active, fine
 
 
-@kernel(inline=True)
+@kernel()
 def _newton_matrix(t: Tables, w: Work) -> None:
     """The Cholesky factor of P + S into w.S."""
     n = t.B.size
@@ -164,7 +164,7 @@ def _cone_directions(t: Tables, w: Work) -> None:
         dQ[e] = r[e] - q[e] - dQ[e]
 
 
-@kernel(inline=True)
+@kernel()
 def _direction(t: Tables, w: Work) -> None:
     """deta, dM and dQ for the right-hand side R."""
     deta, gradient = rows(w.deta, 0), rows(w.gradient, 0)
@@ -176,7 +176,7 @@ def _direction(t: Tables, w: Work) -> None:
     _cone_directions(t, w)
 
 
-@kernel(inline=True)
+@kernel()
 def _refine(t: Tables, w: Work) -> None:
     """Correct deta, in lanes that have CONVERGED, by what it leaves of P (eta + deta) + K c0 = A*(Q
     + dQ); overwrites w.gradient.
@@ -219,7 +219,7 @@ def _bisect(lane: Array, trial_step: Array, pivot: Array, precision: float) -> b
     return more
 
 
-@kernel(inline=True)
+@kernel()
 def _step_length(t: Tables, w: Work, precision: float) -> None:
     """Steps <= 1, inside both cones: one for eta and Q, because P couples them; 0 in lanes that
     ended.
@@ -245,7 +245,7 @@ def _step_length(t: Tables, w: Work, precision: float) -> None:
     step[0] *= INSIDE
 
 
-@kernel(inline=True)
+@kernel()
 def _centre(t: Tables, w: Work) -> None:
     """R = nu W - sym(dQ dM W), nu from the gap that the predictor's step would leave [Mehrotra]."""
     lane, e = w.lane, t.gram.size
@@ -264,7 +264,7 @@ def _centre(t: Tables, w: Work) -> None:
         r[i] = nu * inverse[i] - r[i]
 
 
-@kernel(inline=True)
+@kernel()
 def _advance(t: Tables, w: Work) -> None:
     """Move eta and Q; a lane whose step is too short ends where it is."""
     for l in range(WIDTH):
@@ -328,7 +328,7 @@ def certify(t: Tables, c: Array, w: Work) -> None:
         lane[MARGIN, l] = 1.0 / w.total[0, l] if margin[0, l] > 0.0 else 0.0
 
 
-@kernel(inline=True)
+@kernel()
 def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
     """Write the lanes with a proof; the others (their number) blend in more of the reference."""
     active, lane = 0, w.lane
@@ -353,7 +353,7 @@ def _settle(c: Array, w: Work, answer: Answer, l0: int) -> int:
     return active
 
 
-@kernel(inline=True)
+@kernel()
 def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
     """Certified coefficients of the Gram matrices w.Q, with a share of the reference if need be,
     into lanes from l0 on.
@@ -378,7 +378,7 @@ def conclude(t: Tables, w: Work, answer: Answer, l0: int) -> None:
 # ---- the problems
 
 
-@kernel(inline=True)
+@kernel()
 def _pose(G: Array, g: Array, l0: int, t: Tables, fixed: int, w: Work) -> None:
     """The dual problem of the voxels from l0 on, and where it starts; ends lanes without one."""
     n, lane = t.B.size, w.lane

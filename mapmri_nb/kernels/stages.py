@@ -40,7 +40,7 @@ def _ones(weight: Array) -> bool:
     return odd == 0
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _lowest(y: Array, out: Array) -> None:
     """The smallest sample of each voxel into out (1, V); 0 where one is not finite."""
     for l in range(0, y.shape[1], WIDTH):
@@ -130,12 +130,6 @@ def fit_tensor(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     tensor.fit_tensor(plan.tensor, block.y, block.w, block.ordinary[0] == 1, block.tensor)
 
 
-@stage(allocates=True)
-def undo_field(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The true scale tensor, where the gradients are not linear."""
-    frames.undo_field(data.field, i0, block.tensor.b)
-
-
 @stage()
 def tensor_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """Frames and scales of the tensor."""
@@ -154,12 +148,6 @@ def given_scales(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: 
     frames.given_frames(data.mu, data.R, plan.tau, i0, block.values, block.R)
     frames.scales(plan, block)
     frames.column_signs(block.R, data.R, i0, block.sign)
-
-
-@stage(allocates=True)
-def bend(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """Both tensors as the nominal table sees them, and the map from its q to the voxel's frame."""
-    frames.apply_field(data.field, i0, plan.isotropic, block)
 
 
 @stage(CONTRACT)
@@ -231,7 +219,7 @@ def equations(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int
             block.laplacian_weight[0, l] = plan.laplacian_weights[0]
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def sum_squares(y: Array, w: Array, out: Array) -> None:
     """y'Wy of every voxel into out (1, V)."""
     for l in range(0, y.shape[1], WIDTH):
@@ -372,14 +360,8 @@ def synthesise(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: in
     )
 
 
-@stage()
-def unskew(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """The transpose of `skew`."""
-    rotation.skew_back(plan.moments.shears_low, block.moments.skew, block.moments.low)
-
-
-@kernel(fastmath=CONTRACT, inline=True)
-def _residuals(block: Block) -> None:
+@stage(CONTRACT)
+def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
     """RMSE in the data's units and R2 over the valid samples, b0 included; moments.gy holds E, and
     block.pivot takes its largest size.
     """
@@ -403,12 +385,6 @@ def _residuals(block: Block) -> None:
         rows(block.r2, l)[0] = pick(variance, 0.0, 1.0 - square / variance, math.nan)
         rows(block.rmse, l)[0] = sqrt(square / count)
         rows(block.pivot, l)[0] = top
-
-
-@stage(CONTRACT)
-def residuals(plan: Plan, data: Data, block: Block, out: Out, i0: int, stop: int) -> None:
-    """What the fitted signal leaves of the data."""
-    _residuals(block)
 
 
 @stage()

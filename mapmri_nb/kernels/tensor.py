@@ -98,7 +98,7 @@ def workspace(nt: int, V: int) -> TensorWork:
     return TensorWork(*(lanes.empty(size, V) for size in (nt, nt, nt, 24, 8, 36, 1, 8, 8)))
 
 
-@kernel(inline=True)
+@kernel()
 def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """Logarithms of the samples used; a sample <= 0, or of weight 0, gets weight 0 here."""
     for l in range(0, y.shape[1], WIDTH):
@@ -111,7 +111,7 @@ def _take_logs(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWor
                 use[k] = pick(x, 0.0, weight[t.samples[k]], 0.0)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def _weights(t: TensorTables, b: Array, plain: bool, work: TensorWork) -> None:
     """Weights S_pred^2 = exp(2 X b) of the second pass; the common factor S0^2 cancels."""
     for l in range(0, b.shape[1], WIDTH):
@@ -147,7 +147,7 @@ def _weighted_solve(t: TensorTables, weight: Array, work: TensorWork, out: Array
     block_backsolve(work.normal, n, out)
 
 
-@kernel(fastmath=CONTRACT, inline=True)
+@kernel(fastmath=CONTRACT)
 def fit_tensor(t: TensorTables, y: Array, w: Array, plain: bool, work: TensorWork) -> None:
     """Two-pass weighted least squares of log y on b <= threshold, into work.b: rows D / UNIT (xx xy
     yy xz yz zz), log S0.
@@ -292,7 +292,7 @@ def tensor_elements(R: Array, values: Array, out: Array, lane: int) -> None:
             r += 1
 
 
-@kernel(inline=True)
+@kernel()
 def signal_at_origin(t: TensorTables, y: Array, w: Array, D: Array, out: Array) -> None:
     """S0 (1, V): mean over the b0 volumes of y exp(b u'Du), by the samples' weights; NaN where none
     is left.
