@@ -18,6 +18,7 @@ from mapmri_nb.fit import MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 from mapmri_nb.use import folder as fits
+from mapmri_nb.use import packed
 
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 AFFINE = np.block(
@@ -104,11 +105,17 @@ def test_a_series_that_became_shorter_is_an_error(tmp_path):
         next(io.runs(read, 0, 10))
 
 
-def test_unpacking_leaves_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("large", [0, 4_000_000])
+def test_unpacking_leaves_no_file(tmp_path, monkeypatch, large):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(io.tempfile, "tempdir", str(scratch))
-    read = io.load_dwi(image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32)))
+    monkeypatch.setattr(packed, "LARGE", large)
+    path = image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32))
+    with packed.coming(path) as begun:
+        assert (begun is None) == (large > 0)
+        assert begun is None or begun() is not None
+        read = io.load_dwi(path, begun=begun)
     assert list(scratch.iterdir()) == []
     assert read.data.sum() == 120
     usage = SimpleNamespace(free=100)
@@ -144,9 +151,12 @@ def damaged(tmp_path):
     return {name: message for name, (_, message) in files.items()}
 
 
-def test_damaged_files_are_named(tmp_path):
+@pytest.mark.parametrize("large", [0, 4_000_000])
+def test_damaged_files_are_named(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(packed, "LARGE", large)
     for name, message in damaged(tmp_path).items():
-        refused(f"{name}.*({message})", io.load_dwi, tmp_path / name)
+        with packed.coming(tmp_path / name) as begun:
+            refused(f"{name}.*({message})", io.load_dwi, tmp_path / name, begun=begun)
     gone = tmp_path / "none.nii"
     refused(r"no such file.*none\.nii", io.load_dwi, gone, error=FileNotFoundError)
     refused("a folder, not an image", io.load_dwi, tmp_path, error=IsADirectoryError)
