@@ -186,8 +186,9 @@ def read_nii(path: File, header: bool = False, begun: packed.Result | None = Non
         if path.name.endswith(".gz") and not (source := begun and begun()):
             text = f"unpack {path} (TMPDIR chooses the place)"
             require_space(tempfile.gettempdir(), size, text)
+            source = stack.enter_context(tempfile.TemporaryFile())  # gone with its map
             try:
-                source = stack.enter_context(packed.unpacked(path))
+                packed.unpack(path, source)
             except Exception as error:  # damage has a type in each of isal, gzip and zlib
                 full = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
                 if full or isinstance(error, MemoryError):
@@ -297,6 +298,14 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
             os.replace(file, target)
 
 
+def link(file: Path, name: Path) -> None:
+    """Another name of a file; a copy where the disk knows no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
 def write_json(path: Path, entries: dict[str, Any]) -> None:
     """JSON in the order given, each list or array on one line; NaN is an error."""
     path.write_text(_object(entries, "") + "\n", encoding="utf-8")
@@ -309,15 +318,8 @@ def _object(value: Any, pad: str) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
 
 
-def write_nii(
-    path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
-) -> None:
-    """NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
-    values, same bytes.
-
-    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
-    kill the process.
-    """
+def nii_header(shape: Sequence[int], dtype: Any, affine: ArrayLike) -> bytes:
+    """What a .nii of up to four dimensions begins with; its values follow, x fastest."""
     if np.shape(affine) != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {np.shape(affine)}")
     shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
@@ -330,6 +332,19 @@ def write_nii(
     header.set_sform(affine, code=2)
     header.set_qform(affine, code=2)
     header.set_xyzt_units("mm")
+    return bytes(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
+
+
+def write_nii(
+    path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
+) -> None:
+    """NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
+    values, same bytes.
+
+    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
+    kill the process.
+    """
+    header = nii_header(shape, dtype, affine)
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(open(path, "wb"))
         if path.name.endswith(".gz"):
@@ -337,7 +352,7 @@ def write_nii(
             make = gzip.GzipFile if packer is gzip else packer.IGzipFile
             level = packed.LEVELS[packer.__name__]
             stream = stack.enter_context(make("", "wb", level, stream, mtime=0))
-        stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
+        stream.write(header)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
                 stream.write(np.asarray(piece, dtype).ravel("F").view(np.uint8))

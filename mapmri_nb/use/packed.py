@@ -31,9 +31,9 @@ def packer() -> Any:
 
 @contextmanager
 def coming(path: Path | None) -> Iterator[Result | None]:
-    """Begin to unpack a large .nii.gz; None for another file. The result is a nameless file, as of
-    `unpacked`, or None where that failed. A process of its own does it: a thread would wait for the
-    lock that imports hold.
+    """Begin to unpack a large .nii.gz; None for another file. The result is a nameless file, or
+    None where that failed. A process of its own does it: a thread would wait for the lock that
+    imports hold.
     """
     packed = path and path.name.endswith(".nii.gz") and path.is_file()
     if path is None or not packed or path.stat().st_size < LARGE:
@@ -56,10 +56,8 @@ def coming(path: Path | None) -> Iterator[Result | None]:
             process.wait()
 
 
-def unpacked(path: Path) -> IO[bytes]:
-    """A nameless file with the content of a .gz."""
-    target = tempfile.TemporaryFile()  # noqa: SIM115 - its map keeps it
+def unpack(path: Path, target: IO[bytes]) -> None:
+    """The content of a .gz into a file."""
     with packer().open(path) as source:
         shutil.copyfileobj(source, target, 1 << 20)
     target.flush()
-    return target

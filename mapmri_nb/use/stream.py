@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class Job(NamedTuple):
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
         entries = {
-            "version": [__version__, SLAB],
+            "version": [__version__, SLAB, "images"],
             "series": _stamp(self.source),
             "gradient table": _digest(json.dumps(self.model.gtab.to_dict()).encode()),
             "mask": _digest(np.packbits(self.mask).tobytes()),
@@ -121,14 +121,27 @@ def _slab(count: int) -> int:
 class Store:
     """A hidden folder with the finished slabs of a job.
 
-    `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
-    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went
-    well, or when there is nothing in it worth keeping.
+    `parts` are name, number and header of the columns: with a header they are volumes of an image
+    of float64, NaN outside the mask, as in the results; without, runs of float64 in `rows`.
+    `journal` has the key and a line per slab, written once its values are on the disk, at most
+    every SYNC seconds. As a context the folder is removed when all went well, or when there is
+    nothing in it worth keeping. `where` (V,) are the voxels' places in an image of `size`.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
-        self.folder, self.count = folder, count
-        self.slab, self._key = _slab(count), key
+    def __init__(
+        self, folder: Path, key: dict[str, Any], where: NDArray[np.int64], size: int,
+        parts: list[tuple[str, int, bytes]], resume: bool,
+    ) -> None:  # fmt: skip
+        self.folder, self.count = folder, len(where)
+        self._where, self._size = where, size
+        self.slab, self._key = _slab(self.count), key
+        self._heads = {f"{name}.nii": head for name, _, head in parts if head}
+        self._columns: list[tuple[str, int]] = []  # file of each, and where in it
+        rows = itertools.count()
+        for name, count, head in parts:
+            for k in range(count):
+                at = len(head) + 8 * k * size if head else 8 * next(rows) * self.count
+                self._columns.append((f"{name}.nii" if head else "rows", at))
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
         self._waiting: list[int] = []  # those not in the journal yet
         self._synced = time.perf_counter()
@@ -148,7 +161,10 @@ class Store:
         self._end = len(found)
         if found:
             self._take_up([json.loads(line) for line in found.splitlines()])
-        self._rows = os.open(folder / "rows", os.O_RDWR | os.O_CREAT, 0o666)
+        for name in self._heads if not found else ():  # may be results by now
+            (folder / name).unlink(missing_ok=True)
+        how = os.O_RDWR | os.O_CREAT
+        self._files = {n: os.open(folder / n, how, 0o666) for n in ("rows", *self._heads)}
         for stage in folder.glob(
             ".mapmri-*"
         ):  # of a fit that was killed while it wrote its results
@@ -170,27 +186,42 @@ class Store:
         os.fsync(self._journal)
         self._end += len(lines)
 
-    def put(self, slab: int, table: Array, reading: float, fitting: float) -> None:
-        """Keep the values (columns, v) of a slab."""
+    def put(self, slab: int, table: Array, reading: float, fitting: float) -> int:
+        """Keep the values (columns, v) of a slab; v."""
         start = time.perf_counter()
-        for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
-            _write(self._rows, run.data, 8 * (k * self.count + slab * self.slab))
+        first, stop = slab * self.slab, min((slab + 1) * self.slab, self.count)
+        begin = int(self._where[first]) if slab else 0  # of the slab's part of an image
+        end = int(self._where[stop]) if stop < self.count else self._size
+        piece, inside = np.full(end - begin, np.nan), self._where[first:stop] - begin
+        for name, head in self._heads.items() if not slab else ():
+            _write(self._files[name], head, 0)
+        for (name, at), run in zip(self._columns, table, strict=True):
+            if name == "rows":
+                _write(self._files[name], np.ascontiguousarray(run).data, at + 8 * first)
+            else:
+                piece[inside] = run
+                _write(self._files[name], piece.data, at + 8 * begin)
         self.seconds[slab] = [reading, fitting, time.perf_counter() - start]
         self._waiting.append(slab)
         if time.perf_counter() - self._synced >= SYNC:
             self.sync()
+        return stop - first
 
     def sync(self) -> None:
         """All that was put is on the disk, and in the journal, when this returns."""
         if self._waiting:
-            os.fsync(self._rows)
+            for file in self._files.values():
+                os.fsync(file)
             self.note(*([k, *np.round(self.seconds[k], 4).tolist()] for k in self._waiting))
             self._waiting = []
         self._synced = time.perf_counter()
 
     def column(self, k: int) -> Array:
         """Values (V,) of a column, in file order."""
-        return np.fromfile(self.folder / "rows", np.float64, self.count, offset=8 * k * self.count)
+        name, at = self._columns[k]
+        count = self.count if name == "rows" else self._size
+        found = np.fromfile(self.folder / name, np.float64, count, offset=at)
+        return found if name == "rows" else found[self._where]
 
     def __enter__(self) -> Store:
         return self
@@ -199,7 +230,8 @@ class Store:
         if kind:
             with suppress(OSError):
                 self.sync()
-        os.close(self._rows)
+        for file in self._files.values():
+            os.close(file)
         if kind and (kept := len(self.seconds) - len(self._waiting)):
             whole = -(-self.count // self.slab)
             log.warning("%d of %d slabs are kept in %s for resume", kept, whole, self.folder)
@@ -320,36 +352,42 @@ def fit_series(
     folder.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
-    sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    count = sum(TABLE[name].size for name in job.names)
+    affine, shape = job.image.affine, job.mask.shape
+
+    def head(tail: tuple[int, ...]) -> bytes:
+        return io.nii_header(folder.image_shape(shape, tail), np.float64, affine) if tail else b""
+
+    parts = [(n, math.prod(row.shape[1:]), head(row.shape[1:])) for n, row in blank.items()]
+    parts += [(name, TABLE[name].size, b"") for name in job.names]
+    large = 8 * sum(size for _, size, head in parts if head)  # bytes of a voxel of the images
+    small = 8 * sum(size for _, size, head in parts if not head)
     with (
-        Store(hidden, key, len(where), resume) as store,
+        Store(hidden, key, where, job.mask.size, parts, resume) as store,
         progress_bar(len(where), progress) as advance,
     ):
         advance(min(len(where), store.slab * len(store.seconds)))
-        rest = 8 * (sum(sizes) + count) * (len(where) - store.slab * len(store.seconds))
-        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
+        left = max(0.0, 1 - store.slab * len(store.seconds) / len(where))
+        need = left * (large * job.mask.size + small * len(where)) + small * job.mask.size
+        io.require_space(hidden, int(need), "fit")
         count = -(-len(where) // store.slab)
         todo = [slab for slab in range(count) if slab not in store.seconds]
         reading: dict[int, float] = {}
         odd: list[Any] = [0, 0, 0]
         slabs = _read(inputs, where, store.slab, todo, reading, odd)
-        with ThreadPoolExecutor(1) as writer:
-            kept: Future[None] | None = None
+
+        def tables() -> Iterator[tuple[int, Array, float, float]]:
             begun = 0.0
             for k, (slab, table, seconds) in enumerate(engine(job.model, job.names, slabs)):
                 if k == PACE and len(todo) > 2 * PACE:
-                    left = (time.perf_counter() - begun) / PACE * (len(todo) - k)
-                    log.info("%d voxels: about %.0f s to go", len(where), left)
+                    rest = (time.perf_counter() - begun) / PACE * (len(todo) - k)
+                    log.info("%d voxels: about %.0f s to go", len(where), rest)
                 begun = begun if k else time.perf_counter()  # the first one compiles
-                if kept is not None:
-                    kept.result()
-                kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
-                advance(table.shape[1])
-            if kept is not None:
-                kept.result()
-        ends = np.cumsum([0, *sizes, *(TABLE[name].size for name in job.names)]).tolist()
+                yield slab, table, reading.pop(slab), seconds
+
+        for voxels in folder.side_by_side(store.put, tables(), 1):
+            advance(voxels)
+        ends = np.cumsum([0, *(size for _, size, _ in parts)]).tolist()
         places = dict(zip([*blank, *job.names], itertools.pairwise(ends), strict=True))
 
         def columns(name: str) -> Iterator[Array]:
@@ -363,7 +401,9 @@ def fit_series(
         seconds = np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist()
         spent = dict(zip(KINDS, seconds, strict=True))
 
-        parts = (folder.Part(n, row.dtype, row.shape[1:], columns(n)) for n, row in blank.items())
+        def part(name: str, row: NDArray[Any]) -> folder.Part:
+            ready = store.folder / f"{name}.nii" if row.ndim > 1 else columns(name)
+            return folder.Part(name, row.dtype, row.shape[1:], ready)
 
         def written() -> None:  # all but the JSON, which says so
             spent["Writing"] += time.perf_counter() - start
@@ -373,7 +413,7 @@ def fit_series(
             for name in job.names:
                 found = np.stack([*columns(name)], -1)
                 found = found if TABLE[name].size > 1 else found[:, 0]
-                yield name, finished(name, found, job.image.affine, job.model.gtab.frame)
+                yield name, finished(name, found, affine, job.model.gtab.frame)
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
@@ -382,16 +422,18 @@ def fit_series(
             within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
             how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
-            how |= {"place": (where, job.mask.shape)}
-            to, affine = (stage, job.prefix), job.image.affine
+            how |= {"place": (where, shape)}
+            to = stage, job.prefix
             with ThreadPoolExecutor(1) as beside:
                 staged = beside.submit(folder.stage_maps, *to, given, affine, **how)
                 counts = {"Slabs": len(store.seconds), "FittedNow": len(todo), "Job": digest}
                 more: dict[str, Any] = {"Sources": list(job.sources)}
                 more["Run"] = folder.run_section(Seconds=spent, **counts, **run)
-                of = job.model.options, job.model.gtab, job.mask.shape
+                of = job.model.options, job.model.gtab, shape
                 entries = folder.model_entries(*of, **more)
-                folder.stage_fit(*to, parts, where, entries, affine, written)
+                folder.stage_fit(
+                    *to, map(part, blank, blank.values()), where, entries, affine, written
+                )
                 staged.result()
             summary.write(stage / summary.name_of(job.prefix), rows)
             store.note(PUBLISH)
