@@ -188,7 +188,9 @@ def read_nii(path: File, header: bool = False, begun: packed.Result | None = Non
             require_space(tempfile.gettempdir(), size, text)
             source = stack.enter_context(tempfile.TemporaryFile())  # gone with its map
             try:
-                packed.unpack(path, source)
+                with packed.packer().open(path) as inflated:
+                    shutil.copyfileobj(inflated, source, 1 << 20)
+                source.flush()
             except Exception as error:  # damage has a type in each of isal, gzip and zlib
                 full = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
                 if full or isinstance(error, MemoryError):

@@ -1,9 +1,6 @@
 """gzip: by isal, which is several times faster, where it is installed."""
 
-from __future__ import annotations
-
 import gzip
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-# bytes: less is unpacked before another Python has started
-LARGE = 4_000_000
+LARGE = 4_000_000  # bytes: less is unpacked before another Python has started
 # of packing: zlib 6 takes longer over noisy floats and gains nothing
 LEVELS = {"gzip": 4, "isal.igzip": 2}
-
-Result = Callable[[], "IO[bytes] | None"]
+Result = Callable[[], IO[bytes] | None]
 
 
 def packer() -> Any:
@@ -40,24 +35,19 @@ def coming(path: Path | None) -> Iterator[Result | None]:
         yield None
         return
     command = [sys.executable, "-m", packer().__name__, "-d"]
-    with tempfile.TemporaryFile() as target, path.open("rb") as source:
-        process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.DEVNULL)
+    how: dict[str, Any] = {"stderr": subprocess.DEVNULL}
+    with (
+        path.open("rb") as source,
+        tempfile.TemporaryFile() as target,
+        subprocess.Popen(command, stdin=source, stdout=target, **how) as process,
+    ):
 
         def result() -> IO[bytes] | None:
-            if process.wait() == 0:
-                return target
-            target.close()  # its space is free again
-            return None
+            if process.wait():
+                target.close()  # its space is free again
+            return None if target.closed else target
 
         try:
             yield result
         finally:
             process.kill()  # nothing where it has ended
-            process.wait()
-
-
-def unpack(path: Path, target: IO[bytes]) -> None:
-    """The content of a .gz into a file."""
-    with packer().open(path) as source:
-        shutil.copyfileobj(source, target, 1 << 20)
-    target.flush()

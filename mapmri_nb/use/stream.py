@@ -35,21 +35,17 @@ from ..model import MapmriModel, progress_bar
 from . import folder, io, summary
 
 Array = NDArray[np.float64]
-Slabs = Iterator[
-    tuple[int, dict[str, Any]]
-]  # number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
-Tables = Iterator[
-    tuple[int, Array, float]
-]  # number of a slab, its values (columns, v), seconds that the fit took
+# number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
+Slabs = Iterator[tuple[int, dict[str, Any]]]
+# number of a slab, its values (columns, v), seconds that the fit took
+Tables = Iterator[tuple[int, Array, float]]
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
 # voxels: what an interruption costs; several are in memory. A power of two would put the samples of
 # a voxel on the same lines of the cache.
 SLAB = 4000
 PARTS = 16  # slabs at least, so that all threads have some, but of a block each
-SYNC = (
-    1.0  # s between two entries in the journal: a disk may take long to say that it has something
-)
+SYNC = 1.0  # s between two entries in the journal: to wait for the disk may take long
 PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
@@ -152,9 +148,8 @@ class Store:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._journal)
-            raise FileExistsError(
-                errno.EEXIST, "another process is fitting into this folder", str(folder)
-            ) from None
+            text = "another process is fitting into this folder"
+            raise FileExistsError(errno.EEXIST, text, str(folder)) from None
         found = os.pread(self._journal, os.fstat(self._journal).st_size, 0) if resume else b""
         found = found[: found.rfind(b"\n") + 1]  # the last line may be torn
         os.ftruncate(self._journal, len(found))
@@ -165,9 +160,7 @@ class Store:
             (folder / name).unlink(missing_ok=True)
         how = os.O_RDWR | os.O_CREAT
         self._files = {n: os.open(folder / n, how, 0o666) for n in ("rows", *self._heads)}
-        for stage in folder.glob(
-            ".mapmri-*"
-        ):  # of a fit that was killed while it wrote its results
+        for stage in folder.glob(".mapmri-*"):  # of a fit that was killed while it wrote results
             shutil.rmtree(stage)
 
     def _take_up(self, notes: list[Any]) -> None:
@@ -337,12 +330,8 @@ def fit_series(
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
     notes = journal.read_bytes() if journal.exists() else b""
-    if (
-        resume
-        and not notes
-        and done.exists()
-        and json.loads(done.read_text()).get("Run", {}).get("Job") == digest
-    ):
+    past = json.loads(done.read_text()) if resume and not notes and done.exists() else {}
+    if past.get("Run", {}).get("Job") == digest:
         log.info("nothing to resume: the fit is in %s", job.folder)
         return None
     if notes and not (resume or force):
@@ -360,16 +349,14 @@ def fit_series(
 
     parts = [(n, math.prod(row.shape[1:]), head(row.shape[1:])) for n, row in blank.items()]
     parts += [(name, TABLE[name].size, b"") for name in job.names]
-    large = 8 * sum(size for _, size, head in parts if head)  # bytes of a voxel of the images
-    small = 8 * sum(size for _, size, head in parts if not head)
     with (
         Store(hidden, key, where, job.mask.size, parts, resume) as store,
         progress_bar(len(where), progress) as advance,
     ):
         advance(min(len(where), store.slab * len(store.seconds)))
         left = max(0.0, 1 - store.slab * len(store.seconds) / len(where))
-        need = left * (large * job.mask.size + small * len(where)) + small * job.mask.size
-        io.require_space(hidden, int(need), "fit")
+        volumes = sum(size * (left if head else 1 + left) for _, size, head in parts)
+        io.require_space(hidden, int(8 * job.mask.size * volumes), "fit")
         count = -(-len(where) // store.slab)
         todo = [slab for slab in range(count) if slab not in store.seconds]
         reading: dict[int, float] = {}
@@ -387,11 +374,10 @@ def fit_series(
 
         for voxels in folder.side_by_side(store.put, tables(), 1):
             advance(voxels)
-        ends = np.cumsum([0, *(size for _, size, _ in parts)]).tolist()
-        places = dict(zip([*blank, *job.names], itertools.pairwise(ends), strict=True))
+        names = [name for name, size, _ in parts for _ in range(size)]  # of the columns
 
         def columns(name: str) -> Iterator[Array]:
-            return map(store.column, range(*places[name]))
+            return (store.column(k) for k, found in enumerate(names) if found == name)
 
         status = next(columns("status")).astype(np.int64)
         if todo:
@@ -431,9 +417,8 @@ def fit_series(
                 more["Run"] = folder.run_section(Seconds=spent, **counts, **run)
                 of = job.model.options, job.model.gtab, shape
                 entries = folder.model_entries(*of, **more)
-                folder.stage_fit(
-                    *to, map(part, blank, blank.values()), where, entries, affine, written
-                )
+                pieces = map(part, blank, blank.values())
+                folder.stage_fit(*to, pieces, where, entries, affine, written)
                 staged.result()
             summary.write(stage / summary.name_of(job.prefix), rows)
             store.note(PUBLISH)
