@@ -218,9 +218,8 @@ def load_dwi(path: File, header: bool = False, begun: packed.Result | None = Non
     image = read_nii(path, header, begun)
     image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
-        raise ValueError(
-            f"{path}: a diffusion series has 4 dimensions, this image has shape {image.data.shape}"
-        )
+        text = "a diffusion series has 4 dimensions, this image has shape"
+        raise ValueError(f"{path}: {text} {image.data.shape}")
     return image
 
 

@@ -81,13 +81,9 @@ class Job(NamedTuple):
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
             "sources": [Path(source).name for source in self.sources],
-        } | {
-            name: _stamp(path) if path else value.tolist()
-            for name, (path, value) in self.more.items()
         }
-        return dict(
-            json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
-        )
+        entries |= {k: _stamp(path) if path else x.tolist() for k, (path, x) in self.more.items()}
+        return dict(json.loads(json.dumps(entries, default=lambda x: np.asarray(x).tolist())))
 
 
 def _stamp(path: Path) -> list[Any]:
