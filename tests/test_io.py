@@ -17,6 +17,7 @@ from mapmri_nb.fit import MapmriFit
 from mapmri_nb.gradients import GradientTable
 from mapmri_nb.indices import INDICES
 from mapmri_nb.use import folder as fits
+from mapmri_nb.use import packed
 
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 AFFINE = np.block(
@@ -89,11 +90,17 @@ def test_a_series_that_became_shorter_is_an_error(tmp_path, monkeypatch):
     refused("shorter", next, io.runs(read, 0, 10), error=OSError)
 
 
-def test_unpacking_leaves_no_file_and_space_is_asked_for(tmp_path, monkeypatch, fit):
+@pytest.mark.parametrize("large", [0, 4_000_000])
+def test_unpacking_leaves_no_file_and_space_is_asked_for(tmp_path, monkeypatch, fit, large):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(io.tempfile, "tempdir", str(scratch))
-    read = io.load_dwi(image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32)))
+    monkeypatch.setattr(packed, "LARGE", large)
+    path = image(tmp_path / "dwi.nii.gz", np.ones((*SHAPE, 2), np.float32))
+    with packed.coming(path) as begun:
+        assert (begun is None) == (large > 0)
+        assert begun is None or begun() is not None
+        read = io.load_dwi(path, begun=begun)
     assert list(scratch.iterdir()) == []
     assert read.data.sum() == 120
     monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
@@ -104,11 +111,13 @@ def test_unpacking_leaves_no_file_and_space_is_asked_for(tmp_path, monkeypatch, 
     assert not (tmp_path / "fit").exists()
 
 
-def test_damaged_files_are_named(tmp_path):
+@pytest.mark.parametrize("large", [0, 4_000_000])
+def test_damaged_files_are_named(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(packed, "LARGE", large)
     data, unread = np.ones((*SHAPE, 2), np.float32), "not a readable NIfTI"
     good = image(tmp_path / "good.nii", RNG.integers(0, 9999, data.shape).astype(np.int16))
     good = good.read_bytes()
-    packed = gzip.compress(good, mtime=0)
+    small = gzip.compress(good, mtime=0)
     made = nib.Nifti1Image(data, AFFINE)
     made.header.set_qform(None)
     made.header["srow_x"][1], made.header["sform_code"] = np.nan, 1
@@ -118,13 +127,14 @@ def test_damaged_files_are_named(tmp_path):
         ("notes.txt", b"hello", r"must be \.nii"),
         ("short.nii", good[:-30], "truncated, holds .* promises"),
         ("header.nii", good[:200], unread),
-        ("short.nii.gz", packed[: len(packed) // 2], f"damaged or truncated|{unread}"),
+        ("short.nii.gz", small[: len(small) // 2], f"damaged or truncated|{unread}"),
         ("cut.nii.gz", gzip.compress(good[:-30]), "truncated, holds"),
         ("affine.nii", made.header.binaryblock + bytes(4) + data.tobytes(), "affine is not finite"),
         ("other.nii.gz", (tmp_path / "other.mgz").read_bytes(), f"{unread}|not a NIfTI"),
     ):
         (tmp_path / name).write_bytes(raw)
-        refused(f"{name}.*({message})", io.load_dwi, tmp_path / name)
+        with packed.coming(tmp_path / name) as begun:
+            refused(f"{name}.*({message})", io.load_dwi, tmp_path / name, begun=begun)
     for values, message in (
         (data.astype(np.complex64), r"new.nii.*complex64, not a NIfTI image of real"),
         (data[..., 0], r"4 axes, not shape \(4, 3, 5\)"),

@@ -208,7 +208,8 @@ def test_a_disk_full_from_the_start_leaves_nothing(dwi, tmp_path, monkeypatch, c
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(io, "load_dwi", lambda path, header=False: io.Image(load(path), np.eye(4)))
+    image = io.Image(load(dwi), np.eye(4))
+    monkeypatch.setattr(io, "load_dwi", lambda path, header=False, begun=None: image)
     monkeypatch.setattr(io, "load_mask", lambda *args: np.ones((5, 6, 2), bool))
     fails(capsys, words(dwi, tmp_path / "a" / "b"), "MB needed to fit")
     assert sorted(tmp_path.rglob("*")) == before

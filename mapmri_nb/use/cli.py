@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..indices import ON_REQUEST
-from . import commands, fitting
+from . import commands, fitting, packed
 
 log = logging.getLogger("mapmri_nb")
 INTERRUPTED = 130  # the shell's code for SIGINT
@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     subparsers = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for run, text, options in COMMANDS:
         new = subparsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
-        new.set_defaults(run=run)
+        new.set_defaults(run=run, begun=None)
         for name, words, how in options:
             new.add_argument(name, help=words, **how)
     return whole
@@ -306,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
     try:
-        with fitting.compiling():
+        series = args.dwi if args.run is fitting.fit else None
+        with packed.coming(series) as args.begun, fitting.compiling():
             files = args.run(args)
         if getattr(args, "list_outputs", False):
             print(json.dumps([str(path.absolute()) for path in files or []], indent=0))

@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from .tables import arguments, table_of
 
 log = logging.getLogger("mapmri_nb")
+NO_OPTIONS = ("run", "command", "typed", "begun")  # of what the parser gives
 
 Companions = dict[str, tuple[Path | None, Any]]  # file and numbers, by `MapmriModel.fit`'s names
 
@@ -64,7 +64,7 @@ def fit(args: argparse.Namespace) -> list[Path]:
 
             engine = on_cluster(args.scheduler, args.threads)
         start, progress = time.perf_counter(), not args.quiet and sys.stderr.isatty()
-        told = {k: v for k, v in vars(args).items() if k not in ("run", "command", "typed")}
+        told = {k: v for k, v in vars(args).items() if k not in NO_OPTIONS}
         told |= {"volumes": args.volumes and keep}
         told = {k: str(v) if isinstance(v, Path) else v for k, v in told.items()}
         run |= {"Threads": n_threads(args.threads), "Engine": args.engine, "Options": told}
@@ -111,20 +111,18 @@ def _job(args: argparse.Namespace) -> tuple[Any, Any, bool]:
 
     start = time.perf_counter()
     image = io.load_dwi(args.dwi, header=True)
-    with ThreadPoolExecutor(1) as reader:  # unpacks the series
-        coming = reader.submit(io.load_dwi, args.dwi)
-        count, more = image.data.shape[-1], _companions(args, image)
-        idle = _idle(more["weights"][1]) if "weights" in more else False
-        gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
-        if "grad_dev" in more:
-            checks.field_frame(gtab.frame, image.affine)
-        names = select(args.indices, args.basis)
-        if (args.bootstrap or args.posterior) and INDICES.keys().isdisjoint(names):
-            raise ValueError(f"--indices: error bars are of {', '.join(INDICES)}: name one of them")
-        model = MapmriModel(gtab, **arguments(args, MapmriModel))
-        if not more:  # loads or compiles the kernels
-            stream.values(model, names, np.exp(-1e-3 * gtab.bvals)[None], threads=1)
-        image = coming.result()
+    count, more = image.data.shape[-1], _companions(args, image)
+    idle = _idle(more["weights"][1]) if "weights" in more else False
+    gtab, keep = table_of(args, args.dwi, image.affine, None, count, idle)
+    if "grad_dev" in more:
+        checks.field_frame(gtab.frame, image.affine)
+    names = select(args.indices, args.basis)
+    if (args.bootstrap or args.posterior) and INDICES.keys().isdisjoint(names):
+        raise ValueError(f"--indices: error bars are of {', '.join(INDICES)}: name one of them")
+    model = MapmriModel(gtab, **arguments(args, MapmriModel))
+    if not more:  # loads or compiles the kernels, while the series is unpacked
+        stream.values(model, names, np.exp(-1e-3 * gtab.bvals)[None], threads=1)
+    image = io.load_dwi(args.dwi, begun=args.begun)
     opening = time.perf_counter() - start
     if chosen := len(keep) < count:
         image = image._replace(data=io.Chosen(image.data, keep))

@@ -216,12 +216,14 @@ def save_fit(
 
 
 class Part(NamedTuple):
-    """One kind of row of a fit: `columns` are its values (V,), as many as the product of `tail`."""
+    """One kind of row of a fit: `columns` are its values (V,), as many as the product of `tail`; or
+    a file on the same disk, its image as `stage_fit` writes it.
+    """
 
     key: str
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
-    columns: Iterable[NDArray[Any]]
+    columns: Iterable[NDArray[Any]] | Path
 
 
 def image_shape(shape: Sequence[int], tail: Sequence[int]) -> tuple[int, ...]:
@@ -243,15 +245,18 @@ def stage_fit(
     shape = tuple(entries["Shape"])
 
     def write(
-        key: str, dtype: np.dtype[Any], tail: tuple[int, ...], columns: Iterable[NDArray[Any]]
+        key: str, dtype: np.dtype[Any], tail: tuple[int, ...], columns: Any
     ) -> tuple[str, dict[str, Any]]:
         label, unit, text = PARTS.get(key, (label_of(key), "arbitrary", key))
         kind, fill = (np.int32, 0) if dtype.kind in "iub" else (np.float64, np.nan)
         fill = OUTSIDE if key == "status" else fill
         # the large ones can be memory-mapped
         name = map_name(prefix, label, ".nii" if tail else ".nii.gz")
-        pieces = io.volumes(columns, where, math.prod(shape), kind, fill)
-        io.write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
+        if isinstance(columns, Path):
+            io.link(columns, stage / name)
+        else:
+            pieces = io.volumes(columns, where, math.prod(shape), kind, fill)
+            io.write_nii(stage / name, pieces, image_shape(shape, tail), kind, affine)
         sidecar = {"Description": text, "Units": unit, "Model": entries["Model"]}
         if key == "status":
             sidecar["Levels"] = {str(flag.value): words for flag, words in MEANING.items()}

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks, readers
+from . import packed
 from .names import DESCRIPTION, IGNORE
 from .names import File as File
 from .names import map_name as map_name
@@ -30,8 +31,6 @@ from .names import prefix_of as prefix_of
 Mask = NDArray[np.bool_]
 
 READ = 8_000_000  # bytes that are read at once
-# of packing: zlib 6 takes longer over noisy floats and gains nothing
-LEVELS = {"gzip": 4, "isal.igzip": 2}
 
 log = logging.getLogger(__name__)
 
@@ -144,18 +143,9 @@ def _fill(run: NDArray[np.uint8], file: int, offset: int) -> None:
         run, offset = run[count:], offset + count
 
 
-def _packer() -> Any:
-    """The module that packs and unpacks: isal's, several times faster, where it is installed."""
-    try:
-        from isal import igzip
-    except ImportError:
-        return gzip
-    return igzip
-
-
-def read_nii(path: File, header: bool = False) -> Image:
-    """A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there. With
-    `header` zeros of its shape and type, which take no memory.
+def read_nii(path: File, header: bool = False, begun: packed.Result | None = None) -> Image:
+    """A .nii memory-mapped; a .nii.gz unpacked to a nameless temporary file and mapped there, by
+    what `packed.coming` has begun. With `header` zeros of its shape and type, which take no memory.
 
     Raises
     ------
@@ -193,20 +183,20 @@ def read_nii(path: File, header: bool = False) -> Image:
     size = offset + math.prod(shape) * dtype.itemsize
     with contextlib.ExitStack() as stack:
         source: Any = path
-        if path.name.endswith(".gz"):
-            require_space(tempfile.gettempdir(), size, f"unpack {path} (TMPDIR chooses the place)")
-            # gone with its map, whatever happens
-            source = stack.enter_context(tempfile.TemporaryFile())
+        if path.name.endswith(".gz") and not (source := begun and begun()):
+            text = f"unpack {path} (TMPDIR chooses the place)"
+            require_space(tempfile.gettempdir(), size, text)
+            source = stack.enter_context(tempfile.TemporaryFile())  # gone with its map
             try:
-                packed = stack.enter_context(_packer().open(path))
-                shutil.copyfileobj(packed, source, 1 << 20)
+                with packed.packer().open(path) as inflated:
+                    shutil.copyfileobj(inflated, source, 1 << 20)
+                source.flush()
             except Exception as error:  # damage has a type in each of isal, gzip and zlib
                 full = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
                 if full or isinstance(error, MemoryError):
                     raise
                 raise ValueError(f"{path}: damaged or truncated ({error})") from None
-            source.flush()
-        found = path.stat().st_size if source is path else source.tell()
+        found = os.stat(source if source is path else source.fileno()).st_size
         if found < size:
             text = f"truncated, holds {found} bytes where its header promises {size}"
             raise ValueError(f"{path}: {text}")
@@ -223,9 +213,9 @@ def affine_of(path: File) -> NDArray[np.float64]:
     return np.asarray(image.affine, np.float64)
 
 
-def load_dwi(path: File, header: bool = False) -> Image:
-    """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); errors as in `read_nii`."""
-    image = read_nii(path, header)
+def load_dwi(path: File, header: bool = False, begun: packed.Result | None = None) -> Image:
+    """A diffusion series, (x, y, z, n), or (x, y, z, 1, n); as of `read_nii`."""
+    image = read_nii(path, header, begun)
     image = image._replace(data=checks.squeezed(image.data, None, True))
     if image.data.ndim != 4:
         raise ValueError(f"{path}: a diffusion series has 4 axes, not shape {image.data.shape}")
@@ -308,6 +298,14 @@ def publish(stage: Path, folder: Path, force: bool = False) -> None:
             os.replace(file, target)
 
 
+def link(file: Path, name: Path) -> None:
+    """Another name of a file; a copy where the disk knows no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
 def write_json(path: Path, entries: dict[str, Any]) -> None:
     """JSON in the order given, each list or array on one line; NaN is an error."""
     path.write_text(_object(entries, "") + "\n", encoding="utf-8")
@@ -320,15 +318,8 @@ def _object(value: Any, pad: str) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
 
 
-def write_nii(
-    path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
-) -> None:
-    """NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
-    values, same bytes.
-
-    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
-    kill the process.
-    """
+def nii_header(shape: Sequence[int], dtype: Any, affine: ArrayLike) -> bytes:
+    """What a .nii of up to four dimensions begins with; its values follow, x fastest."""
     place = np.asarray(affine, np.float64)
     if place.shape != (4, 4):
         raise ValueError(f"affine must have shape (4, 4), not {place.shape}")
@@ -344,13 +335,27 @@ def write_nii(
     header.set_sform(affine, code=2)
     header.set_qform(affine, code=2)
     header.set_xyzt_units("mm")
+    return bytes(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
+
+
+def write_nii(
+    path: Path, pieces: Iterable[NDArray[Any]], shape: Sequence[int], dtype: Any, affine: ArrayLike
+) -> None:
+    """NIfTI of up to four dimensions from consecutive pieces of its values (x runs fastest); same
+    values, same bytes.
+
+    Writing instead of mapping a new file: on a full disk this is an OSError, a touched map would
+    kill the process.
+    """
+    header = nii_header(shape, dtype, affine)
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(open(path, "wb"))
         if path.name.endswith(".gz"):
-            packer = _packer()
+            packer = packed.packer()
             make = gzip.GzipFile if packer is gzip else packer.IGzipFile
-            stream = stack.enter_context(make("", "wb", LEVELS[packer.__name__], stream, mtime=0))
-        stream.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
+            level = packed.LEVELS[packer.__name__]
+            stream = stack.enter_context(make("", "wb", level, stream, mtime=0))
+        stream.write(header)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
             for piece in pieces:
                 stream.write(np.asarray(piece, dtype).ravel("F").view(np.uint8))

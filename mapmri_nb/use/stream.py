@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,21 +35,17 @@ from ..model import MapmriModel, progress_bar
 from . import folder, io, summary
 
 Array = NDArray[np.float64]
-Slabs = Iterator[
-    tuple[int, dict[str, Any]]
-]  # number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
-Tables = Iterator[
-    tuple[int, Array, float]
-]  # number of a slab, its values (columns, v), seconds that the fit took
+# number of a slab, and its data (v, n), weights, grad_dev and sigma where there are such
+Slabs = Iterator[tuple[int, dict[str, Any]]]
+# number of a slab, its values (columns, v), seconds that the fit took
+Tables = Iterator[tuple[int, Array, float]]
 Engine = Callable[[MapmriModel, list[str], Slabs], Tables]
 
 # voxels: what an interruption costs; several are in memory. A power of two would put the samples of
 # a voxel on the same lines of the cache.
 SLAB = 4000
 PARTS = 16  # slabs at least, so that all threads have some, but of a block each
-SYNC = (
-    1.0  # s between two entries in the journal: a disk may take long to say that it has something
-)
+SYNC = 1.0  # s between two entries in the journal: to wait for the disk may take long
 PACE = 4  # slabs, after the first, that an estimate of the time is made from
 KINDS = ("Reading", "Fitting", "Writing")  # of seconds
 PUBLISH = ["publish"]  # in the journal: from here on results of this very fit may lie in the folder
@@ -78,20 +74,16 @@ class Job(NamedTuple):
     def key(self) -> dict[str, Any]:
         """What the results depend on; two fits with one key are one fit."""
         entries = {
-            "version": [__version__, SLAB],
+            "version": [__version__, SLAB, "images"],
             "series": _stamp(self.source),
             "gradient table": _digest(json.dumps(self.model.gtab.to_dict()).encode()),
             "mask": _digest(np.packbits(self.mask).tobytes()),
             "model": self.model.options,
             "indices": [self.names, self.units, str(self.fill)],
             "sources": [Path(source).name for source in self.sources],
-        } | {
-            name: _stamp(path) if path else value.tolist()
-            for name, (path, value) in self.more.items()
         }
-        return dict(
-            json.loads(json.dumps(entries, default=lambda value: np.asarray(value).tolist()))
-        )
+        entries |= {k: _stamp(path) if path else x.tolist() for k, (path, x) in self.more.items()}
+        return dict(json.loads(json.dumps(entries, default=lambda x: np.asarray(x).tolist())))
 
 
 def _stamp(path: Path) -> list[Any]:
@@ -121,14 +113,27 @@ def _slab(count: int) -> int:
 class Store:
     """A hidden folder with the finished slabs of a job.
 
-    `rows` holds one run of float64 per column, `journal` the key and a line per slab, written once
-    its rows are on the disk, at most every SYNC seconds. As a context it is removed when all went
-    well, or when there is nothing in it worth keeping.
+    `parts` are name, number and header of the columns: with a header they are volumes of an image
+    of float64, NaN outside the mask, as in the results; without, runs of float64 in `rows`.
+    `journal` has the key and a line per slab, written once its values are on the disk, at most
+    every SYNC seconds. As a context the folder is removed when all went well, or when there is
+    nothing in it worth keeping. `where` (V,) are the voxels' places in an image of `size`.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], count: int, resume: bool) -> None:
-        self.folder, self.count = folder, count
-        self.slab, self._key = _slab(count), key
+    def __init__(
+        self, folder: Path, key: dict[str, Any], where: NDArray[np.int64], size: int,
+        parts: list[tuple[str, int, bytes]], resume: bool,
+    ) -> None:  # fmt: skip
+        self.folder, self.count = folder, len(where)
+        self._where, self._size = where, size
+        self.slab, self._key = _slab(self.count), key
+        self._heads = {f"{name}.nii": head for name, _, head in parts if head}
+        self._columns: list[tuple[str, int]] = []  # file of each, and where in it
+        rows = itertools.count()
+        for name, count, head in parts:
+            for k in range(count):
+                at = len(head) + 8 * k * size if head else 8 * next(rows) * self.count
+                self._columns.append((f"{name}.nii" if head else "rows", at))
         self.seconds: dict[int, list[float]] = {}  # of finished slabs: reading, fitting, writing
         self._waiting: list[int] = []  # those not in the journal yet
         self._synced = time.perf_counter()
@@ -139,19 +144,19 @@ class Store:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._journal)
-            raise FileExistsError(
-                errno.EEXIST, "another process is fitting into this folder", str(folder)
-            ) from None
+            text = "another process is fitting into this folder"
+            raise FileExistsError(errno.EEXIST, text, str(folder)) from None
         found = os.pread(self._journal, os.fstat(self._journal).st_size, 0) if resume else b""
         found = found[: found.rfind(b"\n") + 1]  # the last line may be torn
         os.ftruncate(self._journal, len(found))
         self._end = len(found)
         if found:
             self._take_up([json.loads(line) for line in found.splitlines()])
-        self._rows = os.open(folder / "rows", os.O_RDWR | os.O_CREAT, 0o666)
-        for stage in folder.glob(
-            ".mapmri-*"
-        ):  # of a fit that was killed while it wrote its results
+        for name in self._heads if not found else ():  # may be results by now
+            (folder / name).unlink(missing_ok=True)
+        how = os.O_RDWR | os.O_CREAT
+        self._files = {n: os.open(folder / n, how, 0o666) for n in ("rows", *self._heads)}
+        for stage in folder.glob(".mapmri-*"):  # of a fit that was killed while it wrote results
             shutil.rmtree(stage)
 
     def _take_up(self, notes: list[Any]) -> None:
@@ -170,27 +175,42 @@ class Store:
         os.fsync(self._journal)
         self._end += len(lines)
 
-    def put(self, slab: int, table: Array, reading: float, fitting: float) -> None:
-        """Keep the values (columns, v) of a slab."""
+    def put(self, slab: int, table: Array, reading: float, fitting: float) -> int:
+        """Keep the values (columns, v) of a slab; v."""
         start = time.perf_counter()
-        for k, run in enumerate(np.ascontiguousarray(table, np.float64)):
-            _write(self._rows, run.data, 8 * (k * self.count + slab * self.slab))
+        first, stop = slab * self.slab, min((slab + 1) * self.slab, self.count)
+        begin = int(self._where[first]) if slab else 0  # of the slab's part of an image
+        end = int(self._where[stop]) if stop < self.count else self._size
+        piece, inside = np.full(end - begin, np.nan), self._where[first:stop] - begin
+        for name, head in self._heads.items() if not slab else ():
+            _write(self._files[name], head, 0)
+        for (name, at), run in zip(self._columns, table, strict=True):
+            if name == "rows":
+                _write(self._files[name], np.ascontiguousarray(run).data, at + 8 * first)
+            else:
+                piece[inside] = run
+                _write(self._files[name], piece.data, at + 8 * begin)
         self.seconds[slab] = [reading, fitting, time.perf_counter() - start]
         self._waiting.append(slab)
         if time.perf_counter() - self._synced >= SYNC:
             self.sync()
+        return stop - first
 
     def sync(self) -> None:
         """All that was put is on the disk, and in the journal, when this returns."""
         if self._waiting:
-            os.fsync(self._rows)
+            for file in self._files.values():
+                os.fsync(file)
             self.note(*([k, *np.round(self.seconds[k], 4).tolist()] for k in self._waiting))
             self._waiting = []
         self._synced = time.perf_counter()
 
     def column(self, k: int) -> Array:
         """Values (V,) of a column, in file order."""
-        return np.fromfile(self.folder / "rows", np.float64, self.count, offset=8 * k * self.count)
+        name, at = self._columns[k]
+        count = self.count if name == "rows" else self._size
+        found = np.fromfile(self.folder / name, np.float64, count, offset=at)
+        return found if name == "rows" else found[self._where]
 
     def __enter__(self) -> Store:
         return self
@@ -199,7 +219,8 @@ class Store:
         if kind:
             with suppress(OSError):
                 self.sync()
-        os.close(self._rows)
+        for file in self._files.values():
+            os.close(file)
         if kind and (kept := len(self.seconds) - len(self._waiting)):
             whole = -(-self.count // self.slab)
             log.warning("%d of %d slabs are kept in %s for resume", kept, whole, self.folder)
@@ -305,12 +326,8 @@ def fit_series(
     hidden = job.folder / ("." + io.map_name(job.prefix, "", ".partial"))
     journal, done = hidden / "journal", job.folder / io.map_name(job.prefix, "", ".json")
     notes = journal.read_bytes() if journal.exists() else b""
-    if (
-        resume
-        and not notes
-        and done.exists()
-        and json.loads(done.read_text()).get("Run", {}).get("Job") == digest
-    ):
+    past = json.loads(done.read_text()) if resume and not notes and done.exists() else {}
+    if past.get("Run", {}).get("Job") == digest:
         log.info("nothing to resume: the fit is in %s", job.folder)
         return None
     if notes and not (resume or force):
@@ -320,40 +337,43 @@ def fit_series(
     folder.check_output(job.folder, job.prefix, force)
     blank = layout(job.model) | ({"field": np.zeros((0, 3, 3))} if "grad_dev" in job.more else {})
     inputs = {"data": job.image.data} | {name: image for name, (_, image) in job.more.items()}
-    sizes = [math.prod(row.shape[1:]) for row in blank.values()]
     where = np.flatnonzero(job.mask.ravel(order="F"))
-    count = sum(TABLE[name].size for name in job.names)
+    affine, shape = job.image.affine, job.mask.shape
+
+    def head(tail: tuple[int, ...]) -> bytes:
+        return io.nii_header(folder.image_shape(shape, tail), np.float64, affine) if tail else b""
+
+    parts = [(n, math.prod(row.shape[1:]), head(row.shape[1:])) for n, row in blank.items()]
+    parts += [(name, TABLE[name].size, b"") for name in job.names]
     with (
-        Store(hidden, key, len(where), resume) as store,
+        Store(hidden, key, where, job.mask.size, parts, resume) as store,
         progress_bar(len(where), progress) as advance,
     ):
         advance(min(len(where), store.slab * len(store.seconds)))
-        rest = 8 * (sum(sizes) + count) * (len(where) - store.slab * len(store.seconds))
-        io.require_space(hidden, max(0, rest) + job.mask.size * (8 * sum(sizes) + 4 * count), "fit")
+        left = max(0.0, 1 - store.slab * len(store.seconds) / len(where))
+        volumes = sum(size * (left if head else 1 + left) for _, size, head in parts)
+        io.require_space(hidden, int(8 * job.mask.size * volumes), "fit")
         count = -(-len(where) // store.slab)
         todo = [slab for slab in range(count) if slab not in store.seconds]
         reading: dict[int, float] = {}
         odd: list[Any] = [0, 0, 0]
         slabs = _read(inputs, where, store.slab, todo, reading, odd)
-        with ThreadPoolExecutor(1) as writer:
-            kept: Future[None] | None = None
+
+        def tables() -> Iterator[tuple[int, Array, float, float]]:
             begun = 0.0
             for k, (slab, table, seconds) in enumerate(engine(job.model, job.names, slabs)):
                 if k == PACE and len(todo) > 2 * PACE:
-                    left = (time.perf_counter() - begun) / PACE * (len(todo) - k)
-                    log.info("%d voxels: about %.0f s to go", len(where), left)
+                    rest = (time.perf_counter() - begun) / PACE * (len(todo) - k)
+                    log.info("%d voxels: about %.0f s to go", len(where), rest)
                 begun = begun if k else time.perf_counter()  # the first one compiles
-                if kept is not None:
-                    kept.result()
-                kept = writer.submit(store.put, slab, table, reading.pop(slab), seconds)
-                advance(table.shape[1])
-            if kept is not None:
-                kept.result()
-        ends = np.cumsum([0, *sizes, *(TABLE[name].size for name in job.names)]).tolist()
-        places = dict(zip([*blank, *job.names], itertools.pairwise(ends), strict=True))
+                yield slab, table, reading.pop(slab), seconds
+
+        for voxels in folder.side_by_side(store.put, tables(), 1):
+            advance(voxels)
+        names = [name for name, size, _ in parts for _ in range(size)]  # of the columns
 
         def columns(name: str) -> Iterator[Array]:
-            return map(store.column, range(*places[name]))
+            return (store.column(k) for k, found in enumerate(names) if found == name)
 
         status = next(columns("status")).astype(np.int64)
         if todo:
@@ -366,7 +386,9 @@ def fit_series(
         seconds = np.sum([[job.opening, 0.0, 0.0], *store.seconds.values()], 0).tolist()
         spent = dict(zip(KINDS, seconds, strict=True))
 
-        parts = (folder.Part(n, row.dtype, row.shape[1:], columns(n)) for n, row in blank.items())
+        def part(name: str, row: NDArray[Any]) -> folder.Part:
+            ready = store.folder / f"{name}.nii" if row.ndim > 1 else columns(name)
+            return folder.Part(name, row.dtype, row.shape[1:], ready)
 
         def written() -> None:  # all but the JSON, which says so
             spent["Writing"] += time.perf_counter() - start
@@ -376,7 +398,7 @@ def fit_series(
             for name in job.names:
                 found = np.stack([*columns(name)], -1)
                 found = found if TABLE[name].size > 1 else found[:, 0]
-                yield name, finished(name, found, job.image.affine, job.model.gtab.frame)
+                yield name, finished(name, found, affine, job.model.gtab.frame)
 
         with io.staged(job.folder, force, within=hidden) as stage:
             model = folder.model_section(job.model.options)
@@ -385,16 +407,17 @@ def fit_series(
             within = {name: inside.ravel(order="F")[where] for name, inside in regions.items()}
             given = summary.gathered(maps(), within, job.units, rows)
             how: dict[str, Any] = {"units": job.units, "fill": job.fill, "model": model}
-            how |= {"place": (where, job.mask.shape)}
-            to, affine = (stage, job.prefix), job.image.affine
+            how |= {"place": (where, shape)}
+            to = stage, job.prefix
             with ThreadPoolExecutor(1) as beside:
                 staged = beside.submit(folder.stage_maps, *to, given, affine, **how)
                 counts = {"Slabs": len(store.seconds), "FittedNow": len(todo), "Job": digest}
                 more: dict[str, Any] = {"Sources": list(job.sources)}
                 more["Run"] = folder.run_section(Seconds=spent, **counts, **run)
-                of = job.model.options, job.model.gtab, job.mask.shape
+                of = job.model.options, job.model.gtab, shape
                 entries = folder.model_entries(*of, **more)
-                folder.stage_fit(*to, parts, where, entries, affine, written)
+                pieces = map(part, blank, blank.values())
+                folder.stage_fit(*to, pieces, where, entries, affine, written)
                 staged.result()
             summary.write(stage / summary.name_of(job.prefix), rows)
             store.note(PUBLISH)
