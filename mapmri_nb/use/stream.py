@@ -379,7 +379,7 @@ def fit_series(
         if todo:
             job.model.judge_samples(*odd)
             mu, noise = np.stack([*columns("mu_tensor")], 1), None
-            if "sigma" in places:
+            if "sigma" in names:
                 noise = next(columns("sigma")) / next(columns("S0"))
             scales.judge(status, mu, job.model, noise)
         start = time.perf_counter()
