@@ -65,7 +65,7 @@ def _worst(
         K, out = rows(values, l), rows(sums, l)
         low = rows(work.low, l)
         e = low[0]
-        if not total(pick(bound, e, every(1.0), every(0.0))) > 0.0:
+        if bound < math.inf and total(pick(bound, e, every(1.0), every(0.0))) == 0.0:
             continue
         for k in range(4):
             a, last = grid.bounds[k], grid.bounds[k + 1]
