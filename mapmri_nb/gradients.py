@@ -28,7 +28,7 @@ class GradientTable:
 
     Parameters
     ----------
-    bvals : (n,) b-values in s/mm2.
+    bvals : (n,) b-values in s/mm2. Those between -1 and 0 are a rounded 0.
     bvecs : (n, 3) or (3, n) directions; normalised here. A volume at b <= `b0_threshold` needs
         none.
     big_delta, small_delta : pulse separation and duration in seconds, scalars or (n,). Never

@@ -502,7 +502,8 @@ def test_wrong_values_are_named(brain, fitted, tmp_path, capsys, monkeypatch, fl
     texts = {"w": "1 2 3", "word": "one", "minus": "-1 " * 102, "zero": "0 " * 102}
     for name, content in texts.items():
         (tmp_path / f"{name}.txt").write_text(content)
-    before, (name, _, more) = sorted(tmp_path.rglob("*")), flags.partition(" ")
+    before = sorted(tmp_path.rglob("*"))
+    name, _, more = flags.partition(" ")
     call = ["fit", brain, "--out", tmp_path / "o", flags]
     fails(capsys, call if name.startswith("--") else [name, fitted, more], *words)
     assert sorted(tmp_path.rglob("*")) == before

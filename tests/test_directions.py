@@ -219,7 +219,8 @@ def test_no_peak_where_no_direction_is_preferred_or_nothing_was_fitted():
     coef[0, 1:], mu[0] = 0.0, 5e-3
     coef[1] = np.nan
     odf = field(coef, mu, R)
-    (found, heights), harmonics = directions.peaks(odf), directions.odf_sh(odf, 4)
+    found, heights = directions.peaks(odf)
+    harmonics = directions.odf_sh(odf, 4)
     assert np.isnan(found[:2]).all()
     assert np.isnan(heights[:2]).all()
     assert np.isfinite(heights[2, 0])

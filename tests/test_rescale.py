@@ -117,7 +117,8 @@ def test_held_fits_reproduce_it():
 def test_ng_is_against_the_tensor():
     """Of a basis at 0.8 of its scale; another voxel's is at the scale itself."""
     case = Case(seed=3, order=6)
-    coef, (mu, R) = case.coefficients(2), case.frame()
+    coef = case.coefficients(2)
+    mu, R = case.frame()
     fit, same = (Ours().made("anisotropic", coef, mu, R) for _ in range(2))
     tensor = mu / 0.8
     fit.mu_tensor = np.stack([tensor, mu])

@@ -92,7 +92,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     load_overload = FunctionCache._load_overload
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]  # nor here
+class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
     """Code of a `_Part`: neither optimised nor compiled for the machine until it is asked for."""
 
     codegen = SimpleNamespace(set_env=lambda *_: None)  # there is no machine code to set it in
@@ -121,7 +121,7 @@ def _pipeline(typing: Any, target: Any, _: Any, *rest: Any) -> Any:
     return Compiler(typing, target, _Library(target.codegen(), "part"), *rest)
 
 
-class _Part(CPUDispatcher):  # type: ignore[misc]  # nor here
+class _Part(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
     """A kernel that other kernels contain, or a stage, which they call by its address."""
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class _Part(CPUDispatcher):  # type: ignore[misc]  # nor here
         return self.__name__  # a pickle holds the name, not the code
 
 
-class _Kernel(CPUDispatcher):  # type: ignore[misc]  # nor here
+class _Kernel(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
     """A kernel for Python, cached on disk. Other kernels take it as a part of theirs: a callee that
     was optimised for itself would be optimised again in each caller, half of a first fit's time.
     """
@@ -194,6 +194,7 @@ def kernel(
             "no_cfunc_wrapper": True,
             "_nrt": allocates,
         }
+        # a dispatcher is called like the function
         return (_Kernel if wrapper else _Part)(function, options)  # type: ignore[return-value]
 
     return decorate
