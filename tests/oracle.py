@@ -175,8 +175,7 @@ def fit(y, bvals, bvecs, tau, order, weight=0.0, basis="anisotropic", scale=None
     T = np.eye(len(aniso_table(order)))
     if basis == "isotropic":  # along the b-vectors
         u = isotropic_scale(mu_t) if static is None else sqrt(2 * static * tau)
-        mu, frame = np.full(3, u), np.eye(3)
-        T = iso_to_aniso(order)
+        mu, frame, T = np.full(3, u), np.eye(3), iso_to_aniso(order)
     m, lap = phi_matrix(order, mu, q @ frame) @ T, T.T @ laplacian_matrix(order, mu) @ T
     stacked = np.vstack([m[ok], sqrt(weight) * np.linalg.cholesky(lap).T])
     a = np.linalg.lstsq(stacked, np.r_[y[ok] / S0, np.zeros(len(lap))], rcond=None)[0]
