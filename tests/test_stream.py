@@ -246,7 +246,11 @@ def test_what_changed_is_refused(dwi, interrupted, capsys):
 
 def test_starting_anew(dwi, interrupted, tmp_path, capsys):
     fails(capsys, words(dwi, interrupted, "--laplacian", 0.3), "an interrupted fit is there")
+    (image,) = (interrupted / HIDDEN).glob("coef*.nii")
+    os.link(image, tmp_path / "result.nii")  # as a fit that was killed while it wrote results
+    old = image.read_bytes()
     assert main(words(dwi, interrupted, "--laplacian", 0.3, "--force")) == 0
+    assert (tmp_path / "result.nii").read_bytes() == old
     assert main(words(dwi, tmp_path / "whole", "--laplacian", 0.3)) == 0
     assert content(interrupted) == content(tmp_path / "whole")
     assert not (interrupted / HIDDEN).exists()
