@@ -203,7 +203,7 @@ def read_nii(path: File, header: bool = False, begun: packed.Result | None = Non
         raw = np.memmap(source, dtype, "r", offset, shape, order="F")
         file = os.open(path, os.O_RDONLY) if source is path else os.dup(source.fileno())
         weakref.finalize(raw._mmap, os.close, file)  # type: ignore[attr-defined]  # NumPy omits it
-        _FILES[raw._mmap] = file, offset - raw.ctypes.data  # type: ignore[attr-defined]  # not typed
+        _FILES[raw._mmap] = file, offset - raw.ctypes.data  # type: ignore[attr-defined]  # as above
     return Image(raw if (slope, inter) == (1, 0) else Scaled(raw, slope, inter), affine)
 
 
